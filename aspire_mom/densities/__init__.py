@@ -1,0 +1,7 @@
+"""Densities of rotations."""
+
+from aspire_mom.densities.discrete import DiscreteDensity
+from aspire_mom.densities.encoder import MomentEncoder
+from aspire_mom.densities.von_mises_fisher import VonMisesFisherMixture
+
+__all__ = ["DiscreteDensity", "MomentEncoder", "VonMisesFisherMixture"]

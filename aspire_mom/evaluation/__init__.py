@@ -1,0 +1,24 @@
+"""Agreement of a reconstruction with a reference: registration, FSC, pictures."""
+
+from aspire_mom.evaluation.comparison import Comparison, compare
+from aspire_mom.evaluation.fsc import fourier_shell_correlation
+from aspire_mom.evaluation.plots import (
+    plot_fsc,
+    plot_isosurfaces,
+    plot_slices,
+    plot_views,
+)
+from aspire_mom.evaluation.registration import Registration, mirror, register
+
+__all__ = [
+    "Comparison",
+    "Registration",
+    "compare",
+    "fourier_shell_correlation",
+    "mirror",
+    "plot_fsc",
+    "plot_isosurfaces",
+    "plot_slices",
+    "plot_views",
+    "register",
+]

@@ -1,0 +1,158 @@
+"""How well a reconstruction agrees with a reference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from aspire.utils import Rotation
+from aspire.volume import Volume
+from matplotlib.figure import Figure
+
+from aspire_mom.evaluation.fsc import (
+    check_pair,
+    fourier_shell_correlation,
+    resolution_in_shells,
+)
+from aspire_mom.evaluation.plots import plot_fsc
+from aspire_mom.evaluation.registration import register
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """
+    A volume registered to a reference, and how well the two agree. In symbols,
+    reference(x) ≈ volume(J Rᵀ (x - t)), J = diag(1, 1, -1) if mirrored, else 1.
+    """
+
+    #: Fourier shell correlation of shells 0 to (L - 1)//2, float64.
+    fsc: np.ndarray
+    #: ⟨u, v⟩ / (|u| |v|) of the aligned volume u and the reference v, means included.
+    correlation: float
+    #: |v - u| / |v| (eq. 27), u with the scale it came with.
+    relative_error: float
+    #: Whether the volume had to be mirrored (z → -z about voxel L//2) before rotating.
+    mirrored: bool
+    #: One ASPIRE `Rotation` R: reference ≈ volume.rotate(R), mirrored first if so.
+    rotation: Rotation
+    #: Shift t (3,) in voxels, xyz order, applied last.
+    shift: np.ndarray
+    #: The volume mirrored, rotated and shifted onto the reference, its scale untouched.
+    aligned: Volume
+    #: Ångström per voxel, or None.
+    pixel_size: float | None
+
+    def resolution_shells(self, cutoff: float = 0.5) -> float:
+        """
+        Resolution in shells: where the FSC goes below the cutoff, as
+        :func:`resolution_in_shells` defines it.
+
+        :param cutoff: Between 0 and 1.
+        :return: A fractional shell, in cycles per box.
+        :raises ValueError: If the cutoff does not lie between 0 and 1.
+        """
+        return resolution_in_shells(self.fsc, cutoff)
+
+    def resolution(self, cutoff: float = 0.5) -> float:
+        """
+        Resolution in Ångström, box / shell. An FSC that never goes below the cutoff
+        gives that of the last shell, (L - 1)//2.
+
+        :param cutoff: Between 0 and 1.
+        :return: Resolution in Ångström.
+        :raises ValueError: If there is no pixel size, or the cutoff does not lie
+            between 0 and 1.
+        """
+        if self.pixel_size is None:
+            raise ValueError(
+                "neither volume has a pixel size: ask for resolution_shells, or give "
+                "one of them its pixel_size"
+            )
+        box = self.aligned.resolution * self.pixel_size
+        return box / self.resolution_shells(cutoff)
+
+    def summary(self) -> dict:
+        """
+        All figures as plain numbers and lists, ready for JSON. Resolutions in Ångström
+        are None without pixel size.
+
+        :return: Dictionary of resolutions at 0.5 and 0.143, fsc, correlation,
+            relative_error, mirrored, rotation (3 × 3) and shift.
+        """
+        angstrom = {
+            f"resolution_{cutoff}_angstrom": (
+                None if self.pixel_size is None else self.resolution(cutoff)
+            )
+            for cutoff in (0.5, 0.143)
+        }
+        shells = {
+            f"resolution_{cutoff}_shells": self.resolution_shells(cutoff)
+            for cutoff in (0.5, 0.143)
+        }
+        return {
+            **angstrom,
+            **shells,
+            "fsc": self.fsc.tolist(),
+            "correlation": self.correlation,
+            "relative_error": self.relative_error,
+            "mirrored": self.mirrored,
+            "rotation": self.rotation.matrices[0].tolist(),
+            "shift": self.shift.tolist(),
+        }
+
+    def save(self, path: str | PathLike) -> None:
+        """
+        Write the summary as JSON. The aligned volume saves itself: `aligned.save`.
+
+        :param path: File to write.
+        """
+        Path(path).write_text(json.dumps(self.summary(), indent=2) + "\n")
+
+    def plot(self, path: str | PathLike | None = None) -> Figure:
+        """
+        The FSC curve with the resolutions at 0.5 and 0.143.
+
+        :param path: Image file to write, if any.
+        :return: matplotlib `Figure`.
+        """
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        plot_fsc(self, figure.add_subplot())
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+
+def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Comparison:
+    """
+    Register a volume to a reference over rotations, both hands (no moments can tell
+    them apart) and small shifts, and measure the agreement.
+
+    :param volume: One ASPIRE `Volume`, such as a reconstruction, [z, y, x].
+    :param reference: One ASPIRE `Volume` of the same resolution and pixel size; a
+        volume without pixel size has the other's.
+    :param translate: Whether to shift the volume too, see :func:`register`.
+    :return: A :class:`Comparison`. For even L the aligned volume has no Nyquist planes,
+        so what power the reference has there counts as error.
+    :raises TypeError: If an argument is no real `Volume`.
+    :raises ValueError: If an argument is a stack, holds NaN or infinity or one value
+        throughout, or if resolutions or pixel sizes differ.
+    """
+    pixel_size = check_pair(volume, reference)
+    registration = register(volume, reference, translate=translate)
+    aligned = registration.apply(volume)
+    aligned.pixel_size = pixel_size
+    u, v = (w.asnumpy()[0].astype(np.float64) for w in (aligned, reference))
+    norm = np.linalg.norm(v)
+    return Comparison(
+        fsc=fourier_shell_correlation(aligned, reference),
+        correlation=float(np.vdot(u, v) / (np.linalg.norm(u) * norm)),
+        relative_error=float(np.linalg.norm(v - u) / norm),
+        mirrored=registration.mirrored,
+        rotation=registration.rotation,
+        shift=registration.shift,
+        aligned=aligned,
+        pixel_size=pixel_size,
+    )

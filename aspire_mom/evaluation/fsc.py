@@ -1,0 +1,117 @@
+"""Fourier shell correlation on centred integer shells, and resolutions read off it."""
+
+from __future__ import annotations
+
+import numpy as np
+from aspire.numeric import fft
+from aspire.volume import Volume
+
+# Pixel sizes that differ by less than this fraction are the same: MRC headers hold
+# float32, and calibrations are not known better.
+PIXEL_SIZE_TOLERANCE = 1e-4
+
+
+def check_pair(volume: Volume, reference: Volume) -> float | None:
+    """
+    Check that two volumes can be compared.
+
+    :param volume: One ASPIRE `Volume`.
+    :param reference: One ASPIRE `Volume` of the same resolution and pixel size; a
+        volume without pixel size has the other's.
+    :return: The pixel size in Ångström, None if neither has one.
+    :raises TypeError: If an argument is no `Volume`, or holds complex numbers.
+    :raises ValueError: If an argument is a stack, holds NaN or infinity or one value
+        throughout, or if resolutions or pixel sizes differ.
+    """
+    _check_volume("volume", volume)
+    _check_volume("reference", reference)
+    if volume.resolution != reference.resolution:
+        raise ValueError(
+            f"volume has {volume.resolution} voxels along an edge and reference "
+            f"{reference.resolution}: they must have the same number"
+        )
+    sizes = [v.pixel_size for v in (volume, reference) if v.pixel_size is not None]
+    if len(sizes) == 2 and not np.isclose(*sizes, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
+        raise ValueError(
+            f"volume has a pixel size of {sizes[0]} Å and reference one of "
+            f"{sizes[1]} Å: they must be the same"
+        )
+    return sizes[0] if sizes else None
+
+
+def _check_volume(name: str, volume: Volume) -> None:
+    if not isinstance(volume, Volume):
+        raise TypeError(f"{name} must be an ASPIRE Volume, not {type(volume).__name__}")
+    if volume.stack_shape != (1,):
+        raise ValueError(f"{name} must be one volume, not a stack {volume.stack_shape}")
+    voxels = volume.asnumpy()
+    if np.iscomplexobj(voxels):
+        raise TypeError(f"{name} must be real, not {voxels.dtype}")
+    if volume.resolution < 3:
+        raise ValueError(
+            f"{name} has {volume.resolution} voxels along an edge: at least 3 are "
+            "needed for one Fourier shell"
+        )
+    if not np.isfinite(voxels).all():
+        raise ValueError(f"{name} holds NaN or infinity: all voxels must be finite")
+    if np.ptp(voxels) == 0:
+        raise ValueError(
+            f"{name} is {voxels.flat[0]} in all its voxels: there is nothing to compare"
+        )
+
+
+def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
+    """
+    Fourier shell correlation of two volumes as they lie,
+    FSC(s) = Re Σ A conj(B) / sqrt(Σ |A|² Σ |B|²) over the Fourier voxels k of shell s.
+
+    Shell s holds the voxels with round(|k|) = s, k in cycles per box. For even L the
+    Nyquist planes k = -L/2, which ASPIRE zeroes, are left out.
+
+    :param a: One ASPIRE `Volume`.
+    :param b: One ASPIRE `Volume` of the same resolution and pixel size.
+    :return: FSC of shells 0 to (L - 1)//2, float64; 0 where a volume has no power.
+    :raises TypeError: If an argument is no real `Volume`.
+    :raises ValueError: If the volumes cannot be compared (see :func:`check_pair`).
+    """
+    check_pair(a, b)
+    L = a.resolution
+    # Counted from the zero frequency at L//2. `Volume.fsc` has shells half a voxel off
+    # for even L, where its grid is centred between voxels.
+    k = np.arange(L) - L // 2
+    k_squared = k[:, None, None] ** 2 + k[:, None] ** 2 + k**2
+    shells = np.rint(np.sqrt(k_squared)).astype(int)
+    if L % 2 == 0:
+        shells[0] = shells[:, 0] = shells[:, :, 0] = L
+
+    A, B = (fft.centered_fftn(v.asnumpy()[0].astype(np.float64)) for v in (a, b))
+
+    def shell_sums(values: np.ndarray) -> np.ndarray:
+        return np.bincount(shells.ravel(), values.ravel())[: (L + 1) // 2]
+
+    cross = shell_sums((A * B.conj()).real)
+    power = np.sqrt(shell_sums(np.abs(A) ** 2) * shell_sums(np.abs(B) ** 2))
+    return np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
+
+
+def resolution_in_shells(fsc: np.ndarray, cutoff: float) -> float:
+    """
+    Where an FSC curve goes below a cutoff (section 5.2), linearly interpolated between
+    the first shell below it and the shell before.
+
+    Shell 0 says only whether the two means have one sign and counts as 1. A curve that
+    never goes below the cutoff has the resolution of its last shell.
+
+    :param fsc: FSC of shells 0, 1, 2, ...
+    :param cutoff: Between 0 and 1, for example 0.5 or 0.143.
+    :return: A fractional shell: L · pixel size / shell is the resolution in Ångström.
+    :raises ValueError: If the cutoff does not lie between 0 and 1.
+    """
+    if not 0 < cutoff < 1:
+        raise ValueError(f"cutoff must lie between 0 and 1, not {cutoff}")
+    curve = np.concatenate(([1.0], fsc[1:]))
+    below = np.flatnonzero(curve < cutoff)
+    if not len(below):
+        return float(len(curve) - 1)
+    before, after = curve[below[0] - 1], curve[below[0]]
+    return float(below[0] - 1 + (before - cutoff) / (before - after))

@@ -1,0 +1,311 @@
+"""Registration of a volume to a reference over rotations, both hands and shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from aspire.utils import Rotation
+from aspire.volume import Volume
+from scipy.ndimage import (
+    fourier_shift,
+    map_coordinates,
+    maximum_filter,
+    spline_filter,
+)
+from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation as Rotations
+from scipy.special import sph_harm_y_all
+
+from aspire_mom.evaluation.fsc import check_pair
+
+# Rotations are searched on few shells, where peaks are as wide as the search grid is
+# coarse and where even poor reconstructions are right, then refined on more. One degree
+# turns a radian of phase at the rim of shell 16: more shells add time, not certainty.
+SEARCH_SHELLS, REFINEMENT_SHELLS = 8, 16
+# Spherical harmonics of degrees below 24 hold all of shell 8 for a molecule of 0.4 box
+# radius (2π · 8 · 0.4 = 20).
+DEGREES = 24
+# Euler angles of the search are 360°/64 apart.
+SEARCH_ANGLES = 64
+# Peaks refined for each hand, farther apart than the width of one.
+PEAKS, PEAK_SEPARATION = 4, np.radians(15)
+# Fourier values are interpolated by cubic splines on half integers: the relative error
+# is below 1e-3. The margin keeps the splines' ends away from the shells.
+OVERSAMPLING, MARGIN = 2, 4
+# Radians of the finite differences in the rotation.
+ROTATION_STEP = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """
+    The motion that takes a volume onto a reference: mirror, then rotate, then shift,
+    reference(x) ≈ volume(J Rᵀ (x - t)) with J = diag(1, 1, -1) if mirrored, else 1.
+    """
+
+    #: One ASPIRE `Rotation` R of the volume's dtype, as for `Volume.rotate`.
+    rotation: Rotation
+    #: Whether the volume has the other hand: z changes sign, see :func:`mirror`.
+    mirrored: bool
+    #: Shift t (3,) in voxels, xyz order, float64.
+    shift: np.ndarray
+
+    def apply(self, volume: Volume) -> Volume:
+        """
+        The volume moved onto the reference, by exact trigonometric interpolation.
+
+        :param volume: One ASPIRE `Volume` of the size that was registered.
+        :return: ASPIRE `Volume` of the same dtype and pixel size. For even L the
+            Nyquist planes are zero, as `Volume.rotate` leaves them.
+        """
+        voxels = mirror(volume) if self.mirrored else volume
+        # A new volume has no symmetry group, about which `Volume.rotate` would warn.
+        voxels = Volume(voxels.asnumpy(), self.rotation.dtype).rotate(self.rotation)
+        spectrum = np.fft.fftn(voxels.asnumpy()[0].astype(np.float64))
+        shifted = np.fft.ifftn(fourier_shift(spectrum, self.shift[::-1])).real
+        return Volume(shifted.astype(self.rotation.dtype), pixel_size=volume.pixel_size)
+
+
+def mirror(volume: Volume) -> Volume:
+    """
+    The other hand: z changes sign about voxel L//2 (J of JRJ). For even L the plane
+    z = -L/2 stays in place.
+
+    :param volume: ASPIRE `Volume` or stack of volumes.
+    :return: ASPIRE `Volume` of the same shape, dtype and pixel size.
+    """
+    flipped = volume.asnumpy()[..., ::-1, :, :]
+    if volume.resolution % 2 == 0:
+        flipped = np.roll(flipped, 1, axis=-3)
+    return Volume(np.ascontiguousarray(flipped), pixel_size=volume.pixel_size)
+
+
+def register(
+    volume: Volume, reference: Volume, *, translate: bool = True
+) -> Registration:
+    """
+    Register a volume to a reference over SO(3) and both hands.
+
+    The correlation of both volumes' spherical harmonic expansions, on a few low shells,
+    is computed for all rotations of a grid at once (see :func:`rotation_correlation`).
+    The highest peaks of either hand are refined with shifts on these shells, and the
+    best two of all on more shells. Nothing is drawn at random.
+
+    :param volume: One ASPIRE `Volume`, [z, y, x].
+    :param reference: One ASPIRE `Volume` of the same resolution and pixel size.
+    :param translate: Whether to find a shift too. It is found up to about L/16 voxels;
+        without it both volumes must be centred alike.
+    :return: The :class:`Registration` of highest correlation.
+    :raises TypeError: If an argument is no real `Volume`.
+    :raises ValueError: If the volumes cannot be compared (see :func:`check_pair`).
+    """
+    check_pair(volume, reference)
+    L = volume.resolution
+    shells = min(REFINEMENT_SHELLS, (L - 1) // 2)
+    moving, fixed = fourier_spline(volume, shells), fourier_spline(reference, shells)
+
+    def refine(poses: list[_Pose], n_shells: int, iterations: int) -> list[_Pose]:
+        k = half_ball(n_shells)
+        target = fourier_values(fixed, k)
+        poses = [
+            _refine(pose, moving, k, target, translate, iterations) for pose in poses
+        ]
+        return sorted(poses, key=lambda pose: -pose.correlation)
+
+    search_shells = min(SEARCH_SHELLS, shells)
+    poses = refine(_search(moving, fixed, search_shells), search_shells, 6)
+    best = refine(poses[:2], shells, 6)[0]
+    dtype = np.result_type(volume.dtype, np.float32)
+    return Registration(
+        Rotation(best.rotation.astype(dtype)), bool(best.hand < 0), best.shift * L
+    )
+
+
+class _Pose(NamedTuple):
+    rotation: np.ndarray
+    hand: int
+    shift: np.ndarray  # in boxes
+    correlation: float
+
+
+def fourier_spline(volume: Volume, shells: int) -> np.ndarray:
+    """
+    Cubic spline coefficients of a volume's Fourier transform at half integers,
+    V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L), positions counted from voxel L//2.
+
+    :param volume: One ASPIRE `Volume`.
+    :param shells: Largest |k| at which values will be asked for, cycles per box.
+    :return: Coefficients [kz, ky, kx], complex128, zero frequency in the middle.
+    """
+    L = volume.resolution
+    edge = OVERSAMPLING * shells + MARGIN
+    k = np.arange(-edge, edge + 1) / OVERSAMPLING
+    waves = np.exp(-2j * np.pi / L * np.outer(np.arange(L) - L // 2, k))
+    values = volume.asnumpy()[0].astype(np.float64)
+    for _ in range(3):
+        values = np.tensordot(values, waves, (0, 0))
+    return spline_filter(values, output=np.complex128)
+
+
+def fourier_values(spline: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """
+    Fourier values by spline interpolation.
+
+    :param spline: Coefficients from :func:`fourier_spline`.
+    :param k: Frequencies (n, 3), xyz order, cycles per box.
+    :return: V(k) (n,), complex128.
+    """
+    zyx = OVERSAMPLING * k.T[::-1] + len(spline) // 2
+    return map_coordinates(spline, zyx, prefilter=False)
+
+
+def half_ball(shells: int) -> np.ndarray:
+    """
+    Integer frequencies of shells 1 to `shells`, one of every pair ±k: real volumes
+    have V(-k) = conj V(k).
+
+    :param shells: Number of shells.
+    :return: Frequencies (n, 3), xyz order, float64.
+    """
+    axis = np.arange(-shells, shells + 1.0)
+    k = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(-1, 3)
+    k = k[len(k) // 2 + 1 :]
+    return k[np.rint(np.linalg.norm(k, axis=1)) <= shells]
+
+
+def shell_harmonics(spline: np.ndarray, shells: int) -> np.ndarray:
+    """
+    Spherical harmonic coefficients of a Fourier transform on shells s = 1, 2, ...,
+    s ∫ V(s n) conj Y_lm(n) dn: with the factor s, sums over shells are integrals over
+    the ball.
+
+    :param spline: Coefficients from :func:`fourier_spline`.
+    :param shells: Number of shells.
+    :return: Coefficients [s - 1, l, m], l < `DEGREES`; m runs 0, 1, ..., -2, -1.
+    """
+    # A Gauss-Legendre rule in cos θ with equispaced φ is exact for these degrees.
+    nodes, weights = np.polynomial.legendre.leggauss(DEGREES)
+    phi = np.pi / DEGREES * np.arange(2 * DEGREES)
+    theta, phi = np.meshgrid(np.arccos(nodes), phi, indexing="ij")
+    points = np.stack(
+        [np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], -1
+    ).reshape(-1, 3)
+    s = np.arange(1, shells + 1)[:, None]
+    k = (s[:, :, None] * points).reshape(-1, 3)
+    values = s * fourier_values(spline, k).reshape(shells, -1)
+    values *= np.repeat(np.pi / DEGREES * weights, 2 * DEGREES)
+    Y = sph_harm_y_all(DEGREES - 1, DEGREES - 1, theta.ravel(), phi.ravel())
+    return np.moveaxis(Y.conj() @ values.T, -1, 0)
+
+
+def rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """
+    Correlation of a rotated function with a fixed one for a whole grid of rotations,
+    C(R) = Re Σ_s ∫ a_s(Rᵀn) conj b_s(n) dn, R = Rz(α) Ry(β) Rz(γ).
+
+    C = Σ_l Σ_mm' exp(-imα) d^l_mm'(β) exp(-im'γ) Σ_s a_slm' conj b_slm. The rotation
+    about y is diagonal in the eigenvectors of the angular momentum J_y, whose
+    eigenvalues are integers: so β becomes a Fourier variable too, and C one
+    three-dimensional FFT (the idea of Risbo 1996 and of Kostelec & Rockmore 2008).
+
+    :param a: Coefficients [s, l, m] of the function that is rotated, orders as
+        :func:`shell_harmonics` has them.
+    :param b: Coefficients [s, l, m] of the fixed function.
+    :return: C[α, β, γ], each angle 2π/`SEARCH_ANGLES` times its index, β up to 2π too.
+    """
+    spectrum = np.zeros((SEARCH_ANGLES,) * 3, dtype=np.complex128)
+    for l in range(a.shape[1]):
+        m = np.arange(-l, l + 1)
+        products = b[:, l, m].conj().T @ a[:, l, m]
+        raising = np.diag(np.sqrt((l - m[:-1]) * (l + m[:-1] + 1)), -1)
+        _, vectors = np.linalg.eigh((raising - raising.T) / 2j)
+        spectrum[np.ix_(m, m, m)] += np.einsum(
+            "im,jm,ij->imj", vectors, vectors.conj(), products
+        )
+    return np.fft.fftn(spectrum).real
+
+
+def _search(moving: np.ndarray, fixed: np.ndarray, shells: int) -> list[_Pose]:
+    """The highest peaks of the rotation correlation, for both hands."""
+    a, b = shell_harmonics(moving, shells), shell_harmonics(fixed, shells)
+    # Y_lm(Jn) = (-1)^(l + m) Y_lm(n), and -m is as even or odd as m.
+    m = np.r_[:DEGREES, 1 - DEGREES : 0]
+    parity = (-1.0) ** (np.arange(DEGREES)[:, None] + m)
+    return [
+        _Pose(rotation, hand, np.zeros(3), 0.0)
+        for hand, coefficients in ((1, a), (-1, parity * a))
+        for rotation in _peaks(rotation_correlation(coefficients, b))
+    ]
+
+
+def _peaks(correlation: np.ndarray) -> np.ndarray:
+    """Rotations (n, 3, 3) of the highest local maxima, one of each neighbourhood."""
+    is_peak = correlation == maximum_filter(correlation, 3, mode="wrap")
+    # (α, -β, γ) is the rotation (α + π, β, γ + π).
+    is_peak[:, SEARCH_ANGLES // 2 + 1 :] = False
+    # Along β = 0 only α + γ counts, so that one peak may appear many times.
+    highest = np.argsort(-correlation[is_peak], kind="stable")[: 100 * PEAKS]
+    angles = 2 * np.pi / SEARCH_ANGLES * np.argwhere(is_peak)[highest]
+    rotations = Rotations.from_euler("ZYZ", angles).as_matrix()
+    peaks = []
+    while len(rotations) and len(peaks) < PEAKS:
+        peaks.append(rotations[0])
+        traces = np.einsum("nij,ij->n", rotations, peaks[-1])
+        rotations = rotations[traces < 1 + 2 * np.cos(PEAK_SEPARATION)]
+    return np.array(peaks)
+
+
+def _refine(
+    pose: _Pose,
+    moving: np.ndarray,
+    k: np.ndarray,
+    target: np.ndarray,
+    translate: bool,
+    iterations: int,
+) -> _Pose:
+    """
+    Levenberg-Marquardt on Σ |c V(J Rᵀk) exp(-2πi k·t) - target(k)|². Moving a volume
+    does not change its norm, so this maximises the correlation.
+    """
+    start = np.zeros(6 if translate else 3)
+
+    def moved(step: np.ndarray) -> _Pose:
+        rotation = Rotations.from_rotvec(step[:3]).as_matrix() @ pose.rotation
+        shift = pose.shift + step[3:] if translate else pose.shift
+        return pose._replace(rotation=rotation, shift=shift)
+
+    def model(step: np.ndarray) -> np.ndarray:
+        rotation, hand, shift, _ = moved(step)
+        values = fourier_values(moving, (k @ rotation) * (1, 1, hand))
+        return values * np.exp(-2j * np.pi * (k @ shift))
+
+    scale = np.linalg.norm(target) / np.linalg.norm(model(start))
+    target = target / scale
+    best = least_squares(
+        lambda step: (model(step) - target).view(np.float64),
+        start,
+        jac=lambda step: _jacobian(model, step, k),
+        method="lm",
+        xtol=1e-6,
+        max_nfev=iterations,
+    ).x
+    values = model(best)
+    correlation = np.vdot(target, values).real / (
+        np.linalg.norm(target) * np.linalg.norm(values)
+    )
+    return moved(best)._replace(correlation=float(correlation))
+
+
+def _jacobian(
+    model: Callable[[np.ndarray], np.ndarray], step: np.ndarray, k: np.ndarray
+) -> np.ndarray:
+    """Real Jacobian (2n, 3 or 6): rotations by differences, shifts in closed form."""
+    values = model(step)
+    small = ROTATION_STEP * np.eye(3, len(step))
+    columns = [(model(step + change) - values) / ROTATION_STEP for change in small]
+    if len(step) == 6:
+        columns.extend(-2j * np.pi * k.T * values)
+    return np.array(columns).view(np.float64).T

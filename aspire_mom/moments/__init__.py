@@ -1,0 +1,7 @@
+"""Image → coefficients → moments."""
+
+from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.moments.estimator import MomentEstimator
+from aspire_mom.moments.moments import Moments
+
+__all__ = ["Basis", "CartesianBasis", "MomentEstimator", "Moments", "PolarBasis"]

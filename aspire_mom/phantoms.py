@@ -1,0 +1,103 @@
+"""Volumes drawn at random, for demonstrations and for benchmarks."""
+
+from __future__ import annotations
+
+import numpy as np
+from aspire.volume import Volume
+from scipy.spatial.transform import Rotation
+
+
+def gaussians_on_grid(
+    centres: np.ndarray,
+    sigmas: np.ndarray,
+    amplitudes: np.ndarray,
+    L: int,
+    pixel_size: float | None = None,
+) -> Volume:
+    """
+    A sum of isotropic Gaussians sampled at voxel centres, scaled to unit Frobenius norm.
+
+    :param centres: Centres (n, 3) in voxels from voxel L//2, xyz order.
+    :param sigmas: Standard deviations (n,) in voxels.
+    :param amplitudes: Heights (n,) before scaling.
+    :param L: Voxels along an edge.
+    :param pixel_size: Ångström per voxel.
+    :return: ASPIRE `Volume` [z, y, x], float32.
+    """
+    axis = np.arange(L) - L // 2
+    x, y, z = (
+        np.exp(-((axis - centres[:, [i]]) ** 2) / (2 * sigmas[:, None] ** 2))
+        for i in range(3)
+    )
+    grid = np.einsum("g,gz,gy,gx->zyx", amplitudes, z, y, x, optimize=True)
+    grid /= np.linalg.norm(grid)
+    return Volume(grid.astype(np.float32), pixel_size=pixel_size)
+
+
+def gaussian_phantom(
+    L: int = 25, *, n_gaussians: int = 4, seed: int = 0, pixel_size: float = 1.0
+) -> Volume:
+    """
+    Gaussians not lying on one plane, like the paper's third volume (section 5.2).
+
+    At L = 25 centres lie 2 to 6 voxels from the origin and standard deviations are 1.5
+    to 2.5 voxels; both scale with L. Amplitudes differ by a factor of at most 2.5.
+
+    :param L: Voxels along an edge.
+    :param n_gaussians: Number of Gaussians.
+    :param seed: Seed of the draw.
+    :param pixel_size: Ångström per voxel.
+    :return: ASPIRE `Volume` of unit norm, float32.
+    """
+    rng = np.random.default_rng(seed)
+    scale = L / 25
+    while True:
+        directions = rng.standard_normal((n_gaussians, 3))
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        centres = directions * rng.uniform(2, 6, (n_gaussians, 1))
+        # The thinnest extent of the centres tells whether they are nearly coplanar.
+        spread = np.linalg.svd(centres - centres.mean(0), compute_uv=False)
+        if n_gaussians < 4 or spread[-1] > 1.5:
+            break
+    sigmas = rng.uniform(1.5, 2.5, n_gaussians)
+    amplitudes = rng.uniform(1, 2.5, n_gaussians)
+    return gaussians_on_grid(centres * scale, sigmas * scale, amplitudes, L, pixel_size)
+
+
+def chain_phantom(
+    L: int = 25,
+    *,
+    n_atoms: int = 300,
+    seed: int = 0,
+    pixel_size: float = 1.0,
+    sigma: float = 0.6,
+) -> Volume:
+    """
+    A random compact chain of atoms, like a protein's: a persistent random walk held
+    within a ball of 0.3 L, each atom a narrow Gaussian.
+
+    :param L: Voxels along an edge.
+    :param n_atoms: Number of atoms.
+    :param seed: Seed of the draw.
+    :param pixel_size: Ångström per voxel.
+    :param sigma: Standard deviation of an atom, in voxels.
+    :return: ASPIRE `Volume` of unit norm, float32.
+    """
+    rng = np.random.default_rng(seed)
+    radius, step = 0.3 * L, 0.06 * L
+    # A lopsided ellipsoid, so that the walk's envelope has no symmetry.
+    axes = radius * rng.uniform(0.45, 1, 3)
+    frame = Rotation.random(rng=rng).as_matrix()
+    atoms = np.zeros((n_atoms, 3))
+    heading = rng.standard_normal(3)
+    for i in range(1, n_atoms):
+        heading = heading / np.linalg.norm(heading) + 0.6 * rng.standard_normal(3)
+        new = atoms[i - 1] + step * heading / np.linalg.norm(heading)
+        outside = np.linalg.norm(new / axes)
+        if outside > 1:
+            new /= outside
+            heading = -new + rng.standard_normal(3)
+        atoms[i] = new
+    atoms = (atoms - atoms.mean(0)) @ frame.T
+    ones = np.ones(n_atoms)
+    return gaussians_on_grid(atoms, sigma * ones, ones, L, pixel_size)

@@ -1,0 +1,8 @@
+"""Fourier volumes: models that any point of frequency space can be asked of."""
+
+from aspire_mom.volumes.ball_harmonics import BallHarmonics
+from aspire_mom.volumes.base import FourierVolume
+from aspire_mom.volumes.fourier_net import FourierNet
+from aspire_mom.volumes.gaussian_mixture import GaussianMixture
+
+__all__ = ["BallHarmonics", "FourierNet", "FourierVolume", "GaussianMixture"]

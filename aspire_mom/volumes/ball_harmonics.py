@@ -1,0 +1,281 @@
+"""Real volumes in a ball, expanded in spherical Bessel functions and harmonics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from aspire.basis.basis_utils import all_besselj_zeros
+from aspire.volume import Volume
+from scipy.special import spherical_jn
+from torch import Tensor
+
+from aspire_mom.volumes.base import FourierVolume
+from aspire_mom.volumes.fitting import relative_error
+from aspire_mom.volumes.grid import volume_on_rings
+
+# Nearer than this to a zero of the Bessel function, the quotient is a Taylor series.
+NEAR_ZERO = 1e-4
+
+
+class BallHarmonics(FourierVolume):
+    """
+    The ball harmonics with band limit K: every real volume within a radius R of the
+    centre that is band-limited as far as a volume of bounded support can be,
+
+        v(x) = Σ_lsm a_lsm N_ls j_l(z_ls |x|/R) Y_lm(x/|x|)   for |x| <= R, else 0,
+
+    with z_ls <= 2πRK the zeros of the spherical Bessel function j_l, Y_lm the real
+    spherical harmonics and N_ls > 0 making the basis orthonormal in L²(ball). The
+    Fourier transform V(k) = ∫ v(x) exp(-2πi k·x) dx has a closed form (the radial
+    integral is Lommel's),
+
+        V(k) = Σ_lsm a_lsm (-i)^l G_ls(|k|) Y_lm(k/|k|),
+        G_ls(k) = ± 4π √(2R³) z_ls j_l(2πRk) / (z_ls² - (2πRk)²),
+
+    ± the sign of j_{l+1}(z_ls). It is linear in the coefficients, which are real, so
+    V(-k) = conj V(k) exactly. With lengths in boxes a voxel of `to_volume(L)` is
+    v(x)/L³, and Parseval's theorem reads ‖a‖² ≈ L³ ‖voxels‖².
+
+    The parameter `coefficients` (n_coefficients,) runs over l, then s, then m from
+    -l to l. It starts random, with ‖a‖ = 1 and amplitudes that fall with z_ls.
+
+    :param band_limit: K, cycles per box; L/2 for all that L voxels can show. About
+        17 (RK)³ coefficients.
+    :param degree: Largest l, for fewer coefficients; default: all that K allows.
+    :param support_radius: R, in box units, at most 1/2.
+    :param seed: Seed of the initial coefficients.
+    """
+
+    def __init__(
+        self,
+        band_limit: float,
+        *,
+        degree: int | None = None,
+        support_radius: float = 0.5,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if not 0 < support_radius <= 0.5:
+            raise ValueError(
+                f"support_radius must be in (0, 1/2] of the box, not {support_radius}"
+            )
+        if degree is not None and degree < 0:
+            raise ValueError(f"degree must be a non-negative integer, not {degree}")
+        self.band_limit, self.support_radius = float(band_limit), float(support_radius)
+        self.zeros = _bessel_zeros(2 * np.pi * support_radius * band_limit, degree)
+        if not self.zeros:
+            raise ValueError(
+                "band_limit must exceed 1/(2 support_radius) = "
+                f"{0.5 / support_radius} cycles per box, not {band_limit}"
+            )
+        self.degree = len(self.zeros) - 1
+        self.coefficients = torch.nn.Parameter(_random_coefficients(self.zeros, seed))
+        self._rings: tuple | None = None
+
+    def forward(self, k: Tensor) -> Tensor:
+        """
+        Fourier values.
+
+        :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype.
+            Gradients reach the coefficients, not k.
+        :return: V(k), shape (...), complex dtype of the coefficients' precision.
+        """
+        return self._sum_degrees(_directions(k.detach()), k.detach())
+
+    def slices(self, rotations: Tensor, frequencies: Tensor) -> Tensor:
+        """
+        Central slices, V(R (kx, ky, 0)ᵀ). The radii are those of the frequencies
+        whatever the rotation, so gradients reach the rotations too.
+
+        :param rotations: Rotation matrices (n, 3, 3) as in ASPIRE: R acts, not Rᵀ.
+        :param frequencies: In-plane frequencies (p, 2) as (kx, ky), cycles per box.
+        :return: Slices (n, p), complex.
+        """
+        plane = torch.nn.functional.pad(frequencies, (0, 1))
+        directions = torch.einsum("nij,pj->npi", rotations, _directions(plane))
+        return self._sum_degrees(directions, frequencies)
+
+    def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
+        """
+        Fourier values on the points radius × direction, by two matrix products. The
+        harmonics and radial functions of the last call are kept: an optimiser asks
+        for the same directions and radii thousands of times. Gradients reach the
+        coefficients only.
+
+        :param directions: Unit vectors (n, 3), xyz order.
+        :param radii: Non-negative radii (n_rings,) in cycles per box.
+        :return: V (n, n_rings), complex.
+        """
+        even, odd, is_odd, radial = self._ring_factors(directions, radii)
+        rings = [G @ a for G, a in zip(radial, self._blocks(), strict=True)]
+        rings = torch.cat(rings, 1).T
+        return torch.complex(even @ rings[~is_odd], odd @ rings[is_odd])
+
+    @torch.no_grad()
+    def fit(self, volume: Volume) -> float:
+        """
+        Fit to a given volume by linear least squares over the ball |k| <= K: a
+        spherical quadrature takes V(k) to its harmonics on shells at Gauss-Legendre
+        radii, and each degree is solved for by itself.
+
+        :param volume: One ASPIRE `Volume` of size L >= 2K.
+        :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation.
+        """
+        L, K = volume.resolution, self.band_limit
+        if 2 * K > L:
+            raise ValueError(f"band_limit must be at most L/2 = {L / 2} here, not {K}")
+        # The corners of the box are √3/2 from its centre: V has degrees up to √3πK.
+        spread = math.ceil(math.sqrt(3) * math.pi * K)
+        directions, weights = _half_sphere_quadrature(self.degree + spread + 10)
+        nodes, radial_weights = np.polynomial.legendre.leggauss(spread // 2 + 10)
+        radii = K * (1 + nodes) / 2
+        values = volume_on_rings(volume, directions, radii)
+        values = torch.from_numpy(values * weights[:, None])
+        weighting = torch.from_numpy(radii * np.sqrt(radial_weights))[:, None]
+        solution = []
+        harmonics = real_spherical_harmonics(torch.from_numpy(directions), self.degree)
+        for l, (Y, G) in enumerate(
+            zip(harmonics, self._radial(torch.from_numpy(radii)), strict=True)
+        ):
+            shells = (values.imag if l % 2 else values.real).T @ Y
+            matrix = weighting * G.cpu().double()
+            solution.append(torch.linalg.lstsq(matrix, weighting * shells).solution)
+        self.coefficients.copy_(torch.cat([block.ravel() for block in solution]))
+        return relative_error(self, volume)
+
+    @torch.no_grad()
+    def _ring_factors(self, directions: Tensor, radii: Tensor) -> tuple:
+        """Even and odd harmonics (n, ·), which columns are odd, G_l (n_rings, ·)."""
+        key = (directions, radii, self.coefficients[:0])
+        if self._rings is None or not all(map(_identical, key, self._rings[0])):
+            Y = list(real_spherical_harmonics(directions, self.degree))
+            odd = [torch.full(y.shape[1:], l % 2 == 1) for l, y in enumerate(Y)]
+            odd = torch.cat(odd).to(directions.device)
+            Y = torch.cat(Y, 1).to(self.coefficients)
+            factors = Y[:, ~odd], Y[:, odd], odd, self._radial(radii)
+            self._rings = tuple(tensor.clone() for tensor in key), factors
+        return self._rings[1]
+
+    def _sum_degrees(self, directions: Tensor, k: Tensor) -> Tensor:
+        """V at directions (..., 3) and radii |k|, k (..., 3) or (p, 2) to broadcast."""
+        radii, index = torch.linalg.norm(k, dim=-1).unique(return_inverse=True)
+        harmonics = real_spherical_harmonics(directions, self.degree)
+        parts = [0, 0]  # real (even degrees) and imaginary (odd degrees)
+        for l, (Y, G, a) in enumerate(
+            zip(harmonics, self._radial(radii), self._blocks(), strict=True)
+        ):
+            parts[l % 2] = parts[l % 2] + (Y.to(a) * (G @ a)[index]).sum(-1)
+        real, imaginary = parts
+        return torch.complex(real, imaginary + torch.zeros_like(real))
+
+    def _blocks(self) -> list[Tensor]:
+        """The coefficients by degree, (n_s, 2l + 1) each."""
+        sizes = [len(z) * (2 * l + 1) for l, z in enumerate(self.zeros)]
+        blocks = self.coefficients.split(sizes)
+        return [a.reshape(-1, 2 * l + 1) for l, a in enumerate(blocks)]
+
+    def _radial(self, radii: Tensor) -> list[Tensor]:
+        """G_ls, times the sign that is left of (-i)^l once i is set apart, by l."""
+        kappa = 2 * np.pi * self.support_radius * radii.double().cpu().numpy()
+        scale = 4 * np.pi * np.sqrt(2 * self.support_radius**3)
+        return [
+            torch.from_numpy(
+                (1, -1, -1, 1)[l % 4] * scale * _radial_transform(l, z, kappa)
+            ).to(self.coefficients)
+            for l, z in enumerate(self.zeros)
+        ]
+
+
+def real_spherical_harmonics(directions: Tensor, degree: int) -> Iterator[Tensor]:
+    """
+    Orthonormal real spherical harmonics, degree by degree, by the three-term
+    recurrence of the associated Legendre functions in float64. No Condon-Shortley
+    sign: Y_1 = √(3/4π) (y, z, x).
+
+    :param directions: Unit vectors (..., 3), xyz order.
+    :param degree: Largest degree.
+    :return: Iterator over l = 0, …, degree of Y_l (..., 2l + 1), m from -l (sines)
+        to l (cosines), float64.
+    """
+    x, y, z = directions.double()[..., None, :].unbind(-1)
+    waves = torch.complex(x, y).expand(*x.shape[:-1], degree).cumprod(-1) * np.sqrt(2)
+    cosines, sines = waves.real.contiguous(), waves.imag.contiguous()
+    before = torch.zeros_like(z[..., :0])  # Legendre functions / sin^m of degree l - 2
+    legendre = torch.full_like(z, np.sqrt(1 / (4 * np.pi)))
+    for l in range(degree + 1):
+        if l:
+            m = torch.arange(l, dtype=z.dtype, device=z.device)
+            a = ((4 * l**2 - 1) / (l**2 - m**2)).sqrt()
+            b = (((l - 1) ** 2 - m**2).clamp(min=0) / (4 * (l - 1) ** 2 - 1)).sqrt()
+            diagonal = legendre[..., -1:] * np.sqrt((2 * l + 1) / (2 * l))
+            previous = torch.nn.functional.pad(before, (0, 1))
+            before, legendre = legendre, a * (z * legendre - b * previous)
+            legendre = torch.cat((legendre, diagonal), -1)
+        zonal, rest = legendre[..., :1], legendre[..., 1:]
+        negative = (rest * sines[..., :l]).flip(-1)
+        yield torch.cat((negative, zonal, rest * cosines[..., :l]), -1)
+
+
+def _half_sphere_quadrature(degree: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Directions (n, 3), z > 0, and weights that integrate over the sphere the even
+    polynomials up to the degree.
+    """
+    n_heights = 2 * (degree // 4 + 1)  # even: no node at z = 0
+    z, weights = np.polynomial.legendre.leggauss(n_heights)
+    z, weights = z[z > 0, None], 2 * weights[z > 0, None]
+    phi = 2 * np.pi * np.arange(degree + 1) / (degree + 1)
+    rho = np.sqrt(1 - z**2)
+    x, y, z = np.broadcast_arrays(rho * np.cos(phi), rho * np.sin(phi), z)
+    weights = np.broadcast_to(weights * 2 * np.pi / (degree + 1), z.shape)
+    return np.stack((x, y, z), -1).reshape(-1, 3), weights.ravel()
+
+
+def _radial_transform(l: int, zeros: np.ndarray, kappa: np.ndarray) -> np.ndarray:
+    """± z j_l(κ) / (z² - κ²), (n_kappa, n_zeros), with its limit at κ = z."""
+    kappa = kappa[:, None]
+    delta = kappa - zeros
+    near = np.abs(delta) < NEAR_ZERO
+    # j_l(κ)/(κ - z) about the zero z, from j_l' = -j_{l+1} and Bessel's equation there.
+    curvature = (6 + l * (l + 1)) / zeros**2 - 1
+    slope = -spherical_jn(l + 1, zeros)
+    quotient = np.where(
+        near,
+        slope * (1 - delta / zeros + curvature * delta**2 / 6),
+        spherical_jn(l, kappa) / np.where(near, 1, delta),
+    )
+    return np.sign(slope) * zeros * quotient / (zeros + kappa)
+
+
+def _bessel_zeros(bound: float, degree: int | None) -> list[np.ndarray]:
+    """Zeros of j_0, j_1, … up to the bound, as long as there are any."""
+    zeros: list[np.ndarray] = []
+    while degree is None or len(zeros) <= degree:
+        count, z = all_besselj_zeros(len(zeros) + 0.5, bound * (1 + 1e-12))
+        if count == 0:
+            break
+        zeros.append(z)
+    return zeros
+
+
+def _random_coefficients(zeros: list[np.ndarray], seed: int) -> Tensor:
+    decay = [np.exp(-2 * z / zeros[0][-1]) for z in zeros]
+    amplitudes = np.concatenate(
+        [np.repeat(fall, 2 * l + 1) for l, fall in enumerate(decay)]
+    )
+    values = amplitudes * np.random.default_rng(seed).standard_normal(len(amplitudes))
+    return torch.tensor(values / np.linalg.norm(values), dtype=torch.float32)
+
+
+def _directions(k: Tensor) -> Tensor:
+    """Unit vectors along k; the pole at k = 0, where only l = 0 counts."""
+    norm = torch.linalg.norm(k, dim=-1, keepdim=True)
+    pole = torch.eye(3, dtype=k.dtype, device=k.device)[2]
+    return torch.where(norm > 0, k / norm.clamp(min=torch.finfo(k.dtype).tiny), pole)
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

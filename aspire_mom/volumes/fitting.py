@@ -1,0 +1,113 @@
+"""Fitting a volume model to a given volume by gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from aspire.volume import Volume
+from torch import Tensor
+from tqdm import tqdm
+
+from aspire_mom.volumes.base import FourierVolume, volume_transform
+
+# Models with no more parameters than this are polished with L-BFGS.
+SMALL_MODEL = 5000
+
+
+def fit_volume(
+    model: FourierVolume,
+    volume: Volume,
+    *,
+    n_steps: int = 2000,
+    learning_rate: float = 1e-3,
+    batch_size: int = 2048,
+    seed: int = 0,
+    callback: Callable[[int, float], bool | None] | None = None,
+) -> float:
+    """
+    Fit a model to a volume, as for the "neural ground truth" of Khoo, Paul & Sharon
+    (section 5.2): least squares on the Fourier values at the integer frequencies
+    |k| < L/2, one of each pair ±k. The corners of the Fourier cube, |k| >= L/2, are
+    left out: no rotated slice of the grid has values for all of them.
+
+    Adam on random batches, its learning rate falling to zero along a cosine; then
+    L-BFGS on all frequencies where the model has at most 5000 parameters.
+
+    :param model: Any model, changed in place.
+    :param volume: One ASPIRE `Volume`, of odd or even size L.
+    :param n_steps: Steps of Adam; L-BFGS takes at most a quarter as many.
+    :param learning_rate: Adam's first learning rate.
+    :param batch_size: Frequencies per step of Adam.
+    :param seed: Seed of the batches.
+    :param callback: Called with the step and the loss (relative to the volume's
+        power) after each step of Adam; stops the fit by returning True.
+    :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation. It counts the
+        corners, where the model is whatever it is.
+    """
+    k, target = _integer_frequencies(volume, next(model.parameters()))
+    power = target.abs().square().sum()
+    if power == 0:
+        raise ValueError("the volume to fit is zero at all frequencies |k| < L/2")
+
+    def loss(rows: Tensor | slice, total: Tensor) -> Tensor:
+        return (model(k[rows]) - target[rows]).abs().square().sum() / total
+
+    generator = torch.Generator().manual_seed(seed)
+    batch_size = min(batch_size, len(k))
+    batch_power = power * batch_size / len(k)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    for step in tqdm(range(n_steps), desc="Fitting volume", leave=False):
+        rows = torch.randperm(len(k), generator=generator)[:batch_size]
+        optimizer.zero_grad()
+        value = loss(rows.to(k.device), batch_power)
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        if callback is not None and callback(step, value.item()):
+            break
+    else:
+        if sum(p.numel() for p in model.parameters()) <= SMALL_MODEL:
+            _polish(model, lambda: loss(slice(None), power), n_steps // 4)
+    return relative_error(model, volume)
+
+
+def relative_error(model: FourierVolume, volume: Volume) -> float:
+    """
+    Eq. 27 without the rotation.
+
+    :param model: A volume model.
+    :param volume: One ASPIRE `Volume` of size L.
+    :return: ‖to_volume(L) - v‖/‖v‖.
+    """
+    truth = volume.asnumpy()[0]
+    difference = model.to_volume(truth.shape[0]).asnumpy()[0] - truth
+    return float(np.linalg.norm(difference) / np.linalg.norm(truth))
+
+
+def _polish(model: FourierVolume, loss: Callable[[], Tensor], n_steps: int) -> None:
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=n_steps, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+
+
+def _integer_frequencies(volume: Volume, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Half of the integer frequencies |k| < L/2, (n, 3), and V there."""
+    values = volume_transform(volume)
+    L = len(values)
+    axis = np.arange(L) - L // 2
+    kz, ky, kx = np.meshgrid(axis, axis, axis, indexing="ij")
+    half = (kz > 0) | ((kz == 0) & ((ky > 0) | ((ky == 0) & (kx >= 0))))
+    half &= kx**2 + ky**2 + kz**2 < (L / 2) ** 2
+    k = torch.from_numpy(np.stack((kx, ky, kz), -1)[half]).to(like)
+    return k, torch.from_numpy(values[half]).to(k.device, (1j * k[:0]).dtype)

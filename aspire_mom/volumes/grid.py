@@ -1,0 +1,76 @@
+"""Fourier values of a volume on a grid of voxels, at any frequency."""
+
+from __future__ import annotations
+
+import finufft
+import numpy as np
+from aspire.volume import Volume
+
+# Relative accuracy of the transforms, well below anything that is compared with them.
+NUFFT_ACCURACY = 1e-10
+
+
+def volume_on_rings(
+    volume: Volume, directions: np.ndarray, radii: np.ndarray
+) -> np.ndarray:
+    """
+    Fourier values of a volume on the points radius × direction, as
+    :meth:`FourierVolume.on_rings` has them for a model.
+
+    :param volume: One ASPIRE `Volume`, of odd or even size.
+    :param directions: Unit vectors (n, 3), xyz order.
+    :param radii: Radii (n_rings,) in cycles per box.
+    :return: V (n, n_rings), complex128.
+    """
+    directions, radii = _points("directions", directions, 3), np.asarray(radii)
+    if radii.ndim != 1:
+        raise ValueError(f"radii must have shape (n_rings,), not {radii.shape}")
+    return _volume_at(volume, radii[:, None] * directions[:, None, :])
+
+
+def volume_slices(
+    volume: Volume, rotations: np.ndarray, frequencies: np.ndarray
+) -> np.ndarray:
+    """
+    Central slices of a volume, V(R (kx, ky, 0)ᵀ), as :meth:`FourierVolume.slices` has
+    them for a model: L times the Fourier transform of `Volume.project`.
+
+    :param volume: One ASPIRE `Volume`, of odd or even size.
+    :param rotations: Rotation matrices (n, 3, 3) as in ASPIRE: R acts, not Rᵀ.
+    :param frequencies: In-plane frequencies (p, 2) as (kx, ky), cycles per box.
+    :return: Slices (n, p), complex128.
+    """
+    rotations, frequencies = (
+        np.asarray(rotations),
+        _points("frequencies", frequencies, 2),
+    )
+    if rotations.ndim != 3 or rotations.shape[1:] != (3, 3):
+        raise ValueError(f"rotations must have shape (n, 3, 3), not {rotations.shape}")
+    return _volume_at(
+        volume, np.einsum("nij,pj->npi", rotations[:, :, :2], frequencies)
+    )
+
+
+def _points(name: str, points: np.ndarray, dimension: int) -> np.ndarray:
+    points = np.asarray(points)
+    if points.ndim != 2 or points.shape[1] != dimension:
+        raise ValueError(f"{name} must have shape (n, {dimension}), not {points.shape}")
+    return points
+
+
+def _volume_at(volume: Volume, k: np.ndarray) -> np.ndarray:
+    """
+    V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L), every voxel counted, at even L too
+    (ASPIRE's images lack the Nyquist row and column there).
+    """
+    if len(volume) != 1:
+        raise ValueError(f"expected one volume, got a stack of {len(volume)}")
+    voxels = volume.asnumpy()[0].astype(np.complex128)
+    x, y, z = np.moveaxis(k.astype(np.float64) * (2 * np.pi / len(voxels)), -1, 0)
+    values = finufft.nufft3d2(
+        *(np.ascontiguousarray(axis.ravel()) for axis in (z, y, x)),
+        voxels,
+        eps=NUFFT_ACCURACY,
+        isign=-1,
+    )
+    return values.reshape(k.shape[:-1])
