@@ -44,11 +44,13 @@ def gaussian_phantom(
     to 2.5 voxels; both scale with L. Amplitudes differ by a factor of at most 2.5.
 
     :param L: Voxels along an edge.
-    :param n_gaussians: Number of Gaussians.
+    :param n_gaussians: Number of Gaussians, at least 1.
     :param seed: Seed of the draw.
     :param pixel_size: Ångström per voxel.
     :return: ASPIRE `Volume` of unit norm, float32.
     """
+    if n_gaussians < 1:
+        raise ValueError(f"n_gaussians is {n_gaussians}; it must be 1 or more")
     rng = np.random.default_rng(seed)
     scale = L / 25
     while True:
@@ -77,12 +79,14 @@ def chain_phantom(
     within a ball of 0.3 L, each atom a narrow Gaussian.
 
     :param L: Voxels along an edge.
-    :param n_atoms: Number of atoms.
+    :param n_atoms: Number of atoms, at least 1.
     :param seed: Seed of the draw.
     :param pixel_size: Ångström per voxel.
     :param sigma: Standard deviation of an atom, in voxels.
     :return: ASPIRE `Volume` of unit norm, float32.
     """
+    if n_atoms < 1:
+        raise ValueError(f"n_atoms is {n_atoms}; it must be 1 or more")
     rng = np.random.default_rng(seed)
     radius, step = 0.3 * L, 0.06 * L
     # A lopsided ellipsoid, so that the walk's envelope has no symmetry.

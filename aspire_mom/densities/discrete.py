@@ -1,4 +1,4 @@
-"""A free density: one probability per quadrature node."""
+"""A learnable density: one probability per quadrature node."""
 
 from __future__ import annotations
 
@@ -6,30 +6,57 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aspire_mom.quadrature import SO3Quadrature
+from aspire_mom.quadrature import SO3Quadrature, real_spherical_harmonics
 
 
 class DiscreteDensity(torch.nn.Module):
     """
-    Learnable probabilities on the nodes of a quadrature, the softmax of free logits:
-    the paper's z_ρ (section 4.2) without an encoder. Starts with all nodes equal.
+    Learnable probabilities on the nodes of a quadrature: the paper's z_ρ (section 4.2)
+    without an encoder. They are the softmax of logits, so non-negative with sum one,
+    and start equal.
 
-    :param nodes: The quadrature, or the number of nodes (for a density of viewing
-        directions only, the number of views).
-    :raises ValueError: If there is not at least one node.
+    Without `degree` every node has a logit of its own. With it, the log-density is a
+    smooth function of the viewing direction alone (in-plane angles uniform),
+    log ρ(d) = Σ_{l=1}^{degree} Σ_m a_lm √(4π) Y_lm(d) + const, and :meth:`penalty` is
+    the prior under which a_lm is normal of variance 1 / (2 l (l + 1)): views spread
+    over the sphere, with a log-density whose variance is about 2 and falls with degree.
+    Nodes then take the part of the density that moments cannot see from the prior, not
+    from noise.
+
+    :param nodes: The quadrature, or the number of nodes where `degree` is None.
+    :param degree: Largest degree of the log-density's spherical harmonics.
+    :raises ValueError: Fewer than one node, a degree below 1, or a degree without a
+        quadrature.
     """
 
-    def __init__(self, nodes: int | SO3Quadrature):
+    def __init__(self, nodes: int | SO3Quadrature, *, degree: int | None = None):
         super().__init__()
         n_nodes = len(nodes) if isinstance(nodes, SO3Quadrature) else nodes
         if n_nodes < 1:
             raise ValueError(f"a density needs at least one node, got {n_nodes}")
-        self.logits = torch.nn.Parameter(torch.zeros(n_nodes))
+        if degree is None:
+            self.logits = torch.nn.Parameter(torch.zeros(n_nodes))
+            self.coefficients = None
+            return
+        if degree < 1 or not isinstance(nodes, SO3Quadrature):
+            raise ValueError(
+                f"a smooth density needs a quadrature and a degree of 1 or more, got"
+                f" {type(nodes).__name__} and {degree}"
+            )
+        views = torch.from_numpy(np.ascontiguousarray(nodes.views))
+        harmonics = torch.cat(list(real_spherical_harmonics(views, degree))[1:], dim=1)
+        harmonics = harmonics.repeat_interleave(nodes.n_inplane, dim=0)
+        l = torch.repeat_interleave(
+            torch.arange(1, degree + 1), 2 * torch.arange(1, degree + 1) + 1
+        )
+        self.register_buffer("harmonics", (np.sqrt(4 * np.pi) * harmonics).float())
+        self.register_buffer("precision", (2 * l * (l + 1)).float())
+        self.coefficients = torch.nn.Parameter(torch.zeros(len(l)))
 
     @classmethod
     def from_probabilities(cls, probabilities: np.ndarray | Tensor) -> DiscreteDensity:
         """
-        A density that starts from given probabilities.
+        A density with a logit per node that starts from given probabilities.
 
         :param probabilities: Non-negative values (n_nodes,), normalised here to sum to
             one. Zeros become the smallest positive number of their dtype, so that
@@ -57,9 +84,23 @@ class DiscreteDensity(torch.nn.Module):
         """
         :return: Probabilities (n_nodes,), non-negative, summing to one.
         """
-        return torch.softmax(self.logits, dim=0)
+        return torch.softmax(self._logits(), dim=0)
+
+    def penalty(self) -> Tensor:
+        """
+        :return: Minus twice the log-prior of a smooth density, Σ 2 l (l + 1) a_lm², up
+            to a constant; zero without `degree`.
+        """
+        if self.coefficients is None:
+            return self.logits.new_zeros(())
+        return (self.precision * self.coefficients**2).sum()
 
     @property
     def probabilities(self) -> np.ndarray:
         """Probabilities (n_nodes,), NumPy float64, without gradient."""
-        return torch.softmax(self.logits.detach().double(), dim=0).cpu().numpy()
+        return torch.softmax(self._logits().detach().double(), dim=0).cpu().numpy()
+
+    def _logits(self) -> Tensor:
+        if self.coefficients is None:
+            return self.logits
+        return self.harmonics @ self.coefficients

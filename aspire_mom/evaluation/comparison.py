@@ -26,23 +26,27 @@ class Comparison:
     """
     A volume registered to a reference, and how well the two agree. In symbols,
     reference(x) ≈ volume(J Rᵀ (x - t)), J = diag(1, 1, -1) if mirrored, else 1.
+
+    :param fsc: Fourier shell correlation of shells 0 to (L - 1)//2, float64.
+    :param correlation: ⟨u, v⟩ / (|u| |v|) of the aligned volume u and the reference v,
+        means included.
+    :param relative_error: |v - u| / |v| (eq. 27), u with the scale it came with.
+    :param mirrored: Whether the volume was mirrored (z → -z about voxel L//2) first.
+    :param rotation: One ASPIRE `Rotation` R, applied second: reference ≈
+        volume.rotate(R), or mirror(volume).rotate(R), before the shift.
+    :param shift: Shift t (3,) in voxels, xyz order, applied last.
+    :param aligned: The volume mirrored, rotated and shifted onto the reference, an
+        ASPIRE `Volume`.
+    :param pixel_size: Ångström per voxel, or None.
     """
 
-    #: Fourier shell correlation of shells 0 to (L - 1)//2, float64.
     fsc: np.ndarray
-    #: ⟨u, v⟩ / (|u| |v|) of the aligned volume u and the reference v, means included.
     correlation: float
-    #: |v - u| / |v| (eq. 27), u with the scale it came with.
     relative_error: float
-    #: Whether the volume had to be mirrored (z → -z about voxel L//2) before rotating.
     mirrored: bool
-    #: One ASPIRE `Rotation` R: reference ≈ volume.rotate(R), mirrored first if so.
     rotation: Rotation
-    #: Shift t (3,) in voxels, xyz order, applied last.
     shift: np.ndarray
-    #: The volume mirrored, rotated and shifted onto the reference, its scale untouched.
     aligned: Volume
-    #: Ångström per voxel, or None.
     pixel_size: float | None
 
     def resolution_shells(self, cutoff: float = 0.5) -> float:

@@ -35,6 +35,8 @@ PEAKS, PEAK_SEPARATION = 4, np.radians(15)
 # Fourier values are interpolated by cubic splines on half integers: the relative error
 # is below 1e-3. The margin keeps the splines' ends away from the shells.
 OVERSAMPLING, MARGIN = 2, 4
+# A right pose needs two or three steps, and a wrong one deserves no more than these.
+ITERATIONS = 6
 # Radians of the finite differences in the rotation.
 ROTATION_STEP = 1e-6
 
@@ -44,29 +46,43 @@ class Registration:
     """
     The motion that takes a volume onto a reference: mirror, then rotate, then shift,
     reference(x) ≈ volume(J Rᵀ (x - t)) with J = diag(1, 1, -1) if mirrored, else 1.
+
+    :param rotation: One ASPIRE `Rotation` R of the volume's dtype, as `Volume.rotate`
+        takes it.
+    :param mirrored: Whether the volume has the other hand (see :func:`mirror`).
+    :param shift: Shift t (3,) in voxels, xyz order, float64.
     """
 
-    #: One ASPIRE `Rotation` R of the volume's dtype, as for `Volume.rotate`.
     rotation: Rotation
-    #: Whether the volume has the other hand: z changes sign, see :func:`mirror`.
     mirrored: bool
-    #: Shift t (3,) in voxels, xyz order, float64.
     shift: np.ndarray
 
     def apply(self, volume: Volume) -> Volume:
         """
         The volume moved onto the reference, by exact trigonometric interpolation.
+        Frequencies that come from outside the Fourier cube are zero.
 
         :param volume: One ASPIRE `Volume` of the size that was registered.
         :return: ASPIRE `Volume` of the same dtype and pixel size. For even L the
             Nyquist planes are zero, as `Volume.rotate` leaves them.
+        :raises ValueError: If given a stack.
         """
+        if len(volume) != 1:
+            raise ValueError(f"expected one volume, got a stack of {len(volume)}")
+        dtype = self.rotation.dtype
         voxels = mirror(volume) if self.mirrored else volume
         # A new volume has no symmetry group, about which `Volume.rotate` would warn.
-        voxels = Volume(voxels.asnumpy(), self.rotation.dtype).rotate(self.rotation)
-        spectrum = np.fft.fftn(voxels.asnumpy()[0].astype(np.float64))
-        shifted = np.fft.ifftn(fourier_shift(spectrum, self.shift[::-1])).real
-        return Volume(shifted.astype(self.rotation.dtype), pixel_size=volume.pixel_size)
+        voxels = Volume(voxels.asnumpy(), dtype).rotate(self.rotation).asnumpy()[0]
+        spectrum = np.fft.fftn(voxels.astype(np.float64))
+        # Beyond the cube the transform repeats itself: `Volume.rotate` has brought low
+        # frequencies into the corners.
+        L = volume.resolution
+        axis = np.fft.fftfreq(L, 1 / L)
+        kz, ky, kx = np.ix_(axis, axis, axis)
+        for x, y, z in self.rotation.matrices[0].T:
+            spectrum[np.abs(x * kx + y * ky + z * kz) > L / 2] = 0
+        moved = np.fft.ifftn(fourier_shift(spectrum, self.shift[::-1])).real
+        return Volume(moved.astype(dtype), pixel_size=volume.pixel_size)
 
 
 def mirror(volume: Volume) -> Volume:
@@ -107,17 +123,18 @@ def register(
     shells = min(REFINEMENT_SHELLS, (L - 1) // 2)
     moving, fixed = fourier_spline(volume, shells), fourier_spline(reference, shells)
 
-    def refine(poses: list[_Pose], n_shells: int, iterations: int) -> list[_Pose]:
+    def refine(poses: list[_Pose], n_shells: int) -> list[_Pose]:
         k = half_ball(n_shells)
+        # Unit norms make the result independent of the volumes' scales.
         target = fourier_values(fixed, k)
-        poses = [
-            _refine(pose, moving, k, target, translate, iterations) for pose in poses
-        ]
+        target /= np.linalg.norm(target)
+        scaled = moving / np.linalg.norm(fourier_values(moving, k))
+        poses = [_refine(pose, scaled, k, target, translate) for pose in poses]
         return sorted(poses, key=lambda pose: -pose.correlation)
 
     search_shells = min(SEARCH_SHELLS, shells)
-    poses = refine(_search(moving, fixed, search_shells), search_shells, 6)
-    best = refine(poses[:2], shells, 6)[0]
+    poses = refine(_search(moving, fixed, search_shells), search_shells)
+    best = refine(poses[:2], shells)[0]
     dtype = np.result_type(volume.dtype, np.float32)
     return Registration(
         Rotation(best.rotation.astype(dtype)), bool(best.hand < 0), best.shift * L
@@ -264,11 +281,10 @@ def _refine(
     k: np.ndarray,
     target: np.ndarray,
     translate: bool,
-    iterations: int,
 ) -> _Pose:
     """
-    Levenberg-Marquardt on Σ |c V(J Rᵀk) exp(-2πi k·t) - target(k)|². Moving a volume
-    does not change its norm, so this maximises the correlation.
+    Levenberg-Marquardt on Σ |V(J Rᵀk) exp(-2πi k·t) - target(k)|². Moving a volume does
+    not change its norm, so this maximises the correlation.
     """
     start = np.zeros(6 if translate else 3)
 
@@ -282,20 +298,16 @@ def _refine(
         values = fourier_values(moving, (k @ rotation) * (1, 1, hand))
         return values * np.exp(-2j * np.pi * (k @ shift))
 
-    scale = np.linalg.norm(target) / np.linalg.norm(model(start))
-    target = target / scale
     best = least_squares(
         lambda step: (model(step) - target).view(np.float64),
         start,
         jac=lambda step: _jacobian(model, step, k),
         method="lm",
         xtol=1e-6,
-        max_nfev=iterations,
+        max_nfev=ITERATIONS,
     ).x
     values = model(best)
-    correlation = np.vdot(target, values).real / (
-        np.linalg.norm(target) * np.linalg.norm(values)
-    )
+    correlation = np.vdot(target, values).real / np.linalg.norm(values)
     return moved(best)._replace(correlation=float(correlation))
 
 

@@ -1,0 +1,16 @@
+"""Moments → volume and density of rotations."""
+
+from aspire_mom.inversion.forward import forward_model
+from aspire_mom.inversion.inversion import MomentInversion
+from aspire_mom.inversion.loss import MomentLoss
+from aspire_mom.inversion.optimise import OptimizerStatus, StoppedByUser
+from aspire_mom.inversion.reconstruction import Reconstruction
+
+__all__ = [
+    "MomentInversion",
+    "MomentLoss",
+    "OptimizerStatus",
+    "Reconstruction",
+    "StoppedByUser",
+    "forward_model",
+]

@@ -10,45 +10,35 @@ import numpy as np
 import scipy.fft
 from aspire.numeric import fft
 from finufft import Plan
-from scipy.linalg import blas
 
-IMPULSES_PER_BATCH = 256
+MIN_SIZE = 4
 
 
-def check_images(images: np.ndarray, L: int) -> np.ndarray:
+def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray:
     """
-    :param images: Images (n, L, L), real, [row = y, column = x].
+    :param images: Images (n, L, L), n ≥ 1, real, [row = y, column = x].
     :param L: Pixels along an edge that the basis was made for.
+    :param first_index: Index of the first image in its source, for the error message.
     :return: The images as a contiguous float32 or float64 array.
     :raises ValueError: wrong shape, or a value that is not finite.
+    :raises TypeError: values that are not real numbers.
     """
     images = np.asarray(images)
-    if images.ndim != 3 or images.shape[1:] != (L, L):
+    if images.ndim != 3 or images.shape[1:] != (L, L) or len(images) == 0:
         raise ValueError(
-            f"images have shape {images.shape}; this basis takes (n, {L}, {L})"
+            f"images have shape {images.shape}; this basis takes (n, {L}, {L}), n ≥ 1"
         )
-    dtype = np.float64 if images.dtype == np.float64 else np.float32
+    if images.dtype.kind not in "fiu":
+        raise TypeError(f"images have dtype {images.dtype}; they must be real numbers")
+    dtype = np.float64 if images.dtype.itemsize > 4 else np.float32
     images = np.ascontiguousarray(images, dtype=dtype)
-    finite = np.isfinite(images.reshape(len(images), -1).sum(axis=1))
+    finite = np.isfinite(images).all(axis=(1, 2))
     if not finite.all():
         raise ValueError(
-            f"image {int(np.argmin(finite))} of this batch has values that are NaN or"
+            f"image {first_index + int(np.argmin(finite))} has values that are NaN or"
             " infinite; only finite images can be averaged"
         )
     return images
-
-
-def zero_nyquist(images: np.ndarray) -> np.ndarray:
-    """
-    Images of even size without their Nyquist row and column, as ASPIRE's
-    `downsample` leaves them.
-
-    :param images: Images (n, L, L), real.
-    :return: Images (n, L, L), same dtype.
-    """
-    transform = fft.centered_fft2(images)
-    transform[:, 0], transform[:, :, 0] = 0, 0
-    return fft.centered_ifft2(transform).real.astype(images.dtype)
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ class CartesianBasis:
     L: int
 
     def __post_init__(self):
-        check_size(self.L)
+        _set_integers(self, L=MIN_SIZE)
 
     @property
     def first_shape(self) -> tuple[int, ...]:
@@ -102,35 +92,59 @@ class CartesianBasis:
         images = check_images(images, self.L)
         return fft.centered_fft2(images).reshape(len(images), -1)
 
-    def sums(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def sums(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """
-        Sums over images of f, f f* and the squared modulus of f f*'s entries. The
-        second is formed as x xᵀ on real pixels, a quarter of the complex product's
-        work, and transformed once.
+        What :meth:`finish` needs of images, summed over them. The sum of f f* is left
+        in pixels, x xᵀ, where it is real and takes no transform per batch; squared
+        moduli |f|² of real images are needed on half of the frequencies only.
 
         :param images: Images (n, L, L), real.
-        :return: (L²,), (L², L²) complex128, (L², L²) float64.
+        :return: Sums, to be added over batches in double precision.
         """
-        coefficients = self.coefficients(images)
-        pixels = np.asarray(images, dtype=coefficients.real.dtype)
-        gram = _symmetric_product(pixels.reshape(len(images), -1))
+        images = check_images(images, self.L)
+        pixels = images.reshape(len(images), -1)
+        power = _squared_modulus(scipy.fft.rfft2(images, workers=-1)).reshape(
+            len(images), -1
+        )
+        return images.sum(0, dtype=np.float64), pixels.T @ pixels, power.T @ power
+
+    def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """
+        :param sums: What :meth:`sums` returned, added over batches.
+        :return: Sums over images of f (L²,), of f f* (L², L²) and of the squared
+            modulus of f f*'s entries (L², L²).
+        """
         L = self.L
-        rows = fft.centered_fft2(gram.astype(np.float64).reshape(L**2, L, L))
-        columns = fft.centered_fft2(rows.reshape(L**2, L**2).T.conj().reshape(-1, L, L))
-        second = columns.reshape(L**2, L**2).T.conj()
-        squares = _symmetric_product(np.abs(coefficients) ** 2).astype(np.float64)
-        return coefficients.sum(0, dtype=np.complex128), second, squares
+        image, gram, power = sums
+        first = fft.centered_fft2(image).ravel()
+        half = fft.centered_fft2(gram.reshape(L, L, L, L))
+        np.conjugate(half, out=half)
+        second = fft.centered_fft2(half, axes=(0, 1)).reshape(L**2, L**2)
+        # The frequency ±(kx, ky) of each pixel that rfft2 has.
+        kx, ky = self.frequencies.T
+        sign = np.where(kx < 0, -1, 1)
+        half_plane = (sign * ky) % L * (L // 2 + 1) + sign * kx
+        return first, second, power[np.ix_(half_plane, half_plane)]
+
+    def power(self, second: np.ndarray) -> np.ndarray:
+        """
+        :param second: E f f*, (L², L²).
+        :return: Its diagonal E |f|², (L²,).
+        """
+        return second.diagonal().real
 
     def noise_second(self, nyquist: bool = True) -> np.ndarray:
         """
-        Second moment of white noise of unit variance: L² I (eq. 30 has I, its transform
-        being unitary).
+        Second moment of white noise of unit variance per pixel: L² I (eq. 30 has I, its
+        transform being unitary).
 
-        :param nyquist: False for even-sized images whose Nyquist row and column are 0.
+        :param nyquist: False for even-sized images whose Nyquist row and column are 0:
+            the same variance then lies within the other frequencies.
         :return: (L², L²), float64.
         """
         diagonal = np.full((self.L, self.L), float(self.L**2))
         if not nyquist:
+            diagonal *= self.L**2 / (self.L - 1) ** 2
             diagonal[0], diagonal[:, 0] = 0, 0
         return np.diag(diagonal.ravel())
 
@@ -166,20 +180,20 @@ class PolarBasis:
     inplane_average: bool = True
 
     def __post_init__(self):
-        check_size(self.L)
+        _set_integers(self, L=MIN_SIZE)
         most = (self.L + 1) // 2
         if self.n_rings is None:
             object.__setattr__(self, "n_rings", most)
-        if not 1 <= self.n_rings <= most:
+        _set_integers(self, n_rings=1)
+        if self.n_rings > most:
             raise ValueError(
-                f"n_rings is {self.n_rings}; at L = {self.L} there are 1 to {most} rings"
-                " within Nyquist"
+                f"n_rings is {self.n_rings}; at L = {self.L} there are 1 to {most}"
+                " rings within Nyquist"
             )
         if self.max_order is None:
             order = math.ceil(math.pi * (self.n_rings - 1))
             object.__setattr__(self, "max_order", order)
-        if self.max_order < 0:
-            raise ValueError(f"max_order is {self.max_order}; it must be 0 or more")
+        _set_integers(self, max_order=0)
 
     @property
     def first_shape(self) -> tuple[int, ...]:
@@ -223,11 +237,10 @@ class PolarBasis:
     def n_angles(self) -> int:
         """
         Samples on half a ring. A pixel at distance d from the centre has orders up to
-        2πrd/L, so this many leave no alias from the corners above 1e-9.
+        about 2πrd/L; with this many, even the corners' leave no alias above 1e-10.
         """
         corner = math.sqrt(2) * math.pi * (self.n_rings - 1)
-        margin = 12 + 4 * corner ** (1 / 3)
-        return math.ceil((self.max_order + corner + margin) / 2)
+        return math.ceil((self.max_order + corner + 4 + 7 * corner ** (1 / 3)) / 2)
 
     def coefficients(self, images: np.ndarray) -> np.ndarray:
         """
@@ -237,45 +250,68 @@ class PolarBasis:
         :raises ValueError: wrong shape or values that are not finite.
         """
         images = check_images(images, self.L)
-        plan = _ring_plan(self, len(images), images.dtype.str)
-        values = plan.execute(images.astype(plan.dtype))
-        half = values.reshape(len(images), self.n_rings, self.n_angles)
-        ring = np.concatenate((half, half.conj()), axis=-1)
-        orders = scipy.fft.fft(ring, workers=-1, overwrite_x=True)
-        orders = orders[..., : self.max_order + 1] / (2 * self.n_angles)
-        return orders.transpose(0, 2, 1)
+        plan = _ring_plan(self, len(images), images.dtype.name)
+        scaled = np.multiply(images, 0.5 / self.n_angles, dtype=plan.dtype)
+        half = plan.execute(scaled).reshape(-1, self.n_rings, self.n_angles)
+        return self._orders(half)
 
-    def sums(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _orders(self, half: np.ndarray) -> np.ndarray:
+        """Fourier coefficients in angle (n, orders, rings) from half rings of values
+        divided by their number, the other half being the conjugate."""
+        rings = np.concatenate((half, half.conj()), axis=-1)
+        orders = scipy.fft.fft(rings, workers=-1, overwrite_x=True)
+        return orders[..., : self.max_order + 1].transpose(0, 2, 1)
+
+    def sums(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """
         Sums over images of f, f f* and the squared modulus of f f*'s entries, averaged
         over in-plane angles where the basis is.
 
         :param images: Images (n, L, L), real.
-        :return: Arrays of the first moment's shape and the second's (twice), complex128,
-            complex128, float64.
+        :return: Sums, to be added over batches in double precision.
         """
         c = self.coefficients(images)
+        first = (c[:, 0] if self.inplane_average else c).sum(0, dtype=np.complex128)
+        left, right = self._factors(c)
+        squares = _squared_modulus(left) @ _squared_modulus(right).swapaxes(-1, -2)
+        return first, self._product(left, right), squares.reshape(self.second_shape)
+
+    def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        """
+        :param sums: What :meth:`sums` returned, added over batches.
+        :return: The same: sums over images of f, of the first moment's shape, of f f*
+            and of the squared modulus of f f*'s entries, of the second's.
+        """
+        return sums
+
+    def power(self, second: np.ndarray) -> np.ndarray:
+        """
+        :param second: E f f*, of the second moment's shape.
+        :return: E |f|² of the first moment's entries, of its shape.
+        """
+        if self.inplane_average:
+            return second[0].diagonal().real
+        return np.einsum("mrmr->mr", second[:, :, self.max_order :]).real
+
+    def _factors(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Coefficients as (…, rows, n) and (…, columns, n) of a product over images."""
         if self.inplane_average:
             by_order = np.ascontiguousarray(c.transpose(1, 2, 0))
-            second = by_order @ by_order.conj().transpose(0, 2, 1)
-            power = np.abs(by_order) ** 2
-            squares = power @ power.transpose(0, 2, 1)
-            first = c[:, 0].sum(0, dtype=np.complex128)
-            return first, second.astype(np.complex128), squares.astype(np.float64)
-        both = signed_orders(c).reshape(len(c), -1)
-        flat = c.reshape(len(c), -1)
-        second = (flat.T @ both.conj()).reshape(self.second_shape)
-        squares = (np.abs(flat.T) ** 2 @ np.abs(both) ** 2).reshape(self.second_shape)
-        first = c.sum(0, dtype=np.complex128)
-        return first, second.astype(np.complex128), squares.astype(np.float64)
+            return by_order, by_order
+        n = len(c)
+        return c.reshape(n, -1).T, signed_orders(c).reshape(n, -1).T
+
+    def _product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return (left @ right.conj().swapaxes(-1, -2)).reshape(self.second_shape)
 
     def noise_second(self, nyquist: bool = True) -> np.ndarray:
         """
-        Second moment of white noise of unit variance, AA* for coefficients A·image: not
-        diagonal, since rings overlap. Summed over all unit impulses, so that it is that
-        of the very transform used.
+        Second moment of white noise of unit variance per pixel, AA* for coefficients
+        A·image: not diagonal, since rings overlap. A sum over the pixels of the very
+        transform used; remembered, so read-only.
 
-        :param nyquist: False for even-sized images whose Nyquist row and column are 0.
+        :param nyquist: False for even-sized images whose Nyquist row and column are 0:
+            the same variance then lies within the other frequencies.
         :return: Array of the second moment's shape, complex128.
         """
         return _noise_second(self, nyquist)
@@ -291,52 +327,63 @@ def signed_orders(c: np.ndarray) -> np.ndarray:
     return np.concatenate((negative[:, ::-1], c), axis=1)
 
 
-def check_size(L: int) -> None:
-    """
-    :raises ValueError: unless L is an integer of at least 4 pixels.
-    """
-    if int(L) != L or L < 4:
-        raise ValueError(f"L is {L}; it must be an integer of at least 4 pixels")
+def _squared_modulus(values: np.ndarray) -> np.ndarray:
+    """|values|², without the square root that np.abs takes."""
+    return values.real**2 + values.imag**2
 
 
-def _symmetric_product(rows: np.ndarray) -> np.ndarray:
-    """rowsᵀ rows for real (n, p) rows, by BLAS syrk: (p, p)."""
-    syrk = blas.ssyrk if rows.dtype == np.float32 else blas.dsyrk
-    upper = syrk(1.0, rows.T)
-    return np.triu(upper) + np.triu(upper, 1).T
+def _set_integers(basis: Basis, **least: int) -> None:
+    """Make fields of a basis plain integers of at least the given values."""
+    for name, smallest in least.items():
+        value = getattr(basis, name)
+        if not isinstance(value, int | np.integer) or value < smallest:
+            raise ValueError(
+                f"{name} is {value!r}; it must be an integer of at least {smallest}"
+            )
+        object.__setattr__(basis, name, int(value))
+
+
+def _half_ring_points(basis: PolarBasis) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies kx and ky, radians per pixel, ordered ring, angle."""
+    angles = np.pi * np.arange(basis.n_angles) / basis.n_angles
+    radii = 2 * np.pi / basis.L * np.arange(basis.n_rings)
+    kx, ky = np.outer(radii, np.cos(angles)), np.outer(radii, np.sin(angles))
+    return kx.ravel(), ky.ravel()
 
 
 @lru_cache(maxsize=4)
 def _ring_plan(basis: PolarBasis, n_images: int, dtype: str) -> Plan:
-    """A NUFFT plan from n_images images to half rings, points ordered ring, angle."""
-    angles = np.pi * np.arange(basis.n_angles) / basis.n_angles
-    radii = 2 * np.pi / basis.L * np.arange(basis.n_rings)
-    double = np.dtype(dtype) == np.float64
-    precision = np.float64 if double else np.float32
+    """A NUFFT plan from n_images images to half rings."""
+    kx, ky = _half_ring_points(basis)
     plan = Plan(
         2,
         (basis.L, basis.L),
         n_trans=n_images,
-        eps=1e-12 if double else 1e-6,
+        eps=1e-6 if dtype == "float32" else 1e-12,
         isign=-1,
-        dtype=np.result_type(precision, np.complex64),
+        dtype="complex64" if dtype == "float32" else "complex128",
     )
-    x, y = np.outer(radii, np.cos(angles)), np.outer(radii, np.sin(angles))
     # Images are [y, x], and finufft's first mode axis goes with its first coordinate.
-    plan.setpts(y.ravel().astype(precision), x.ravel().astype(precision))
+    plan.setpts(ky.astype(dtype), kx.astype(dtype))
     return plan
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _noise_second(basis: PolarBasis, nyquist: bool) -> np.ndarray:
-    n_pixels = basis.L**2
+    L = basis.L
+    pixels = np.arange(L) - L // 2
+    # A unit impulse at (x, y) has the transform exp(-i kx x) exp(-i ky y).
+    across, down = (np.exp(-1j * np.outer(pixels, k)) for k in _half_ring_points(basis))
+    if not nyquist:
+        # The projection of impulses onto the other frequencies is a product as well.
+        alternating = (-1.0) ** pixels
+        project = np.eye(L) - np.outer(alternating, alternating) / L
+        scale = np.sqrt(L / (L - 1))
+        across, down = scale * project @ across, scale * project @ down
     total = np.zeros(basis.second_shape, dtype=np.complex128)
-    for start in range(0, n_pixels, IMPULSES_PER_BATCH):
-        pixels = np.arange(start, min(start + IMPULSES_PER_BATCH, n_pixels))
-        impulses = np.zeros((len(pixels), n_pixels))
-        impulses[np.arange(len(pixels)), pixels] = 1
-        impulses = impulses.reshape(-1, basis.L, basis.L)
-        total += basis.sums(impulses if nyquist else zero_nyquist(impulses))[1]
+    for wave in down / (2 * basis.n_angles):
+        half = (across * wave).reshape(L, basis.n_rings, basis.n_angles)
+        total += basis._product(*basis._factors(basis._orders(half)))
     total.setflags(write=False)
     return total
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import operator
 
 import numpy as np
-from aspire.noise import NoiseEstimator, WhiteNoiseEstimator
+from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 from aspire.source import ImageSource
-from aspire.utils import trange
+from aspire.utils import grid_2d, trange
 
-from aspire_mom.moments.bases import Basis, check_images
+from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis, check_images
 from aspire_mom.moments.moments import Moments
 
 logger = logging.getLogger(__name__)
 
-# Power on the Nyquist row and column, relative to the mean, below which it is empty.
-EMPTY_NYQUIST = 1e-6
+# Power on the Nyquist row and column, relative to the next ones, below which they are
+# empty. White noise has 2 by `_edge_power`; a ramp subtracted from images after
+# downsampling leaves less than 1e-2.
+EMPTY_NYQUIST = 0.1
+# Spread of a filter's values, relative to the largest, below which it is flat.
+FLAT_FILTER = 1e-4
 
 
 class MomentEstimator:
@@ -24,17 +29,22 @@ class MomentEstimator:
     First and second moments of the images of a source, noise bias removed (eq. 30).
 
     Images are read once, `batch_size` at a time; memory is that of one batch and of the
-    result. The noise is white; images have no CTF and no shifts.
+    result. The noise is white; images have no CTF and no shifts. Products of a batch
+    are in the images' precision, integers counting as float32, sums over batches in
+    double precision.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: `CartesianBasis` or `PolarBasis` of the source's image size.
-    :param noise_variance: Variance of the noise per pixel, or an ASPIRE
-        `NoiseEstimator`; by default ASPIRE's `WhiteNoiseEstimator` reads the source
-        once more for it.
+    :param noise_variance: Variance of the noise per pixel of the images as the source
+        gives them (after `source.downsample`, say), or an ASPIRE `NoiseEstimator`,
+        which reads them once more. By default the variance outside the inscribed disc,
+        as ASPIRE's `WhiteNoiseEstimator` has it, from the same pass. Where even-sized
+        images' Nyquist row and column are empty, as ASPIRE's downsampling leaves them,
+        the noise is taken to lie within the other frequencies.
     :param batch_size: Images read and transformed at once.
     :param ignore_ctf: Take images that have a CTF as if they had none.
     :param ignore_shifts: Take images that have shifts as if they had none.
-    :raises TypeError: `source` is not an ImageSource.
+    :raises TypeError: `source`, `basis` or `noise_variance` is of another type.
     :raises ValueError: an empty source, a size that is not the basis's, a negative
         noise variance, a batch size below 1, a CTF or shifts that are not ignored.
     """
@@ -53,6 +63,11 @@ class MomentEstimator:
             raise TypeError(
                 f"source is a {type(source).__name__}; an ASPIRE ImageSource is needed"
             )
+        if not isinstance(basis, CartesianBasis | PolarBasis):
+            raise TypeError(
+                f"basis is a {type(basis).__name__}; a CartesianBasis or a PolarBasis"
+                " is needed"
+            )
         if source.n < 1:
             raise ValueError("the source has 0 images; at least 1 is needed")
         if source.L != basis.L:
@@ -60,14 +75,22 @@ class MomentEstimator:
                 f"the source's images have {source.L} pixels along an edge, the basis"
                 f" is for {basis.L}"
             )
+        batch_size = operator.index(batch_size)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        if noise_variance is not None and not isinstance(
+            noise_variance, NoiseEstimator
+        ):
+            noise_variance = _checked_variance(noise_variance)
         if not ignore_ctf:
             _refuse_ctf(source)
         if not ignore_shifts:
             _refuse_shifts(source)
-        if isinstance(noise_variance, (int, float, np.number)):
-            _check_variance(noise_variance)
+        if np.ptp(source.amplitudes) > 0:
+            logger.warning(
+                f"The images' amplitudes vary from {source.amplitudes.min():.3g} to"
+                f" {source.amplitudes.max():.3g}; moments are of the images as they are"
+            )
         self.source = source
         self.basis = basis
         self.noise_variance = noise_variance
@@ -77,32 +100,24 @@ class MomentEstimator:
         """
         Read the source and average.
 
-        :return: The source's `Moments`.
+        :return: The source's `Moments`. Standard errors are those of averaging images;
+            the noise variance counts as known.
         :raises ValueError: an image with values that are not finite.
         """
-        source, basis = self.source, self.basis
-        variance = self._noise_variance()
-        first = second = squares = 0
-        nyquist = False
-        for start in trange(0, source.n, self.batch_size, desc="moments"):
-            batch = source.images[start : start + self.batch_size].asnumpy()
-            try:
-                images = check_images(batch, basis.L)
-            except ValueError as error:
-                raise ValueError(f"images from number {start} on: {error}") from error
-            nyquist = nyquist or _has_nyquist(images)
-            sums = basis.sums(images)
-            first, second, squares = first + sums[0], second + sums[1], squares + sums[2]
-        n = source.n
-        first, second, squares = first / n, second / n, squares / n
-        scatter = np.maximum(squares - np.abs(second) ** 2, 0)
-        raw_power = _power(second, basis)
-        if not nyquist:
-            # The estimators average over all pixels, noise is in the others only.
-            variance_inside = variance * (basis.L / (basis.L - 1)) ** 2
-        else:
-            variance_inside = variance
-        second = second - variance_inside * basis.noise_second(nyquist)
+        source, basis, n = self.source, self.basis, self.source.n
+        variance = self.noise_variance
+        if isinstance(variance, NoiseEstimator):
+            variance = _checked_variance(variance.estimate())
+        sums, corner_variance, nyquist = self._read()
+        if variance is None:
+            variance = corner_variance
+        first, second, squares = basis.finish(sums)
+        del sums
+        for total in (first, second, squares):
+            total /= n
+        first_variance = basis.power(second) - np.abs(first) ** 2
+        squares -= np.abs(second) ** 2
+        second -= variance * basis.noise_second(nyquist)
         logger.info(
             f"Moments of {n} images, noise variance {variance:.6g} per pixel"
             f"{'' if nyquist else ' (Nyquist row and column empty)'}"
@@ -112,70 +127,81 @@ class MomentEstimator:
             second=second,
             basis=basis,
             n_images=n,
-            noise_variance=float(variance_inside),
+            noise_variance=variance,
             pixel_size=None if source.pixel_size is None else float(source.pixel_size),
-            first_error=np.sqrt(np.maximum(raw_power - np.abs(first) ** 2, 0) / n),
-            second_error=np.sqrt(scatter / n),
+            first_error=np.sqrt(np.maximum(first_variance, 0) / n),
+            second_error=np.sqrt(np.maximum(squares, 0) / n),
             nyquist=nyquist,
         )
 
-    def _noise_variance(self) -> float:
-        given = self.noise_variance
-        if given is None:
-            given = WhiteNoiseEstimator(self.source, batch_size=self.batch_size)
-        if isinstance(given, NoiseEstimator):
-            given = given.estimate()
-        _check_variance(given)
-        return float(given)
+    def _read(self) -> tuple[list[np.ndarray], float, bool]:
+        """
+        The pass over the images: the basis's sums, the variance of pixels outside the
+        inscribed disc, and whether the Nyquist row and column have any power.
+        """
+        L, n = self.basis.L, self.source.n
+        outside = grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1
+        sums, corner, edge = None, np.zeros(2), np.zeros(2)
+        for start in trange(0, n, self.batch_size, desc="Averaging images"):
+            images = self.source.images[start : start + self.batch_size].asnumpy()
+            images = check_images(images, L, start)
+            pixels = images[:, outside].astype(np.float64)
+            corner += pixels.sum(), (pixels**2).sum()
+            edge += _edge_power(images)
+            parts = self.basis.sums(images)
+            if sums is None:
+                sums = [np.zeros(p.shape, np.result_type(p, np.float64)) for p in parts]
+            for total, part in zip(sums, parts, strict=True):
+                total += part
+        mean, mean_square = corner / (n * np.count_nonzero(outside))
+        nyquist = L % 2 == 1 or edge[0] > EMPTY_NYQUIST * edge[1]
+        return sums, float(mean_square - mean**2), bool(nyquist)
 
 
-def _power(second: np.ndarray, basis: Basis) -> np.ndarray:
-    """E |f|² of the first moment's entries, from the second's diagonal."""
-    if second.ndim == 2:
-        return second.diagonal().real
-    if second.ndim == 3:
-        return second[0].diagonal().real
-    M = basis.max_order
-    own = second[:, :, M:]
-    return np.einsum("mrmr->mr", own).real
-
-
-def _has_nyquist(images: np.ndarray) -> bool:
-    """Whether images have power on the Nyquist row or column of an even size."""
+def _edge_power(images: np.ndarray) -> np.ndarray:
+    """Power on the Nyquist row and column of an even size, and on the next ones'
+    cosines: (2,)."""
     L = images.shape[-1]
-    if L % 2:
-        return True
-    alternating = (-1.0) ** np.arange(L)
-    row = np.mean(np.abs(np.fft.rfft(np.einsum("y,nyx->nx", alternating, images))) ** 2)
-    mean = L**2 * np.mean(images.astype(np.float64) ** 2)
-    return bool(row > EMPTY_NYQUIST * mean)
+    k = np.array([[L // 2], [L // 2 - 1]])
+    waves = np.cos(2 * np.pi / L * k * np.arange(L)).astype(images.dtype)
+    rows, columns = waves @ images, images @ waves.T
+    return (rows**2).sum((0, 2)) + (columns**2).sum((0, 1))
 
 
-def _check_variance(variance: float) -> None:
+def _checked_variance(variance: float) -> float:
+    if not isinstance(variance, float | int | np.number):
+        raise TypeError(
+            f"noise_variance is a {type(variance).__name__}; a number or an ASPIRE"
+            " NoiseEstimator is needed"
+        )
     if not (np.isfinite(variance) and variance >= 0):
         raise ValueError(
             f"the noise variance is {variance}; it must be finite and 0 or more"
         )
+    return float(variance)
 
 
 def _refuse_ctf(source: ImageSource) -> None:
-    filters = [f for f in source.unique_filters or [] if not _passes_all(f, source.L)]
+    filters = [f for f in source.unique_filters or [] if not _is_flat(f, source)]
     if filters:
         raise ValueError(
-            f"the source has {len(filters)} CTF filter(s), which are not corrected for;"
-            " pass ignore_ctf=True (--ignore-ctf) to take the images as they are"
+            f"the source has {len(filters)} CTF or other filter(s) that vary with"
+            " frequency, which are not corrected for; pass ignore_ctf=True"
+            " (--ignore-ctf) to take the images as they are"
         )
 
 
-def _passes_all(image_filter: Filter, L: int) -> bool:
-    return bool(np.allclose(image_filter.evaluate_grid(L), 1))
+def _is_flat(image_filter: Filter, source: ImageSource) -> bool:
+    """Whether a filter is the same for all frequencies, as after white whitening."""
+    values = image_filter.evaluate_grid(source.L, pixel_size=source.pixel_size)
+    return bool(np.ptp(values) <= FLAT_FILTER * np.abs(values).max())
 
 
 def _refuse_shifts(source: ImageSource) -> None:
-    offsets = np.abs(np.asarray(source.offsets, dtype=float))
-    if offsets.max(initial=0) > 0:
+    shifts = np.abs(np.asarray(source.offsets, dtype=float))
+    if not (shifts == 0).all():
         raise ValueError(
-            f"the source has shifts of up to {offsets.max():.3g} pixels, which are not"
+            f"the source has shifts of up to {shifts.max():.3g} pixels, which are not"
             " corrected for; pass ignore_shifts=True (--ignore-shifts) to take the"
             " images as they are"
         )

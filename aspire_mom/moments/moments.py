@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from dataclasses import asdict, dataclass, replace
@@ -25,14 +26,15 @@ class Moments:
     :param second: E f f* less the noise bias, `basis.second_shape`, complex128.
     :param basis: The basis of the coefficients f.
     :param n_images: Number of images averaged (0 for exact moments).
-    :param noise_variance: Variance per pixel that was removed.
+    :param noise_variance: Variance of the noise per pixel of the images as they were,
+        whose share `noise_variance * basis.noise_second(nyquist)` was removed.
     :param pixel_size: Ångström per pixel, None where unknown.
     :param third: E f f f in the basis's own form, or None.
     :param first_error: Standard error of each entry of `first` (the root of the
         variance of its complex value), float64, or None where unknown.
     :param second_error: The same for `second`.
     :param nyquist: False for even-sized images whose Nyquist row and column are zero,
-        where white noise is so within the remaining frequencies only.
+        as ASPIRE's downsampling leaves them: noise is white in the other frequencies.
     :raises ValueError: shapes that are not the basis's, or values not finite.
     """
 
@@ -89,18 +91,58 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """
         Moments of the union of two disjoint sets of images, errors included: the same
-        as if all had been averaged at once.
+        as if all had been averaged at once with the mean noise variance.
 
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
-        :raises ValueError: another basis or pixel size, exact moments (n_images = 0),
-            or third moments.
+        :raises ValueError: another basis, pixel size or state of the Nyquist row and
+            column, exact moments (n_images = 0), or third moments.
         """
+        self._check_mergeable(other)
+        n = self.n_images + other.n_images
+        a, b = self.n_images / n, other.n_images / n
+        noise = self.basis.noise_second(self.nyquist)
+        # Entries of f f* scatter about their mean, noise included.
+        raw = [m.second + m.noise_variance * noise for m in (self, other)]
+        return replace(
+            self,
+            first=a * self.first + b * other.first,
+            second=a * self.second + b * other.second,
+            n_images=n,
+            noise_variance=a * self.noise_variance + b * other.noise_variance,
+            first_error=self._merged_error(
+                other, "first_error", self.first - other.first
+            ),
+            second_error=self._merged_error(other, "second_error", raw[0] - raw[1]),
+        )
+
+    def _merged_error(
+        self, other: Moments, name: str, difference: np.ndarray
+    ) -> np.ndarray | None:
+        """Standard error of the mean of two sets: their scatter about their own means,
+        n e² each, and that of the means about each other."""
+        errors = getattr(self, name), getattr(other, name)
+        if errors[0] is None or errors[1] is None:
+            return None
+        n = self.n_images + other.n_images
+        a, b = self.n_images / n, other.n_images / n
+        return np.sqrt(
+            (a * errors[0]) ** 2
+            + (b * errors[1]) ** 2
+            + a * b / n * np.abs(difference) ** 2
+        )
+
+    def _check_mergeable(self, other: Moments) -> None:
         self._check_same_basis(other)
-        if self.pixel_size != other.pixel_size:
+        if not _same_pixel_size(self.pixel_size, other.pixel_size):
             raise ValueError(
                 f"pixel sizes differ: {self.pixel_size} and {other.pixel_size} Å; only"
                 " images of one pixel size can be averaged"
+            )
+        if self.nyquist != other.nyquist:
+            raise ValueError(
+                "only one of the two has images with an empty Nyquist row and column;"
+                " prepare all images in the same way (source.downsample empties them)"
             )
         if self.n_images < 1 or other.n_images < 1:
             raise ValueError(
@@ -109,66 +151,42 @@ class Moments:
             )
         if self.third is not None or other.third is not None:
             raise ValueError("moments with a third moment cannot be merged yet")
-        n = self.n_images + other.n_images
-        a, b = self.n_images / n, other.n_images / n
-        noise = self.basis.noise_second(self.nyquist)
 
-        def mean_and_error(name, bias):
-            means = [getattr(part, name) + bias * part.noise_variance for part in pair]
-            mean = a * means[0] + b * means[1]
-            errors = [getattr(part, f"{name}_error") for part in pair]
-            if errors[0] is None or errors[1] is None:
-                return mean, None
-            # An error e of n images stands for the mean square n e² + |mean|².
-            squares = sum(
-                share * (part.n_images * e**2 + np.abs(m) ** 2)
-                for share, part, e, m in zip((a, b), pair, errors, means, strict=True)
-            )
-            variance = np.maximum(squares - np.abs(mean) ** 2, 0)
-            return mean, np.sqrt(variance / n)
-
-        pair = (self, other)
-        first, first_error = mean_and_error("first", 0.0)
-        raw_second, second_error = mean_and_error("second", noise)
-        noise_variance = a * self.noise_variance + b * other.noise_variance
-        return replace(
-            self,
-            first=first,
-            second=raw_second - noise_variance * noise,
-            n_images=n,
-            noise_variance=noise_variance,
-            first_error=first_error,
-            second_error=second_error,
-        )
-
-    def save(self, path: str | Path, overwrite: bool = False) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
         Write to .npz, whole or not at all.
 
-        :param path: File to write.
+        :param path: File to write, its name ending in .npz.
         :param overwrite: Replace an existing file.
+        :raises ValueError: the name does not end in .npz.
+        :raises FileNotFoundError: no such folder.
         :raises FileExistsError: the file exists and `overwrite` is False.
         """
         path = Path(path)
+        if path.suffix != ".npz":
+            raise ValueError(f"{path}: the file's name must end in .npz")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{path.parent}: no such folder to write to")
         if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; allow overwriting to replace it")
-        fields = {name: getattr(self, name) for name in ARRAYS}
-        fields = {name: value for name, value in fields.items() if value is not None}
-        pixel_size = np.nan if self.pixel_size is None else self.pixel_size
+            raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+        arrays = {name: getattr(self, name) for name in ARRAYS}
         partial = path.with_name(path.name + ".part")
-        with open(partial, "wb") as file:
-            np.savez(
-                file,
-                format=FORMAT,
-                basis=type(self.basis).__name__,
-                n_images=self.n_images,
-                noise_variance=self.noise_variance,
-                pixel_size=pixel_size,
-                nyquist=self.nyquist,
-                **{f"basis_{k}": v for k, v in asdict(self.basis).items()},
-                **fields,
-            )
-        os.replace(partial, path)
+        try:
+            with open(partial, "wb") as file:
+                np.savez(
+                    file,
+                    format=FORMAT,
+                    basis=type(self.basis).__name__,
+                    n_images=self.n_images,
+                    noise_variance=self.noise_variance,
+                    pixel_size=np.nan if self.pixel_size is None else self.pixel_size,
+                    nyquist=self.nyquist,
+                    **{f"basis_{k}": v for k, v in asdict(self.basis).items()},
+                    **{k: v for k, v in arrays.items() if v is not None},
+                )
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
@@ -183,36 +201,43 @@ class Moments:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is not an .npz file, or not a whole one")
         try:
             with np.load(path, allow_pickle=False) as file:
-                data = {name: file[name] for name in file.files}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} cannot be read as saved moments: {error}"
-            ) from error
-        if str(data.get("format")) != FORMAT:
-            raise ValueError(
-                f"{path} does not hold moments (no format mark {FORMAT!r}); make such a"
-                " file with Moments.save or `aspire-mom moments`"
-            )
-        try:
-            settings = {
-                k.removeprefix("basis_"): v.item()
-                for k, v in data.items()
-                if k.startswith("basis_")
-            }
-            basis = BASES[str(data["basis"])](**settings)
-            pixel_size = float(data["pixel_size"])
-            return cls(
-                basis=basis,
-                n_images=int(data["n_images"]),
-                noise_variance=float(data["noise_variance"]),
-                pixel_size=None if np.isnan(pixel_size) else pixel_size,
-                nyquist=bool(data["nyquist"]),
-                **{name: data[name] for name in ARRAYS if name in data},
-            )
+                if "format" not in file or str(file["format"]) != FORMAT:
+                    raise ValueError(
+                        f"no format mark {FORMAT!r}; make such a file with Moments.save"
+                        " or `aspire-mom moments`"
+                    )
+                return cls._from_fields({name: file[name] for name in file.files})
         except KeyError as error:
             raise ValueError(f"{path} lacks the field {error}") from error
+        except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} does not hold moments: {error}") from error
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, np.ndarray]) -> Moments:
+        prefix = "basis_"
+        settings = {
+            key.removeprefix(prefix): value.item()
+            for key, value in fields.items()
+            if key.startswith(prefix)
+        }
+        name = str(fields["basis"])
+        if name not in BASES:
+            raise ValueError(f"its basis is {name!r}; known are {', '.join(BASES)}")
+        pixel_size = float(fields["pixel_size"])
+        return cls(
+            basis=BASES[name](**settings),
+            n_images=int(fields["n_images"]),
+            noise_variance=float(fields["noise_variance"]),
+            pixel_size=None if np.isnan(pixel_size) else pixel_size,
+            nyquist=bool(fields["nyquist"]),
+            first=fields["first"],
+            second=fields["second"],
+            **{name: fields[name] for name in ARRAYS[2:] if name in fields},
+        )
 
     def _check_same_basis(self, other: Moments) -> None:
         if self.basis != other.basis:
@@ -224,3 +249,10 @@ class Moments:
 def weighted_norm(values: np.ndarray, weights: np.ndarray) -> float:
     """√Σ weights |values|², in float64."""
     return float(np.sqrt(np.sum(weights * np.abs(values).astype(np.float64) ** 2)))
+
+
+def _same_pixel_size(a: float | None, b: float | None) -> bool:
+    """To the accuracy that file headers keep."""
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=1e-4)

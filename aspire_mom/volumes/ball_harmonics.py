@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from aspire.volume import Volume
 from scipy.special import spherical_jn
 from torch import Tensor
 
+from aspire_mom.quadrature import real_spherical_harmonics
 from aspire_mom.volumes.base import FourierVolume
 from aspire_mom.volumes.fitting import relative_error
 from aspire_mom.volumes.grid import volume_on_rings
@@ -187,36 +187,6 @@ class BallHarmonics(FourierVolume):
             ).to(self.coefficients)
             for l, z in enumerate(self.zeros)
         ]
-
-
-def real_spherical_harmonics(directions: Tensor, degree: int) -> Iterator[Tensor]:
-    """
-    Orthonormal real spherical harmonics, degree by degree, by the three-term
-    recurrence of the associated Legendre functions in float64. No Condon-Shortley
-    sign: Y_1 = √(3/4π) (y, z, x).
-
-    :param directions: Unit vectors (..., 3), xyz order.
-    :param degree: Largest degree.
-    :return: Iterator over l = 0, …, degree of Y_l (..., 2l + 1), m from -l (sines)
-        to l (cosines), float64.
-    """
-    x, y, z = directions.double()[..., None, :].unbind(-1)
-    waves = torch.complex(x, y).expand(*x.shape[:-1], degree).cumprod(-1) * np.sqrt(2)
-    cosines, sines = waves.real.contiguous(), waves.imag.contiguous()
-    before = torch.zeros_like(z[..., :0])  # Legendre functions / sin^m of degree l - 2
-    legendre = torch.full_like(z, np.sqrt(1 / (4 * np.pi)))
-    for l in range(degree + 1):
-        if l:
-            m = torch.arange(l, dtype=z.dtype, device=z.device)
-            a = ((4 * l**2 - 1) / (l**2 - m**2)).sqrt()
-            b = (((l - 1) ** 2 - m**2).clamp(min=0) / (4 * (l - 1) ** 2 - 1)).sqrt()
-            diagonal = legendre[..., -1:] * np.sqrt((2 * l + 1) / (2 * l))
-            previous = torch.nn.functional.pad(before, (0, 1))
-            before, legendre = legendre, a * (z * legendre - b * previous)
-            legendre = torch.cat((legendre, diagonal), -1)
-        zonal, rest = legendre[..., :1], legendre[..., 1:]
-        negative = (rest * sines[..., :l]).flip(-1)
-        yield torch.cat((negative, zonal, rest * cosines[..., :l]), -1)
 
 
 def _half_sphere_quadrature(degree: int) -> tuple[np.ndarray, np.ndarray]:

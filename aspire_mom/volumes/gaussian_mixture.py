@@ -10,87 +10,183 @@ from torch.nn.functional import softplus
 
 from aspire_mom.volumes.base import FourierVolume
 
+# Centres stay within this share of the support, where their parameters are finite.
+INSIDE = 0.97
+SMALLEST_WEIGHT = 1e-4
+
 
 class GaussianMixture(FourierVolume):
+    """
+    A sum of isotropic Gaussians in a ball,
+
+        V(k) = Σ_g w_g exp(-2π² σ_g² |k|²) exp(-2πi k·μ_g),
+
+    the prior of `MomentInversion`'s choice: it is non-negative, smooth and of bounded
+    support, and sums of Gaussians are determined by the second moment even where all
+    views are equally likely (arXiv 2209.10531).
+
+    :param n_gaussians: Number of Gaussians.
+    :param support_radius: Radius of the ball that holds the centres, box units.
+    :param sigma: Standard deviation that all start with, box units.
+    :param signed: Let weights be negative, for maps whose solvent is not at zero.
+    :param total: Scale of V: the sum of the weights at the start, about.
+    :param seed: Seed of the random start.
+    :raises ValueError: Fewer than one Gaussian, or lengths that are not positive.
+    """
+
     def __init__(
         self,
-        n_gaussians: int = 64,
+        n_gaussians: int = 16,
         *,
         support_radius: float = 0.4,
-        sigma: float = 0.05,
+        sigma: float = 0.1,
         signed: bool = False,
         total: float = 1.0,
         seed: int = 0,
     ):
         super().__init__()
+        if n_gaussians < 1:
+            raise ValueError(f"n_gaussians is {n_gaussians}; it must be 1 or more")
+        if not (0 < support_radius <= 0.5 and sigma > 0):
+            raise ValueError(
+                f"support_radius is {support_radius} and sigma {sigma}; they must lie in"
+                " (0, 0.5] and above 0, in box units"
+            )
         generator = torch.Generator().manual_seed(seed)
         self.support_radius = support_radius
         self.signed = signed
-        directions = torch.randn(n_gaussians, 3, generator=generator)
-        self.centre_parameters = torch.nn.Parameter(0.6 * directions)
+        self.scale = total / n_gaussians
+        centres = 0.6 * torch.randn(n_gaussians, 3, generator=generator)
+        weights = 0.54 + 0.2 * torch.randn(n_gaussians, generator=generator)
+        self.centre_parameters = torch.nn.Parameter(centres)
         self.log_sigmas = torch.nn.Parameter(
             torch.full((n_gaussians,), math.log(sigma))
         )
-        share = total / n_gaussians
-        self.register_buffer("share", torch.tensor(share))
-        self.weight_parameters = torch.nn.Parameter(
-            0.54 + 0.2 * torch.randn(n_gaussians, generator=generator)
-        )
+        self.weight_parameters = torch.nn.Parameter(weights)
+
+    def __len__(self) -> int:
+        return len(self.log_sigmas)
 
     @property
     def centres(self) -> Tensor:
+        """Centres μ (n, 3), box units, xyz order, within the support."""
         u = self.centre_parameters
         return self.support_radius * u / torch.sqrt(1 + (u**2).sum(-1, keepdim=True))
 
     @property
-    def masses(self) -> Tensor:
+    def sigmas(self) -> Tensor:
+        """Standard deviations σ (n,), box units."""
+        return self.log_sigmas.exp()
+
+    @property
+    def weights(self) -> Tensor:
+        """Weights w (n,), each the share of its Gaussian in V(0)."""
         w = self.weight_parameters
-        return self.share * (w if self.signed else softplus(w))
+        return self.scale * (w if self.signed else softplus(w))
 
     def forward(self, k: Tensor) -> Tensor:
+        """See :meth:`FourierVolume.forward`."""
         phase = -2 * math.pi * k @ self.centres.T
-        decay = (
-            -2 * math.pi**2 * (k**2).sum(-1, keepdim=True) * (2 * self.log_sigmas).exp()
-        )
-        amplitude = self.masses * decay.exp()
+        square = (k**2).sum(-1, keepdim=True)
+        amplitude = self.weights * torch.exp(-2 * math.pi**2 * square * self.sigmas**2)
         return torch.complex(
             (amplitude * phase.cos()).sum(-1), (amplitude * phase.sin()).sum(-1)
         )
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
+        """See :meth:`FourierVolume.on_rings`; radii must be 0, 1, 2, …"""
         phase = -2 * math.pi * directions @ self.centres.T
-        decay = -2 * math.pi**2 * radii**2 * (2 * self.log_sigmas).exp()[:, None]
-        amplitude = self.masses[:, None] * decay.exp()
-        return RingSum.apply(phase, amplitude)
+        decay = torch.exp(-2 * math.pi**2 * radii**2 * self.sigmas[:, None] ** 2)
+        return RingSum.apply(phase, self.weights[:, None] * decay)
+
+    @torch.no_grad()
+    def grown(self, n_more: int, seed: int = 0) -> GaussianMixture:
+        """
+        A mixture of nearly the same V in which the widest and heaviest Gaussians are
+        each split in two, along random directions.
+
+        :param n_more: Gaussians to add, at most as many as there are.
+        :param seed: Seed of the directions.
+        :return: The larger mixture, on the same device.
+        :raises ValueError: If `n_more` is not 1 … len(self).
+        """
+        if not 1 <= n_more <= len(self):
+            raise ValueError(f"n_more is {n_more}; it must be 1 to {len(self)}")
+        w, sigma, centres = self.weights.clone(), self.sigmas.clone(), self.centres
+        split = torch.argsort(w.abs() * sigma, descending=True)[:n_more]
+        w[split] /= 2
+        sigma[split] *= 0.75
+        generator = torch.Generator().manual_seed(seed)
+        offsets = torch.randn(n_more, 3, generator=generator).to(centres)
+        offsets *= sigma[split, None] / offsets.norm(dim=1, keepdim=True)
+        centres[split] -= offsets
+        return self._of(
+            torch.cat((centres, centres[split] + 2 * offsets)),
+            torch.cat((sigma, sigma[split])),
+            torch.cat((w, w[split])),
+        )
+
+    @torch.no_grad()
+    def _of(self, centres: Tensor, sigmas: Tensor, weights: Tensor) -> GaussianMixture:
+        """A mixture like this one with other Gaussians, its arguments as properties."""
+        n = len(sigmas)
+        total = self.scale * len(self)
+        mixture = GaussianMixture(
+            n, support_radius=self.support_radius, signed=self.signed, total=total
+        ).to(centres)
+        unit = centres / self.support_radius
+        unit = unit * (INSIDE / unit.norm(dim=1, keepdim=True)).clamp(max=1)
+        spread = torch.sqrt(1 - (unit**2).sum(1, keepdim=True))
+        w = weights / mixture.scale
+        if not self.signed:
+            w = w.clamp(min=SMALLEST_WEIGHT)
+            w = w + torch.log(-torch.expm1(-w))  # the inverse of softplus
+        mixture.centre_parameters.copy_(unit / spread)
+        mixture.log_sigmas.copy_(sigmas.log())
+        mixture.weight_parameters.copy_(w)
+        return mixture
 
 
 class RingSum(torch.autograd.Function):
-    """Σ_g amplitude[g, r] exp(i r phase[n, g]) for r = 0 … n_rings - 1, by powers."""
+    """
+    Σ_g a[g, r] exp(i r φ[n, g]) for r = 0, 1, …, by powers of exp(iφ): one pair of
+    trigonometric functions per direction and Gaussian, and nothing of size
+    directions × rings × Gaussians kept for the gradient.
+    """
 
     @staticmethod
     def forward(ctx, phase: Tensor, amplitude: Tensor) -> Tensor:
+        """
+        :param phase: φ (n, n_gaussians), real.
+        :param amplitude: a (n_gaussians, n_rings), real.
+        :return: Sums (n, n_rings), complex.
+        """
         ctx.save_for_backward(phase, amplitude)
-        c, s = phase.cos(), phase.sin()
-        re, im = torch.ones_like(c), torch.zeros_like(s)
-        out = []
-        for r in range(amplitude.shape[1]):
-            if r:
-                re, im = re * c - im * s, re * s + im * c
-            out.append(torch.complex(re @ amplitude[:, r], im @ amplitude[:, r]))
-        return torch.stack(out, 1)
+        rings = [
+            torch.complex(re @ amplitude[:, r], im @ amplitude[:, r])
+            for r, re, im in _powers(phase, amplitude.shape[1])
+        ]
+        return torch.stack(rings, 1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         phase, amplitude = ctx.saved_tensors
-        c, s = phase.cos(), phase.sin()
-        re, im = torch.ones_like(c), torch.zeros_like(s)
-        gre, gim = grad.real.contiguous(), grad.imag.contiguous()
-        gamp = torch.empty_like(amplitude)
-        gphase = torch.zeros_like(phase)
-        for r in range(amplitude.shape[1]):
-            if r:
-                re, im = re * c - im * s, re * s + im * c
-                # d/dphase of (re + i im) = i r (re + i im)
-                gphase += (gim[:, [r]] * re - gre[:, [r]] * im) * (r * amplitude[:, r])
-            gamp[:, r] = re.T @ gre[:, r] + im.T @ gim[:, r]
-        return gphase, gamp
+        g_re, g_im = gradient.real.contiguous(), gradient.imag.contiguous()
+        g_amplitude = torch.empty_like(amplitude)
+        g_phase = torch.zeros_like(phase)
+        for r, re, im in _powers(phase, amplitude.shape[1]):
+            g_amplitude[:, r] = re.T @ g_re[:, r] + im.T @ g_im[:, r]
+            slope = g_im[:, r, None] * re - g_re[:, r, None] * im
+            g_phase.addcmul_(slope, r * amplitude[:, r])
+        return g_phase, g_amplitude
+
+
+def _powers(phase: Tensor, n: int):
+    """(r, cos rφ, sin rφ) for r = 0 … n - 1."""
+    c, s = phase.cos(), phase.sin()
+    re, im = torch.ones_like(c), torch.zeros_like(s)
+    for r in range(n):
+        if r:
+            re, im = re * c - im * s, re * s + im * c
+        yield r, re, im

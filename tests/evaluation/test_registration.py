@@ -28,7 +28,7 @@ def random_rotations(n, seed):
 )
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_rotations_and_hands_are_found(L, dtype, mirrored):
-    for seed, rotation in enumerate(random_rotations(4, seed=L)):
+    for seed, rotation in enumerate(random_rotations(3, seed=L)):
         reference = blobs(L, seed=seed, dtype=dtype)
         volume = blobs(L, seed=seed, rotation=rotation, mirrored=mirrored, dtype=dtype)
         found = register(volume, reference)
@@ -42,7 +42,7 @@ def test_rotations_and_hands_are_found(L, dtype, mirrored):
 @pytest.mark.parametrize("L", [32, 33])
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_shifts_are_found(L, mirrored):
-    for seed, rotation in enumerate(random_rotations(3, seed=1)):
+    for seed, rotation in enumerate(random_rotations(2, seed=1)):
         shift = np.random.default_rng(seed).uniform(-1.1, 1.1, 3)
         motion = {"rotation": rotation, "mirrored": mirrored, "shift": shift}
         volume, reference = blobs(L, seed=seed, **motion), blobs(L, seed=seed)
@@ -80,7 +80,7 @@ def test_the_rotation_is_aspires(L, mirrored):
     applied = found.apply(volume)
     assert applied.pixel_size == 2
     assert applied.dtype == volume.dtype
-    assert np.linalg.norm((applied - reference).asnumpy()) < 0.01 * scale
+    assert np.linalg.norm((applied - reference).asnumpy()) < 2e-3 * scale
 
 
 @pytest.mark.parametrize("L", [24, 25])
@@ -89,7 +89,14 @@ def test_a_registration_moves_other_volumes(L):
     found = register(blobs(L, mirrored=True, **motion), blobs(L))
     other = found.apply(blobs(L, seed=5, mirrored=True, **motion)).asnumpy()
     expected = blobs(L, seed=5).asnumpy()
-    assert np.linalg.norm(other - expected) < 0.01 * np.linalg.norm(expected)
+    # `Volume.rotate` alone leaves 2 to 3 %, wrapped into the Fourier cube's corners.
+    assert np.linalg.norm(other - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+def test_a_registration_moves_one_volume_at_a_time():
+    found = register(blobs(9), blobs(9))
+    with pytest.raises(ValueError, match="a stack of 2"):
+        found.apply(Volume(np.ones((2, 9, 9, 9))))
 
 
 @pytest.mark.parametrize("L", [24, 25])
@@ -166,8 +173,8 @@ def test_half_ball_has_one_of_each_pair():
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
-@given(st.integers(0, 1000), *[st.integers(0, SEARCH_ANGLES // 2)] * 3)
-def test_rotation_correlation_is_that_of_rotated_functions(seed, *indices):
+@given(st.integers(0, 1000), st.tuples(*[st.integers(0, SEARCH_ANGLES // 2)] * 3))
+def test_rotation_correlation_is_that_of_rotated_functions(seed, indices):
     """Against functions evaluated at rotated points and integrated by quadrature."""
     degrees = 5
     rng = np.random.default_rng(seed)

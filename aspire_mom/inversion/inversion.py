@@ -1,0 +1,337 @@
+"""From moments to a volume and a density of rotations."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from aspire.utils import tqdm
+from aspire.volume import Volume
+
+from aspire_mom.densities import DiscreteDensity
+from aspire_mom.inversion.checkpoint import Checkpoint
+from aspire_mom.inversion.forward import forward_model
+from aspire_mom.inversion.loss import (
+    MomentLoss,
+    Weighting,
+    informative_rings,
+    ring_rms,
+)
+from aspire_mom.inversion.optimise import Optimizer, StatusCallback
+from aspire_mom.inversion.reconstruction import Reconstruction
+from aspire_mom.inversion.search import (
+    Candidate,
+    Plan,
+    Problem,
+    march_levels,
+    search,
+)
+from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
+from aspire_mom.volumes import (
+    BallHarmonics,
+    FourierNet,
+    FourierVolume,
+    GaussianMixture,
+)
+
+logger = logging.getLogger(__name__)
+
+PRIORS = ("gaussians", "fouriernet", "harmonics")
+STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
+STEPS = {"lbfgs": 400, "adam": 2000}
+# Sizes that starts take in turn; the criterion tells which the data ask for.
+STARTING_SIZES = (3, 4, 6, 8)
+STARTING_SIGMA = 0.1
+LOG_DENSITY_DEGREE = 6
+MAX_DEGREE = 41
+
+
+class MomentInversion:
+    """
+    Finds a volume and a density of rotations whose moments match (sections 3.2, 4.2).
+
+    By default the volume is a mixture of Gaussians that grows while the data ask for
+    more, the density smooth on viewing directions, moments are weighted by their
+    standard errors, and the best of several starts is kept by the Bayesian information
+    criterion, which sees no reference.
+
+    :param moments: Estimated (or exact) moments in either basis.
+    :param volume: "gaussians", "harmonics", "fouriernet", or a volume model to start
+        from.
+    :param density: `DiscreteDensity`, `MomentEncoder` or any module that gives the
+        nodes' probabilities; by default smooth (`DiscreteDensity(…, degree=6)`), or one
+        logit per node where the volume is a network.
+    :param quadrature: Nodes on SO(3); by default a spherical design as fine as the
+        moments' angular orders, with 12 in-plane angles where they are not averaged.
+    :param n_rings: Rings in use of a polar basis; by default those with signal.
+    :param weighting: "noise", "rings" or "none" (see `MomentLoss`); by default "none",
+        eq. 28 itself, for networks and "noise" for the rest.
+    :param lam: λ of eq. 28.
+    :param optimizer: "lbfgs" or "adam"; by default Adam for networks.
+    :param n_steps: Steps of the last refinement of each start.
+    :param learning_rates: Adam's, each for an equal share of the steps (the paper:
+        1e-5, 1e-6).
+    :param n_starts: Number of random starts; 1 where `volume` is a model.
+    :param max_gaussians: Largest mixture of Gaussians.
+    :param support_radius: Radius of a ball that holds the molecule, in boxes.
+    :param signed: Let Gaussians be negative; by default only where the mean of the
+        images is too small for a non-negative volume.
+    :param seed: Seed of the starts.
+    :param device: torch device.
+    :param status: Called every few steps with an `OptimizerStatus`; True stops with
+        `StoppedByUser`.
+    :param checkpoint: File that keeps progress; an existing one is resumed.
+    :raises TypeError: `moments` or `volume` of another kind.
+    :raises ValueError: options out of range, or a density of another number of nodes.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        volume: str | FourierVolume = "gaussians",
+        density: torch.nn.Module | None = None,
+        quadrature: SO3Quadrature | None = None,
+        *,
+        n_rings: int | None = None,
+        weighting: Weighting | None = None,
+        lam: float = 1.0,
+        optimizer: Optimizer | None = None,
+        n_steps: int | None = None,
+        learning_rates: tuple[float, ...] = (1e-3, 1e-4),
+        n_starts: int | None = None,
+        max_gaussians: int = 64,
+        support_radius: float = 0.4,
+        signed: bool | None = None,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        status: StatusCallback | None = None,
+        checkpoint: str | Path | None = None,
+    ):
+        _check(moments, volume, support_radius)
+        network = volume == "fouriernet" or isinstance(volume, FourierNet)
+        self.moments = moments
+        self.volume = volume
+        self.cartesian = isinstance(moments.basis, CartesianBasis)
+        if self.cartesian:
+            self.n_rings = (moments.basis.L + 1) // 2
+        else:
+            self.n_rings = n_rings or informative_rings(moments)
+            _check_range("n_rings", self.n_rings, 1, moments.basis.n_rings)
+        self.weighting = weighting or ("none" if network else "noise")
+        self.lam = lam
+        self.optimizer = optimizer or ("adam" if network else "lbfgs")
+        _check_range("optimizer", self.optimizer, *STEPS)
+        self.n_steps = n_steps or STEPS[self.optimizer]
+        self.learning_rates = tuple(learning_rates)
+        given = isinstance(volume, FourierVolume)
+        self.n_starts = n_starts or (1 if given else STARTS[volume])
+        self.max_gaussians = max_gaussians
+        self.support_radius = support_radius
+        self.signed = _needs_signs(moments) if signed is None else signed
+        self.seed = seed
+        self.device = torch.device(device)
+        self.status = status
+        self.checkpoint = checkpoint
+        self.quadrature = quadrature or self._default_quadrature()
+        if density is None:
+            degree = None if network else LOG_DENSITY_DEGREE
+            density = DiscreteDensity(self.quadrature, degree=degree)
+        self.density = density
+        self._check_density()
+
+    @property
+    def settings(self) -> dict:
+        """Options in use, JSON-able."""
+        volume, density = self.volume, type(self.density).__name__
+        names = (
+            "n_rings weighting lam optimizer n_steps learning_rates n_starts"
+            " max_gaussians support_radius signed seed"
+        )
+        return {
+            "volume": volume if isinstance(volume, str) else type(volume).__name__,
+            "density": density,
+            "basis": repr(self.moments.basis),
+            "n_nodes": len(self.quadrature),
+            "device": str(self.device),
+            **{name: getattr(self, name) for name in names.split()},
+        }
+
+    def estimate(self) -> Reconstruction:
+        """
+        Search, refine and choose.
+
+        :return: The reconstruction of the best start.
+        :raises StoppedByUser: the status callback returned True; what was done is in
+            the checkpoint.
+        :raises FloatingPointError: the loss became infinite or NaN.
+        """
+        checkpoint = Checkpoint(self.checkpoint, self._fingerprint())
+        plan = Plan(
+            self.optimizer, self.n_steps, self.learning_rates, self.status, checkpoint
+        )
+        problems = [self._problem(n_rings) for n_rings in self._levels()]
+        candidates = [self._start(self.seed + i) for i in range(self.n_starts)]
+        logger.info(f"Inverting {self.moments} with {self.settings}")
+        try:
+            with tqdm(desc="inversion", unit=" stages") as bar:
+                ranking = search(
+                    candidates,
+                    problems,
+                    plan,
+                    max_gaussians=self.max_gaussians,
+                    advance=lambda stage: (bar.set_postfix_str(stage), bar.update()),
+                )
+        except BaseException:
+            # Killed or stopped: what is finished must not be lost.
+            checkpoint.write()
+            raise
+        checkpoint.remove()
+        return self._result(ranking, problems[-1])
+
+    def _result(self, ranking: list[Candidate], problem: Problem) -> Reconstruction:
+        best = ranking[0]
+        L, pixel_size = self.moments.basis.L, self.moments.pixel_size
+        with torch.no_grad():
+            probabilities = problem.probabilities(best.density).double().cpu().numpy()
+        volumes = [c.volume.to_volume(L, pixel_size).asnumpy()[0] for c in ranking]
+        starts = [
+            {"seed": c.seed, "criterion": c.criterion, "loss": c.loss} for c in ranking
+        ]
+        logger.info(f"Best of {self.n_starts} starts: {starts[0]}")
+        return Reconstruction(
+            volume=Volume(volumes[0], pixel_size=pixel_size),
+            density=probabilities / probabilities.sum(),
+            quadrature=self.quadrature,
+            history=best.history,
+            starts=starts,
+            settings=self.settings,
+            seed=self.seed,
+            start_volumes=Volume(np.stack(volumes), pixel_size=pixel_size),
+        )
+
+    def _levels(self) -> list[int]:
+        march = not self.cartesian and self.optimizer == "lbfgs"
+        return march_levels(self.n_rings) if march else [self.n_rings]
+
+    def _max_order(self, n_rings: int) -> int:
+        """Orders that an object within the support has on the outermost ring."""
+        order = math.ceil(2 * math.pi * self.support_radius * (n_rings - 1)) + 1
+        return order if self.cartesian else min(order, self.moments.basis.max_order)
+
+    def _problem(self, n_rings: int) -> Problem:
+        cut = {}
+        if not self.cartesian:
+            cut = {"n_rings": n_rings, "max_order": self._max_order(n_rings)}
+        basis, moments = self.moments.basis, self.moments
+        loss = MomentLoss(moments, weighting=self.weighting, lam=self.lam, **cut)
+        estimates = (
+            torch.from_numpy(np.asarray(value, dtype=np.complex64)).to(self.device)
+            for value in (moments.first, moments.second)
+        )
+        return Problem(
+            forward=forward_model(basis, self.quadrature, **cut).to(self.device),
+            loss=loss.to(self.device),
+            n_rings=n_rings,
+            estimates=tuple(estimates),
+        )
+
+    def _start(self, seed: int) -> Candidate:
+        density = copy.deepcopy(self.density).to(self.device)
+        if isinstance(self.volume, FourierVolume):
+            volume = copy.deepcopy(self.volume)
+        else:
+            volume = self._random_volume(seed)
+        return Candidate(seed, volume.to(self.device), density)
+
+    def _random_volume(self, seed: int) -> FourierVolume:
+        L, rms = self.moments.basis.L, ring_rms(self.moments)
+        scale = L * float(rms[: min(len(rms), 3)].max())
+        band_limit = float(self.n_rings - 1)
+        if self.volume == "gaussians":
+            total = 2 * scale if self.signed else L * abs(mean_coefficient(self.moments))
+            return GaussianMixture(
+                STARTING_SIZES[seed % len(STARTING_SIZES)],
+                support_radius=self.support_radius,
+                sigma=STARTING_SIGMA,
+                signed=self.signed,
+                total=total,
+                seed=seed,
+            )
+        if self.volume == "harmonics":
+            model = BallHarmonics(
+                band_limit, support_radius=self.support_radius, seed=seed
+            )
+            model.coefficients.data *= scale
+            return model
+        return FourierNet(band_limit, scale=scale, seed=seed)
+
+    def _default_quadrature(self) -> SO3Quadrature:
+        degree = min(self._max_order(self.n_rings), MAX_DEGREE)
+        averaged = not self.cartesian and self.moments.basis.inplane_average
+        if averaged:
+            return SO3Quadrature.product(SphericalDesign(degree), 1)
+        return SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
+
+    def _check_density(self) -> None:
+        if isinstance(self.density, DiscreteDensity):
+            n = len(self.density.probabilities)
+            if n != len(self.quadrature):
+                raise ValueError(
+                    f"the density has {n} nodes, the quadrature {len(self.quadrature)}"
+                )
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(sorted(self.settings.items())).encode())
+        digest.update(np.ascontiguousarray(self.moments.first).tobytes())
+        digest.update(np.ascontiguousarray(self.moments.second).tobytes())
+        return digest.hexdigest()
+
+
+def mean_coefficient(moments: Moments) -> float:
+    """E f at zero frequency, real: the mean over images of their sum."""
+    basis = moments.basis
+    if isinstance(basis, CartesianBasis):
+        centre = basis.L // 2
+        return float(moments.first.reshape(basis.L, basis.L)[centre, centre].real)
+    return float(moments.first.reshape(-1, basis.n_rings)[0, 0].real)
+
+
+def _needs_signs(moments: Moments) -> bool:
+    """
+    Whether no non-negative volume fits: |V(k)| ≤ V(0) for those, so no ring's RMS may
+    exceed the mean at zero frequency.
+    """
+    rms = ring_rms(moments)
+    return bool(rms[1:].max(initial=0) > 1.05 * mean_coefficient(moments))
+
+
+def _check(moments: Moments, volume: str | FourierVolume, support: float) -> None:
+    if not isinstance(moments, Moments):
+        raise TypeError(f"moments is a {type(moments).__name__}, not a Moments")
+    if not isinstance(volume, FourierVolume):
+        if not isinstance(volume, str):
+            raise TypeError(
+                f"volume is a {type(volume).__name__}; it must be a FourierVolume or"
+                f" one of {', '.join(PRIORS)}"
+            )
+        _check_range("volume", volume, *PRIORS)
+    if not 0 < support <= 0.5:
+        raise ValueError(
+            f"support_radius is {support} boxes; it must lie in (0, 0.5]"
+        )
+
+
+def _check_range(name: str, value, *accepted) -> None:
+    if isinstance(value, str):
+        if value not in accepted:
+            raise ValueError(f"{name} is {value!r}; it must be {' or '.join(accepted)}")
+    elif not accepted[0] <= value <= accepted[1]:
+        raise ValueError(
+            f"{name} is {value}; it must lie between {accepted[0]} and {accepted[1]}"
+        )

@@ -1,0 +1,224 @@
+"""How far model moments are from estimated ones: eq. 28 and its weighted forms."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aspire_mom.moments import CartesianBasis, Moments
+
+Weighting = Literal["noise", "rings", "none"]
+# What quadrature and model may miss of an entry, relative to its rings' RMS: errors
+# below it count no more, however small the noise.
+RELATIVE_FLOOR = 0.003
+# A ring carries signal where its second moments exceed their errors by this in square.
+SIGNIFICANT = 1.5
+# Rings weaker than this, relative to the strongest, count as empty in exact moments.
+NEGLIGIBLE = 1e-4
+
+
+class MomentLoss(torch.nn.Module):
+    """
+    Distance between model moments and estimated ones.
+
+    - "none": ‖M̂¹ - M¹‖ + λ ‖M̂² - M²‖, eq. 28, in the basis's norms and divided by those
+      of the estimates.
+    - "rings": the squares of these norms, after every ring is divided by its RMS.
+    - "noise": Σ |M̂ - M|² over its standard errors squared, with a floor of 0.3 % of the
+      rings' RMS: minus twice the log-likelihood, if errors were independent. Exact
+      moments have the floor alone.
+
+    :param moments: The estimates.
+    :param n_rings: Rings in use of a polar basis.
+    :param max_order: Angular orders in use of a polar basis.
+    :param weighting: As above.
+    :param lam: λ, weight of the second moment.
+    :raises ValueError: An unknown weighting, or λ not positive.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        *,
+        n_rings: int | None = None,
+        max_order: int | None = None,
+        weighting: Weighting = "noise",
+        lam: float = 1.0,
+    ):
+        super().__init__()
+        if weighting not in ("noise", "rings", "none"):
+            raise ValueError(
+                f'weighting is {weighting!r}; it must be "noise", "rings" or "none"'
+            )
+        if not lam > 0:
+            raise ValueError(f"lam is {lam}; it must be positive")
+        self.weighting, self.lam = weighting, lam
+        cut = _cutter(moments.basis, n_rings, max_order)
+        rms = ring_rms(moments)
+        floor = rms.max() * NEGLIGIBLE
+        for name in ("first", "second"):
+            value = cut(getattr(moments, name))
+            weights = np.broadcast_to(
+                cut(getattr(moments.basis, f"{name}_weights")), value.shape
+            )
+            error = getattr(moments, f"{name}_error")
+            scale = cut(_entry_scale(moments, name, np.maximum(rms, floor)))
+            if weighting == "noise":
+                variance = (RELATIVE_FLOOR * scale) ** 2
+                if error is not None:
+                    variance = variance + cut(error) ** 2
+                # Entries (r, r') and (r', r) are one number, as are orders m and -m
+                # already in storage.
+                weights = (1.0 if name == "first" else 0.5) / variance
+                if isinstance(moments.basis, CartesianBasis):
+                    weights = weights / 2
+                else:
+                    weights = weights * _order_multiplicity(value, name)
+            elif weighting == "rings":
+                weights = np.where(weights > 0, 1 / scale**2, 0)
+            weights = weights * cut(_usable(moments, name))
+            if weighting != "noise":
+                weights = weights / np.sum(weights * np.abs(value) ** 2)
+            self.register_buffer(name, torch.from_numpy(value.astype(np.complex64)))
+            weights = np.ascontiguousarray(weights, dtype=np.float32)
+            self.register_buffer(f"{name}_weights", torch.from_numpy(weights))
+
+    @property
+    def n_residuals(self) -> int:
+        """Independent real numbers that the weighted second moment compares."""
+        return int((self.second_weights > 0).sum())
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """
+        :param first: Model's first moment, of the cut basis's shape, complex.
+        :param second: Model's second moment.
+        :return: The loss, a real scalar.
+        """
+        a = (self.first_weights * _square(first - self.first)).sum()
+        b = (self.second_weights * _square(second - self.second)).sum()
+        if self.weighting == "none":
+            # The root's slope is infinite at an exact fit.
+            tiny = torch.finfo(a.dtype).tiny
+            a, b = (a + tiny).sqrt(), (b + tiny).sqrt()
+        return a + self.lam * b
+
+
+def ring_rms(moments: Moments) -> np.ndarray:
+    """
+    Root of the signal power on each ring, Σ_m E|c[m, r]|² or the mean of E|f|² over the
+    pixels nearest the ring.
+
+    :param moments: Moments in any basis.
+    :return: (n_rings,), float64; 0 where noise removal left a negative power.
+    """
+    basis, second = moments.basis, moments.second
+    if isinstance(basis, CartesianBasis):
+        ring = _pixel_rings(basis)
+        power = np.bincount(ring, second.diagonal().real) / np.bincount(ring)
+    elif basis.inplane_average:
+        power = _order_multiplicity(second, "second")[:, :, 0].T @ np.einsum(
+            "mrr->mr", second
+        ).real
+        power = power[0]
+    else:
+        own = second[:, :, basis.max_order :]
+        multiplicity = np.where(np.arange(basis.max_order + 1) == 0, 1.0, 2.0)
+        power = multiplicity @ np.einsum("mrmr->mr", own).real
+    return np.sqrt(np.maximum(power, 0))
+
+
+def informative_rings(moments: Moments) -> int:
+    """
+    How many rings, from the centre, the data support: up to two rings past the last one
+    on which squared second moments exceed their squared errors by half (exact moments:
+    all whose RMS is at least 1e-4 of the largest).
+
+    :param moments: Moments in the polar basis.
+    :return: A number of rings, at least 4 where the basis has them.
+    """
+    n_rings = moments.basis.n_rings
+    rms = ring_rms(moments)
+    if moments.second_error is None or not moments.basis.inplane_average:
+        strong = rms > NEGLIGIBLE * rms.max()
+        count = int(np.flatnonzero(strong)[-1]) + 1
+    else:
+        # Orders beyond 2πr · 0.4 are empty for an object within 0.4 of the box.
+        order = np.arange(len(moments.second))[:, None]
+        reach = np.ceil(0.8 * np.pi * np.arange(n_rings)) + 1
+        ratio = np.abs(moments.second) ** 2 / np.maximum(
+            moments.second_error**2, np.finfo(float).tiny
+        )
+        within = order[:, :, None] <= np.minimum(reach[:, None], reach)
+        seen = within & (moments.second_error > 0)
+        mean = (ratio * seen).sum((0, 2)) / np.maximum(seen.sum((0, 2)), 1)
+        strong = np.flatnonzero(mean > SIGNIFICANT)
+        count = (int(strong[-1]) if len(strong) else 0) + 3
+    return int(np.clip(count, min(4, n_rings), n_rings))
+
+
+def _square(values: Tensor) -> Tensor:
+    return values.real**2 + values.imag**2
+
+
+def _pixel_rings(basis: CartesianBasis) -> np.ndarray:
+    return np.round(np.linalg.norm(basis.frequencies, axis=1)).astype(int)
+
+
+def _order_multiplicity(value: np.ndarray, name: str) -> np.ndarray:
+    """1 for angular order 0, 2 for those that stand for ±m, broadcast to `value`."""
+    if name == "first" and value.ndim == 1:
+        return np.ones(1)
+    multiplicity = np.where(np.arange(len(value)) == 0, 1.0, 2.0)
+    return multiplicity.reshape(-1, *[1] * (value.ndim - 1))
+
+
+def _entry_scale(moments: Moments, name: str, rms: np.ndarray) -> np.ndarray:
+    """RMS of a moment's entries as ring powers alone would have it."""
+    basis = moments.basis
+    if isinstance(basis, CartesianBasis):
+        pixel = rms[_pixel_rings(basis)]
+        return pixel if name == "first" else np.outer(pixel, pixel)
+    # A ring's power spreads over the orders an object within 0.4 of the box has.
+    orders = 2 * 0.8 * np.pi * np.arange(basis.n_rings) + 1
+    if basis.inplane_average:
+        shared = np.minimum(orders[:, None], orders)
+        blocks = np.outer(rms, rms) / np.sqrt(shared)
+        return rms if name == "first" else np.broadcast_to(blocks, basis.second_shape)
+    one = rms / np.sqrt(orders)
+    if name == "first":
+        return np.broadcast_to(one, basis.first_shape)
+    blocks = one[:, None, None] * one
+    return np.broadcast_to(blocks, basis.second_shape)
+
+
+def _usable(moments: Moments, name: str) -> np.ndarray:
+    """False on the Nyquist row and column of even sizes, which carry no signal."""
+    basis = moments.basis
+    if not isinstance(basis, CartesianBasis) or basis.L % 2:
+        return np.ones(getattr(basis, f"{name}_shape"), dtype=bool)
+    inside = (basis.frequencies > -basis.L / 2).all(1)
+    return inside if name == "first" else np.outer(inside, inside)
+
+
+def _cutter(basis, n_rings: int | None, max_order: int | None):
+    """A function that cuts arrays of a polar basis to the rings and orders in use."""
+    if isinstance(basis, CartesianBasis):
+        return lambda array: array
+    R = basis.n_rings if n_rings is None else n_rings
+    M = basis.max_order if max_order is None else max_order
+    middle = basis.max_order
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        if array.ndim == 1:
+            return array[:R]
+        if array.ndim == 2:
+            return array[: M + 1, :R]
+        if array.ndim == 3:
+            return array[: M + 1, :R, :R]
+        orders = slice(middle - M, middle + M + 1) if array.shape[2] > 1 else slice(1)
+        return array[: M + 1, :R, orders, :R]
+
+    return cut

@@ -1,0 +1,108 @@
+"""What an inversion returns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from aspire.volume import Volume
+
+from aspire_mom.quadrature import SO3Quadrature
+
+FILES = ("volume.mrc", "reconstruction.npz", "reconstruction.json")
+
+
+@dataclass(frozen=True, eq=False)
+class Reconstruction:
+    """
+    A volume and a density of rotations recovered from moments, up to a rotation and a
+    mirror: moments of images cannot tell the hand.
+
+    :param volume: ASPIRE `Volume` [z, y, x], float32, at the moments' size.
+    :param density: Probabilities (n,) of the quadrature's nodes, float64, sum one.
+    :param quadrature: The nodes.
+    :param history: Stages of the start that was chosen: dicts of stage, n_rings, loss
+        and criterion.
+    :param starts: All starts that reached the last level, best first: dicts of seed,
+        criterion and loss.
+    :param settings: Options of the inversion.
+    :param seed: Seed of the search.
+    :param start_volumes: Volumes of `starts`, a stack in the same order.
+    """
+
+    volume: Volume
+    density: np.ndarray
+    quadrature: SO3Quadrature
+    history: list[dict]
+    starts: list[dict]
+    settings: dict
+    seed: int
+    start_volumes: Volume | None = None
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+        """
+        Write volume.mrc, reconstruction.npz (density and quadrature) and
+        reconstruction.json (history, starts, settings, seed) to a folder.
+
+        :param folder: Folder, made if need be.
+        :param overwrite: Replace files that exist.
+        :raises FileExistsError: one of the files exists and `overwrite` is False.
+        """
+        folder = Path(folder)
+        for name in FILES:
+            if (folder / name).exists() and not overwrite:
+                raise FileExistsError(
+                    f"{folder / name} exists; allow overwriting to replace it"
+                )
+        folder.mkdir(parents=True, exist_ok=True)
+        self.volume.save(str(folder / FILES[0]), overwrite=overwrite)
+        with open(folder / FILES[1], "wb") as file:
+            np.savez_compressed(
+                file,
+                density=self.density,
+                rotations=self.quadrature.rotations.matrices,
+                weights=self.quadrature.weights,
+                degree=self.quadrature.degree,
+                n_inplane=self.quadrature.n_inplane,
+            )
+        text = {
+            "history": self.history,
+            "starts": self.starts,
+            "settings": self.settings,
+            "seed": self.seed,
+        }
+        (folder / FILES[2]).write_text(json.dumps(text, indent=2))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Reconstruction:
+        """
+        Read what :meth:`save` wrote (without `start_volumes`).
+
+        :param folder: The folder.
+        :return: The reconstruction.
+        :raises FileNotFoundError: a file is missing.
+        """
+        folder = Path(folder)
+        for name in FILES:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder / name}: no such file")
+        with np.load(folder / FILES[1], allow_pickle=False) as file:
+            density = file["density"]
+        return cls(
+            volume=Volume.load(str(folder / FILES[0])),
+            density=density,
+            quadrature=SO3Quadrature.load(folder / FILES[1]),
+            **json.loads((folder / FILES[2]).read_text()),
+        )
+
+    @property
+    def mirror(self) -> Volume:
+        """
+        The other hand, z → -z about voxel L//2, which has the same moments.
+        """
+        grid = self.volume.asnumpy()[0][::-1]
+        if len(grid) % 2 == 0:
+            grid = np.roll(grid, 1, axis=0)
+        return Volume(np.ascontiguousarray(grid), pixel_size=self.volume.pixel_size)

@@ -1,0 +1,247 @@
+"""Many starts, frequency marching and growth: how the inversion avoids local optima."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from aspire_mom.densities import MomentEncoder
+from aspire_mom.inversion.checkpoint import Checkpoint
+from aspire_mom.inversion.forward import CartesianForward, PolarForward
+from aspire_mom.inversion.loss import MomentLoss
+from aspire_mom.inversion.optimise import Optimizer, StatusCallback, minimise
+from aspire_mom.volumes import FourierVolume, GaussianMixture
+
+FIRST_RINGS = 4
+MARCH = 1.35
+SURVIVORS = 4
+STEPS_PER_LEVEL = 80
+
+
+@dataclass(frozen=True)
+class Problem:
+    """
+    One level of the march: the forward model and the loss over a number of rings.
+
+    :param forward: Map from (volume, probabilities) to moments.
+    :param loss: Distance of moments from the estimates.
+    :param n_rings: Rings in use (of a Cartesian basis, all).
+    :param estimates: The whole estimated moments, for densities that are encoders.
+    """
+
+    forward: PolarForward | CartesianForward
+    loss: MomentLoss
+    n_rings: int
+    estimates: tuple[Tensor, Tensor]
+
+    def objective(self, volume: FourierVolume, density: torch.nn.Module) -> Tensor:
+        """
+        :return: The loss, with the density's penalty where it is −2 log-likelihood.
+        """
+        probabilities = self.probabilities(density)
+        value = self.loss(*self.forward(volume, probabilities))
+        if self.loss.weighting == "noise" and hasattr(density, "penalty"):
+            value = value + density.penalty()
+        return value
+
+    def probabilities(self, density: torch.nn.Module) -> Tensor:
+        """Probabilities of the nodes; an encoder is given the estimated moments."""
+        if isinstance(density, MomentEncoder):
+            return density(*self.estimates)
+        return density()
+
+    def criterion(self, loss: float, volume: FourierVolume) -> float:
+        """
+        Bayesian information criterion, loss + p log n with p the volume's parameters
+        and n the numbers compared, where the loss is −2 log posterior; else the loss.
+        Lower is better. It sees moments only, never a reference.
+        """
+        if self.loss.weighting != "noise":
+            return loss
+        n_parameters = sum(p.numel() for p in volume.parameters())
+        return loss + n_parameters * math.log(self.loss.n_residuals)
+
+
+@dataclass
+class Candidate:
+    """
+    One start of the search, as far as it has come.
+
+    :param seed: Seed of its random start.
+    :param volume: Volume model.
+    :param density: Density model.
+    :param loss: Loss at its last level.
+    :param criterion: :meth:`Problem.criterion` at its last level.
+    :param history: Stages so far: dicts of stage, n_rings, loss and criterion.
+    """
+
+    seed: int
+    volume: FourierVolume
+    density: torch.nn.Module
+    loss: float = math.inf
+    criterion: float = math.inf
+    history: list[dict] = field(default_factory=list)
+
+    def label(self, n_rings: int) -> str:
+        """A stage's name."""
+        size = ""
+        if isinstance(self.volume, GaussianMixture):
+            size = f", {len(self.volume)} Gaussians"
+        return f"start {self.seed}, {n_rings} rings{size}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    How to refine.
+
+    :param method: "lbfgs" or "adam".
+    :param n_steps: Steps of a final refinement.
+    :param learning_rates: Adam's schedule.
+    :param status: Status callback.
+    :param checkpoint: Where progress is kept.
+    """
+
+    method: Optimizer
+    n_steps: int
+    learning_rates: tuple[float, ...]
+    status: StatusCallback | None
+    checkpoint: Checkpoint
+
+
+def march_levels(n_rings: int) -> list[int]:
+    """Numbers of rings to solve for in turn: 4, 6, 9, … up to `n_rings`."""
+    levels = [min(FIRST_RINGS, n_rings)]
+    while levels[-1] < n_rings:
+        levels.append(min(math.ceil(MARCH * levels[-1]), n_rings))
+    return levels
+
+
+def refine(
+    candidate: Candidate, problem: Problem, plan: Plan, *, stage: str, n_steps: int
+) -> Candidate:
+    """
+    Minimise a candidate's loss on one level, or take the result from the checkpoint.
+
+    :param candidate: The candidate, changed in place.
+    :param problem: The level.
+    :param plan: How to refine.
+    :param stage: Name of the stage, unique in the search.
+    :param n_steps: Steps.
+    :return: The candidate.
+    """
+    checkpoint, volume, density = plan.checkpoint, candidate.volume, candidate.density
+
+    def restore(state: dict) -> None:
+        volume.load_state_dict(state["volume"])
+        density.load_state_dict(state["density"])
+
+    def snapshot(**more) -> dict:
+        states = {"volume": volume.state_dict(), "density": density.state_dict()}
+        return {**copy.deepcopy(states), **more}
+
+    if done := checkpoint.finished(stage):
+        restore(done)
+        candidate.loss = done["loss"]
+    else:
+        begun = checkpoint.in_progress(stage)
+        if begun:
+            restore(begun)
+        candidate.loss = minimise(
+            lambda: problem.objective(volume, density),
+            [*volume.parameters(), *density.parameters()],
+            method=plan.method,
+            n_steps=n_steps,
+            learning_rates=plan.learning_rates,
+            stage=stage,
+            status=plan.status,
+            state=begun,
+            save=lambda state: checkpoint.progress(stage, snapshot(**state)),
+        )
+        checkpoint.finish(stage, snapshot(loss=candidate.loss))
+    candidate.criterion = problem.criterion(candidate.loss, volume)
+    candidate.history.append(
+        {
+            "stage": stage,
+            "n_rings": problem.n_rings,
+            "loss": candidate.loss,
+            "criterion": candidate.criterion,
+        }
+    )
+    return candidate
+
+
+def grow(candidate: Candidate, problem: Problem, plan: Plan, most: int) -> Candidate:
+    """
+    Split Gaussians for as long as the criterion falls.
+
+    :param candidate: A candidate whose volume is a `GaussianMixture`.
+    :param problem: The level.
+    :param plan: How to refine.
+    :param most: Number of Gaussians not to exceed.
+    :return: The best candidate, the one given if none is better.
+    """
+    while (n := len(candidate.volume)) < most:
+        larger = replace(
+            candidate,
+            volume=candidate.volume.grown(min(max(1, n // 2), most - n), n),
+            density=copy.deepcopy(candidate.density),
+            history=list(candidate.history),
+        )
+        stage = larger.label(problem.n_rings) + ", grown"
+        refine(larger, problem, plan, stage=stage, n_steps=STEPS_PER_LEVEL)
+        if larger.criterion >= candidate.criterion:
+            break
+        candidate = larger
+    return candidate
+
+
+def search(
+    candidates: list[Candidate],
+    problems: list[Problem],
+    plan: Plan,
+    *,
+    max_gaussians: int,
+    advance: Callable[[str], None],
+) -> list[Candidate]:
+    """
+    Refine all starts on the first level and keep the better half, and so on from level
+    to level; the last few are refined to the end. Gaussian mixtures grow on each level.
+
+    :param candidates: The starts.
+    :param problems: The levels, coarse to fine.
+    :param plan: How to refine.
+    :param max_gaussians: Largest mixture.
+    :param advance: Called with the name of each finished piece of work.
+    :return: The candidates that reached the last level, best first.
+    """
+    for level, problem in enumerate(problems):
+        last = level == len(problems) - 1
+        first_steps = STEPS_PER_LEVEL if len(candidates) > 1 else plan.n_steps
+        for candidate in candidates:
+            stage = candidate.label(problem.n_rings)
+            steps = first_steps if last or len(candidates) > 1 else STEPS_PER_LEVEL
+            refine(candidate, problem, plan, stage=stage, n_steps=steps)
+            advance(stage)
+        candidates = sorted(candidates, key=lambda c: c.criterion)
+        if last:
+            candidates = candidates[:SURVIVORS]
+        elif level > 0:
+            # The first rings tell little; later ones drop the worse half.
+            candidates = candidates[: max(SURVIVORS, len(candidates) // 2)]
+        if last and len(candidates) > 1:
+            for candidate in candidates:
+                stage = candidate.label(problem.n_rings) + ", to the end"
+                refine(candidate, problem, plan, stage=stage, n_steps=plan.n_steps)
+        candidates = [
+            grow(c, problem, plan, max_gaussians)
+            if isinstance(c.volume, GaussianMixture)
+            else c
+            for c in candidates
+        ]
+    return sorted(candidates, key=lambda c: c.criterion)

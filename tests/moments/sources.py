@@ -1,0 +1,38 @@
+"""Small ASPIRE sources that the tests of this folder share."""
+
+import numpy as np
+from aspire.noise import WhiteNoiseAdder
+from aspire.source import ArrayImageSource, Simulation
+from aspire.utils import Rotation
+
+from aspire_mom.phantoms import gaussian_phantom
+
+VARIANCE = (0.5 / 25) ** 2
+
+
+def simulation(L, *, n=100, dtype=np.float32, noise=VARIANCE, **options):
+    """ASPIRE's own noisy projections of the four-Gaussian phantom."""
+    angles = Rotation.generate_random_rotations(n, seed=L, dtype=np.float64).angles
+    options = {"offsets": 0, "amplitudes": 1} | options
+    return Simulation(
+        vols=gaussian_phantom(L, pixel_size=2.0).astype(dtype),
+        n=n,
+        angles=angles.astype(dtype),
+        seed=L,
+        noise_adder=WhiteNoiseAdder(noise, seed=L) if noise else None,
+        **options,
+    )
+
+
+def array_source(images):
+    return ArrayImageSource(images, pixel_size=2.0)
+
+
+def noise_images(n, L, variance=1.0, seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return (np.sqrt(variance) * rng.standard_normal((n, L, L))).astype(dtype)
+
+
+def largest_difference(values, expected):
+    """Relative to the largest expected value."""
+    return np.abs(values - expected).max() / np.abs(expected).max()

@@ -1,0 +1,306 @@
+import logging
+
+import mrcfile
+import numpy as np
+import pytest
+from aspire.noise import AnisotropicNoiseEstimator, WhiteNoiseEstimator
+from aspire.operators import CTFFilter, IdentityFilter, RadialCTFFilter, ScalarFilter
+from aspire.source import ArrayImageSource, RelionSource
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis
+from tests.moments.sources import (
+    VARIANCE,
+    array_source,
+    largest_difference,
+    noise_images,
+    simulation,
+)
+from tests.references import moments as reference
+
+BASES = {
+    "cartesian": CartesianBasis,
+    "polar": PolarBasis,
+    "general": lambda L: PolarBasis(L, max_order=9, inplane_average=False),
+}
+bases = pytest.mark.parametrize("basis", BASES)
+ARRAYS = ("first", "second", "first_error", "second_error")
+
+
+def estimate(source, basis, **options):
+    return MomentEstimator(source, BASES[basis](source.L), **options).estimate()
+
+
+def downsampled(dtype=np.float32, n=60):
+    return simulation(32, dtype=dtype, n=n).downsample(24)
+
+
+@bases
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "make", [lambda d: simulation(24, dtype=d), lambda d: simulation(25, dtype=d)]
+)
+def test_moments_are_those_of_the_images_one_by_one(basis, dtype, make):
+    source = make(dtype)
+    moments = estimate(source, basis, noise_variance=VARIANCE, batch_size=64)
+    first, second, *errors = reference.raw_moments(
+        source.images[:].asnumpy(), moments.basis
+    )
+    if basis == "cartesian":
+        second -= VARIANCE * source.L**2 * np.eye(source.L**2)
+    else:
+        second -= VARIANCE * reference.noise_second(moments.basis)
+    close = 1e-5 if dtype == np.float32 else 1e-10
+    for name, expected in zip(ARRAYS, (first, second, *errors), strict=True):
+        value = getattr(moments, name)
+        assert value.dtype == (np.complex128 if "error" not in name else np.float64)
+        # A standard error of nearly 0 is the root of a difference.
+        loose = 10 if "error" in name else 1
+        assert largest_difference(value, expected) < loose * close, name
+    assert moments.n_images == source.n
+    assert moments.noise_variance == VARIANCE
+    assert moments.pixel_size == 2.0
+    assert moments.third is None
+    assert moments.nyquist
+
+
+@bases
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_downsampled_even_images(basis, dtype):
+    """Their Nyquist row and column are empty, and the noise bias is so, too."""
+    source = downsampled(dtype)
+    moments = estimate(source, basis, noise_variance=0)
+    assert not moments.nyquist
+    first, second, *_ = reference.raw_moments(source.images[:].asnumpy(), moments.basis)
+    close = 1e-5 if dtype == np.float32 else 1e-10
+    assert largest_difference(moments.first, first) < close
+    assert largest_difference(moments.second, second) < close
+    noisy = estimate(source, basis, noise_variance=0.5)
+    bias = 0.5 * moments.basis.noise_second(nyquist=False)
+    assert largest_difference(moments.second - noisy.second, bias) < close
+
+
+@pytest.mark.parametrize("make", [lambda: simulation(25), downsampled])
+def test_default_noise_variance_is_aspires(make):
+    source = make()
+    expected = WhiteNoiseEstimator(source).estimate()
+    moments = estimate(source, "polar")
+    assert moments.noise_variance == pytest.approx(expected, rel=1e-5)
+    given_estimator = estimate(
+        source, "polar", noise_variance=AnisotropicNoiseEstimator(source)
+    )
+    assert given_estimator.noise_variance == pytest.approx(expected, rel=1e-3)
+
+
+@bases
+@pytest.mark.parametrize("L", [16, 17, "downsampled"])
+@pytest.mark.parametrize("variance", ["given", "estimated"])
+def test_noise_bias_is_removed(basis, L, variance):
+    """
+    Of pure noise only scatter is left. The share of the bias that is left is a mean
+    over 60 or more coefficients of N = 3000 images each, every one of which has it to
+    sqrt(2/N) = 2.6 % or better: below 1 %, three standard errors if 60 of them
+    were independent. Not minding the empty Nyquist row and column would leave 14 %.
+    """
+    n = 3000
+    if L == "downsampled":
+        source = array_source(noise_images(n, 20, seed=1)).downsample(16)
+        true = (16 / 20) ** 2 * (15 / 16) ** 2
+    else:
+        source, true = array_source(noise_images(n, L, seed=2)), 1.0
+    options = {"noise_variance": true} if variance == "given" else {}
+    moments = estimate(source, basis, **options)
+    assert moments.noise_variance == pytest.approx(true, rel=0.01)
+    noise = true * moments.basis.noise_second(moments.nyquist)
+    noise, left = (diagonal(a, moments.basis) for a in (noise, moments.second))
+    inside = noise > 1e-6 * noise.max()
+    assert np.count_nonzero(inside) >= 60
+    assert abs(np.mean(left[inside] / noise[inside])) < 0.01
+    # All entries: as far from zero as their standard errors say.
+    known = moments.second_error > 1e-3 * moments.second_error.max()
+    z = np.abs(moments.second[known]) / moments.second_error[known]
+    assert np.mean(z**2) == pytest.approx(1, abs=0.3)
+
+
+def diagonal(second, basis):
+    """E |f|² of every order and ring, or of every Fourier pixel."""
+    if second.ndim == 2:
+        return np.diagonal(second).real
+    if second.ndim == 3:
+        return np.einsum("mrr->mr", second).real
+    return np.einsum("mrmr->mr", second[:, :, basis.max_order :]).real
+
+
+@bases
+def test_standard_errors_are_the_scatter_of_repeated_draws(basis):
+    """
+    200 draws of 60 images: the scatter of each entry is known to 1/sqrt(400) = 5 %,
+    that of the sum over entries to less.
+    """
+    L, n, signal = 8, 60, 3 * np.exp(-((np.arange(8) - 4) ** 2) / 5)
+    draws = []
+    for seed in range(200):
+        images = noise_images(n, L, seed=seed, dtype=np.float64)
+        images *= 1 + np.outer(signal, signal)
+        draws.append(estimate(array_source(images), basis, noise_variance=0))
+    for name in ("first", "second"):
+        scatter = np.var([getattr(d, name) for d in draws], axis=0)
+        stated = np.mean([getattr(d, f"{name}_error") ** 2 for d in draws], axis=0)
+        assert stated.sum() == pytest.approx(scatter.sum(), rel=0.08)
+        large = scatter > 0.01 * scatter.max()
+        ratio = np.sqrt(stated[large] / scatter[large])
+        assert np.median(ratio) == pytest.approx(1, abs=0.05)
+        assert np.percentile(ratio, [5, 95]) == pytest.approx([1, 1], abs=0.2)
+
+
+@bases
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(split=st.integers(1, 89), even=st.booleans(), share=st.floats(0, 1))
+def test_merged_is_all_at_once(basis, split, even, share):
+    source = array_source(noise_images(90, 12 if even else 13, dtype=np.float64))
+    # The mean of the two variances is 1.
+    variances = 1 + share * (90 - split) / 90, 1 - share * split / 90
+    parts = [
+        estimate(part, basis, noise_variance=v)
+        for part, v in zip((source[:split], source[split:]), variances, strict=True)
+    ]
+    merged, whole = (
+        parts[0].merge(parts[1]),
+        estimate(source, basis, noise_variance=1, batch_size=31),
+    )
+    assert merged.n_images == 90
+    assert merged.noise_variance == pytest.approx(1)
+    for name in ARRAYS:
+        value, expected = getattr(merged, name), getattr(whole, name)
+        assert largest_difference(value, expected) < 1e-7, name
+
+
+class CountingSource(ArrayImageSource):
+    def _images(self, indices):
+        self.read = [*getattr(self, "read", []), indices]
+        return super()._images(indices)
+
+
+def test_images_are_read_once_in_batches():
+    source = CountingSource(noise_images(50, 9), pixel_size=1.0)
+    estimate(source, "polar", batch_size=16)
+    assert [len(indices) for indices in source.read] == [16, 16, 16, 2]
+    np.testing.assert_array_equal(np.concatenate(source.read), np.arange(50))
+
+
+def test_integer_images(tmp_path):
+    """int8 stacks, whose squares would overflow."""
+    images = np.clip(noise_images(60, 16, variance=900), -127, 127).astype(np.int8)
+    with mrcfile.new(tmp_path / "stack.mrcs") as file:
+        file.set_data(images)
+    rows = "\n".join(f"{i + 1:06d}@stack.mrcs" for i in range(60))
+    star = tmp_path / "particles.star"
+    star.write_text(f"data_\n\nloop_\n_rlnImageName #1\n{rows}\n")
+    source = RelionSource(star, pixel_size=1.5)
+    assert source.dtype == np.int8
+    for basis in BASES:
+        moments = estimate(source, basis)
+        expected = estimate(array_source(images.astype(np.float32)), basis)
+        assert moments.noise_variance == expected.noise_variance > 800
+        np.testing.assert_array_equal(moments.second, expected.second)
+    for integer in (np.int16, np.uint16, np.int64):
+        moments = estimate(array_source(images.astype(integer) + 128), "polar")
+        assert moments.noise_variance == pytest.approx(expected.noise_variance)
+
+
+def test_an_offset_does_not_hide_an_empty_nyquist_row():
+    images = noise_images(40, 20, dtype=np.float64)
+    source = array_source(images + 1e4).downsample(16)
+    assert not estimate(source, "polar").nyquist
+    assert estimate(array_source(images + 1e4), "polar").nyquist
+
+
+def test_a_ramp_subtracted_after_downsampling_does_not_either():
+    source = array_source(noise_images(40, 20)).downsample(16).normalize_background()
+    moments = estimate(source, "polar")
+    assert not moments.nyquist
+    assert moments.noise_variance == pytest.approx(1, rel=0.01)
+
+
+@pytest.mark.parametrize("n_bad", [0, 37])
+def test_bad_image_is_named_by_its_index(n_bad):
+    images = noise_images(50, 9)
+    images[n_bad, 3, 4] = np.nan
+    with pytest.raises(ValueError, match=f"image {n_bad} has values that are NaN"):
+        estimate(array_source(images), "polar", noise_variance=1, batch_size=16)
+
+
+CTF = CTFFilter(voltage=300, defocus_u=15000, defocus_v=16000)
+
+
+@pytest.mark.parametrize(
+    ("filters", "prepare"),
+    [
+        ([CTF], lambda s: s),
+        ([CTF], lambda s: s.downsample(12)),
+        ([CTF], lambda s: s.phase_flip()),
+        ([RadialCTFFilter(), IdentityFilter()], lambda s: s.whiten()),
+        ([IdentityFilter()], lambda s: s.whiten(AnisotropicNoiseEstimator(s))),
+    ],
+)
+def test_ctfs_are_refused(filters, prepare):
+    source = prepare(simulation(16, n=20, unique_filters=filters))
+    with pytest.raises(ValueError, match=r"1 CTF or other filter.* ignore_ctf=True"):
+        estimate(source, "polar")
+    assert estimate(source, "polar", ignore_ctf=True).n_images == 20
+
+
+@pytest.mark.parametrize("filters", [None, [IdentityFilter()], [ScalarFilter(value=2)]])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        lambda s: s,
+        lambda s: s.downsample(12),
+        lambda s: s.whiten(),
+        lambda s: s.downsample(12).whiten().normalize_background(),
+        lambda s: s.phase_flip().cache().downsample(11),
+        lambda s: s[:10],
+    ],
+)
+def test_flat_filters_are_not_refused(filters, prepare):
+    source = prepare(simulation(16, n=20, unique_filters=filters))
+    assert np.abs(estimate(source, "polar").second).max() > 0
+
+
+def test_shifts_are_refused():
+    source = simulation(16, n=4, offsets=np.array([[0, 0], [0, -2.5], [1, 0], [0, 0]]))
+    with pytest.raises(ValueError, match=r"up to 2\.5 pixels.* ignore_shifts=True"):
+        estimate(source, "polar")
+    with pytest.raises(ValueError, match=r"up to 1\.25 pixels"):
+        estimate(source.downsample(8), "polar")
+    assert estimate(source, "polar", ignore_shifts=True).n_images == 4
+
+
+def test_varying_amplitudes_are_only_mentioned(caplog):
+    amplitudes = np.linspace(0.5, 2, 20)
+    with caplog.at_level(logging.WARNING, "aspire_mom.moments.estimator"):
+        estimate(simulation(9, n=20), "polar")
+        assert not caplog.messages
+        estimate(simulation(9, n=20, amplitudes=amplitudes), "polar")
+    assert "amplitudes vary from 0.5 to 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"source": np.zeros((5, 9, 9))}, TypeError, "source is a ndarray"),
+        ({"basis": 9}, TypeError, "basis is a int; a CartesianBasis or a PolarBasis"),
+        ({"basis": PolarBasis(10)}, ValueError, "9 pixels along an edge, .* for 10"),
+        ({"noise_variance": -1}, ValueError, "noise variance is -1; .* 0 or more"),
+        ({"noise_variance": np.nan}, ValueError, "noise variance is nan"),
+        ({"noise_variance": "white"}, TypeError, "noise_variance is a str"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0; it must be 1 or more"),
+        ({"batch_size": 2.5}, TypeError, "integer"),
+    ],
+)
+def test_wrong_arguments_are_named(change, error, message):
+    arguments = {"source": array_source(noise_images(5, 9)), "basis": PolarBasis(9)}
+    arguments |= change
+    with pytest.raises(error, match=message):
+        MomentEstimator(**arguments)
