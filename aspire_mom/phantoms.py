@@ -15,7 +15,7 @@ def gaussians_on_grid(
     pixel_size: float | None = None,
 ) -> Volume:
     """
-    A sum of isotropic Gaussians sampled at voxel centres, scaled to unit Frobenius norm.
+    A sum of isotropic Gaussians sampled at voxel centres, of unit Frobenius norm.
 
     :param centres: Centres (n, 3) in voxels from voxel L//2, xyz order.
     :param sigmas: Standard deviations (n,) in voxels.
@@ -31,7 +31,8 @@ def gaussians_on_grid(
     )
     grid = np.einsum("g,gz,gy,gx->zyx", amplitudes, z, y, x, optimize=True)
     grid /= np.linalg.norm(grid)
-    return Volume(grid.astype(np.float32), pixel_size=pixel_size)
+    # einsum may leave another order of axes in memory, which finufft warns of.
+    return Volume(grid.astype(np.float32, order="C"), pixel_size=pixel_size)
 
 
 def gaussian_phantom(

@@ -26,6 +26,7 @@ def test_gaussians_point_by_point(L):
         volume.asnumpy()[0], expected / np.linalg.norm(expected), atol=1e-7
     )
     assert volume.pixel_size == 1.5
+    assert volume.asnumpy().flags.c_contiguous
 
 
 @SIZES

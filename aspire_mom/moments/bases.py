@@ -103,9 +103,8 @@ class CartesianBasis:
         """
         images = check_images(images, self.L)
         pixels = images.reshape(len(images), -1)
-        power = _squared_modulus(scipy.fft.rfft2(images, workers=-1)).reshape(
-            len(images), -1
-        )
+        half_planes = scipy.fft.rfft2(images, workers=-1).reshape(len(images), -1)
+        power = _squared_modulus(half_planes)
         return images.sum(0, dtype=np.float64), pixels.T @ pixels, power.T @ power
 
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

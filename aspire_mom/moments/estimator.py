@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 
 import numpy as np
 from aspire.noise import NoiseEstimator
@@ -59,25 +58,11 @@ class MomentEstimator:
         ignore_ctf: bool = False,
         ignore_shifts: bool = False,
     ):
-        if not isinstance(source, ImageSource):
-            raise TypeError(
-                f"source is a {type(source).__name__}; an ASPIRE ImageSource is needed"
-            )
-        if not isinstance(basis, CartesianBasis | PolarBasis):
-            raise TypeError(
-                f"basis is a {type(basis).__name__}; a CartesianBasis or a PolarBasis"
-                " is needed"
-            )
-        if source.n < 1:
-            raise ValueError("the source has 0 images; at least 1 is needed")
-        if source.L != basis.L:
+        _check_match(source, basis)
+        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(
-                f"the source's images have {source.L} pixels along an edge, the basis"
-                f" is for {basis.L}"
+                f"batch_size is {batch_size}; it must be an integer of at least 1"
             )
-        batch_size = operator.index(batch_size)
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         if noise_variance is not None and not isinstance(
             noise_variance, NoiseEstimator
         ):
@@ -86,11 +71,7 @@ class MomentEstimator:
             _refuse_ctf(source)
         if not ignore_shifts:
             _refuse_shifts(source)
-        if np.ptp(source.amplitudes) > 0:
-            logger.warning(
-                f"The images' amplitudes vary from {source.amplitudes.min():.3g} to"
-                f" {source.amplitudes.max():.3g}; moments are of the images as they are"
-            )
+        _mention_amplitudes(source)
         self.source = source
         self.basis = basis
         self.noise_variance = noise_variance
@@ -155,7 +136,7 @@ class MomentEstimator:
                 total += part
         mean, mean_square = corner / (n * np.count_nonzero(outside))
         nyquist = L % 2 == 1 or edge[0] > EMPTY_NYQUIST * edge[1]
-        return sums, float(mean_square - mean**2), bool(nyquist)
+        return sums, max(float(mean_square - mean**2), 0.0), bool(nyquist)
 
 
 def _edge_power(images: np.ndarray) -> np.ndarray:
@@ -166,6 +147,25 @@ def _edge_power(images: np.ndarray) -> np.ndarray:
     waves = np.cos(2 * np.pi / L * k * np.arange(L)).astype(images.dtype)
     rows, columns = waves @ images, images @ waves.T
     return (rows**2).sum((0, 2)) + (columns**2).sum((0, 1))
+
+
+def _check_match(source: ImageSource, basis: Basis) -> None:
+    if not isinstance(source, ImageSource):
+        raise TypeError(
+            f"source is a {type(source).__name__}; an ASPIRE ImageSource is needed"
+        )
+    if not isinstance(basis, CartesianBasis | PolarBasis):
+        raise TypeError(
+            f"basis is a {type(basis).__name__}; a CartesianBasis or a PolarBasis"
+            " is needed"
+        )
+    if source.n < 1:
+        raise ValueError("the source has 0 images; at least 1 is needed")
+    if source.L != basis.L:
+        raise ValueError(
+            f"the source's images have {source.L} pixels along an edge, the basis"
+            f" is for {basis.L}"
+        )
 
 
 def _checked_variance(variance: float) -> float:
@@ -204,4 +204,13 @@ def _refuse_shifts(source: ImageSource) -> None:
             f"the source has shifts of up to {shifts.max():.3g} pixels, which are not"
             " corrected for; pass ignore_shifts=True (--ignore-shifts) to take the"
             " images as they are"
+        )
+
+
+def _mention_amplitudes(source: ImageSource) -> None:
+    amplitudes = source.amplitudes
+    if np.ptp(amplitudes) > 0:
+        logger.warning(
+            f"The images' amplitudes vary from {amplitudes.min():.3g} to"
+            f" {amplitudes.max():.3g}; moments are of the images as they are"
         )

@@ -290,13 +290,14 @@ def test_varying_amplitudes_are_only_mentioned(caplog):
     ("change", "error", "message"),
     [
         ({"source": np.zeros((5, 9, 9))}, TypeError, "source is a ndarray"),
+        ({"source": array_source(np.ones((0, 9, 9)))}, ValueError, "has 0 images"),
         ({"basis": 9}, TypeError, "basis is a int; a CartesianBasis or a PolarBasis"),
         ({"basis": PolarBasis(10)}, ValueError, "9 pixels along an edge, .* for 10"),
         ({"noise_variance": -1}, ValueError, "noise variance is -1; .* 0 or more"),
         ({"noise_variance": np.nan}, ValueError, "noise variance is nan"),
         ({"noise_variance": "white"}, TypeError, "noise_variance is a str"),
-        ({"batch_size": 0}, ValueError, "batch_size is 0; it must be 1 or more"),
-        ({"batch_size": 2.5}, TypeError, "integer"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0; it must be an integer"),
+        ({"batch_size": 2.5}, ValueError, r"batch_size is 2\.5; it must be"),
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):

@@ -1,0 +1,393 @@
+"""
+The command `aspire-mom`.
+
+Imports of anything slow are inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from aspire_mom.console import Group, Positive, check_device, figures
+
+if TYPE_CHECKING:
+    from aspire_mom.moments import Moments
+
+INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUTPUT = click.Path(path_type=Path)
+CHECKPOINT = "checkpoint.pt"
+
+out_folder = click.option(
+    "-o", "--out", type=OUTPUT, required=True, help="Folder for the results."
+)
+pixel_size_option = click.option(
+    "--pixel-size",
+    type=Positive(),
+    help="Ångström per pixel, where the file does not say; must agree with it if it"
+    " does.",
+)
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31),
+    default=0,
+    show_default=True,
+    help="Seed of all that is drawn at random.",
+)
+device_option = click.option(
+    "--device", default="cpu", show_default=True, help="torch device: cpu, cuda, …"
+)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace results that exist."
+)
+
+
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="aspire-mom")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """
+    Ab initio cryo-EM volumes from image moments.
+
+    Averages first and second moments over all images, without estimating any
+    orientation, and finds a volume and a density of viewing directions that have these
+    moments.
+
+    \b
+    See it work, in a few minutes:
+        aspire-mom demo --out demo
+    From images to a model, and how good it is where the truth is known:
+        aspire-mom moments particles.star -o moments.npz
+        aspire-mom reconstruct moments.npz -o result
+        aspire-mom evaluate result/volume.mrc truth.mrc
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@main.command()
+@out_folder
+@click.option(
+    "--images",
+    type=click.IntRange(min=1),
+    default=20_000,
+    show_default=True,
+    help="Number of images to simulate.",
+)
+@seed_option
+@device_option
+@overwrite_option
+def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> None:
+    """
+    Simulate noisy images, reconstruct, and compare with the truth.
+
+    The volume is four Gaussians on 25 x 25 x 25 voxels of 1 Å, seen from directions
+    that are far from uniform at a signal-to-noise ratio of about 0.1. The folder gets
+    volume.mrc (as found), aligned.mrc (turned onto truth.mrc), moments.npz, pictures of
+    images, slices, surfaces, views and FSC, and report.json.
+
+    \b
+    Example:
+        aspire-mom demo --out demo
+    """
+    from aspire_mom import demo as demonstration
+    from aspire_mom.files import check_outputs, staged
+    from aspire_mom.inversion import reconstruction
+
+    files = reconstruction.FILES + demonstration.FILES
+    check_outputs([out / name for name in files], overwrite)
+    result = demonstration.run_demo(images, seed=seed, device=check_device(device))
+    with staged(out) as folder:
+        result.save(folder)
+    click.echo(figures(result.report()))
+
+
+@main.command()
+@click.argument("volume", type=INPUT)
+@click.option(
+    "-o", "--out", type=OUTPUT, required=True, help="STAR file to write (.star)."
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), required=True, help="Number of images."
+)
+@click.option(
+    "--snr",
+    type=Positive(),
+    required=True,
+    help="Signal-to-noise ratio as ASPIRE defines it: mean square of the clean images"
+    " within the inscribed disc over the noise variance.",
+)
+@click.option(
+    "--views",
+    type=click.Choice(["vmf", "uniform"]),
+    default="vmf",
+    show_default=True,
+    help="Density of viewing directions: a random mixture of eight von Mises-Fisher"
+    " distributions, or uniform.",
+)
+@pixel_size_option
+@seed_option
+@overwrite_option
+def simulate(
+    volume: Path,
+    out: Path,
+    images: int,
+    snr: float,
+    views: str,
+    pixel_size: float | None,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """
+    Simulate noisy particle images of VOLUME, an MRC file.
+
+    Images have white noise, no CTF and no shifts; in-plane angles are uniform. The STAR
+    file keeps the true angles, the images are in an .mrcs file beside it.
+
+    \b
+    Example:
+        aspire-mom simulate map.mrc --images 10000 --snr 0.1 -o particles.star
+    """
+    from aspire.noise import WhiteNoiseAdder
+
+    from aspire_mom import VonMisesFisherMixture
+    from aspire_mom import demo as demonstration
+    from aspire_mom.files import check_name, check_outputs, read_volume, staged
+
+    check_name(out, ".star")
+    # As ASPIRE names the stack of a STAR file.
+    check_outputs([out, out.with_name(f"{out.stem}_0_{images - 1}.mrcs")], overwrite)
+    molecule = read_volume(volume, pixel_size)
+    if molecule.pixel_size is None:
+        raise ValueError(f"{volume} has no voxel size; pass --pixel-size")
+    density = VonMisesFisherMixture.random(seed=seed)
+    if views == "uniform":
+        density = VonMisesFisherMixture([[0, 0, 1]], [0], [1])
+    noise = WhiteNoiseAdder.from_snr(snr, seed=seed + 2)
+    source = demonstration.simulate(molecule, images, density, noise, seed + 1)
+    with staged(out.parent) as folder:
+        source.save(folder / out.name, save_mode="single")
+    click.echo(f"{images} images in {out}")
+
+
+@main.command()
+@click.argument("particles", type=INPUT)
+@click.option(
+    "-o", "--out", type=OUTPUT, required=True, help="Moments file to write (.npz)."
+)
+@pixel_size_option
+@click.option(
+    "--ignore-ctf",
+    is_flag=True,
+    help="Take images that have a CTF as if they had none.",
+)
+@click.option(
+    "--ignore-shifts",
+    is_flag=True,
+    help="Take images that have shifts as if they were centred.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Images in memory at once.",
+)
+@overwrite_option
+def moments(
+    particles: Path,
+    out: Path,
+    pixel_size: float | None,
+    ignore_ctf: bool,
+    ignore_shifts: bool,
+    batch_size: int,
+    overwrite: bool,
+) -> None:
+    """
+    Average the moments of PARTICLES, a RELION STAR file, in one pass.
+
+    Angles in the file are not used. Paths of stacks are relative to its folder. The
+    noise variance is measured in the corners of the images and its share removed.
+
+    \b
+    Example:
+        aspire-mom moments particles.star -o moments.npz
+    """
+    from aspire_mom import MomentEstimator, PolarBasis
+    from aspire_mom.files import check_name, check_outputs, read_particles, staged
+
+    check_name(out, ".npz")
+    check_outputs([out], overwrite)
+    source = read_particles(particles, pixel_size)
+    estimate = MomentEstimator(
+        source,
+        PolarBasis(source.L),
+        batch_size=batch_size,
+        ignore_ctf=ignore_ctf,
+        ignore_shifts=ignore_shifts,
+    ).estimate()
+    with staged(out.parent) as folder:
+        estimate.save(folder / out.name)
+    click.echo(f"{estimate} in {out}")
+
+
+@main.command()
+@click.argument("moments", type=INPUT)
+@out_folder
+@click.option(
+    "--prior",
+    type=click.Choice(["gaussians", "fouriernet", "harmonics"]),
+    default="gaussians",
+    show_default=True,
+    help="What the volume is made of: a growing mixture of Gaussians, the paper's"
+    " network, or ball harmonics.",
+)
+@click.option(
+    "--support-radius",
+    type=Positive(),
+    help="Radius in Å of a ball that holds the molecule.  [default: 0.4 boxes]",
+)
+@click.option(
+    "--lowpass",
+    type=Positive(),
+    help="Remove what is finer than this many Å from the volumes that are written.",
+)
+@click.option(
+    "--starts",
+    type=click.IntRange(min=1),
+    help="Number of random starts.  [default: by prior]",
+)
+@seed_option
+@device_option
+@overwrite_option
+def reconstruct(
+    moments: Path,
+    out: Path,
+    prior: str,
+    support_radius: float | None,
+    lowpass: float | None,
+    starts: int | None,
+    seed: int,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """
+    Find a volume and a density of views that have MOMENTS, an .npz file.
+
+    The folder gets volume.mrc and volume_mirror.mrc, which moments cannot tell apart,
+    the density of views (reconstruction.npz), pictures and report.json. While it runs,
+    progress is kept in checkpoint.pt there: the same command goes on where a killed one
+    stopped.
+
+    \b
+    Example:
+        aspire-mom reconstruct moments.npz -o result --lowpass 20
+    """
+    from aspire_mom import MomentInversion, Moments
+    from aspire_mom.files import (
+        RECONSTRUCTION_FILES,
+        check_outputs,
+        staged,
+        write_reconstruction,
+    )
+
+    start = time.perf_counter()
+    check_outputs([out / name for name in RECONSTRUCTION_FILES], overwrite)
+    estimate = Moments.load(moments)
+    options = _in_boxes(moments, estimate, support_radius, lowpass)
+    inversion = MomentInversion(
+        estimate,
+        prior,
+        n_starts=starts,
+        seed=seed,
+        device=check_device(device),
+        checkpoint=out / CHECKPOINT,
+        **options,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        reconstruction = inversion.estimate()
+    except KeyboardInterrupt as error:
+        raise click.ClickException(
+            f"interrupted; the same command goes on from {out / CHECKPOINT}"
+        ) from error
+    with staged(out) as folder:
+        seconds = time.perf_counter() - start
+        write_reconstruction(folder, reconstruction, estimate, seconds, lowpass)
+    click.echo(f"{out / 'volume.mrc'} and its mirror, in {seconds:.0f} s")
+
+
+@main.command()
+@click.argument("volume", type=INPUT)
+@click.argument("reference", type=INPUT)
+@pixel_size_option
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+@click.option(
+    "--plot", type=OUTPUT, help="Picture of the FSC to write (.png, .pdf or .svg)."
+)
+@overwrite_option
+def evaluate(
+    volume: Path,
+    reference: Path,
+    pixel_size: float | None,
+    as_json: bool,
+    plot: Path | None,
+    overwrite: bool,
+) -> None:
+    """
+    Compare VOLUME with REFERENCE, both MRC files.
+
+    VOLUME is registered to REFERENCE over all rotations, both hands and small shifts
+    before the Fourier shell correlation (FSC) is taken.
+
+    \b
+    Example:
+        aspire-mom evaluate result/volume.mrc truth.mrc --plot fsc.png
+    """
+    from aspire_mom import compare
+    from aspire_mom.files import check_name, check_outputs, read_volume, staged
+
+    start = time.perf_counter()
+    if plot is not None:
+        check_name(plot, ".png", ".pdf", ".svg")
+        check_outputs([plot], overwrite)
+    volumes = [read_volume(path, pixel_size) for path in (volume, reference)]
+    if all(v.pixel_size is None for v in volumes):
+        raise ValueError(
+            f"neither {volume} nor {reference} has a voxel size; pass --pixel-size"
+        )
+    comparison = compare(*volumes)
+    if plot is not None:
+        with staged(plot.parent) as folder:
+            comparison.plot(folder / plot.name)
+    report = {**comparison.summary(), "seconds": time.perf_counter() - start}
+    click.echo(json.dumps(report, indent=2) if as_json else figures(report))
+
+
+def _in_boxes(
+    path: Path, moments: Moments, support_radius: float | None, lowpass: float | None
+) -> dict:
+    """Lengths in Å checked against the moments' box: options of the inversion."""
+    from aspire_mom.filters import check_resolution
+
+    L, pixel_size = moments.basis.L, moments.pixel_size
+    if lowpass is not None:
+        check_resolution(lowpass, L, pixel_size)
+    if support_radius is None:
+        return {}
+    if pixel_size is None:
+        raise ValueError(f"{path} has no pixel size, which --support-radius needs")
+    if support_radius > L * pixel_size / 2:
+        raise ValueError(
+            f"--support-radius is {support_radius:g} Å; half the box of {path} is"
+            f" {L * pixel_size / 2:g} Å"
+        )
+    return {"support_radius": support_radius / (L * pixel_size)}

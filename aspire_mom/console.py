@@ -1,0 +1,143 @@
+"""How commands behave: what they read, where they log, how they fail."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import math
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+
+class Positive(click.ParamType):
+    """A finite number above zero."""
+
+    name = "number"
+
+    def convert(self, value, param, ctx) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0 < number < math.inf:
+            self.fail(f"{value} is not a positive number", param, ctx)
+        return number
+
+
+class Command(click.Command):
+    """A command with ASPIRE's log lines on stderr: stdout is for results."""
+
+    def invoke(self, ctx: click.Context):
+        _import_aspire()
+        consoles = [
+            handler
+            for handler in logging.getLogger().handlers
+            if type(handler) is logging.StreamHandler
+        ]
+        streams = [handler.setStream(sys.stderr) for handler in consoles]
+        # ASPIRE tells of every source and file, for which a command has its own words.
+        aspire = logging.getLogger("aspire")
+        level = aspire.level
+        aspire.setLevel(logging.WARNING)
+        try:
+            return super().invoke(ctx)
+        finally:
+            aspire.setLevel(level)
+            for handler, stream in zip(consoles, streams, strict=True):
+                handler.setStream(stream or sys.stderr)
+
+
+class Group(click.Group):
+    """Commands whose errors, save for bugs, are one sentence and exit status 2."""
+
+    command_class = Command
+
+    def main(self, *args, standalone_mode: bool = True, **extra):
+        try:
+            return super().main(*args, standalone_mode=False, **extra)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else self.name
+            message = f"{error.format_message()} (see {command} --help)"
+        except click.ClickException as error:
+            message = error.format_message()
+        except click.Abort:
+            message = "interrupted"
+        except OSError as error:
+            # Python's own have the reason and the file apart.
+            reason = (error.strerror, error.filename) if error.filename else error.args
+            message = ": ".join(str(part) for part in reason)
+        except (ValueError, FloatingPointError) as error:
+            message = str(error)
+        click.echo(f"Error: {' '.join(message.split())}", err=True)
+        sys.exit(2)
+
+
+def _import_aspire() -> None:
+    """
+    Import ASPIRE so that it leaves nothing in the working directory: by default it
+    makes ./logs, and its `sys.excepthook` writes ./aspire.err.log. It reads another
+    configuration folder instead of the user's, with the user's settings and, where
+    those say nothing, logs in a temporary folder, Python's own excepthook, and progress
+    bars on terminals only.
+    """
+    if "aspire" in sys.modules:
+        return
+    import confuse
+
+    folder = Path(tempfile.mkdtemp(prefix="aspire-mom-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = confuse.Configuration("ASPIRE", read=False)
+    config.read(defaults=False)
+    config.add(
+        {
+            "logging": {
+                "log_dir": str(folder),
+                "log_exceptions": 0,
+                "tqdm_disable": not sys.stderr.isatty(),
+            }
+        }
+    )
+    (folder / "config.yaml").write_text(config.dump())
+    os.environ["ASPIREDIR"] = str(folder)
+    import aspire  # noqa: F401
+
+
+def check_device(name: str) -> str:
+    """
+    :param name: Name of a torch device.
+    :return: The name.
+    :raises ValueError: no such device here.
+    """
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device {name} cannot be used; cpu always can, cuda where PyTorch finds"
+            " a GPU"
+        ) from error
+    return name
+
+
+def figures(report: dict) -> str:
+    """
+    :param report: A comparison's summary with the seconds it took.
+    :return: What people look at first, one figure a line.
+    """
+    lines = [
+        f"resolution at FSC {cutoff}: {report[f'resolution_{cutoff}_angstrom']:.2f} Å"
+        f" ({report[f'resolution_{cutoff}_shells']:.1f} shells)"
+        for cutoff in (0.5, 0.143)
+    ]
+    lines.append(f"correlation: {report['correlation']:.4f}")
+    if "density_correlation" in report:
+        lines.append(f"correlation of views: {report['density_correlation']:.3f}")
+    lines.append(f"hand: {'mirrored' if report['mirrored'] else 'as it is'}")
+    lines.append(f"time: {report['seconds']:.1f} s")
+    return "\n".join(lines)

@@ -1,0 +1,51 @@
+"""Filters of volumes."""
+
+from __future__ import annotations
+
+import numpy as np
+from aspire.volume import Volume
+
+# Width in shells over which the filter falls from one to zero, as in RELION.
+EDGE = 2
+
+
+def check_resolution(resolution: float, L: int, pixel_size: float | None) -> None:
+    """
+    :param resolution: Resolution of a filter in Ångström.
+    :param L: Voxels along an edge.
+    :param pixel_size: Ångström per voxel.
+    :raises ValueError: no pixel size, or a resolution that is not between two voxels
+        and the box.
+    """
+    if pixel_size is None:
+        raise ValueError(
+            f"a low-pass filter at {resolution:g} Å needs a pixel size, and there is"
+            " none"
+        )
+    if not 2 * pixel_size <= resolution <= L * pixel_size:
+        raise ValueError(
+            f"the low-pass filter is at {resolution:g} Å; it must lie between two"
+            f" voxels, {2 * pixel_size:g} Å, and the box, {L * pixel_size:g} Å"
+        )
+
+
+def low_pass(volume: Volume, resolution: float) -> Volume:
+    """
+    Remove what is finer than a resolution: Fourier values are kept up to one shell
+    before box / resolution, zero from one shell after it, and fall as a raised cosine
+    in between.
+
+    :param volume: One ASPIRE `Volume` with a pixel size.
+    :param resolution: Resolution in Ångström, where the filter is one half.
+    :return: ASPIRE `Volume` of the same shape, dtype and pixel size.
+    :raises ValueError: as :func:`check_resolution`.
+    """
+    L, pixel_size = volume.resolution, volume.pixel_size
+    check_resolution(resolution, L, pixel_size)
+    k = np.fft.fftfreq(L, 1 / L)
+    kz, ky, kx = np.ix_(k, k, np.fft.rfftfreq(L, 1 / L))
+    shells = np.sqrt(kz**2 + ky**2 + kx**2)
+    past = np.clip((shells - L * pixel_size / resolution) / EDGE + 0.5, 0, 1)
+    spectrum = np.fft.rfftn(volume.asnumpy()[0]) * (1 + np.cos(np.pi * past)) / 2
+    voxels = np.fft.irfftn(spectrum, s=(L, L, L), axes=(0, 1, 2))
+    return Volume(voxels.astype(volume.dtype), pixel_size=pixel_size)
