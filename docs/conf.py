@@ -1,6 +1,7 @@
 """Sphinx configuration: `sphinx-build -W docs docs/_build`."""
 
 import logging
+import re
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -43,10 +44,10 @@ sphinx_gallery_conf = {
 }
 
 
-def escape_bars(app, what, name, obj, options, lines):
-    """Docstrings write |k| for a modulus, which reST reads as a substitution."""
-    lines[:] = [line.replace("|", r"\|") for line in lines]
+def escape_mathematics(app, what, name, obj, options, lines):
+    """Docstrings write |k| and f f*, which reST reads as marks of its own."""
+    lines[:] = [re.sub(r"([|*])", r"\\\1", line) for line in lines]
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("autodoc-process-docstring", escape_mathematics)

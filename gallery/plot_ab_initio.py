@@ -109,6 +109,8 @@ for stage in reconstruction.history:
 # %%
 # The density of viewing directions comes from the same inversion. It is turned as the
 # volume was; a mirror image in z is seen from (-x, -y, z) instead of (x, y, z).
+# Opposite views show mirror images, whose second moments differ in their imaginary
+# parts alone, so that the density is known less well than the volume.
 
 nodes = reconstruction.quadrature.views
 hand = np.diag([-1, -1, 1]) if comparison.mirrored else np.eye(3)

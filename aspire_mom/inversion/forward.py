@@ -65,33 +65,36 @@ class PolarForward(torch.nn.Module):
         angles = math.pi / self.n_angles * torch.arange(self.n_angles).double()
         inplane = torch.stack((angles.cos(), angles.sin()))
         directions = (rotations[:, :, :2] @ inplane).transpose(1, 2).reshape(-1, 3)
-        self.register_buffer("directions", directions.float())
-        self.register_buffer("radii", torch.arange(self.n_rings).float())
+        # Buffers are float64 and cast to the volume's precision where they are used.
+        self.register_buffer("directions", directions)
+        self.register_buffer("radii", torch.arange(self.n_rings).double())
         orders = torch.arange(self.max_order + 1)
         # Over a whole ring F(φ + π) = conj F(φ): even orders see Re F, odd ones i Im F.
         fourier = torch.exp(-1j * orders[:, None] * angles) / self.n_angles
         fourier[1::2] *= 1j
-        self.register_buffer("fourier", torch.view_as_real(fourier).float())
+        self.register_buffer("fourier", torch.view_as_real(fourier))
 
     def coefficients(self, volume: FourierVolume) -> Tensor:
         """
         :param volume: The volume model.
-        :return: c (max_order + 1, n_rings, n_views), complex, of the clean images at the
-            distinct views with in-plane angle 0.
+        :return: c (max_order + 1, n_rings, n_views), complex, of the clean images at
+            the distinct views with in-plane angle 0.
         """
+        dtype = next(volume.parameters()).dtype
+        radii = self.radii.to(dtype)
         n = max(1, POINTS_PER_CHUNK // (self.n_angles * self.n_rings))
-        chunks = self.directions.split(n * self.n_angles)
+        chunks = self.directions.to(dtype).split(n * self.n_angles)
         if len(chunks) == 1:
-            values = volume.on_rings(chunks[0], self.radii)
+            values = volume.on_rings(chunks[0], radii)
         else:
             values = torch.cat(
                 [
-                    checkpoint(volume.on_rings, c, self.radii, use_reentrant=False)
+                    checkpoint(volume.on_rings, c, radii, use_reentrant=False)
                     for c in chunks
                 ]
             )
         rings = values.reshape(self.n_views, self.n_angles, self.n_rings) / self.L
-        fourier = torch.view_as_complex(self.fourier)
+        fourier = torch.view_as_complex(self.fourier.to(dtype))
         c = values.new_zeros((self.max_order + 1, self.n_rings, self.n_views))
         parts = (rings.real, rings.imag)
         for parity, part in enumerate(parts):
@@ -109,8 +112,11 @@ class PolarForward(torch.nn.Module):
         :param probabilities: Weights of the quadrature's nodes, (n,), view-major.
         :return: First and second moment in the basis's shapes, cut to the rings and
             orders in use.
+        :raises ValueError: If there is not one probability per node.
         """
+        _check_count(probabilities, self.n_quadrature_views * self.n_inplane)
         c = self.coefficients(volume)
+        probabilities = probabilities.to(c.real.dtype)
         if not self.inplane_average:
             return self._all_orders(c, probabilities.reshape(-1, self.n_inplane))
         p = probabilities.reshape(self.n_quadrature_views, -1).sum(1)
@@ -130,12 +136,12 @@ class PolarForward(torch.nn.Module):
     def _all_orders(self, c: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """Moments with no in-plane average, probabilities (n_views, n_inplane)."""
         M = self.max_order
-        angles = torch.arange(self.n_inplane, device=c.device) * (
-            2 * math.pi / self.n_inplane
-        )
-        # R(view) Rz(α) multiplies order m by exp(imα).
+        # R(view) Rz(α) multiplies order m by exp(imα), α = 2πj / n_inplane.
         differences = torch.arange(-M, 2 * M + 1, device=c.device)
-        phases = torch.exp(1j * differences[:, None] * angles).to(c.dtype)
+        turns = torch.outer(differences, torch.arange(self.n_inplane, device=c.device))
+        turns = (turns % self.n_inplane).to(c.real.dtype) / self.n_inplane
+        angles = 2 * math.pi * turns
+        phases = torch.polar(torch.ones_like(angles), angles)
         spectrum = phases @ probabilities.T.to(c.dtype)
         orders = torch.arange(M + 1, device=c.device)
         first = torch.einsum("mrv,mv->mr", c, spectrum[orders + M])
@@ -170,10 +176,8 @@ class CartesianForward(torch.nn.Module):
         keep = (frequencies > -L / 2).all(1)
         n_kept = int(keep.sum())
         self.register_buffer("index", keep.nonzero()[:, 0])
-        self.register_buffer("rotations", rotations.float())
-        self.register_buffer(
-            "frequencies", frequencies[keep][: n_kept // 2 + 1].float()
-        )
+        self.register_buffer("rotations", rotations)
+        self.register_buffer("frequencies", frequencies[keep][: n_kept // 2 + 1])
 
     def forward(
         self, volume: FourierVolume, probabilities: Tensor
@@ -182,18 +186,22 @@ class CartesianForward(torch.nn.Module):
         :param volume: The volume model.
         :param probabilities: Weights of the quadrature's nodes, (n,).
         :return: First moment (L²,) and second (L², L²), complex.
+        :raises ValueError: If there is not one probability per node.
         """
-        n = max(1, POINTS_PER_CHUNK // len(self.frequencies))
+        _check_count(probabilities, len(self.rotations))
+        dtype = next(volume.parameters()).dtype
+        frequencies = self.frequencies.to(dtype)
+        n = max(1, POINTS_PER_CHUNK // len(frequencies))
         half = torch.cat(
             [
-                checkpoint(volume.slices, r, self.frequencies, use_reentrant=False)
-                for r in self.rotations.split(n)
+                checkpoint(volume.slices, r, frequencies, use_reentrant=False)
+                for r in self.rotations.to(dtype).split(n)
             ]
         )
         kept = torch.cat((half, half[:, :-1].conj().flip(1)), 1) / self.L
         slices = kept.new_zeros((len(kept), self.L**2))
         slices[:, self.index] = kept
-        weighted = slices * probabilities[:, None]
+        weighted = slices * probabilities[:, None].to(dtype)
         return weighted.sum(0), weighted.T @ slices.conj()
 
 
@@ -216,3 +224,11 @@ def forward_model(
     if isinstance(basis, CartesianBasis):
         return CartesianForward(basis, quadrature)
     return PolarForward(basis, quadrature, n_rings=n_rings, max_order=max_order)
+
+
+def _check_count(probabilities: Tensor, n_nodes: int) -> None:
+    if probabilities.shape != (n_nodes,):
+        raise ValueError(
+            f"probabilities have shape {tuple(probabilities.shape)}; the quadrature has"
+            f" {n_nodes} nodes"
+        )

@@ -122,11 +122,15 @@ class MomentInversion:
             self.n_rings = (moments.basis.L + 1) // 2
         else:
             self.n_rings = n_rings or informative_rings(moments)
-            _check_range("n_rings", self.n_rings, 1, moments.basis.n_rings)
+            if not 1 <= self.n_rings <= moments.basis.n_rings:
+                raise ValueError(
+                    f"n_rings is {self.n_rings}; {moments.basis} has 1 to"
+                    f" {moments.basis.n_rings}"
+                )
         self.weighting = weighting or ("none" if network else "noise")
         self.lam = lam
         self.optimizer = optimizer or ("adam" if network else "lbfgs")
-        _check_range("optimizer", self.optimizer, *STEPS)
+        _check_choice("optimizer", self.optimizer, *STEPS)
         self.n_steps = n_steps or STEPS[self.optimizer]
         self.learning_rates = tuple(learning_rates)
         given = isinstance(volume, FourierVolume)
@@ -254,13 +258,13 @@ class MomentInversion:
         scale = L * float(rms[: min(len(rms), 3)].max())
         band_limit = float(self.n_rings - 1)
         if self.volume == "gaussians":
-            total = 2 * scale if self.signed else L * abs(mean_coefficient(self.moments))
+            mean = L * abs(mean_coefficient(self.moments))
             return GaussianMixture(
                 STARTING_SIZES[seed % len(STARTING_SIZES)],
                 support_radius=self.support_radius,
                 sigma=STARTING_SIGMA,
                 signed=self.signed,
-                total=total,
+                total=2 * scale if self.signed else mean,
                 seed=seed,
             )
         if self.volume == "harmonics":
@@ -320,18 +324,11 @@ def _check(moments: Moments, volume: str | FourierVolume, support: float) -> Non
                 f"volume is a {type(volume).__name__}; it must be a FourierVolume or"
                 f" one of {', '.join(PRIORS)}"
             )
-        _check_range("volume", volume, *PRIORS)
+        _check_choice("volume", volume, *PRIORS)
     if not 0 < support <= 0.5:
-        raise ValueError(
-            f"support_radius is {support} boxes; it must lie in (0, 0.5]"
-        )
+        raise ValueError(f"support_radius is {support} boxes; it must lie in (0, 0.5]")
 
 
-def _check_range(name: str, value, *accepted) -> None:
-    if isinstance(value, str):
-        if value not in accepted:
-            raise ValueError(f"{name} is {value!r}; it must be {' or '.join(accepted)}")
-    elif not accepted[0] <= value <= accepted[1]:
-        raise ValueError(
-            f"{name} is {value}; it must lie between {accepted[0]} and {accepted[1]}"
-        )
+def _check_choice(name: str, value: str, *accepted: str) -> None:
+    if value not in accepted:
+        raise ValueError(f"{name} is {value!r}; it must be {' or '.join(accepted)}")

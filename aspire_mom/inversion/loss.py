@@ -36,7 +36,7 @@ class MomentLoss(torch.nn.Module):
     :param max_order: Angular orders in use of a polar basis.
     :param weighting: As above.
     :param lam: λ, weight of the second moment.
-    :raises ValueError: An unknown weighting, or λ not positive.
+    :raises ValueError: An unknown weighting, λ not positive, or moments with no power.
     """
 
     def __init__(
@@ -56,26 +56,33 @@ class MomentLoss(torch.nn.Module):
         if not lam > 0:
             raise ValueError(f"lam is {lam}; it must be positive")
         self.weighting, self.lam = weighting, lam
+        self.cartesian = isinstance(moments.basis, CartesianBasis)
         cut = _cutter(moments.basis, n_rings, max_order)
         rms = ring_rms(moments)
-        floor = rms.max() * NEGLIGIBLE
-        for name in ("first", "second"):
-            value = cut(getattr(moments, name))
+        # The data's own unit keeps squares and weights within float32.
+        self.unit = float(rms.max())
+        if not self.unit > 0:
+            raise ValueError(
+                "the moments have no power on any ring: their second moment is zero, or"
+                " less than the noise that was removed from it"
+            )
+        rms = np.maximum(rms / self.unit, NEGLIGIBLE)
+        for name, unit in (("first", self.unit), ("second", self.unit**2)):
+            value = cut(getattr(moments, name)) / unit
             weights = np.broadcast_to(
                 cut(getattr(moments.basis, f"{name}_weights")), value.shape
             )
             error = getattr(moments, f"{name}_error")
-            scale = cut(_entry_scale(moments, name, np.maximum(rms, floor)))
+            scale = cut(_entry_scale(moments, name, rms))
             if weighting == "noise":
                 variance = (RELATIVE_FLOOR * scale) ** 2
                 if error is not None:
-                    variance = variance + cut(error) ** 2
-                # Entries (r, r') and (r', r) are one number, as are orders m and -m
-                # already in storage.
+                    variance = variance + (cut(error) / unit) ** 2
+                # A complex number counts 2 |difference|² / variance in all. Orders m
+                # and -m, or pixels k and -k, are one number, and so are a second
+                # moment's entries and their transposes.
                 weights = (1.0 if name == "first" else 0.5) / variance
-                if isinstance(moments.basis, CartesianBasis):
-                    weights = weights / 2
-                else:
+                if not self.cartesian:
                     weights = weights * _order_multiplicity(value, name)
             elif weighting == "rings":
                 weights = np.where(weights > 0, 1 / scale**2, 0)
@@ -89,7 +96,9 @@ class MomentLoss(torch.nn.Module):
     @property
     def n_residuals(self) -> int:
         """Independent real numbers that the weighted second moment compares."""
-        return int((self.second_weights > 0).sum())
+        n = int((self.second_weights > 0).sum())
+        # Pixels k and -k are both stored, orders m and -m are not.
+        return n // 2 if self.cartesian else n
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """
@@ -97,6 +106,7 @@ class MomentLoss(torch.nn.Module):
         :param second: Model's second moment.
         :return: The loss, a real scalar.
         """
+        first, second = first / self.unit, second / self.unit**2
         a = (self.first_weights * _square(first - self.first)).sum()
         b = (self.second_weights * _square(second - self.second)).sum()
         if self.weighting == "none":
@@ -119,14 +129,11 @@ def ring_rms(moments: Moments) -> np.ndarray:
         ring = _pixel_rings(basis)
         power = np.bincount(ring, second.diagonal().real) / np.bincount(ring)
     elif basis.inplane_average:
-        power = _order_multiplicity(second, "second")[:, :, 0].T @ np.einsum(
-            "mrr->mr", second
-        ).real
-        power = power[0]
+        own = np.einsum("mrr->mr", second).real
+        power = (_order_multiplicity(own, "first") * own).sum(0)
     else:
-        own = second[:, :, basis.max_order :]
-        multiplicity = np.where(np.arange(basis.max_order + 1) == 0, 1.0, 2.0)
-        power = multiplicity @ np.einsum("mrmr->mr", own).real
+        own = np.einsum("mrmr->mr", second[:, :, basis.max_order :]).real
+        power = (_order_multiplicity(own, "first") * own).sum(0)
     return np.sqrt(np.maximum(power, 0))
 
 
@@ -142,8 +149,8 @@ def informative_rings(moments: Moments) -> int:
     n_rings = moments.basis.n_rings
     rms = ring_rms(moments)
     if moments.second_error is None or not moments.basis.inplane_average:
-        strong = rms > NEGLIGIBLE * rms.max()
-        count = int(np.flatnonzero(strong)[-1]) + 1
+        strong = np.flatnonzero(rms >= NEGLIGIBLE * rms.max())
+        count = int(strong[-1]) + 1
     else:
         # Orders beyond 2πr · 0.4 are empty for an object within 0.4 of the box.
         order = np.arange(len(moments.second))[:, None]

@@ -49,8 +49,8 @@ class GaussianMixture(FourierVolume):
             raise ValueError(f"n_gaussians is {n_gaussians}; it must be 1 or more")
         if not (0 < support_radius <= 0.5 and sigma > 0):
             raise ValueError(
-                f"support_radius is {support_radius} and sigma {sigma}; they must lie in"
-                " (0, 0.5] and above 0, in box units"
+                f"support_radius is {support_radius} and sigma {sigma} boxes; they must"
+                " lie in (0, 0.5] and above 0"
             )
         generator = torch.Generator().manual_seed(seed)
         self.support_radius = support_radius
