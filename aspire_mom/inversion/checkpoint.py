@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 SECONDS_BETWEEN_WRITES = 20
+# What torch.load raises on files that it did not write, or not to the end.
+UNREADABLE = (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError)
 
 
 class Checkpoint:
@@ -19,6 +21,7 @@ class Checkpoint:
 
     :param path: File to keep, or None to keep nothing on disk.
     :param fingerprint: Identifies the moments and settings.
+    :raises FileNotFoundError: no such folder to write to.
     :raises ValueError: the file belongs to other moments or settings, or is damaged.
     """
 
@@ -26,14 +29,19 @@ class Checkpoint:
         self.path = None if path is None else Path(path)
         self.state = {"fingerprint": fingerprint, "finished": {}, "current": {}}
         self.last_write = time.monotonic()
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(f"{self.path.parent}: no such folder to write to")
+        if not self.path.exists():
             return
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            found = state["fingerprint"]
-        except (RuntimeError, KeyError, TypeError, EOFError, pickle.PickleError) as e:
-            raise ValueError(f"{path} cannot be read as a checkpoint: {e}") from e
-        if found != fingerprint:
+        except UNREADABLE as error:
+            raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
+        if not isinstance(state, dict) or state.keys() != self.state.keys():
+            raise ValueError(f"{path} is no checkpoint of an inversion")
+        if state["fingerprint"] != fingerprint:
             raise ValueError(
                 f"{path} is a checkpoint of other moments or settings; remove it or"
                 " give another path"

@@ -6,6 +6,8 @@ import copy
 import hashlib
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from aspire_mom.inversion.search import (
     Plan,
     Problem,
     march_levels,
+    n_refinements,
     search,
 )
 from aspire_mom.moments import CartesianBasis, Moments
@@ -183,7 +186,8 @@ class MomentInversion:
         candidates = [self._start(self.seed + i) for i in range(self.n_starts)]
         logger.info(f"Inverting {self.moments} with {self.settings}")
         try:
-            with tqdm(desc="inversion", unit=" stages") as bar:
+            total = n_refinements(len(candidates), len(problems))
+            with self._threads(), tqdm(desc="inversion", total=total) as bar:
                 ranking = search(
                     candidates,
                     problems,
@@ -197,6 +201,20 @@ class MomentInversion:
             raise
         checkpoint.remove()
         return self._result(ranking, problems[-1])
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """
+        One thread for all but networks: their tensors are so small that handing work to
+        more threads takes longer than the work.
+        """
+        n_threads = torch.get_num_threads()
+        if self.optimizer == "lbfgs":
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(n_threads)
 
     def _result(self, ranking: list[Candidate], problem: Problem) -> Reconstruction:
         best = ranking[0]

@@ -26,7 +26,8 @@ class MomentLoss(torch.nn.Module):
 
     - "none": ‖M̂¹ - M¹‖ + λ ‖M̂² - M²‖, eq. 28, in the basis's norms and divided by those
       of the estimates.
-    - "rings": the squares of these norms, after every ring is divided by its RMS.
+    - "rings": the squares of relative errors after every stored entry is divided by the
+      RMS that the powers of its rings alone would give it.
     - "noise": Σ |M̂ - M|² over its standard errors squared, with a floor of 0.3 % of the
       rings' RMS: minus twice the log-likelihood, if errors were independent. Exact
       moments have the floor alone.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +14,8 @@ from torch import Tensor
 Optimizer = Literal["lbfgs", "adam"]
 LBFGS_STEPS_PER_REPORT = 20
 ADAM_STEPS_PER_REPORT = 50
+# L-BFGS has converged where a report's steps lower the loss by less than this.
+CONVERGED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,12 @@ def minimise(
     :param state: What `save` was given, to go on from there.
     :param save: Called with a resumable state every few steps.
     :return: The loss at the end.
+    :raises ValueError: an unknown method.
     :raises StoppedByUser: `status` returned True; the parameters keep their values.
     :raises FloatingPointError: the loss is not finite.
     """
+    if method not in ("lbfgs", "adam"):
+        raise ValueError(f'method is {method!r}; it must be "lbfgs" or "adam"')
     parameters = list(parameters)
     lbfgs = method == "lbfgs"
     every = LBFGS_STEPS_PER_REPORT if lbfgs else ADAM_STEPS_PER_REPORT
@@ -82,10 +89,15 @@ def minimise(
         )
     else:
         optimizer = torch.optim.Adam(parameters, lr=learning_rates[0])
-    step = 0
-    if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
+
+    @torch.no_grad()
+    def value() -> float:
+        loss = float(objective())
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} in stage {stage!r}; lower the learning rate"
+            )
+        return loss
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -93,27 +105,28 @@ def minimise(
         loss.backward()
         return loss
 
-    loss = float("inf")
+    # The optimiser changes its state in place, which must not reach what is saved.
+    if state is None:
+        step, loss = 0, value()
+    else:
+        optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        step, loss = state["step"], state["loss"]
+    group = optimizer.param_groups[0]
     while step < n_steps:
+        before, block = loss, min(every, n_steps - step)
         if lbfgs:
-            before, loss = loss, float(optimizer.step(closure))
-            step += every
-            if before - loss < 1e-6 * abs(loss):
-                step = n_steps
+            group["max_iter"] = block
+            optimizer.step(closure)
         else:
-            for _ in range(min(every, n_steps - step)):
-                share = step * len(learning_rates) // n_steps
-                optimizer.param_groups[0]["lr"] = learning_rates[share]
-                loss = optimizer.step(closure)
-                step += 1
-            loss = float(loss)
-        if loss != loss or loss == float("inf"):
-            raise FloatingPointError(
-                f"the loss became {loss} in stage {stage!r}; lower the learning rate"
-            )
+            for i in range(step, step + block):
+                group["lr"] = learning_rates[i * len(learning_rates) // n_steps]
+                optimizer.step(closure)
+        step, loss = step + block, value()
+        if lbfgs and before - loss < CONVERGED * abs(loss):
+            step = n_steps
         if save is not None:
-            save({"optimizer": optimizer.state_dict(), "step": step})
-        if status and status(OptimizerStatus(stage, min(step, n_steps), n_steps, loss)):
+            kept = copy.deepcopy(optimizer.state_dict())
+            save({"optimizer": kept, "step": step, "loss": loss})
+        if status and status(OptimizerStatus(stage, step, n_steps, loss)):
             raise StoppedByUser(stage)
-    with torch.no_grad():
-        return float(objective())
+    return loss

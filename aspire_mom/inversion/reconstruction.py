@@ -41,7 +41,7 @@ class Reconstruction:
     seed: int
     start_volumes: Volume | None = None
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """
         Write volume.mrc, reconstruction.npz (density and quadrature) and
         reconstruction.json (history, starts, settings, seed) to a folder.
@@ -56,6 +56,13 @@ class Reconstruction:
                 raise FileExistsError(
                     f"{folder / name} exists; allow overwriting to replace it"
                 )
+        text = {
+            "history": self.history,
+            "starts": self.starts,
+            "settings": self.settings,
+            "seed": self.seed,
+        }
+        text = json.dumps(text, indent=2)
         folder.mkdir(parents=True, exist_ok=True)
         self.volume.save(str(folder / FILES[0]), overwrite=overwrite)
         with open(folder / FILES[1], "wb") as file:
@@ -67,13 +74,7 @@ class Reconstruction:
                 degree=self.quadrature.degree,
                 n_inplane=self.quadrature.n_inplane,
             )
-        text = {
-            "history": self.history,
-            "starts": self.starts,
-            "settings": self.settings,
-            "seed": self.seed,
-        }
-        (folder / FILES[2]).write_text(json.dumps(text, indent=2))
+        (folder / FILES[2]).write_text(text + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> Reconstruction:
@@ -83,19 +84,24 @@ class Reconstruction:
         :param folder: The folder.
         :return: The reconstruction.
         :raises FileNotFoundError: a file is missing.
+        :raises ValueError: a file is damaged, or not one of a reconstruction.
         """
         folder = Path(folder)
         for name in FILES:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: no such file")
-        with np.load(folder / FILES[1], allow_pickle=False) as file:
-            density = file["density"]
-        return cls(
-            volume=Volume.load(str(folder / FILES[0])),
-            density=density,
-            quadrature=SO3Quadrature.load(folder / FILES[1]),
-            **json.loads((folder / FILES[2]).read_text()),
-        )
+        quadrature = SO3Quadrature.load(folder / FILES[1])
+        try:
+            with np.load(folder / FILES[1], allow_pickle=False) as file:
+                density = file["density"]
+            return cls(
+                volume=Volume.load(str(folder / FILES[0])),
+                density=density,
+                quadrature=quadrature,
+                **json.loads((folder / FILES[2]).read_text()),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder} holds no reconstruction: {error}") from error
 
     @property
     def mirror(self) -> Volume:

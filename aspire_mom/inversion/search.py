@@ -122,6 +122,27 @@ def march_levels(n_rings: int) -> list[int]:
     return levels
 
 
+def survivors(n_candidates: int, level: int, n_levels: int) -> int:
+    """
+    How many candidates outlive a level. The first rings tell little, so all do; later
+    levels drop the worse half, the last one all but a few.
+    """
+    if level == n_levels - 1:
+        return min(SURVIVORS, n_candidates)
+    if level == 0:
+        return n_candidates
+    return min(n_candidates, max(SURVIVORS, n_candidates // 2))
+
+
+def n_refinements(n_starts: int, n_levels: int) -> int:
+    """Pieces of work that :func:`search` reports to `advance`."""
+    total, n = 0, n_starts
+    for level in range(n_levels):
+        total += n
+        n = survivors(n, level, n_levels)
+    return total
+
+
 def refine(
     candidate: Candidate, problem: Problem, plan: Plan, *, stage: str, n_steps: int
 ) -> Candidate:
@@ -229,11 +250,7 @@ def search(
             refine(candidate, problem, plan, stage=stage, n_steps=steps)
             advance(stage)
         candidates = sorted(candidates, key=lambda c: c.criterion)
-        if last:
-            candidates = candidates[:SURVIVORS]
-        elif level > 0:
-            # The first rings tell little; later ones drop the worse half.
-            candidates = candidates[: max(SURVIVORS, len(candidates) // 2)]
+        candidates = candidates[: survivors(len(candidates), level, len(problems))]
         if last and len(candidates) > 1:
             for candidate in candidates:
                 stage = candidate.label(problem.n_rings) + ", to the end"

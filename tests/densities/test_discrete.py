@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import sph_harm_y
 
 from aspire_mom.densities import DiscreteDensity, VonMisesFisherMixture
-from aspire_mom.quadrature import SO3Quadrature
+from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,114 @@ def test_refuses_what_are_no_probabilities(probabilities, message):
 def test_refuses_no_nodes():
     with pytest.raises(ValueError, match="at least one node, got 0"):
         DiscreteDensity(0)
+
+
+def real_harmonics(degree, directions):
+    """Columns √(4π) Y_lm, l = 1 … degree, m = -l (sines) … l (cosines), from SciPy."""
+    x, y, z = directions.T
+    polar, azimuth = np.arccos(z), np.arctan2(y, x)
+    columns = []
+    for l in range(1, degree + 1):
+        for m in range(-l, l + 1):
+            # SciPy's have the Condon-Shortley sign.
+            wave = (-1) ** m * sph_harm_y(l, abs(m), polar, azimuth)
+            part = wave.imag if m < 0 else wave.real
+            columns.append(part * (np.sqrt(2) if m else 1))
+    return np.sqrt(4 * np.pi) * np.stack(columns, -1)
+
+
+def smooth_density(quadrature, degree, seed=0, dtype=torch.float32):
+    density = DiscreteDensity(quadrature, degree=degree).to(dtype)
+    values = 0.2 * np.random.default_rng(seed).standard_normal((degree + 1) ** 2 - 1)
+    density.coefficients.data.copy_(torch.from_numpy(values))
+    return density, values
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("degree", [1, 4, 6])
+def test_log_density_is_a_sum_of_harmonics(dtype, degree):
+    quadrature = SO3Quadrature.product(SphericalDesign(13), 1)
+    density, values = smooth_density(quadrature, degree, dtype=dtype)
+    expected = np.exp(real_harmonics(degree, quadrature.views) @ values)
+    expected /= expected.sum()
+    assert expected.max() > 2 * expected.min()
+    assert density().dtype == dtype
+    np.testing.assert_allclose(density().detach().numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(density.probabilities, expected, rtol=1e-5)
+    assert density.probabilities.sum() == pytest.approx(1, abs=1e-14)
+
+
+def test_in_plane_angles_are_uniform():
+    design = SphericalDesign(9)
+    density, _ = smooth_density(SO3Quadrature.product(design, 5), 3)
+    views = density.probabilities.reshape(len(design), 5)
+    assert (views == views[:, :1]).all()
+    assert np.ptp(views[:, 0]) > 0.5 / len(density.probabilities)
+    alone, _ = smooth_density(SO3Quadrature.product(design, 1), 3)
+    np.testing.assert_allclose(views.sum(1), alone.probabilities, rtol=1e-5)
+
+
+def test_smooth_whatever_the_coefficients():
+    """No harmonics above the degree: the log-density is orthogonal to them."""
+    quadrature = SO3Quadrature.product(SphericalDesign(13), 1)
+    density, _ = smooth_density(quadrature, 4)
+    spectrum = real_harmonics(8, quadrature.views).T @ np.log(density.probabilities)
+    spectrum = np.abs(spectrum / len(quadrature))
+    assert spectrum[24:].max() < 1e-6 < 0.1 < spectrum[:24].max()
+
+
+@pytest.mark.parametrize("degree", [1, 5])
+def test_penalty_is_minus_twice_the_log_prior(nodes, degree):
+    """a_lm normal with variance 1 / (2 l (l + 1)), up to a constant."""
+    density, values = smooth_density(nodes, degree)
+    l = np.repeat(np.arange(1, degree + 1), 2 * np.arange(1, degree + 1) + 1)
+    log_prior = -0.5 * values**2 / (1 / (2 * l * (l + 1)))
+    assert log_prior.sum() < -0.01
+    assert float(density.penalty().detach()) == pytest.approx(-2 * log_prior.sum())
+    density.penalty().backward()
+    np.testing.assert_allclose(
+        density.coefficients.grad, 4 * l * (l + 1) * values, rtol=1e-5
+    )
+
+
+def test_no_penalty_without_degree(nodes):
+    density = DiscreteDensity(nodes)
+    density.logits.data.normal_(generator=torch.Generator().manual_seed(0))
+    assert density.penalty() == 0
+
+
+def test_gradient_of_smooth_density(nodes):
+    density, _ = smooth_density(nodes, 2, dtype=torch.float64)
+
+    def probabilities(coefficients):
+        return torch.func.functional_call(density, {"coefficients": coefficients}, ())
+
+    values = density.coefficients.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(probabilities, (values,))
+
+
+def test_prior_spreads_log_densities_by_two():
+    """As the class says: Σ (2l + 1) / (2l (l + 1)) = 2.02 at degree 6."""
+    quadrature = SO3Quadrature.product(SphericalDesign(13), 1)
+    density = DiscreteDensity(quadrature, degree=6)
+    rng = np.random.default_rng(0)
+    sigma = 1 / np.sqrt(density.precision.numpy())
+    variances = []
+    for _ in range(200):
+        density.coefficients.data.copy_(
+            torch.from_numpy(sigma * rng.standard_normal(len(sigma)))
+        )
+        variances.append(np.log(density.probabilities).var())
+    # Standard error 0.07.
+    assert np.mean(variances) == pytest.approx(2.02, abs=0.25)
+
+
+@pytest.mark.parametrize("degree", [0, -1])
+def test_refuses_degrees_below_one(nodes, degree):
+    with pytest.raises(ValueError, match=f"SO3Quadrature and {degree}"):
+        DiscreteDensity(nodes, degree=degree)
+
+
+def test_refuses_a_degree_without_a_quadrature():
+    with pytest.raises(ValueError, match="needs a quadrature .* got int and 4"):
+        DiscreteDensity(10, degree=4)

@@ -1,0 +1,68 @@
+"""A small volume and its particles, moments and reconstruction, each made by the
+command that makes it, and a way to run commands."""
+
+from pathlib import Path
+
+import aspire
+import pytest
+from click.testing import CliRunner
+
+from aspire_mom.cli import main
+from aspire_mom.phantoms import gaussian_phantom
+
+L, PIXEL_SIZE, IMAGES = 12, 2.0, 300
+# What the installed command runs.
+SCRIPT = "from aspire_mom.cli import main; main()"
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+def succeed(*args):
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_progress_bars():
+    """As when the command's stderr is a file."""
+    setting = aspire.config["logging"]["tqdm_disable"]
+    before = setting.get()
+    setting.set(True)
+    yield
+    setting.set(before)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="session")
+def volume(folder) -> Path:
+    path = folder / "map.mrc"
+    gaussian_phantom(L, seed=1, pixel_size=PIXEL_SIZE).save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def star(folder, volume) -> Path:
+    path = folder / "particles.star"
+    succeed("simulate", volume, "--images", IMAGES, "--snr", 1, "-o", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def moments(folder, star) -> Path:
+    path = folder / "moments.npz"
+    succeed("moments", star, "-o", path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def result(folder, moments) -> Path:
+    path = folder / "result"
+    succeed("reconstruct", moments, "-o", path, "--starts", 1)
+    return path

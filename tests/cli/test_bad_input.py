@@ -1,0 +1,405 @@
+"""Bad input: exit status 2, one sentence that names the thing, nothing written over."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+from aspire.operators import CTFFilter
+from aspire.source import Simulation
+from aspire.volume import Volume
+
+from aspire_mom import Moments, PolarBasis
+from aspire_mom.phantoms import gaussian_phantom
+from tests.cli.conftest import IMAGES, PIXEL_SIZE, SCRIPT, L, run
+
+STACK = f"particles_0_{IMAGES - 1}.mrcs"
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def refused(folder, *args):
+    """Run a command that must fail in `folder`, and return its sentence."""
+    before = contents(folder)
+    result = run(*args)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    assert contents(folder) == before
+    return lines[0]
+
+
+@pytest.fixture
+def here(tmp_path, star):
+    """A folder with the particles, to be damaged."""
+    for path in (star, star.with_name(STACK)):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def save_volume(path, voxels, pixel_size=PIXEL_SIZE):
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(np.asarray(voxels, dtype=np.float32))
+        if pixel_size is not None:
+            mrc.voxel_size = pixel_size
+    return path
+
+
+def cut_short(path, n_bytes):
+    path.write_bytes(path.read_bytes()[:n_bytes])
+    return path
+
+
+def spoil_pixel(here, value):
+    with mrcfile.open(here / STACK, "r+") as mrc:
+        mrc.data[17, 3, 4] = value
+
+
+def edit_star(here, old, new):
+    star = here / "particles.star"
+    text = star.read_text()
+    assert old in text
+    star.write_text(text.replace(old, new))
+
+
+def without_rows(here):
+    lines = (here / "particles.star").read_text().splitlines(keepends=True)
+    rows = [line for line in lines if "@" in line]
+    (here / "particles.star").write_text("".join(x for x in lines if x not in rows))
+
+
+DAMAGED_STARS = {
+    "empty file": (lambda f: (f / "particles.star").write_text(""), "cannot be read"),
+    "binary": (
+        lambda f: shutil.copy(f / STACK, f / "particles.star"),
+        "cannot be read",
+    ),
+    "no particles": (without_rows, "lists 0 particles"),
+    "no image names": (
+        lambda f: edit_star(f, "_rlnImageName", "_rlnMicrographName"),
+        "_rlnImageName",
+    ),
+    "odd image name": (lambda f: edit_star(f, "000002@", "second@"), "second@"),
+    "image beyond the stack": (lambda f: edit_star(f, "000002@", "000999@"), "999"),
+    "image 0": (lambda f: edit_star(f, "000002@", "000000@"), "images 0 to"),
+    "no stack": (lambda f: (f / STACK).unlink(), "missing"),
+    "stack cut short": (lambda f: cut_short(f / STACK, 5000), "cut short"),
+    "stack's header cut short": (lambda f: cut_short(f / STACK, 500), STACK),
+    "empty stack": (lambda f: cut_short(f / STACK, 0), STACK),
+    "NaN": (lambda f: spoil_pixel(f, np.nan), "image 17"),
+    "infinity": (lambda f: spoil_pixel(f, np.inf), "image 17"),
+    "negative pixel size": (lambda f: edit_star(f, " 2.0 ", " -2.0 "), "-2 Å"),
+    "zero pixel size": (lambda f: edit_star(f, " 2.0 ", " 0.0 "), "0 Å"),
+    "no pixel size": (
+        lambda f: edit_star(f, "_rlnImagePixelSize", "_rlnVoid"),
+        "--pixel-size",
+    ),
+    "odd-shaped stack": (
+        lambda f: mrcfile.write(
+            f / STACK, np.ones((IMAGES, L, L + 1), np.float32), overwrite=True
+        ),
+        "square",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_STARS)
+def test_damaged_particles(here, case):
+    damage, word = DAMAGED_STARS[case]
+    damage(here)
+    star = here / "particles.star"
+    assert word in refused(here, "moments", star, "-o", here / "m.npz")
+
+
+def test_images_of_several_pixel_sizes(here):
+    columns = "_rlnImageName\n_rlnImagePixelSize\n"
+    rows = f"1@{STACK} 2.0\n2@{STACK} 2.5\n"
+    (here / "particles.star").write_text(f"data_\nloop_\n{columns}{rows}")
+    message = refused(here, "moments", here / "particles.star", "-o", here / "m.npz")
+    assert "2 to 2.5 Å" in message
+
+
+def test_contradicting_pixel_size_names_both(here):
+    args = ("moments", here / "particles.star", "-o", here / "m.npz")
+    message = refused(here, *args, "--pixel-size", 3)
+    assert "--pixel-size is 3 Å" in message
+    assert "particles.star has one of 2 Å" in message
+
+
+@pytest.mark.parametrize("size", ["-1", "0", "nan", "inf", "two"])
+def test_pixel_size_must_be_positive(here, size):
+    args = ("moments", here / "particles.star", "-o", here / "m.npz")
+    message = refused(here, *args, "--pixel-size", size)
+    assert f"{size} is not a positive number" in message
+
+
+def simulation(**options):
+    return Simulation(
+        vols=gaussian_phantom(L, pixel_size=PIXEL_SIZE),
+        n=4,
+        amplitudes=1,
+        **{"offsets": 0, **options},
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"unique_filters": [CTFFilter(defocus_u=1e4, defocus_v=1e4)]}, "--ignore-ctf"),
+        ({"offsets": np.full((4, 2), 1.5)}, "--ignore-shifts"),
+    ],
+)
+def test_ctf_and_shifts_must_be_ignored_on_purpose(tmp_path, options, flag):
+    star, out = tmp_path / "p.star", tmp_path / "m.npz"
+    simulation(**options).save(str(star))
+    assert flag in refused(tmp_path, "moments", star, "-o", out)
+    assert run("moments", star, "-o", out, flag).exit_code == 0
+    assert Moments.load(out).n_images == 4
+
+
+def rest(tmp_path):
+    return ("--images", 5, "--snr", 1, "-o", tmp_path / "p.star")
+
+
+DAMAGED_VOLUMES = {
+    "not cubic": (lambda p: save_volume(p, np.eye(6 * 5).reshape(6, 6, 25)), "cubic"),
+    "an image": (lambda p: save_volume(p, np.eye(6)), "cubic"),
+    "NaN": (lambda p: save_volume(p, np.full((6, 6, 6), np.nan)), "NaN"),
+    "constant": (lambda p: save_volume(p, np.ones((6, 6, 6))), "in all its voxels"),
+    "no voxel size": (
+        lambda p: save_volume(p, np.eye(36)[:6].reshape(6, 6, 6), None),
+        "--pixel-size",
+    ),
+    "long voxels": (
+        lambda p: save_volume(p, np.eye(36)[:6].reshape(6, 6, 6), (1, 1, 2)),
+        "cubes",
+    ),
+    "negative voxel size": (
+        lambda p: save_volume(p, np.eye(36)[:6].reshape(6, 6, 6), -1),
+        "positive",
+    ),
+    "cut short": (
+        lambda p: cut_short(save_volume(p, np.eye(36)[:6].reshape(6, 6, 6)), 1200),
+        "cut short",
+    ),
+    "empty": (lambda p: p.write_bytes(b""), "cannot be read"),
+    "text": (lambda p: p.write_text("not a map " * 200), "no MRC file"),
+    "a folder": (lambda p: p.mkdir(), "directory"),
+    "absent": (lambda p: None, "does not exist"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_VOLUMES)
+@pytest.mark.parametrize("command", ["simulate", "evaluate"])
+def test_damaged_volume(tmp_path, case, command):
+    damage, word = DAMAGED_VOLUMES[case]
+    path = tmp_path / "bad.mrc"
+    damage(path)
+    args = rest(tmp_path) if command == "simulate" else (path, "--json")
+    message = refused(tmp_path, command, path, *args)
+    assert word in message
+    assert "bad.mrc" in message
+
+
+@pytest.mark.parametrize("snr", ["0", "-0.1", "nan", "many"])
+def test_snr_must_be_positive(tmp_path, volume, snr):
+    args = ("simulate", volume, "--images", 5, "--snr", snr, "-o", tmp_path / "p.star")
+    assert "--snr" in refused(tmp_path, *args)
+
+
+@pytest.mark.parametrize("images", ["0", "-3", "1.5"])
+def test_images_must_be_counted(tmp_path, volume, images):
+    args = ("--images", images, "--snr", 1, "-o", tmp_path / "p.star")
+    assert "--images" in refused(tmp_path, "simulate", volume, *args)
+
+
+def test_contradicting_voxel_size_names_both(tmp_path, volume):
+    message = refused(
+        tmp_path, "simulate", volume, *rest(tmp_path), "--pixel-size", 2.5
+    )
+    assert "--pixel-size is 2.5 Å" in message
+    assert "map.mrc has one of 2 Å" in message
+
+
+@pytest.mark.parametrize(
+    ("other", "word"),
+    [
+        (gaussian_phantom(L + 1, pixel_size=PIXEL_SIZE), "same number"),
+        (gaussian_phantom(L, pixel_size=1.5), "1.5 Å"),
+    ],
+)
+def test_volumes_that_cannot_be_compared(tmp_path, volume, other, word):
+    other.save(str(tmp_path / "other.mrc"))
+    assert word in refused(tmp_path, "evaluate", volume, tmp_path / "other.mrc")
+
+
+def test_foreign_npz(tmp_path):
+    path, out = tmp_path / "m.npz", tmp_path / "r"
+    np.savez(path, first=np.ones(3))
+    assert "m.npz" in refused(tmp_path, "reconstruct", path, "-o", out)
+    path.write_text("moments")
+    assert "m.npz" in refused(tmp_path, "reconstruct", path, "-o", out)
+    path.unlink()
+    assert "m.npz" in refused(tmp_path, "reconstruct", path, "-o", out)
+
+
+@pytest.mark.parametrize("field", ["basis_L", "basis_n_rings", "basis"])
+def test_moments_of_another_basis(tmp_path, moments, field):
+    with np.load(moments) as file:
+        fields = dict(file)
+    fields[field] = "ZernikeBasis" if field == "basis" else fields[field] - 1
+    np.savez(tmp_path / "m.npz", **fields)
+    if field == "basis_L":  # one pixel fewer has the same rings
+        fields[field] = 8
+        np.savez(tmp_path / "m.npz", **fields)
+    message = refused(tmp_path, "reconstruct", tmp_path / "m.npz", "-o", tmp_path / "r")
+    assert "m.npz does not hold moments" in message
+
+
+def test_moments_cut_short(tmp_path, moments):
+    path = tmp_path / "m.npz"
+    shutil.copy(moments, path)
+    cut_short(path, path.stat().st_size // 2)
+    message = refused(tmp_path, "reconstruct", path, "-o", tmp_path / "r")
+    assert "m.npz" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--device", "abacus"), "abacus"),
+        (("--support-radius", 13), "half the box"),
+        (("--support-radius", -1), "not a positive number"),
+        (("--lowpass", 3.9), "two voxels, 4 Å"),
+        (("--lowpass", 25), "the box, 24 Å"),
+        (("--prior", "hope"), "hope"),
+        (("--starts", 0), "--starts"),
+        (("--seed", -1), "--seed"),
+    ],
+)
+def test_reconstruction_options(tmp_path, moments, options, word):
+    args = ("reconstruct", moments, "-o", tmp_path / "r", *options)
+    assert word in refused(tmp_path, *args)
+    assert not (tmp_path / "r").exists()
+
+
+def test_lengths_need_a_pixel_size(tmp_path):
+    basis = PolarBasis(8, n_rings=4)
+    first = np.ones(basis.first_shape, complex)
+    moments = Moments(first, np.ones(basis.second_shape, complex), basis)
+    moments.save(tmp_path / "m.npz")
+    for option in ("--support-radius", "--lowpass"):
+        args = ("reconstruct", tmp_path / "m.npz", "-o", tmp_path / "r", option, 5)
+        assert "pixel size" in refused(tmp_path, *args)
+
+
+def test_checkpoint_of_other_moments(tmp_path, moments):
+    out = tmp_path / "r"
+    out.mkdir()
+    (out / "checkpoint.pt").write_text("something else")
+    message = refused(tmp_path, "reconstruct", moments, "-o", out)
+    assert "checkpoint.pt" in message
+
+
+OUTPUTS = {
+    "simulate": ("p.star", "p_0_4.mrcs"),
+    "moments": ("m.npz",),
+    "reconstruct": ("r/volume.mrc", "r/volume_mirror.mrc", "r/report.json"),
+    "demo": ("d/volume.mrc", "d/fsc.png", "d/report.json"),
+    "evaluate": ("f.png",),
+}
+
+
+def command(name, folder, volume, star, moments):
+    return (
+        name,
+        *{
+            "simulate": (volume, *rest(folder)),
+            "moments": (star, "-o", folder / "m.npz"),
+            "reconstruct": (moments, "-o", folder / "r"),
+            "demo": ("--out", folder / "d"),
+            "evaluate": (volume, volume, "--plot", folder / "f.png"),
+        }[name],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "output"), [(n, o) for n, outputs in OUTPUTS.items() for o in outputs]
+)
+def test_existing_results_are_kept(tmp_path, volume, star, moments, name, output):
+    path = tmp_path / output
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("precious")
+    message = refused(tmp_path, *command(name, tmp_path, volume, star, moments))
+    assert str(path) in message
+    assert "--overwrite" in message
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_results_do_not_replace_files_by_folders(tmp_path, volume, star, moments, name):
+    """Nor the other way round, --overwrite or not."""
+    path = tmp_path / OUTPUTS[name][0]
+    if path.parent != tmp_path:
+        path = path.parent
+        path.write_text("precious")
+    else:
+        path.mkdir()
+    args = (*command(name, tmp_path, volume, star, moments), "--overwrite")
+    assert path.name in refused(tmp_path, *args)
+
+
+@pytest.mark.parametrize("name", ["simulate", "moments", "evaluate"])
+def test_names_must_have_their_endings(tmp_path, volume, star, moments, name):
+    *args, out = command(name, tmp_path, volume, star, moments)
+    message = refused(tmp_path, *args, out.with_suffix(".txt"))
+    assert "must end in" in message
+
+
+def test_failed_writing_leaves_nothing(tmp_path, monkeypatch, volume):
+    """As on a full disk, half-way through the images."""
+
+    def fail(self, *args, **options):
+        raise OSError(28, "No space left on device", "p.star")
+
+    monkeypatch.setattr(Simulation, "save_images", fail)
+    message = refused(tmp_path, "simulate", volume, *rest(tmp_path))
+    assert message == "Error: No space left on device: p.star"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bugs_keep_their_traceback(tmp_path, monkeypatch, volume):
+    def bug(self, *args, **options):
+        raise KeyError("bug")
+
+    monkeypatch.setattr(Volume, "project", bug)
+    result = run("simulate", volume, *rest(tmp_path))
+    assert isinstance(result.exception, KeyError)
+
+
+def test_unknown_command_and_option(tmp_path):
+    assert "No such command" in refused(tmp_path, "refine")
+    assert "--loud" in refused(tmp_path, "demo", "--loud")
+
+
+def test_a_process_ends_without_traceback(tmp_path):
+    (tmp_path / "map.mrc").write_bytes(b"")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "evaluate", "map.mrc", "map.mrc"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: map.mrc")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["map.mrc"]

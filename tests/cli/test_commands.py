@@ -1,0 +1,254 @@
+"""What each command writes."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from aspire.source import RelionSource
+from aspire.volume import Volume
+
+from aspire_mom import Moments, Reconstruction, VonMisesFisherMixture, compare
+from aspire_mom.cli import reconstruct
+from aspire_mom.evaluation import mirror
+from aspire_mom.files import RECONSTRUCTION_FILES
+from aspire_mom.inversion.inversion import PRIORS
+from aspire_mom.phantoms import gaussian_phantom
+from tests.cli.conftest import IMAGES, PIXEL_SIZE, SCRIPT, L, run, succeed
+
+
+def test_simulated_particles_are_read_back(star):
+    source = RelionSource(star)
+    density = VonMisesFisherMixture.random(seed=0)
+    rotations = density.sample(IMAGES, seed=1).matrices
+    assert source.n == IMAGES
+    assert source.pixel_size == PIXEL_SIZE
+    assert np.abs(source.rotations - rotations).max() < 1e-5
+    assert not source.offsets.any()
+    values = [f.evaluate_grid(L) for f in source.unique_filters]
+    assert np.array_equal(values, np.ones((1, L, L)))
+
+
+def test_simulated_images_have_the_angles_and_the_snr(star, volume):
+    images = RelionSource(star).images[:].asnumpy()
+    rotations = RelionSource(star).rotations
+    clean = Volume.load(str(volume)).project(rotations.astype(np.float32)).asnumpy()
+    noise = images - clean
+    y, x = (np.mgrid[:L, :L] - L // 2) / (L // 2)
+    signal = np.mean(clean[:, x**2 + y**2 < 1] ** 2)
+    # 43,200 pixels: the variance is known to 0.7 %, ASPIRE's disc to a pixel's width.
+    assert signal / noise.var() == pytest.approx(1, abs=0.1)
+    # Right angles leave white noise: none of the signal correlates with it.
+    assert abs(np.vdot(noise, clean)) < 0.02 * np.vdot(clean, clean)
+
+
+def test_uniform_views(tmp_path, volume):
+    args = ("--images", 400, "--snr", 1, "--views", "uniform", "--seed", 3)
+    succeed("simulate", volume, *args, "-o", tmp_path / "p.star")
+    views = RelionSource(tmp_path / "p.star").rotations[:, :, 2]
+    # The mean of n uniform directions has length about 1 / sqrt(n) = 0.05; that of
+    # the default density for this seed is 0.2 and more.
+    assert np.linalg.norm(views.mean(0)) < 0.1
+
+
+def test_seed_decides(tmp_path, volume):
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        args = (
+            "--images",
+            3,
+            "--snr",
+            1,
+            "--seed",
+            seed,
+            "-o",
+            tmp_path / f"{name}.star",
+        )
+        succeed("simulate", volume, *args)
+    a, b, c = (RelionSource(tmp_path / f"{n}.star").images[:].asnumpy() for n in "abc")
+    assert np.array_equal(a, b)
+    assert not np.isclose(a, c).any()
+
+
+def test_moments_are_those_of_the_estimator(moments, star):
+    from aspire_mom import MomentEstimator, PolarBasis
+
+    found = Moments.load(moments)
+    expected = MomentEstimator(RelionSource(star), PolarBasis(L)).estimate()
+    assert found.n_images == IMAGES
+    assert found.pixel_size == PIXEL_SIZE
+    assert max(found.relative_error(expected)) < 1e-12
+    assert np.abs(found.second).max() > 0
+
+
+def test_batches_do_not_change_moments(tmp_path, moments, star):
+    succeed("moments", star, "-o", tmp_path / "m.npz", "--batch-size", 7)
+    errors = Moments.load(tmp_path / "m.npz").relative_error(Moments.load(moments))
+    assert max(errors) < 1e-5
+
+
+def test_reconstruction_agrees_with_the_volume(result, volume):
+    found, truth = (Volume.load(str(p)) for p in (result / "volume.mrc", volume))
+    assert found.pixel_size == PIXEL_SIZE
+    # 300 images at 12 pixels tell the shape, not more.
+    assert compare(found, truth).correlation > 0.8
+
+
+def test_reconstruction_files(result):
+    assert {path.name for path in result.iterdir()} == set(RECONSTRUCTION_FILES)
+    found = Reconstruction.load(result)
+    other = Volume.load(str(result / "volume_mirror.mrc"))
+    assert np.array_equal(other.asnumpy(), mirror(found.volume).asnumpy())
+    assert other.pixel_size == PIXEL_SIZE
+    report = json.loads((result / "report.json").read_text())
+    assert report["n_images"] == IMAGES
+    assert report["seconds"] > 0
+    assert report["seed"] == 0
+    assert report["settings"]["n_starts"] == len(report["starts"]) == 1
+    assert np.isfinite(report["starts"][0]["criterion"])
+    for name in ("slices.png", "isosurfaces.png", "views.png"):
+        assert (result / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_interrupted_reconstruction_goes_on(tmp_path, monkeypatch, moments, result):
+    """Ctrl-C at the last step; the same command then repeats none of the others."""
+    step, calls = torch.optim.LBFGS.step, []
+    out = tmp_path / "result"
+
+    def counted(self, closure):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.LBFGS, "step", counted)
+    stop = None
+    command = ("reconstruct", moments, "-o", out, "--starts", 1)
+    succeed("reconstruct", moments, "-o", tmp_path / "whole", "--starts", 1)
+    stop = len(calls)
+    calls.clear()
+    interrupted = run(*command)
+    assert interrupted.exit_code == 2
+    assert interrupted.stderr.splitlines()[-1].startswith(
+        "Error: interrupted; the same"
+    )
+    assert [path.name for path in out.iterdir()] == ["checkpoint.pt"]
+    calls.clear()
+    stop_before, stop = stop, None
+    succeed(*command)
+    assert len(calls) < stop_before
+    assert not (out / "checkpoint.pt").exists()
+    volumes = [Volume.load(str(p / "volume.mrc")).asnumpy() for p in (out, result)]
+    assert np.allclose(*volumes, atol=1e-3 * volumes[1].max())
+
+
+def test_lowpass_removes_fine_shells(tmp_path, moments):
+    out = tmp_path / "r"
+    command = ("reconstruct", moments, "-o", out, "--starts", 1)
+    succeed(*command, "--lowpass", 8, "--support-radius", 10)
+    assert json.loads((out / "report.json").read_text())["lowpass_angstrom"] == 8
+    settings = json.loads((out / "report.json").read_text())["settings"]
+    assert settings["support_radius"] == pytest.approx(10 / (L * PIXEL_SIZE))
+    for name in ("volume.mrc", "volume_mirror.mrc"):
+        power = np.abs(np.fft.fftn(Volume.load(str(out / name)).asnumpy()[0]))
+        k = np.fft.fftfreq(L, 1 / L)
+        shells = np.sqrt(sum(axis**2 for axis in np.ix_(k, k, k)))
+        # Box 24 Å, so the cut is at shell 3 and ends at shell 4.
+        assert power[shells > 4].max() < 1e-5 * power.max()
+        assert power[(shells > 1.5) & (shells < 2.5)].max() > 1e-3 * power.max()
+
+
+def test_priors_are_those_of_the_inversion():
+    (option,) = (p for p in reconstruct.params if p.name == "prior")
+    assert set(option.type.choices) == set(PRIORS)
+
+
+@pytest.mark.parametrize("hand", [1, -1])
+def test_evaluate_finds_a_moved_volume(tmp_path, hand):
+    truth = gaussian_phantom(15, seed=2, pixel_size=3.0)
+    moved = np.rot90(truth.asnumpy()[0], axes=(1, 2))[::hand]
+    Volume(np.ascontiguousarray(moved), pixel_size=3.0).save(str(tmp_path / "a.mrc"))
+    truth.save(str(tmp_path / "b.mrc"))
+    plot = tmp_path / "new" / "fsc.png"
+    args = (tmp_path / "a.mrc", tmp_path / "b.mrc", "--plot", plot)
+    report = json.loads(succeed("evaluate", *args, "--json").stdout)
+    assert report["mirrored"] is (hand == -1)
+    assert report["correlation"] > 0.999
+    assert min(report["fsc"]) > 0.98
+    assert report["resolution_0.5_angstrom"] == pytest.approx(15 * 3 / 7)
+    assert report["resolution_0.143_angstrom"] == pytest.approx(15 * 3 / 7)
+    assert report["seconds"] > 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    # And in words.
+    words = succeed("evaluate", *args, "--overwrite").stdout
+    assert "6.43 Å (7.0 shells)" in words
+    assert f"hand: {'mirrored' if hand == -1 else 'as it is'}" in words
+
+
+def test_pixel_size_option_stands_in_for_the_header(tmp_path):
+    gaussian_phantom(15, pixel_size=None).save(str(tmp_path / "a.mrc"))
+    args = (tmp_path / "a.mrc", tmp_path / "a.mrc", "--json", "--pixel-size", 2)
+    report = json.loads(succeed("evaluate", *args).stdout)
+    assert report["resolution_0.5_angstrom"] == pytest.approx(15 * 2 / 7)
+
+
+def test_overwrite_replaces(tmp_path, star):
+    out = tmp_path / "m.npz"
+    out.write_text("old")
+    succeed("moments", star, "-o", out, "--overwrite")
+    assert Moments.load(out).n_images == IMAGES
+
+
+def test_stdout_is_json_and_the_folder_stays_clean(tmp_path, volume):
+    """In a process of its own: ASPIRE's logger is bound to the real stdout."""
+    command = [sys.executable, "-c", SCRIPT, "evaluate"]
+    done = subprocess.run(
+        [*command, volume, volume, "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["correlation"] == pytest.approx(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_fast(tmp_path):
+    code = (
+        "import sys, aspire_mom.cli; aspire_mom.cli.main(['reconstruct', '--help']);"
+        " sys.exit(bool({'aspire', 'torch', 'numpy'} & set(sys.modules)))"
+    )
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert b"--support-radius" in done.stdout
+    assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    "command", ["", "demo", "simulate", "moments", "reconstruct", "evaluate"]
+)
+def test_help_has_an_example(command):
+    text = succeed(*command.split(), "--help").stdout
+    assert f"aspire-mom {command}".strip() in text
+
+
+@pytest.mark.slow
+def test_from_volume_to_resolution(tmp_path):
+    """The whole pipeline at 25³ and the SNR of the paper's third volume."""
+    gaussian_phantom(25, seed=0).save(str(tmp_path / "truth.mrc"))
+    star, npz, out = (tmp_path / name for name in ("p.star", "m.npz", "result"))
+    succeed(
+        "simulate", tmp_path / "truth.mrc", "--images", 5000, "--snr", 0.1, "-o", star
+    )
+    succeed("moments", star, "-o", npz)
+    succeed("reconstruct", npz, "-o", out)
+    args = (out / "volume.mrc", tmp_path / "truth.mrc", "--json")
+    report = json.loads(succeed("evaluate", *args).stdout)
+    assert report["correlation"] > 0.9
+    assert report["resolution_0.5_angstrom"] < 6
