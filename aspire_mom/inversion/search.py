@@ -138,9 +138,11 @@ def n_refinements(n_starts: int, n_levels: int) -> int:
     """Pieces of work that :func:`search` reports to `advance`."""
     total, n = 0, n_starts
     for level in range(n_levels):
+        if level == n_levels - 1 and n <= SURVIVORS:
+            break
         total += n
         n = survivors(n, level, n_levels)
-    return total
+    return total + n
 
 
 def refine(
@@ -199,14 +201,17 @@ def refine(
 
 def grow(candidate: Candidate, problem: Problem, plan: Plan, most: int) -> Candidate:
     """
-    Split Gaussians for as long as the criterion falls.
+    Split the Gaussians of a `GaussianMixture` for as long as the criterion falls; other
+    volumes stay as they are.
 
-    :param candidate: A candidate whose volume is a `GaussianMixture`.
+    :param candidate: The candidate.
     :param problem: The level.
     :param plan: How to refine.
     :param most: Number of Gaussians not to exceed.
     :return: The best candidate, the one given if none is better.
     """
+    if not isinstance(candidate.volume, GaussianMixture):
+        return candidate
     while (n := len(candidate.volume)) < most:
         larger = replace(
             candidate,
@@ -243,22 +248,20 @@ def search(
     """
     for level, problem in enumerate(problems):
         last = level == len(problems) - 1
-        first_steps = STEPS_PER_LEVEL if len(candidates) > 1 else plan.n_steps
+        if last and len(candidates) <= SURVIVORS:
+            break
         for candidate in candidates:
             stage = candidate.label(problem.n_rings)
-            steps = first_steps if last or len(candidates) > 1 else STEPS_PER_LEVEL
-            refine(candidate, problem, plan, stage=stage, n_steps=steps)
+            refine(candidate, problem, plan, stage=stage, n_steps=STEPS_PER_LEVEL)
             advance(stage)
         candidates = sorted(candidates, key=lambda c: c.criterion)
         candidates = candidates[: survivors(len(candidates), level, len(problems))]
-        if last and len(candidates) > 1:
-            for candidate in candidates:
-                stage = candidate.label(problem.n_rings) + ", to the end"
-                refine(candidate, problem, plan, stage=stage, n_steps=plan.n_steps)
-        candidates = [
-            grow(c, problem, plan, max_gaussians)
-            if isinstance(c.volume, GaussianMixture)
-            else c
-            for c in candidates
-        ]
-    return sorted(candidates, key=lambda c: c.criterion)
+        if not last:
+            candidates = [grow(c, problem, plan, max_gaussians) for c in candidates]
+    finished = []
+    for candidate in candidates:
+        stage = candidate.label(problem.n_rings) + ", to the end"
+        refine(candidate, problem, plan, stage=stage, n_steps=plan.n_steps)
+        finished.append(grow(candidate, problem, plan, max_gaussians))
+        advance(stage)
+    return sorted(finished, key=lambda c: c.criterion)
