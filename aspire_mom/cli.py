@@ -82,7 +82,14 @@ def main(ctx: click.Context) -> None:
     show_default=True,
     help="Number of images to simulate.",
 )
-@seed_option
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31),
+    default=1,
+    show_default=True,
+    help="Seed of volume, views, noise and search. Some volumes are harder than others:"
+    " benchmarks/phantoms.py shows how they vary.",
+)
 @device_option
 @overwrite_option
 def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> None:

@@ -236,8 +236,9 @@ def search(
     advance: Callable[[str], None],
 ) -> list[Candidate]:
     """
-    Refine all starts on the first level and keep the better half, and so on from level
-    to level; the last few are refined to the end. Gaussian mixtures grow on each level.
+    Refine all starts level by level, keeping fewer from each to the next
+    (:func:`survivors`); the last few are refined to the end. Gaussian mixtures grow on
+    each level.
 
     :param candidates: The starts.
     :param problems: The levels, coarse to fine.

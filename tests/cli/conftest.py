@@ -5,6 +5,7 @@ from pathlib import Path
 
 import aspire
 import pytest
+import torch
 from click.testing import CliRunner
 
 from aspire_mom.cli import main
@@ -62,7 +63,20 @@ def moments(folder, star) -> Path:
 
 
 @pytest.fixture(scope="session")
-def result(folder, moments) -> Path:
-    path = folder / "result"
-    succeed("reconstruct", moments, "-o", path, "--starts", 1)
-    return path
+def counted_result(folder, moments) -> tuple[Path, int]:
+    """A result, and the number of optimiser calls that led there."""
+    path, step, calls = folder / "result", torch.optim.LBFGS.step, []
+
+    def counted(self, closure):
+        calls.append(1)
+        return step(self, closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.LBFGS, "step", counted)
+        succeed("reconstruct", moments, "-o", path, "--starts", 1)
+    return path, len(calls)
+
+
+@pytest.fixture(scope="session")
+def result(counted_result) -> Path:
+    return counted_result[0]

@@ -49,9 +49,8 @@ def test_aligned_views_show_the_same_images(mirrored):
 
 
 def test_demo_with_few_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        demonstration, "MomentInversion", partial(MomentInversion, n_starts=1)
-    )
+    quick = partial(MomentInversion, n_starts=1, n_steps=40, max_gaussians=6)
+    monkeypatch.setattr(demonstration, "MomentInversion", quick)
     out = tmp_path / "demo"
     result = succeed("demo", "--out", out, "--images", 1000, "--seed", 1)
     assert "resolution at FSC 0.5" in result.stdout

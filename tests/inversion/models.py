@@ -20,16 +20,21 @@ class GridVolume(FourierVolume):
         self.voxels = torch.nn.Parameter(torch.as_tensor(voxels))
         L = len(voxels)
         z, y, x = torch.meshgrid([torch.arange(L) - L // 2] * 3, indexing="ij")
-        self.positions = torch.stack((x, y, z), -1).reshape(-1, 3) / L
+        self.positions = torch.stack((x, y, z), -1).reshape(-1, 3).double() / L
 
     def forward(self, k):
         waves = torch.exp(-2j * torch.pi * (k @ self.positions.to(k).T))
         return waves @ self.voxels.ravel().to(waves.dtype)
 
 
-def mixture(n=3, *, seed=0, dtype=torch.float64, sigma=0.06, total=20.0, **options):
-    """A molecule of n Gaussians of different widths and masses."""
-    model = GaussianMixture(n, sigma=sigma, total=total, seed=seed, **options)
+def mixture(n=3, *, seed=0, dtype=torch.float64, sigma=0.06, total=20.0, radius=0.25):
+    """
+    A molecule of n Gaussians of different widths and masses. Within a quarter of the
+    box, aliases of the orders for which rings are sampled are below 1e-9.
+    """
+    model = GaussianMixture(
+        n, support_radius=radius, sigma=sigma, total=total, seed=seed
+    )
     with torch.no_grad():
         model.log_sigmas += torch.linspace(0.7, 1.3, n).log()
         model.weight_parameters += torch.linspace(-0.5, 1, n)

@@ -1,0 +1,418 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from aspire_mom import (
+    BallHarmonics,
+    CartesianBasis,
+    DiscreteDensity,
+    FourierNet,
+    MomentEncoder,
+    MomentInversion,
+    PolarBasis,
+    SO3Quadrature,
+    SphericalDesign,
+    VonMisesFisherMixture,
+    compare,
+)
+from aspire_mom.inversion import OptimizerStatus, StoppedByUser
+from tests.inversion.models import exact_moments, mixture
+
+COARSE = SO3Quadrature.product(SphericalDesign(7), 1)
+NODES = SO3Quadrature.product(SphericalDesign(3), 3)
+
+
+def problem(L=17, *, seed=4, degree=15, basis=None):
+    """A molecule, and exact moments of its images at uneven viewing directions."""
+    quadrature = SO3Quadrature.product(SphericalDesign(degree), 1)
+    truth = mixture(3, seed=seed, sigma=0.09)
+    p = VonMisesFisherMixture.random(3, seed=1).on(quadrature)
+    basis = basis or PolarBasis(L)
+    return truth, exact_moments(truth, p, quadrature, basis, pixel_size=2.0)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Moments for runs of a second or so."""
+    return problem(11, degree=7)[1]
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Moments of all pixels, at few rotations."""
+    p = VonMisesFisherMixture.random(3, seed=1).on(NODES)
+    return exact_moments(mixture(2, sigma=0.12), p, NODES, CartesianBasis(9))
+
+
+def quick(moments, volume="gaussians", **options):
+    """Two starts of few Gaussians; `small` needs a second."""
+    defaults = {
+        "n_rings": 5,
+        "n_steps": 40,
+        "n_starts": 2,
+        "max_gaussians": 4,
+        "quadrature": COARSE,
+    }
+    return MomentInversion(moments, volume, **defaults | options)
+
+
+def test_recovers_three_gaussians():
+    truth, moments = problem()
+    inversion = MomentInversion(moments, n_starts=3, n_steps=80, max_gaussians=6)
+    result = inversion.estimate()
+    comparison = compare(result.volume, truth.to_volume(17, 2.0))
+    assert comparison.correlation > 0.9
+    assert comparison.fsc[1:4].min() > 0.8
+    assert result.volume.pixel_size == 2.0
+    assert result.density.sum() == pytest.approx(1)
+    assert result.density.min() >= 0
+    assert len(result.density) == len(result.quadrature) == len(inversion.quadrature)
+    criteria = [start["criterion"] for start in result.starts]
+    assert criteria == sorted(criteria)
+    assert {start["seed"] for start in result.starts} == {0, 1, 2}
+    assert result.history[-1]["criterion"] == criteria[0]
+    assert result.history[-1]["n_rings"] == inversion.n_rings
+    np.testing.assert_array_equal(
+        result.start_volumes.asnumpy()[0], result.volume.asnumpy()[0]
+    )
+    # The criterion compares starts by moments alone, and rightly so here.
+    worst = compare(result.start_volumes[-1], truth.to_volume(17, 2.0))
+    assert comparison.correlation > worst.correlation - 0.02
+
+
+@pytest.mark.parametrize(
+    ("volume", "weighting"),
+    [
+        ("gaussians", "none"),
+        ("gaussians", "rings"),
+        ("gaussians", "noise"),
+        ("harmonics", "none"),
+        ("harmonics", "rings"),
+        ("harmonics", "noise"),
+        (BallHarmonics(4.0, support_radius=0.4), "none"),
+        (FourierNet(4.0, hidden=16, scale=20.0), "none"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
+def test_every_prior_fits_moments(small, volume, weighting):
+    """To a few per cent of the loss of no volume at all."""
+    seen = []
+    inversion = quick(
+        small,
+        volume,
+        weighting=weighting,
+        n_starts=1,
+        n_steps=150 if isinstance(volume, FourierNet) else 60,
+        learning_rates=(1e-2, 3e-3),
+        status=seen.append,
+    )
+    result = inversion.estimate()
+    loss = inversion._problem(5).loss
+    nothing = float(loss(torch.zeros_like(loss.first), torch.zeros_like(loss.second)))
+    final = result.history[-1]["loss"]
+    assert final < 0.1 * nothing
+    assert final == min(
+        status.loss for status in seen if status.stage == seen[-1].stage
+    )
+    assert np.linalg.norm(result.volume.asnumpy()) > 0.1
+    if weighting == "none":
+        assert nothing == pytest.approx(2)
+
+
+def test_given_model_is_where_the_search_starts(small):
+    """It is not changed, and the true one is found good at once."""
+    truth = mixture(3, seed=4, sigma=0.09, dtype=torch.float32)
+    before = [p.clone() for p in truth.parameters()]
+    p = VonMisesFisherMixture.random(3, seed=1).on(COARSE)
+    density = DiscreteDensity.from_probabilities(p)  # float64, unlike the volume
+    seen = []
+    inversion = MomentInversion(
+        small,
+        truth,
+        density,
+        COARSE,
+        weighting="none",
+        n_steps=20,
+        max_gaussians=3,
+        status=seen.append,
+    )
+    assert inversion.n_starts == 1
+    result = inversion.estimate()
+    # Orders beyond those of a ball of 0.4 boxes are cut off.
+    assert max(status.loss for status in seen) < 1e-3
+    for parameter, value in zip(truth.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+    comparison = compare(result.volume, truth.to_volume(11))
+    assert comparison.correlation > 0.999
+    assert np.corrcoef(result.density, p)[0, 1] > 0.99
+
+
+def encoder_of(moments, n_nodes):
+    basis = moments.basis
+    options = {"window": 3, "channels": 2, "width": 16}
+    if isinstance(basis, CartesianBasis):
+        return MomentEncoder.cartesian(basis.L, n_nodes, **options)
+    return MomentEncoder.polar(basis.max_order + 1, basis.n_rings, n_nodes, **options)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_encoder_as_density(small, optimizer):
+    encoder = encoder_of(small, len(COARSE))
+    before = [p.clone() for p in encoder.parameters()]
+    result = quick(
+        small, density=encoder, optimizer=optimizer, n_starts=1, n_steps=40
+    ).estimate()
+    assert result.settings["density"] == "MomentEncoder"
+    first, second = (torch.from_numpy(m) for m in (small.first, small.second))
+    start = encoder(first, second).detach().numpy()
+    assert np.abs(result.density - start).max() > 1e-3 / len(COARSE)
+    assert result.density.sum() == pytest.approx(1)
+    for parameter, value in zip(encoder.parameters(), before, strict=True):
+        assert torch.equal(parameter, value)
+
+
+@pytest.mark.parametrize("with_encoder", [False, True])
+def test_cartesian_moments(pixels, with_encoder):
+    density = encoder_of(pixels, len(NODES)) if with_encoder else None
+    seen = []
+    result = MomentInversion(
+        pixels,
+        density=density,
+        quadrature=NODES,
+        weighting="none",
+        n_starts=2,
+        n_steps=60,
+        max_gaussians=4,
+        status=seen.append,
+    ).estimate()
+    assert result.history[-1]["loss"] < min(0.15, 0.5 * seen[0].loss)
+    truth = mixture(2, sigma=0.12).to_volume(9)
+    assert compare(result.volume, truth).correlation > 0.8
+    assert result.volume.pixel_size is None
+
+
+def test_cartesian_moments_and_network(pixels):
+    """The paper's own pairing, in miniature."""
+    result = MomentInversion(
+        pixels,
+        FourierNet(4.5, hidden=8, scale=20.0),
+        encoder_of(pixels, len(NODES)),
+        NODES,
+        n_steps=100,
+        learning_rates=(1e-2, 3e-3),
+    ).estimate()
+    assert result.settings["optimizer"] == "adam"
+    assert result.settings["weighting"] == "none"
+    assert result.history[-1]["loss"] < 0.5
+
+
+def same(a, b):
+    """Reconstructions equal to the last bit."""
+    np.testing.assert_array_equal(a.volume.asnumpy(), b.volume.asnumpy())
+    np.testing.assert_array_equal(a.density, b.density)
+    assert a.starts == b.starts
+    assert a.history == b.history
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_resumes_from_its_checkpoint(small, tmp_path, optimizer):
+    """Stopped again and again, at every second report, and resumed as often."""
+    path = tmp_path / "run.ckpt"
+    options = {"optimizer": optimizer, "checkpoint": path, "learning_rates": (1e-2,)}
+    options["n_steps"] = 40 if optimizer == "lbfgs" else 120
+    expected = quick(small, **options).estimate()
+    assert not path.exists()
+    reports, stops = [], 0
+
+    def stop(status):
+        assert isinstance(status, OptimizerStatus)
+        reports.append((status.stage, status.step))
+        return len(reports) % 2 == 0
+
+    while True:
+        try:
+            result = quick(small, status=stop, **options).estimate()
+            break
+        except StoppedByUser:
+            assert path.exists()
+            stops += 1
+    assert stops >= 3
+    # No step is done twice.
+    assert len(set(reports)) == len(reports)
+    assert not path.exists()
+    same(result, expected)
+
+
+def test_interrupts_keep_the_checkpoint(small, tmp_path):
+    """Ctrl-C between reports: what was reported last is there."""
+    path, calls = tmp_path / "run.ckpt", []
+    expected = quick(small, n_starts=1).estimate()
+
+    class Interrupting(DiscreteDensity):
+        def forward(self):
+            calls.append(1)
+            if len(calls) == 95:
+                raise KeyboardInterrupt
+            return super().forward()
+
+    density = Interrupting(COARSE, degree=6)
+    inversion = quick(small, density=density, n_starts=1, checkpoint=path)
+    with pytest.raises(KeyboardInterrupt):
+        inversion.estimate()
+    # Once more, now past the call that is interrupted.
+    result = inversion.estimate()
+    same(result, expected)
+
+
+def test_checkpoint_of_others_is_refused(small, tmp_path):
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(StoppedByUser):
+        quick(small, checkpoint=path, status=lambda status: True).estimate()
+    before = path.read_bytes()
+    other = problem(11, seed=5, degree=7)[1]
+    for inversion in (
+        quick(other, checkpoint=path),
+        quick(small, checkpoint=path, n_steps=41),
+        quick(small, checkpoint=path, seed=1),
+        quick(small, "harmonics", checkpoint=path),
+    ):
+        with pytest.raises(ValueError, match="other moments or settings"):
+            inversion.estimate()
+    assert path.read_bytes() == before
+
+
+def test_seed_decides_and_global_state_stays(small):
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    inversion = quick(small, n_steps=20, n_starts=1)
+    first, again = inversion.estimate(), inversion.estimate()
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert (np.random.get_state()[1] == state[1]).all()  # noqa: NPY002
+    same(first, again)
+    other = quick(small, n_steps=20, n_starts=1, seed=7).estimate()
+    assert [start["seed"] for start in other.starts] == [7]
+    assert np.abs(other.volume.asnumpy() - first.volume.asnumpy()).max() > 1e-6
+
+
+def test_settings_and_log(small, caplog):
+    inversion = quick(small, n_steps=20, n_starts=1, support_radius=0.3)
+    with caplog.at_level(logging.INFO, logger="aspire_mom"):
+        result = inversion.estimate()
+    assert "Inverting Moments of 0 images" in caplog.text
+    assert result.settings == inversion.settings
+    expected = {
+        "volume": "gaussians",
+        "density": "DiscreteDensity",
+        "weighting": "noise",
+        "optimizer": "lbfgs",
+        "n_nodes": len(COARSE),
+        "n_rings": 5,
+        "n_steps": 20,
+        "support_radius": 0.3,
+        "signed": False,
+        "device": "cpu",
+    }
+    assert expected.items() <= result.settings.items()
+
+
+def test_defaults(small, pixels):
+    inversion = MomentInversion(small)
+    assert isinstance(inversion.density, DiscreteDensity)
+    assert inversion.density.coefficients is not None
+    # Orders of a ball of 0.4 boxes on the outermost ring.
+    outermost = 2 * np.pi * 0.4 * (inversion.n_rings - 1)
+    assert (
+        outermost < inversion.quadrature.degree or inversion.quadrature.n_inplane == 1
+    )
+    assert len(inversion.quadrature) >= outermost**2 / 2
+    network = MomentInversion(small, "fouriernet")
+    assert (network.optimizer, network.weighting) == ("adam", "none")
+    assert network.density.coefficients is None
+    assert network.n_starts == 1
+    # The paper's 100 views × 12 in-plane angles.
+    cartesian = MomentInversion(pixels)
+    assert len(cartesian.quadrature) == 1200
+    assert cartesian.quadrature.n_inplane == 12
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_signs_where_the_mean_is_too_small(average):
+    """A Gaussian less a wider one of the same mass has V(0) = 0."""
+    basis = PolarBasis(11, max_order=6, inplane_average=average)
+    model = mixture(2, sigma=0.08)
+    assert not MomentInversion(problem(11, basis=basis)[1], n_rings=4).signed
+    model.signed = True
+    model.weight_parameters.data = torch.tensor([1.0, -1.0]).double()
+    model.log_sigmas.data = torch.tensor([0.05, 0.15]).double().log()
+    moments = exact_moments(model, COARSE.weights, COARSE, basis)
+    assert MomentInversion(moments, n_rings=4).signed
+    assert not MomentInversion(moments, n_rings=4, signed=False).signed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"volume": "gaussian"}, "volume is 'gaussian'; it must be gaussians or"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; it must be lbfgs or adam"),
+        ({"support_radius": 0.0}, "support_radius is 0.0 boxes; it must lie in"),
+        ({"support_radius": 0.6}, "support_radius is 0.6 boxes"),
+        ({"n_rings": 7}, "n_rings is 7; .* 1 to 6"),
+        ({"n_rings": -1}, "n_rings is -1"),
+        (
+            {"density": DiscreteDensity(7)},
+            f"the density has 7 nodes, the quadrature {len(COARSE)}",
+        ),
+    ],
+)
+def test_bad_options_are_named(small, options, message):
+    with pytest.raises(ValueError, match=message):
+        quick(small, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weighting": "shells"}, "weighting is 'shells'"),
+        ({"lam": -1.0}, "lam is -1.0; it must be positive"),
+        ({"density": torch.nn.Identity(), "volume": "harmonics"}, None),
+    ],
+)
+def test_bad_options_are_named_before_any_work(small, options, message, monkeypatch):
+    def search(*arguments, **options):
+        raise AssertionError("the search began")
+
+    monkeypatch.setattr("aspire_mom.inversion.inversion.search", search)
+    if message is None:
+        with pytest.raises(AssertionError, match="the search began"):
+            quick(small, **options).estimate()
+        return
+    with pytest.raises(ValueError, match=message):
+        quick(small, **options).estimate()
+
+
+def test_encoder_of_another_number_of_nodes(small):
+    encoder = encoder_of(small, len(COARSE) + 1)
+    with pytest.raises(ValueError, match=f"the quadrature has {len(COARSE)} nodes"):
+        quick(small, density=encoder).estimate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("moments.npz",), "moments is a str, not a Moments"),
+        ((None, 3), "volume is a int; it must be a FourierVolume or one of gaussians"),
+    ],
+)
+def test_bad_types_are_named(small, arguments, message):
+    moments, *rest = arguments
+    with pytest.raises(TypeError, match=message):
+        MomentInversion(moments or small, *rest)
+
+
+def test_diverging_run_says_so(small):
+    net = FourierNet(4.0, hidden=8, scale=20.0)
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        quick(small, net, n_starts=1, n_steps=200, learning_rates=(1e3,)).estimate()
