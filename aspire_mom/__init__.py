@@ -1,15 +1,26 @@
 """Ab initio cryo-EM volumes from image moments, as a plugin for ASPIRE-Python."""
 
-from aspire_mom.densities import (
-    DiscreteDensity,
-    MomentEncoder,
-    VonMisesFisherMixture,
-)
-from aspire_mom.evaluation import Comparison, compare
-from aspire_mom.inversion import MomentInversion, Reconstruction
-from aspire_mom.moments import CartesianBasis, MomentEstimator, Moments, PolarBasis
-from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
-from aspire_mom.volumes import BallHarmonics, FourierNet, GaussianMixture
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aspire_mom.densities import (
+        DiscreteDensity,
+        MomentEncoder,
+        VonMisesFisherMixture,
+    )
+    from aspire_mom.evaluation import Comparison, compare
+    from aspire_mom.inversion import MomentInversion, Reconstruction
+    from aspire_mom.moments import (
+        CartesianBasis,
+        MomentEstimator,
+        Moments,
+        PolarBasis,
+    )
+    from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
+    from aspire_mom.volumes import BallHarmonics, FourierNet, GaussianMixture
 
 __version__ = "0.1.0"
 
@@ -31,3 +42,18 @@ __all__ = [
     "VonMisesFisherMixture",
     "compare",
 ]
+
+ROOMS = ("densities", "evaluation", "inversion", "moments", "quadrature", "volumes")
+
+
+# Names are imported when first used (PEP 562): `aspire-mom --help` need not wait for
+# PyTorch, nor ASPIRE be imported before a command says where its logs go.
+def __getattr__(name: str):
+    if name in ROOMS:
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        for room in ROOMS:
+            module = import_module(f"{__name__}.{room}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -105,14 +105,10 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
     Example:
         aspire-mom demo --out demo
     """
-    import torch
-
     from aspire_mom import demo as demonstration
     from aspire_mom.files import check_outputs, staged
     from aspire_mom.inversion import reconstruction
 
-    # Tensors this small are no faster on several threads, and far slower if they wait.
-    torch.set_num_threads(1)
     files = reconstruction.FILES + demonstration.FILES
     check_outputs([out / name for name in files], overwrite)
     result = demonstration.run_demo(images, seed=seed, device=check_device(device))
