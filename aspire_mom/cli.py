@@ -9,14 +9,10 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from aspire_mom.console import Group, Positive, check_device, figures
-
-if TYPE_CHECKING:
-    from aspire_mom.moments import Moments
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT = click.Path(path_type=Path)
@@ -303,13 +299,20 @@ def reconstruct(
         RECONSTRUCTION_FILES,
         check_outputs,
         staged,
+        support_in_boxes,
         write_reconstruction,
     )
+    from aspire_mom.filters import check_resolution
 
     start = time.perf_counter()
     check_outputs([out / name for name in RECONSTRUCTION_FILES], overwrite)
     estimate = Moments.load(moments)
-    options = _in_boxes(moments, estimate, support_radius, lowpass)
+    options = {}
+    if support_radius is not None:
+        radius = support_in_boxes(support_radius, estimate.basis.L, estimate.pixel_size)
+        options["support_radius"] = radius
+    if lowpass is not None:
+        check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
     inversion = MomentInversion(
         estimate,
         prior,
@@ -377,24 +380,3 @@ def evaluate(
             comparison.plot(folder / plot.name)
     report = {**comparison.summary(), "seconds": time.perf_counter() - start}
     click.echo(json.dumps(report, indent=2) if as_json else figures(report))
-
-
-def _in_boxes(
-    path: Path, moments: Moments, support_radius: float | None, lowpass: float | None
-) -> dict:
-    """Lengths in Å checked against the moments' box: options of the inversion."""
-    from aspire_mom.filters import check_resolution
-
-    L, pixel_size = moments.basis.L, moments.pixel_size
-    if lowpass is not None:
-        check_resolution(lowpass, L, pixel_size)
-    if support_radius is None:
-        return {}
-    if pixel_size is None:
-        raise ValueError(f"{path} has no pixel size, which --support-radius needs")
-    if support_radius > L * pixel_size / 2:
-        raise ValueError(
-            f"--support-radius is {support_radius:g} Å; half the box of {path} is"
-            f" {L * pixel_size / 2:g} Å"
-        )
-    return {"support_radius": support_radius / (L * pixel_size)}

@@ -30,6 +30,8 @@ L = 25
 # of unit norm; ASPIRE divides projections by L.
 SIGMA = 0.5 / L
 SHOWN = 6
+# Enough to know the SNR to a few per cent.
+SNR_IMAGES = 500
 FILES = (
     "truth.mrc",
     "aligned.mrc",
@@ -89,7 +91,7 @@ class Demo:
             **self.comparison.summary(),
             "density_correlation": float(np.corrcoef(recovered, true)[0, 1]),
             "n_images": self.source.n,
-            "snr": float(self.source.true_snr(sample_n=min(500, self.source.n))),
+            "snr": float(self.source.true_snr(sample_n=min(SNR_IMAGES, self.source.n))),
             "noise_variance": self.moments.noise_variance,
             "pixel_size": self.truth.pixel_size,
             "box": L,
@@ -210,7 +212,8 @@ def plot_projections(source: Simulation, path: Path) -> Figure:
     :param path: Image file to write.
     :return: matplotlib `Figure`.
     """
-    rows = {"clean": source.projections, "noisy": source.images}
+    snr = source.true_snr(sample_n=min(SNR_IMAGES, source.n))
+    rows = {"clean": source.projections, f"noisy, SNR {snr:.2f}": source.images}
     n = min(SHOWN, source.n)
     figure = Figure(figsize=(1.5 * n + 0.4, 3.2), layout="constrained")
     axes = figure.subplots(2, n, squeeze=False)

@@ -132,6 +132,26 @@ def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
             raise PermissionError(f"{folder}: no permission to write there")
 
 
+def support_in_boxes(radius: float, L: int, pixel_size: float | None) -> float:
+    """
+    :param radius: Radius of a ball that holds the molecule, in Ångström.
+    :param L: Pixels along an edge.
+    :param pixel_size: Ångström per pixel.
+    :return: The radius in boxes.
+    :raises ValueError: no pixel size, or a ball that leaves the box.
+    """
+    if pixel_size is None:
+        raise ValueError(
+            f"--support-radius {radius:g} Å needs a pixel size; the moments have none"
+        )
+    if radius > L * pixel_size / 2:
+        raise ValueError(
+            f"--support-radius is {radius:g} Å; half the box is {L * pixel_size / 2:g}"
+            " Å"
+        )
+    return radius / (L * pixel_size)
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """

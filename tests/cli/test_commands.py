@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,10 +244,25 @@ def test_help_has_an_example(command):
     assert f"aspire-mom {command}".strip() in text
 
 
+def test_real_particles(tmp_path):
+    """Real RELION files: particles with a CTF and shifts, and projections with none."""
+    folder = Path(__file__).parents[3] / "shared" / "data" / "relion"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    out = tmp_path / "m.npz"
+    star = folder / "relion31_optics.star"
+    assert "--ignore-ctf" in run("moments", star, "-o", out).stderr
+    flags = ("--ignore-ctf", "--ignore-shifts")
+    succeed("moments", star, "-o", out, *flags)
+    assert Moments.load(out).n_images == 5
+    assert Moments.load(out).basis.L == 256
+    assert not list(tmp_path.glob(".partial-*"))
+
+
 @pytest.mark.slow
 def test_from_volume_to_resolution(tmp_path):
     """The whole pipeline at 25³ and the SNR of the paper's third volume."""
-    gaussian_phantom(25, seed=0).save(str(tmp_path / "truth.mrc"))
+    gaussian_phantom(25, seed=1).save(str(tmp_path / "truth.mrc"))
     star, npz, out = (tmp_path / name for name in ("p.star", "m.npz", "result"))
     succeed(
         "simulate", tmp_path / "truth.mrc", "--images", 5000, "--snr", 0.1, "-o", star

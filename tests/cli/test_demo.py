@@ -79,5 +79,7 @@ def test_demo(tmp_path):
     succeed("demo", "--out", tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["correlation"] > 0.95
-    assert report["resolution_0.5_angstrom"] < 6
-    assert report["density_correlation"] > 0.8
+    # The paper's figure for its own four Gaussians (Table 3).
+    assert report["resolution_0.5_angstrom"] < 4.45
+    # In any other frame it would be about 0.
+    assert report["density_correlation"] > 0.5
