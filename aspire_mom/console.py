@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import click
@@ -45,7 +46,11 @@ class Command(click.Command):
         level = aspire.level
         aspire.setLevel(logging.WARNING)
         try:
-            return super().invoke(ctx)
+            # Not all programs write the marks in MRC headers that mrcfile warns about;
+            # what makes a file unusable is an error here.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module="mrcfile")
+                return super().invoke(ctx)
         finally:
             aspire.setLevel(level)
             for handler, stream in zip(consoles, streams, strict=True):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -223,13 +222,10 @@ def _open_mrc(path: Path, opener) -> mrcfile.mrcobject.MrcObject:
     """An MRC file as leniently as ASPIRE takes it, if only its data are there."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    # Not all programs write the marks that mrcfile warns about.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            mrc = opener(path, mode="r", permissive=True)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} cannot be read as MRC: {error}") from error
+    try:
+        mrc = opener(path, mode="r", permissive=True)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as MRC: {error}") from error
     if mrc.data is None:
         mrc.close()
         raise ValueError(f"{path} is cut short, or no MRC file")

@@ -244,6 +244,9 @@ def test_help_has_an_example(command):
     assert f"aspire-mom {command}".strip() in text
 
 
+# The stack lacks MRC's marks, of which mrcfile warns whenever ASPIRE opens it.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_real_particles(tmp_path):
     """Real RELION files: particles with a CTF and shifts, and projections with none."""
     folder = Path(__file__).parents[3] / "shared" / "data" / "relion"
