@@ -288,7 +288,7 @@ def reconstruct(
     The folder gets volume.mrc and volume_mirror.mrc, which moments cannot tell apart,
     the density of views (reconstruction.npz), pictures and report.json. While it runs,
     progress is kept in checkpoint.pt there: the same command goes on where a killed one
-    stopped.
+    stopped. A checkpoint of other moments or options is refused without --overwrite.
 
     \b
     Example:
@@ -303,6 +303,7 @@ def reconstruct(
         write_reconstruction,
     )
     from aspire_mom.filters import check_resolution
+    from aspire_mom.inversion import ForeignCheckpoint
 
     start = time.perf_counter()
     check_outputs([out / name for name in RECONSTRUCTION_FILES], overwrite)
@@ -323,15 +324,23 @@ def reconstruct(
         **options,
     )
     out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / CHECKPOINT
     try:
-        reconstruction = inversion.estimate()
+        try:
+            reconstruction = inversion.estimate()
+        except ForeignCheckpoint as error:
+            if not overwrite:
+                raise ValueError(f"{error}; pass --overwrite to start anew") from error
+            checkpoint.unlink()
+            reconstruction = inversion.estimate()
     except KeyboardInterrupt as error:
         raise click.ClickException(
-            f"interrupted; the same command goes on from {out / CHECKPOINT}"
+            f"interrupted; the same command goes on from {checkpoint}"
         ) from error
     with staged(out) as folder:
         seconds = time.perf_counter() - start
         write_reconstruction(folder, reconstruction, estimate, seconds, lowpass)
+    checkpoint.unlink(missing_ok=True)
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {seconds:.0f} s")
 
 

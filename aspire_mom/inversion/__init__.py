@@ -1,5 +1,6 @@
 """Moments → volume and density of rotations."""
 
+from aspire_mom.inversion.checkpoint import ForeignCheckpoint
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.inversion import MomentInversion
 from aspire_mom.inversion.loss import MomentLoss
@@ -7,6 +8,7 @@ from aspire_mom.inversion.optimise import OptimizerStatus, StoppedByUser
 from aspire_mom.inversion.reconstruction import Reconstruction
 
 __all__ = [
+    "ForeignCheckpoint",
     "MomentInversion",
     "MomentLoss",
     "OptimizerStatus",

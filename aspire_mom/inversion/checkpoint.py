@@ -14,6 +14,10 @@ SECONDS_BETWEEN_WRITES = 20
 UNREADABLE = (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError)
 
 
+class ForeignCheckpoint(ValueError):
+    """A checkpoint that cannot be resumed: of other moments or settings, or damaged."""
+
+
 class Checkpoint:
     """
     Finished stages by name, and the stage in progress. Written whole or not at all, and
@@ -22,7 +26,8 @@ class Checkpoint:
     :param path: File to keep, or None to keep nothing on disk.
     :param fingerprint: Identifies the moments and settings.
     :raises FileNotFoundError: no such folder to write to.
-    :raises ValueError: the file belongs to other moments or settings, or is damaged.
+    :raises ForeignCheckpoint: the file belongs to other moments or settings, or is
+        damaged.
     """
 
     def __init__(self, path: str | Path | None, fingerprint: str):
@@ -38,13 +43,14 @@ class Checkpoint:
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except UNREADABLE as error:
-            raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
+            raise ForeignCheckpoint(
+                f"{path} is no checkpoint, or a damaged one"
+            ) from error
         if not isinstance(state, dict) or state.keys() != self.state.keys():
-            raise ValueError(f"{path} is no checkpoint of an inversion")
+            raise ForeignCheckpoint(f"{path} is no checkpoint of an inversion")
         if state["fingerprint"] != fingerprint:
-            raise ValueError(
-                f"{path} is a checkpoint of other moments or settings; remove it or"
-                " give another path"
+            raise ForeignCheckpoint(
+                f"{path} is a checkpoint of other moments or settings"
             )
         self.state = state
 
@@ -76,11 +82,6 @@ class Checkpoint:
         torch.save(self.state, partial)
         os.replace(partial, self.path)
         self.last_write = time.monotonic()
-
-    def remove(self) -> None:
-        """Delete the file, when the inversion is complete."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
     def _write_now_and_then(self) -> None:
         if time.monotonic() - self.last_write > SECONDS_BETWEEN_WRITES:

@@ -8,14 +8,16 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from aspire.utils import tqdm
 from aspire.volume import Volume
+from torch import Tensor
 
-from aspire_mom.densities import DiscreteDensity
+from aspire_mom.densities import DiscreteDensity, MomentEncoder
 from aspire_mom.inversion.checkpoint import Checkpoint
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.loss import (
@@ -25,6 +27,16 @@ from aspire_mom.inversion.loss import (
     ring_rms,
 )
 from aspire_mom.inversion.optimise import Optimizer, StatusCallback
+from aspire_mom.inversion.options import (
+    OPTIMIZERS,
+    WEIGHTINGS,
+    check_choice,
+    check_counts,
+    check_kinds,
+    check_numbers,
+    check_rings,
+    checked_device,
+)
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (
     Candidate,
@@ -45,7 +57,6 @@ from aspire_mom.volumes import (
 
 logger = logging.getLogger(__name__)
 
-PRIORS = ("gaussians", "fouriernet", "harmonics")
 STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
 STEPS = {"lbfgs": 400, "adam": 2000}
 # Sizes that starts take in turn; the criterion tells which the data ask for.
@@ -61,7 +72,7 @@ class MomentInversion:
 
     By default the volume is a mixture of Gaussians that grows while the data ask for
     more, the density smooth on viewing directions, moments are weighted by their
-    standard errors, and the best of several starts is kept by the Bayesian information
+    standard errors, and the best of several starts is kept by Akaike's information
     criterion, which sees no reference.
 
     :param moments: Estimated (or exact) moments in either basis.
@@ -89,7 +100,9 @@ class MomentInversion:
     :param device: torch device.
     :param status: Called every few steps with an `OptimizerStatus`; True stops with
         `StoppedByUser`.
-    :param checkpoint: File that keeps progress; an existing one is resumed.
+    :param checkpoint: File that keeps progress; an existing one is resumed. It stays
+        when the inversion is complete, so that nothing is lost before the result is
+        saved, and gives the same result at once; delete it then.
     :raises TypeError: `moments` or `volume` of another kind.
     :raises ValueError: options out of range, or a density of another number of nodes.
     """
@@ -116,7 +129,16 @@ class MomentInversion:
         status: StatusCallback | None = None,
         checkpoint: str | Path | None = None,
     ):
-        _check(moments, volume, support_radius)
+        check_kinds(moments, volume, density, quadrature)
+        check_choice("weighting", weighting, WEIGHTINGS)
+        check_choice("optimizer", optimizer, OPTIMIZERS)
+        check_counts(
+            n_rings=n_rings,
+            n_steps=n_steps,
+            n_starts=n_starts,
+            max_gaussians=max_gaussians,
+        )
+        check_numbers(lam, support_radius, tuple(learning_rates), seed)
         network = volume == "fouriernet" or isinstance(volume, FourierNet)
         self.moments = moments
         self.volume = volume
@@ -125,15 +147,10 @@ class MomentInversion:
             self.n_rings = (moments.basis.L + 1) // 2
         else:
             self.n_rings = n_rings or informative_rings(moments)
-            if not 1 <= self.n_rings <= moments.basis.n_rings:
-                raise ValueError(
-                    f"n_rings is {self.n_rings}; {moments.basis} has 1 to"
-                    f" {moments.basis.n_rings}"
-                )
+        check_rings(self.n_rings, moments.basis)
         self.weighting = weighting or ("none" if network else "noise")
         self.lam = lam
         self.optimizer = optimizer or ("adam" if network else "lbfgs")
-        _check_choice("optimizer", self.optimizer, *STEPS)
         self.n_steps = n_steps or STEPS[self.optimizer]
         self.learning_rates = tuple(learning_rates)
         given = isinstance(volume, FourierVolume)
@@ -142,7 +159,7 @@ class MomentInversion:
         self.support_radius = support_radius
         self.signed = _needs_signs(moments) if signed is None else signed
         self.seed = seed
-        self.device = torch.device(device)
+        self.device = checked_device(device)
         self.status = status
         self.checkpoint = checkpoint
         self.quadrature = quadrature or self._default_quadrature()
@@ -199,7 +216,7 @@ class MomentInversion:
             # Killed or stopped: what is finished must not be lost.
             checkpoint.write()
             raise
-        checkpoint.remove()
+        checkpoint.write()
         return self._result(ranking, problems[-1])
 
     @contextmanager
@@ -252,15 +269,21 @@ class MomentInversion:
             cut = {"n_rings": n_rings, "max_order": self._max_order(n_rings)}
         basis, moments = self.moments.basis, self.moments
         loss = MomentLoss(moments, weighting=self.weighting, lam=self.lam, **cut)
-        estimates = (
-            torch.from_numpy(np.asarray(value, dtype=np.complex64)).to(self.device)
-            for value in (moments.first, moments.second)
-        )
         return Problem(
             forward=forward_model(basis, self.quadrature, **cut).to(self.device),
             loss=loss.to(self.device),
             n_rings=n_rings,
-            estimates=tuple(estimates),
+            estimates=self._estimates,
+        )
+
+    @cached_property
+    def _estimates(self) -> tuple[Tensor, ...]:
+        """The moments as an encoder takes them; nothing for other densities."""
+        if not isinstance(self.density, MomentEncoder):
+            return ()
+        return tuple(
+            torch.from_numpy(np.asarray(value, dtype=np.complex64)).to(self.device)
+            for value in (self.moments.first, self.moments.second)
         )
 
     def _start(self, seed: int) -> Candidate:
@@ -309,9 +332,19 @@ class MomentInversion:
                 )
 
     def _fingerprint(self) -> str:
-        digest = hashlib.sha256(repr(sorted(self.settings.items())).encode())
-        digest.update(np.ascontiguousarray(self.moments.first).tobytes())
-        digest.update(np.ascontiguousarray(self.moments.second).tobytes())
+        """Of all that decides the result; the device does not."""
+        settings = {k: v for k, v in self.settings.items() if k != "device"}
+        digest = hashlib.sha256(repr(sorted(settings.items())).encode())
+        arrays = [self.quadrature.rotations.matrices, self.quadrature.weights]
+        for name in ("first", "second", "first_error", "second_error"):
+            value = getattr(self.moments, name)
+            arrays.append(np.zeros(0) if value is None else value)
+        for model in (self.volume, self.density):
+            if isinstance(model, torch.nn.Module):
+                arrays += [t.cpu().numpy() for t in model.state_dict().values()]
+        for array in arrays:
+            digest.update(repr(np.shape(array)).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
@@ -331,22 +364,3 @@ def _needs_signs(moments: Moments) -> bool:
     """
     rms = ring_rms(moments)
     return bool(rms[1:].max(initial=0) > 1.05 * mean_coefficient(moments))
-
-
-def _check(moments: Moments, volume: str | FourierVolume, support: float) -> None:
-    if not isinstance(moments, Moments):
-        raise TypeError(f"moments is a {type(moments).__name__}, not a Moments")
-    if not isinstance(volume, FourierVolume):
-        if not isinstance(volume, str):
-            raise TypeError(
-                f"volume is a {type(volume).__name__}; it must be a FourierVolume or"
-                f" one of {', '.join(PRIORS)}"
-            )
-        _check_choice("volume", volume, *PRIORS)
-    if not 0 < support <= 0.5:
-        raise ValueError(f"support_radius is {support} boxes; it must lie in (0, 0.5]")
-
-
-def _check_choice(name: str, value: str, *accepted: str) -> None:
-    if value not in accepted:
-        raise ValueError(f"{name} is {value!r}; it must be {' or '.join(accepted)}")

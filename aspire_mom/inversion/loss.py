@@ -94,13 +94,6 @@ class MomentLoss(torch.nn.Module):
             weights = np.ascontiguousarray(weights, dtype=np.float32)
             self.register_buffer(f"{name}_weights", torch.from_numpy(weights))
 
-    @property
-    def n_residuals(self) -> int:
-        """Independent real numbers that the weighted second moment compares."""
-        n = int((self.second_weights > 0).sum())
-        # Pixels k and -k are both stored, orders m and -m are not.
-        return n // 2 if self.cartesian else n
-
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """
         :param first: Model's first moment, of the cut basis's shape, complex.

@@ -31,13 +31,13 @@ class Problem:
     :param forward: Map from (volume, probabilities) to moments.
     :param loss: Distance of moments from the estimates.
     :param n_rings: Rings in use (of a Cartesian basis, all).
-    :param estimates: The whole estimated moments, for densities that are encoders.
+    :param estimates: The whole estimated moments where the density is an encoder.
     """
 
     forward: PolarForward | CartesianForward
     loss: MomentLoss
     n_rings: int
-    estimates: tuple[Tensor, Tensor]
+    estimates: tuple[Tensor, ...] = ()
 
     def objective(self, volume: FourierVolume, density: torch.nn.Module) -> Tensor:
         """
@@ -57,14 +57,14 @@ class Problem:
 
     def criterion(self, loss: float, volume: FourierVolume) -> float:
         """
-        Bayesian information criterion, loss + p log n with p the volume's parameters
-        and n the numbers compared, where the loss is −2 log posterior; else the loss.
-        Lower is better. It sees moments only, never a reference.
+        Akaike's information criterion, loss + 2 p with p the number of the volume's
+        parameters, where the loss is −2 log posterior; else the loss. Lower is better:
+        it estimates which model would predict new images best. It sees moments only,
+        never a reference.
         """
         if self.loss.weighting != "noise":
             return loss
-        n_parameters = sum(p.numel() for p in volume.parameters())
-        return loss + n_parameters * math.log(self.loss.n_residuals)
+        return loss + 2 * sum(p.numel() for p in volume.parameters())
 
 
 @dataclass

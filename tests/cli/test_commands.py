@@ -25,7 +25,7 @@ from aspire_mom import (
 from aspire_mom.cli import reconstruct
 from aspire_mom.evaluation import mirror
 from aspire_mom.files import RECONSTRUCTION_FILES
-from aspire_mom.inversion.inversion import PRIORS
+from aspire_mom.inversion.options import PRIORS
 from aspire_mom.phantoms import gaussian_phantom
 from tests.cli.conftest import IMAGES, PIXEL_SIZE, SCRIPT, L, run, succeed
 

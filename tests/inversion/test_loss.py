@@ -282,15 +282,6 @@ def test_noise_weights_are_a_log_likelihood(L, options, monkeypatch):
     assert (np.abs(ratio - 1) < 0.2).all(), ratio
 
 
-def test_number_of_residuals():
-    """Real numbers in M2: a Hermitian matrix of rings per order; of pixels, half."""
-    moments = estimates(PolarBasis(10))
-    assert MomentLoss(moments).n_residuals == 5 * 5 * (moments.basis.max_order + 1)
-    assert MomentLoss(moments, n_rings=3, max_order=2).n_residuals == 3 * 3 * 3
-    assert MomentLoss(estimates(CartesianBasis(9))).n_residuals == 9**4 // 2
-    assert MomentLoss(estimates(CartesianBasis(8))).n_residuals == 7**4 // 2
-
-
 @BASES
 def test_ring_power(basis):
     """Mean power of slices at the nodes, over the ring or the pixels nearest to it."""
