@@ -311,6 +311,7 @@ def test_checkpoint_of_other_moments(tmp_path, moments):
     (out / "checkpoint.pt").write_text("something else")
     message = refused(tmp_path, "reconstruct", moments, "-o", out)
     assert "checkpoint.pt" in message
+    assert "pass --overwrite" in message
 
 
 OUTPUTS = {

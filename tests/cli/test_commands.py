@@ -148,6 +148,32 @@ def test_interrupted_reconstruction_goes_on(
     assert np.allclose(*volumes, atol=1e-4 * volumes[1].max())
 
 
+def test_overwrite_replaces_a_checkpoint_of_other_options(tmp_path, moments):
+    (tmp_path / "checkpoint.pt").write_text("something else")
+    command = ("reconstruct", moments, "-o", tmp_path, "--starts", 1)
+    succeed(*command, "--overwrite")
+    assert (tmp_path / "volume.mrc").exists()
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_checkpoint_stays_until_the_results_are_written(tmp_path, monkeypatch, moments):
+    """A failure after the inversion, a full disk say, costs no work."""
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("aspire_mom.files.write_reconstruction", full)
+    command = ("reconstruct", moments, "-o", tmp_path, "--starts", 1)
+    assert "No space left" in run(*command).stderr
+    monkeypatch.undo()
+    calls, step = [], torch.optim.LBFGS.step
+    monkeypatch.setattr(
+        torch.optim.LBFGS, "step", lambda *args: calls.append(1) or step(*args)
+    )
+    succeed(*command)
+    assert not calls
+
+
 def test_lowpass_removes_fine_shells(tmp_path, monkeypatch, moments):
     quick = partial(MomentInversion, n_steps=20, max_gaussians=4)
     monkeypatch.setattr("aspire_mom.MomentInversion", quick)
