@@ -58,10 +58,12 @@ from aspire_mom.volumes import (
 logger = logging.getLogger(__name__)
 
 STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
-STEPS = {"lbfgs": 400, "adam": 2000}
+STEPS = {"lbfgs": 400, "adam": 1000}
 # Sizes that starts take in turn; the criterion tells which the data ask for.
 STARTING_SIZES = (3, 4, 6, 8)
 STARTING_SIGMA = 0.1
+# Wide enough for the few shells that moments determine, and quick.
+NETWORK_WIDTH = 64
 LOG_DENSITY_DEGREE = 6
 MAX_DEGREE = 41
 
@@ -119,7 +121,7 @@ class MomentInversion:
         lam: float = 1.0,
         optimizer: Optimizer | None = None,
         n_steps: int | None = None,
-        learning_rates: tuple[float, ...] = (1e-3, 1e-4),
+        learning_rates: tuple[float, ...] = (2e-3, 2e-4),
         n_starts: int | None = None,
         max_gaussians: int = 64,
         support_radius: float = 0.4,
@@ -314,7 +316,7 @@ class MomentInversion:
             )
             model.coefficients.data *= scale
             return model
-        return FourierNet(band_limit, scale=scale, seed=seed)
+        return FourierNet(band_limit, hidden=NETWORK_WIDTH, scale=scale, seed=seed)
 
     def _default_quadrature(self) -> SO3Quadrature:
         degree = min(self._max_order(self.n_rings), MAX_DEGREE)
