@@ -75,8 +75,10 @@ class GaussianMixture(FourierVolume):
 
     @property
     def sigmas(self) -> Tensor:
-        """Standard deviations σ (n,), box units."""
-        return self.log_sigmas.exp()
+        """Standard deviations σ (n,), box units, at most 1."""
+        # Where σ = 1, V(k) is below 3e-9 w at any integer k but 0: wider Gaussians are
+        # the same, until exp() overflows and V(0) is 0 · ∞.
+        return self.log_sigmas.clamp(max=0).exp()
 
     @property
     def weights(self) -> Tensor:
