@@ -49,6 +49,8 @@ class BallHarmonics(FourierVolume):
     :param seed: Seed of the initial coefficients.
     """
 
+    rings_at_once = True
+
     def __init__(
         self,
         band_limit: float,
@@ -151,10 +153,11 @@ class BallHarmonics(FourierVolume):
         """Even and odd harmonics (n, ·), which columns are odd, G_l (n_rings, ·)."""
         key = (directions, radii, self.coefficients[:0])
         if self._rings is None or not all(map(_identical, key, self._rings[0])):
-            Y = list(real_spherical_harmonics(directions, self.degree))
+            harmonics = real_spherical_harmonics(directions, self.degree)
+            Y = [y.to(self.coefficients) for y in harmonics]
             odd = [torch.full(y.shape[1:], l % 2 == 1) for l, y in enumerate(Y)]
             odd = torch.cat(odd).to(directions.device)
-            Y = torch.cat(Y, 1).to(self.coefficients)
+            Y = torch.cat(Y, 1)
             factors = Y[:, ~odd], Y[:, odd], odd, self._radial(radii)
             self._rings = tuple(tensor.clone() for tensor in key), factors
         return self._rings[1]

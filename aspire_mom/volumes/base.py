@@ -23,6 +23,10 @@ class FourierVolume(torch.nn.Module):
     A subclass defines :meth:`forward`; real volumes need V(-k) = conj V(k).
     """
 
+    #: Whether :meth:`on_rings` keeps little enough per point for its gradient that all
+    #: points are asked for at once. What a network keeps would not fit in memory.
+    rings_at_once = False
+
     def forward(self, k: Tensor) -> Tensor:
         """
         Fourier values.

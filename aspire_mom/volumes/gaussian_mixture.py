@@ -34,6 +34,8 @@ class GaussianMixture(FourierVolume):
     :raises ValueError: Fewer than one Gaussian, or lengths that are not positive.
     """
 
+    rings_at_once = True
+
     def __init__(
         self,
         n_gaussians: int = 16,
