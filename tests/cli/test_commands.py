@@ -245,7 +245,6 @@ def test_help_has_an_example(command):
 
 
 # The stack lacks MRC's marks, of which mrcfile warns whenever ASPIRE opens it.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_real_particles(tmp_path):
     """Real RELION files: particles with a CTF and shifts, and projections with none."""
