@@ -81,8 +81,8 @@ class MomentEstimator:
         """
         Read the source and average.
 
-        :return: The source's `Moments`. Standard errors are those of averaging images;
-            the noise variance counts as known.
+        :return: The source's `Moments`. Standard errors are those of averaging images,
+            None for a single one; the noise variance counts as known.
         :raises ValueError: an image with values that are not finite.
         """
         source, basis, n = self.source, self.basis, self.source.n
@@ -110,8 +110,8 @@ class MomentEstimator:
             n_images=n,
             noise_variance=variance,
             pixel_size=None if source.pixel_size is None else float(source.pixel_size),
-            first_error=np.sqrt(np.maximum(first_variance, 0) / n),
-            second_error=np.sqrt(np.maximum(squares, 0) / n),
+            first_error=_standard_error(first_variance, n),
+            second_error=_standard_error(squares, n),
             nyquist=nyquist,
         )
 
@@ -137,6 +137,11 @@ class MomentEstimator:
         mean, mean_square = corner / (n * np.count_nonzero(outside))
         nyquist = L % 2 == 1 or edge[0] > EMPTY_NYQUIST * edge[1]
         return sums, max(float(mean_square - mean**2), 0.0), bool(nyquist)
+
+
+def _standard_error(mean_square: np.ndarray, n: int) -> np.ndarray | None:
+    """Of a mean of n values, from their mean square deviation from it."""
+    return None if n < 2 else np.sqrt(np.maximum(mean_square, 0) / (n - 1))
 
 
 def _edge_power(images: np.ndarray) -> np.ndarray:

@@ -119,18 +119,21 @@ class Moments:
     def _merged_error(
         self, other: Moments, name: str, difference: np.ndarray
     ) -> np.ndarray | None:
-        """Standard error of the mean of two sets: their scatter about their own means,
-        n e² each, and that of the means about each other."""
-        errors = getattr(self, name), getattr(other, name)
-        if errors[0] is None or errors[1] is None:
+        """Standard error of the mean of two sets from their scatter, the sum of squared
+        deviations, about their own means and that of the means about each other."""
+        scatter = self._scatter(name), other._scatter(name)
+        if scatter[0] is None or scatter[1] is None:
             return None
         n = self.n_images + other.n_images
-        a, b = self.n_images / n, other.n_images / n
-        return np.sqrt(
-            (a * errors[0]) ** 2
-            + (b * errors[1]) ** 2
-            + a * b / n * np.abs(difference) ** 2
-        )
+        between = self.n_images * other.n_images / n * np.abs(difference) ** 2
+        return np.sqrt((scatter[0] + scatter[1] + between) / (n * (n - 1)))
+
+    def _scatter(self, name: str) -> np.ndarray | float | None:
+        """Σ |deviation from the mean|² of the images that an error is of."""
+        n, error = self.n_images, getattr(self, name)
+        if n == 1:
+            return 0.0
+        return None if error is None else n * (n - 1) * error**2
 
     def _check_mergeable(self, other: Moments) -> None:
         self._check_same_basis(other)
