@@ -19,6 +19,7 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation as Rotations
 from scipy.special import sph_harm_y_all
 
+from aspire_mom.checks import check_volume
 from aspire_mom.evaluation.fsc import check_pair
 
 # Rotations are searched on few shells, where peaks are as wide as the search grid is
@@ -65,10 +66,10 @@ class Registration:
         :param volume: One ASPIRE `Volume` of the size that was registered.
         :return: ASPIRE `Volume` of the same dtype and pixel size. For even L the
             Nyquist planes are zero, as `Volume.rotate` leaves them.
-        :raises ValueError: If given a stack.
+        :raises TypeError: If given no real `Volume`.
+        :raises ValueError: If given a stack, or NaN or infinity.
         """
-        if len(volume) != 1:
-            raise ValueError(f"expected one volume, got a stack of {len(volume)}")
+        check_volume("volume", volume)
         dtype = self.rotation.dtype
         voxels = mirror(volume) if self.mirrored else volume
         # A new volume has no symmetry group, about which `Volume.rotate` would warn.

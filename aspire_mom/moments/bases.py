@@ -11,6 +11,7 @@ import scipy.fft
 from aspire.numeric import fft
 from finufft import Plan
 
+from aspire_mom.checks import check_integer
 from aspire_mom.moments.noise import white_noise_second
 
 MIN_SIZE = 4
@@ -355,12 +356,8 @@ def _squared_modulus(values: np.ndarray) -> np.ndarray:
 def _set_integers(basis: Basis, **least: int) -> None:
     """Make fields of a basis plain integers of at least the given values."""
     for name, smallest in least.items():
-        value = getattr(basis, name)
-        if not isinstance(value, int | np.integer) or value < smallest:
-            raise ValueError(
-                f"{name} is {value!r}; it must be an integer of at least {smallest}"
-            )
-        object.__setattr__(basis, name, int(value))
+        value = check_integer(name, getattr(basis, name), smallest)
+        object.__setattr__(basis, name, value)
 
 
 @lru_cache(maxsize=4)

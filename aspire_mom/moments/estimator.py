@@ -10,6 +10,7 @@ from aspire.operators import Filter
 from aspire.source import ImageSource
 from aspire.utils import grid_2d, trange
 
+from aspire_mom.checks import check_integer
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis, check_images
 from aspire_mom.moments.moments import Moments
 
@@ -59,10 +60,7 @@ class MomentEstimator:
         ignore_shifts: bool = False,
     ):
         _check_match(source, basis)
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ValueError(
-                f"batch_size is {batch_size}; it must be an integer of at least 1"
-            )
+        check_integer("batch_size", batch_size, 1)
         if noise_variance is not None and not isinstance(
             noise_variance, NoiseEstimator
         ):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 
 FORMAT = "aspire_mom.Moments.1"
@@ -35,7 +36,9 @@ class Moments:
     :param second_error: The same for `second`.
     :param nyquist: False for even-sized images whose Nyquist row and column are zero,
         as ASPIRE's downsampling leaves them: noise is white in the other frequencies.
-    :raises ValueError: shapes that are not the basis's, or values not finite.
+    :raises TypeError: `basis` is no basis, or a moment or an error no array.
+    :raises ValueError: shapes that are not the basis's, values that are not finite, or
+        numbers out of range.
     """
 
     first: np.ndarray
@@ -50,10 +53,24 @@ class Moments:
     nyquist: bool = True
 
     def __post_init__(self):
+        if not isinstance(self.basis, Basis):
+            raise TypeError(
+                f"basis is a {type(self.basis).__name__}; it must be a CartesianBasis"
+                " or a PolarBasis"
+            )
+        check_integer("n_images", self.n_images, 0)
+        if self.noise_variance != 0:
+            check_positive("noise_variance", self.noise_variance)
+        if self.pixel_size is not None:
+            check_positive("pixel_size", self.pixel_size)
         for name in ("first", "second", "first_error", "second_error"):
             value = getattr(self, name)
-            if value is None:
+            if value is None and name.endswith("_error"):
                 continue
+            if not isinstance(value, np.ndarray):
+                raise TypeError(
+                    f"{name} is a {type(value).__name__}; it must be a NumPy array"
+                )
             expected = getattr(self.basis, name.split("_")[0] + "_shape")
             if value.shape != expected:
                 raise ValueError(
@@ -76,6 +93,7 @@ class Moments:
 
         :param estimate: Moments A in the same basis.
         :return: Errors of the first and of the second moment.
+        :raises TypeError: no moments.
         :raises ValueError: moments of another basis.
         """
         self._check_same_basis(estimate)
@@ -95,6 +113,7 @@ class Moments:
 
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
+        :raises TypeError: no moments.
         :raises ValueError: another basis, pixel size or state of the Nyquist row and
             column, exact moments (n_images = 0), or third moments.
         """
@@ -243,6 +262,8 @@ class Moments:
         )
 
     def _check_same_basis(self, other: Moments) -> None:
+        if not isinstance(other, Moments):
+            raise TypeError(f"a {type(other).__name__} was given, not Moments")
         if self.basis != other.basis:
             raise ValueError(
                 f"moments are of different bases: {self.basis} and {other.basis}"

@@ -11,6 +11,7 @@ from aspire.volume import Volume
 from scipy.special import spherical_jn
 from torch import Tensor
 
+from aspire_mom.checks import check_integer, check_positive, check_volume
 from aspire_mom.quadrature import real_spherical_harmonics
 from aspire_mom.volumes.base import FourierVolume
 from aspire_mom.volumes.fitting import relative_error
@@ -64,8 +65,9 @@ class BallHarmonics(FourierVolume):
             raise ValueError(
                 f"support_radius must be in (0, 1/2] of the box, not {support_radius}"
             )
-        if degree is not None and degree < 0:
-            raise ValueError(f"degree must be a non-negative integer, not {degree}")
+        check_positive("band_limit", band_limit)
+        if degree is not None:
+            check_integer("degree", degree, 0)
         self.band_limit, self.support_radius = float(band_limit), float(support_radius)
         self.zeros = _bessel_zeros(2 * np.pi * support_radius * band_limit, degree)
         if not self.zeros:
@@ -125,8 +127,10 @@ class BallHarmonics(FourierVolume):
 
         :param volume: One ASPIRE `Volume` of size L >= 2K.
         :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation.
+        :raises TypeError: `volume` is no real `Volume`.
+        :raises ValueError: it is a stack, not finite, or smaller than 2K.
         """
-        L, K = volume.resolution, self.band_limit
+        L, K = len(check_volume("volume", volume)), self.band_limit
         if 2 * K > L:
             raise ValueError(f"band_limit must be at most L/2 = {L / 2} here, not {K}")
         # The corners of the box are √3/2 from its centre: V has degrees up to √3πK.

@@ -158,7 +158,9 @@ def test_refuses_bad_fields(paper):
         replace(paper, rotations=Rotation(1.1 * R))
     with pytest.raises(ValueError, match="view-major"):
         replace(paper, rotations=Rotation(R[::-1]))
-    with pytest.raises(ValueError, match="positive integer, got 0"):
+    with pytest.raises(ValueError, match="n_inplane is 0; it must be an integer"):
         SO3Quadrature.product(SphericalDesign(3), 0)
-    with pytest.raises(ValueError, match="degree 99 or higher is shipped"):
+    with pytest.raises(TypeError, match="design is 'x'; it must be a SphericalDesign"):
+        SO3Quadrature.product("x", 3)
+    with pytest.raises(ValueError, match="has degree 99 or higher"):
         SO3Quadrature.for_band_limit(99)

@@ -186,7 +186,11 @@ def test_growth_depends_on_its_seed_alone():
         ({"n_gaussians": 0}, "n_gaussians is 0"),
         ({"support_radius": 0.0}, "support_radius is 0.0"),
         ({"support_radius": 0.6}, "support_radius is 0.6"),
-        ({"sigma": 0.0}, "sigma 0.0"),
+        ({"n_gaussians": 2.5}, r"n_gaussians is 2\.5; .* an integer"),
+        ({"sigma": 0.0}, "sigma is 0.0; it must be a positive number"),
+        ({"total": float("nan")}, "total is nan; it must be a positive number"),
+        ({"total": 0}, "total is 0;"),
+        ({"total": -1}, "total is -1;"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
