@@ -355,8 +355,8 @@ def evaluate(
     """
     Compare VOLUME with REFERENCE, both MRC files.
 
-    VOLUME is registered to REFERENCE over all rotations, both hands and small shifts
-    before the Fourier shell correlation (FSC) is taken.
+    VOLUME is registered to REFERENCE over all rotations, both hands and shifts before
+    the Fourier shell correlation (FSC) is taken.
 
     \b
     Example:

@@ -132,7 +132,7 @@ class Comparison:
 def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Comparison:
     """
     Register a volume to a reference over rotations, both hands (no moments can tell
-    them apart) and small shifts, and measure the agreement.
+    them apart) and shifts, and measure the agreement.
 
     :param volume: One ASPIRE `Volume`, such as a reconstruction, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same resolution and pixel size; a
