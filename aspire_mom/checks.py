@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 from aspire.volume import Volume
@@ -33,6 +34,16 @@ def check_positive(name: str, value: float) -> float:
     if not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be a positive number")
     return float(value)
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """
+    :param path: File to write.
+    :param overwrite: Whether an existing one may be replaced.
+    :raises FileExistsError: the file exists and may not be replaced.
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
 
 
 def check_volume(name: str, volume: Volume) -> np.ndarray:

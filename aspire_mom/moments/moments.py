@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aspire_mom.checks import check_integer, check_positive
+from aspire_mom.checks import check_integer, check_new, check_positive
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 
 FORMAT = "aspire_mom.Moments.1"
@@ -189,8 +189,7 @@ class Moments:
             raise ValueError(f"{path}: the file's name must end in .npz")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent}: no such folder to write to")
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+        check_new(path, overwrite)
         arrays = {name: getattr(self, name) for name in ARRAYS}
         partial = path.with_name(path.name + ".part")
         try:

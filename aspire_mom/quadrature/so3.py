@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 from aspire.utils import Rotation
 
-from aspire_mom.checks import check_integer
+from aspire_mom.checks import check_integer, check_new
 from aspire_mom.quadrature.designs import SphericalDesign
 
 
@@ -130,12 +130,15 @@ class SO3Quadrature:
         """Weights (n_views,) of the viewing directions, summing to one."""
         return self.weights.reshape(-1, self.n_inplane).sum(axis=1)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
         Write all fields to one .npz file.
 
         :param path: File to write, with its suffix.
+        :param overwrite: Replace an existing file.
+        :raises FileExistsError: If the file exists and `overwrite` is False.
         """
+        check_new(Path(path), overwrite)
         with open(path, "wb") as file:
             np.savez_compressed(
                 file,

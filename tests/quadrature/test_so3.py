@@ -131,6 +131,9 @@ def test_save_and_load(paper, tmp_path):
     loaded = SO3Quadrature.load(tmp_path / "nodes.npz")
     np.testing.assert_array_equal(loaded.rotations.matrices, paper.rotations.matrices)
     np.testing.assert_array_equal(loaded.weights, paper.weights)
+    with pytest.raises(FileExistsError, match=r"nodes\.npz exists; pass"):
+        paper.save(tmp_path / "nodes.npz")
+    paper.save(tmp_path / "nodes.npz", overwrite=True)
     assert (loaded.degree, loaded.n_inplane) == (11, 12)
     assert not loaded.rotations.gimble_lock_warnings
 
