@@ -21,6 +21,7 @@ from scipy.special import sph_harm_y_all
 
 from aspire_mom.checks import check_volume
 from aspire_mom.evaluation.fsc import check_pair
+from aspire_mom.filters import mirror
 
 # Rotations are searched on few shells, where peaks are as wide as the search grid is
 # coarse and where even poor reconstructions are right, then refined on more. One degree
@@ -84,20 +85,6 @@ class Registration:
             spectrum[np.abs(x * kx + y * ky + z * kz) > L / 2] = 0
         moved = np.fft.ifftn(fourier_shift(spectrum, self.shift[::-1])).real
         return Volume(moved.astype(dtype), pixel_size=volume.pixel_size)
-
-
-def mirror(volume: Volume) -> Volume:
-    """
-    The other hand: z changes sign about voxel L//2 (J of JRJ). For even L the plane
-    z = -L/2 stays in place.
-
-    :param volume: ASPIRE `Volume` or stack of volumes.
-    :return: ASPIRE `Volume` of the same shape, dtype and pixel size.
-    """
-    flipped = volume.asnumpy()[..., ::-1, :, :]
-    if volume.resolution % 2 == 0:
-        flipped = np.roll(flipped, 1, axis=-3)
-    return Volume(np.ascontiguousarray(flipped), pixel_size=volume.pixel_size)
 
 
 def register(
