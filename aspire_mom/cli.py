@@ -153,7 +153,8 @@ def simulate(
     Simulate noisy particle images of VOLUME, an MRC file.
 
     Images have white noise, no CTF and no shifts; in-plane angles are uniform. The STAR
-    file keeps the true angles, the images are in an .mrcs file beside it.
+    file keeps the true angles. The images are in one stack beside it: N images of
+    particles.star in particles_0_<N - 1>.mrcs.
 
     \b
     Example:
@@ -163,11 +164,19 @@ def simulate(
 
     from aspire_mom import VonMisesFisherMixture
     from aspire_mom import demo as demonstration
-    from aspire_mom.files import check_name, check_outputs, read_volume, staged
+    from aspire_mom.files import (
+        check_name,
+        check_outputs,
+        read_volume,
+        simulated_stacks,
+        staged,
+    )
 
     check_name(out, ".star")
+    replaced = simulated_stacks(out) if overwrite and out.is_file() else []
     # As ASPIRE names the stack of a STAR file.
-    check_outputs([out, out.with_name(f"{out.stem}_0_{images - 1}.mrcs")], overwrite)
+    stack = out.with_name(f"{out.stem}_0_{images - 1}.mrcs")
+    check_outputs([out, stack], overwrite)
     molecule = read_volume(volume, pixel_size)
     if molecule.pixel_size is None:
         raise ValueError(f"{volume} has no voxel size; pass --pixel-size")
@@ -178,6 +187,8 @@ def simulate(
     source = demonstration.simulate(molecule, images, density, noise, seed + 1)
     with staged(out.parent) as folder:
         source.save(folder / out.name, save_mode="single")
+    for path in set(replaced) - {stack}:
+        path.unlink()
     click.echo(f"{images} images in {out}")
 
 
@@ -364,8 +375,8 @@ def evaluate(
     """
     Compare VOLUME with REFERENCE, both MRC files.
 
-    VOLUME is registered to REFERENCE over all rotations, both hands and small shifts
-    before the Fourier shell correlation (FSC) is taken.
+    VOLUME is registered to REFERENCE over all rotations, both hands and shifts before
+    the Fourier shell correlation (FSC) is taken.
 
     \b
     Example:

@@ -45,6 +45,8 @@ class Command(click.Command):
         aspire = logging.getLogger("aspire")
         level = aspire.level
         aspire.setLevel(logging.WARNING)
+        sources = logging.getLogger("aspire.source.image")
+        sources.addFilter(_tells_something)
         try:
             # Not all programs write the marks in MRC headers that mrcfile warns about;
             # what makes a file unusable is an error here.
@@ -52,9 +54,15 @@ class Command(click.Command):
                 warnings.filterwarnings("ignore", module="mrcfile")
                 return super().invoke(ctx)
         finally:
+            sources.removeFilter(_tells_something)
             aspire.setLevel(level)
             for handler, stream in zip(consoles, streams, strict=True):
                 handler.setStream(stream or sys.stderr)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """False for ASPIRE's zeros in optics tables of images that have no CTF."""
+    return not record.getMessage().startswith("Optics field")
 
 
 class Group(click.Group):
@@ -116,13 +124,13 @@ def check_device(name: str) -> str:
     """
     :param name: Name of a torch device.
     :return: The name.
-    :raises ValueError: no such device here.
+    :raises ValueError: no such device here, or one that computes no values.
     """
     import torch
 
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=name).item()  # which "meta" has none of
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"--device {name} cannot be used; cpu always can, cuda where PyTorch finds"
             " a GPU"

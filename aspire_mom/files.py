@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -98,6 +99,15 @@ def read_particles(path: Path, pixel_size: float | None = None) -> RelionSource:
         raise ValueError(f"{path} gives no pixel size; pass --pixel-size")
     _check_stacks(path, names)
     return RelionSource(path, pixel_size=size)
+
+
+def simulated_stacks(star: Path) -> list[Path]:
+    """
+    :param star: A STAR file that may have been simulated before.
+    :return: Stacks beside it that have the names of its simulated images.
+    """
+    name = re.compile(re.escape(star.stem) + r"_0_\d+\.mrcs")
+    return [path for path in star.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def check_name(path: Path, *suffixes: str) -> None:

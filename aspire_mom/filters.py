@@ -1,4 +1,4 @@
-"""Filters of volumes."""
+"""Filters and mirror images of volumes."""
 
 from __future__ import annotations
 
@@ -49,3 +49,17 @@ def low_pass(volume: Volume, resolution: float) -> Volume:
     spectrum = np.fft.rfftn(volume.asnumpy()[0]) * (1 + np.cos(np.pi * past)) / 2
     voxels = np.fft.irfftn(spectrum, s=(L, L, L), axes=(0, 1, 2))
     return Volume(voxels.astype(volume.dtype), pixel_size=pixel_size)
+
+
+def mirror(volume: Volume) -> Volume:
+    """
+    The other hand: z changes sign about voxel L//2 (J of JRJ). For even L the plane
+    z = -L/2 stays in place.
+
+    :param volume: ASPIRE `Volume` or stack of volumes.
+    :return: ASPIRE `Volume` of the same shape, dtype and pixel size.
+    """
+    flipped = volume.asnumpy()[..., ::-1, :, :]
+    if volume.resolution % 2 == 0:
+        flipped = np.roll(flipped, 1, axis=-3)
+    return Volume(np.ascontiguousarray(flipped), pixel_size=volume.pixel_size)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aspire_mom.checks import check_integer
 from aspire_mom.quadrature import SO3Quadrature, real_spherical_harmonics
 
 
@@ -32,16 +33,15 @@ class DiscreteDensity(torch.nn.Module):
     def __init__(self, nodes: int | SO3Quadrature, *, degree: int | None = None):
         super().__init__()
         n_nodes = len(nodes) if isinstance(nodes, SO3Quadrature) else nodes
-        if n_nodes < 1:
-            raise ValueError(f"a density needs at least one node, got {n_nodes}")
+        check_integer("nodes", n_nodes, 1)
         if degree is None:
             self.logits = torch.nn.Parameter(torch.zeros(n_nodes))
             self.coefficients = None
             return
-        if degree < 1 or not isinstance(nodes, SO3Quadrature):
+        check_integer("degree", degree, 1)
+        if not isinstance(nodes, SO3Quadrature):
             raise ValueError(
-                f"a smooth density needs a quadrature and a degree of 1 or more, got"
-                f" {type(nodes).__name__} and {degree}"
+                f"nodes is {nodes!r}; a smooth density needs an SO3Quadrature"
             )
         views = torch.from_numpy(np.ascontiguousarray(nodes.views))
         harmonics = torch.cat(list(real_spherical_harmonics(views, degree))[1:], dim=1)

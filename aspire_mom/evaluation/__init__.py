@@ -8,7 +8,8 @@ from aspire_mom.evaluation.plots import (
     plot_slices,
     plot_views,
 )
-from aspire_mom.evaluation.registration import Registration, mirror, register
+from aspire_mom.evaluation.registration import Registration, register
+from aspire_mom.filters import mirror
 
 __all__ = [
     "Comparison",

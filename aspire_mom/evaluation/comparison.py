@@ -12,6 +12,7 @@ from aspire.utils import Rotation
 from aspire.volume import Volume
 from matplotlib.figure import Figure
 
+from aspire_mom.checks import check_new
 from aspire_mom.evaluation.fsc import (
     check_pair,
     fourier_shell_correlation,
@@ -19,6 +20,9 @@ from aspire_mom.evaluation.fsc import (
 )
 from aspire_mom.evaluation.plots import plot_fsc
 from aspire_mom.evaluation.registration import register
+
+# Fields that are saved as they are.
+SAVED = ("correlation", "relative_error", "mirrored", "pixel_size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,7 @@ class Comparison:
         are None without pixel size.
 
         :return: Dictionary of resolutions at 0.5 and 0.143, fsc, correlation,
-            relative_error, mirrored, rotation (3 × 3) and shift.
+            relative_error, mirrored, rotation (3 × 3), shift and pixel_size.
         """
         angstrom = {
             f"resolution_{cutoff}_angstrom": (
@@ -105,15 +109,49 @@ class Comparison:
             "mirrored": self.mirrored,
             "rotation": self.rotation.matrices[0].tolist(),
             "shift": self.shift.tolist(),
+            "pixel_size": self.pixel_size,
         }
 
-    def save(self, path: str | PathLike) -> None:
+    def save(self, path: str | PathLike, *, overwrite: bool = False) -> None:
         """
-        Write the summary as JSON. The aligned volume saves itself: `aligned.save`.
+        Write the summary as JSON and the aligned volume beside it as MRC.
 
-        :param path: File to write.
+        :param path: File to write, its name ending in .json; the volume's ends in .mrc.
+        :param overwrite: Replace existing files.
+        :raises ValueError: If the name does not end in .json.
+        :raises FileExistsError: If one of the files exists and `overwrite` is False.
         """
-        Path(path).write_text(json.dumps(self.summary(), indent=2) + "\n")
+        path = Path(path)
+        if path.suffix != ".json":
+            raise ValueError(f"{path}: the file's name must end in .json")
+        for file in (path, path.with_suffix(".mrc")):
+            check_new(file, overwrite)
+        self.aligned.save(str(path.with_suffix(".mrc")), overwrite=overwrite)
+        path.write_text(json.dumps(self.summary(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | PathLike) -> Comparison:
+        """
+        Read what :meth:`save` wrote.
+
+        :param path: The .json file.
+        :return: The comparison, its aligned volume in MRC's float32.
+        :raises FileNotFoundError: If one of the files is missing.
+        :raises ValueError: If the file is not a saved comparison.
+        """
+        path = Path(path)
+        try:
+            saved = json.loads(path.read_text())
+            fields = {name: saved[name] for name in SAVED}
+            rotation, shift = np.array(saved["rotation"]), np.array(saved["shift"])
+            fsc = np.array(saved["fsc"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no saved Comparison: {error}") from error
+        voxels = Volume.load(str(path.with_suffix(".mrc"))).asnumpy()
+        aligned = Volume(voxels, pixel_size=fields["pixel_size"])
+        return cls(
+            **fields, fsc=fsc, rotation=Rotation(rotation), shift=shift, aligned=aligned
+        )
 
     def plot(self, path: str | PathLike | None = None) -> Figure:
         """
@@ -132,7 +170,7 @@ class Comparison:
 def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Comparison:
     """
     Register a volume to a reference over rotations, both hands (no moments can tell
-    them apart) and small shifts, and measure the agreement.
+    them apart) and shifts, and measure the agreement.
 
     :param volume: One ASPIRE `Volume`, such as a reconstruction, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same resolution and pixel size; a

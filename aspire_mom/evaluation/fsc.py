@@ -6,6 +6,8 @@ import numpy as np
 from aspire.numeric import fft
 from aspire.volume import Volume
 
+from aspire_mom.checks import check_volume
+
 # Pixel sizes that differ by less than this fraction are the same: MRC headers hold
 # float32, and calibrations are not known better.
 PIXEL_SIZE_TOLERANCE = 1e-4
@@ -40,20 +42,12 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
 
 
 def _check_volume(name: str, volume: Volume) -> None:
-    if not isinstance(volume, Volume):
-        raise TypeError(f"{name} must be an ASPIRE Volume, not {type(volume).__name__}")
-    if volume.stack_shape != (1,):
-        raise ValueError(f"{name} must be one volume, not a stack {volume.stack_shape}")
-    voxels = volume.asnumpy()
-    if np.iscomplexobj(voxels):
-        raise TypeError(f"{name} must be real, not {voxels.dtype}")
+    voxels = check_volume(name, volume)
     if volume.resolution < 3:
         raise ValueError(
             f"{name} has {volume.resolution} voxels along an edge: at least 3 are "
             "needed for one Fourier shell"
         )
-    if not np.isfinite(voxels).all():
-        raise ValueError(f"{name} holds NaN or infinity: all voxels must be finite")
     if np.ptp(voxels) == 0:
         raise ValueError(
             f"{name} is {voxels.flat[0]} in all its voxels: there is nothing to compare"

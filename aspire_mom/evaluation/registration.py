@@ -19,7 +19,9 @@ from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation as Rotations
 from scipy.special import sph_harm_y_all
 
+from aspire_mom.checks import check_volume
 from aspire_mom.evaluation.fsc import check_pair
+from aspire_mom.filters import mirror
 
 # Rotations are searched on few shells, where peaks are as wide as the search grid is
 # coarse and where even poor reconstructions are right, then refined on more. One degree
@@ -65,10 +67,10 @@ class Registration:
         :param volume: One ASPIRE `Volume` of the size that was registered.
         :return: ASPIRE `Volume` of the same dtype and pixel size. For even L the
             Nyquist planes are zero, as `Volume.rotate` leaves them.
-        :raises ValueError: If given a stack.
+        :raises TypeError: If given no real `Volume`.
+        :raises ValueError: If given a stack, or NaN or infinity.
         """
-        if len(volume) != 1:
-            raise ValueError(f"expected one volume, got a stack of {len(volume)}")
+        check_volume("volume", volume)
         dtype = self.rotation.dtype
         voxels = mirror(volume) if self.mirrored else volume
         # A new volume has no symmetry group, about which `Volume.rotate` would warn.
@@ -85,20 +87,6 @@ class Registration:
         return Volume(moved.astype(dtype), pixel_size=volume.pixel_size)
 
 
-def mirror(volume: Volume) -> Volume:
-    """
-    The other hand: z changes sign about voxel L//2 (J of JRJ). For even L the plane
-    z = -L/2 stays in place.
-
-    :param volume: ASPIRE `Volume` or stack of volumes.
-    :return: ASPIRE `Volume` of the same shape, dtype and pixel size.
-    """
-    flipped = volume.asnumpy()[..., ::-1, :, :]
-    if volume.resolution % 2 == 0:
-        flipped = np.roll(flipped, 1, axis=-3)
-    return Volume(np.ascontiguousarray(flipped), pixel_size=volume.pixel_size)
-
-
 def register(
     volume: Volume, reference: Volume, *, translate: bool = True
 ) -> Registration:
@@ -106,14 +94,16 @@ def register(
     Register a volume to a reference over SO(3) and both hands.
 
     The correlation of both volumes' spherical harmonic expansions, on a few low shells,
-    is computed for all rotations of a grid at once (see :func:`rotation_correlation`).
-    The highest peaks of either hand are refined with shifts on these shells, and the
-    best two of all on more shells. Nothing is drawn at random.
+    is computed for all rotations of a grid at once (see :func:`rotation_correlation`),
+    about the middle of the box and about the centres of the volumes' squares. The
+    highest peaks of either hand are refined with shifts on these shells, and the best
+    two of all on more shells. Nothing is drawn at random.
 
     :param volume: One ASPIRE `Volume`, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same resolution and pixel size.
-    :param translate: Whether to find a shift too. It is found up to about L/16 voxels;
-        without it both volumes must be centred alike.
+    :param translate: Whether to find a shift too: any where the volumes are alike, up
+        to about L/16 voxels where noise or solvent outweighs them. Without it both
+        must be centred alike.
     :return: The :class:`Registration` of highest correlation.
     :raises TypeError: If an argument is no real `Volume`.
     :raises ValueError: If the volumes cannot be compared (see :func:`check_pair`).
@@ -121,6 +111,7 @@ def register(
     check_pair(volume, reference)
     L = volume.resolution
     shells = min(REFINEMENT_SHELLS, (L - 1) // 2)
+    volume, reference = above_solvent(volume), above_solvent(reference)
     moving, fixed = fourier_spline(volume, shells), fourier_spline(reference, shells)
 
     def refine(poses: list[_Pose], n_shells: int) -> list[_Pose]:
@@ -133,7 +124,11 @@ def register(
         return sorted(poses, key=lambda pose: -pose.correlation)
 
     search_shells = min(SEARCH_SHELLS, shells)
-    poses = refine(_search(moving, fixed, search_shells), search_shells)
+    poses = _search(moving, fixed, search_shells, np.zeros((2, 3)))
+    if translate:
+        centres = np.array([centre_of_power(v) for v in (volume, reference)])
+        poses += _search(moving, fixed, search_shells, centres)
+    poses = refine(poses, search_shells)
     best = refine(poses[:2], shells)[0]
     dtype = np.result_type(volume.dtype, np.float32)
     return Registration(
@@ -193,7 +188,32 @@ def half_ball(shells: int) -> np.ndarray:
     return k[np.rint(np.linalg.norm(k, axis=1)) <= shells]
 
 
-def shell_harmonics(spline: np.ndarray, shells: int) -> np.ndarray:
+def above_solvent(volume: Volume) -> Volume:
+    """
+    A volume less its median, the solvent where there is any: a constant is nothing to
+    register, but between integer frequencies it has the transform of the box.
+
+    :param volume: One ASPIRE `Volume`.
+    :return: ASPIRE `Volume` of the same size and dtype.
+    """
+    voxels = volume.asnumpy()
+    return Volume(voxels - np.median(voxels))
+
+
+def centre_of_power(volume: Volume) -> np.ndarray:
+    """
+    Σ x v(x)² / Σ v(x)².
+
+    :param volume: One ASPIRE `Volume`.
+    :return: Centre (3,) in boxes from voxel L//2, xyz order.
+    """
+    power, L = volume.asnumpy()[0].astype(np.float64) ** 2, volume.resolution
+    axis = (np.arange(L) - L // 2) / L
+    sums = [power.sum(others) @ axis for others in ((0, 1), (0, 2), (1, 2))]
+    return np.array(sums) / power.sum()
+
+
+def shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.ndarray:
     """
     Spherical harmonic coefficients of a Fourier transform on shells s = 1, 2, ...,
     s ∫ V(s n) conj Y_lm(n) dn: with the factor s, sums over shells are integrals over
@@ -201,6 +221,7 @@ def shell_harmonics(spline: np.ndarray, shells: int) -> np.ndarray:
 
     :param spline: Coefficients from :func:`fourier_spline`.
     :param shells: Number of shells.
+    :param centre: Point (3,) in boxes about which the volume is expanded, xyz order.
     :return: Coefficients [s - 1, l, m], l < `DEGREES`; m runs 0, 1, ..., -2, -1.
     """
     # A Gauss-Legendre rule in cos θ with equispaced φ is exact for these degrees.
@@ -212,7 +233,8 @@ def shell_harmonics(spline: np.ndarray, shells: int) -> np.ndarray:
     ).reshape(-1, 3)
     s = np.arange(1, shells + 1)[:, None]
     k = (s[:, :, None] * points).reshape(-1, 3)
-    values = s * fourier_values(spline, k).reshape(shells, -1)
+    values = fourier_values(spline, k) * np.exp(2j * np.pi * k @ centre)
+    values = s * values.reshape(shells, -1)
     values *= np.repeat(np.pi / DEGREES * weights, 2 * DEGREES)
     Y = sph_harm_y_all(DEGREES - 1, DEGREES - 1, theta.ravel(), phi.ravel())
     return np.moveaxis(Y.conj() @ values.T, -1, 0)
@@ -245,14 +267,20 @@ def rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.fft.fftn(spectrum).real
 
 
-def _search(moving: np.ndarray, fixed: np.ndarray, shells: int) -> list[_Pose]:
-    """The highest peaks of the rotation correlation, for both hands."""
-    a, b = shell_harmonics(moving, shells), shell_harmonics(fixed, shells)
+def _search(
+    moving: np.ndarray, fixed: np.ndarray, shells: int, centres: np.ndarray
+) -> list[_Pose]:
+    """
+    The highest peaks of the rotation correlation, for both hands, about a centre of
+    either volume (2, 3).
+    """
+    a = shell_harmonics(moving, shells, centres[0])
+    b = shell_harmonics(fixed, shells, centres[1])
     # Y_lm(Jn) = (-1)^(l + m) Y_lm(n), and -m is as even or odd as m.
     m = np.r_[:DEGREES, 1 - DEGREES : 0]
     parity = (-1.0) ** (np.arange(DEGREES)[:, None] + m)
     return [
-        _Pose(rotation, hand, np.zeros(3), 0.0)
+        _Pose(rotation, hand, centres[1] - rotation @ (centres[0] * (1, 1, hand)), 0.0)
         for hand, coefficients in ((1, a), (-1, parity * a))
         for rotation in _peaks(rotation_correlation(coefficients, b))
     ]

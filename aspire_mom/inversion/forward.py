@@ -82,10 +82,10 @@ class PolarForward(torch.nn.Module):
         """
         dtype = next(volume.parameters()).dtype
         radii = self.radii.to(dtype)
-        n = max(1, POINTS_PER_CHUNK // (self.n_angles * self.n_rings))
-        chunks = self.directions.to(dtype).split(n * self.n_angles)
-        if len(chunks) == 1:
-            values = volume.on_rings(chunks[0], radii)
+        directions = self.directions.to(dtype)
+        chunks = directions.split(max(1, POINTS_PER_CHUNK // self.n_rings))
+        if volume.rings_at_once or len(chunks) == 1:
+            values = volume.on_rings(directions, radii)
         else:
             values = torch.cat(
                 [

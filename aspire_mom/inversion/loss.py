@@ -149,12 +149,12 @@ def informative_rings(moments: Moments) -> int:
         # Orders beyond 2πr · 0.4 are empty for an object within 0.4 of the box.
         order = np.arange(len(moments.second))[:, None]
         reach = np.ceil(0.8 * np.pi * np.arange(n_rings)) + 1
-        ratio = np.abs(moments.second) ** 2 / np.maximum(
-            moments.second_error**2, np.finfo(float).tiny
-        )
+        reach[0] = 0  # higher ones of a single point are round-off
         within = order[:, :, None] <= np.minimum(reach[:, None], reach)
         seen = within & (moments.second_error > 0)
-        mean = (ratio * seen).sum((0, 2)) / np.maximum(seen.sum((0, 2)), 1)
+        ratio = np.abs(moments.second) ** 2
+        ratio = np.divide(ratio, moments.second_error**2, where=seen, out=0 * ratio)
+        mean = ratio.sum((0, 2)) / np.maximum(seen.sum((0, 2)), 1)
         strong = np.flatnonzero(mean > SIGNIFICANT)
         count = (int(strong[-1]) if len(strong) else 0) + 3
     return int(np.clip(count, min(4, n_rings), n_rings))

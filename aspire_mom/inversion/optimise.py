@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -90,18 +89,22 @@ def minimise(
     else:
         optimizer = torch.optim.Adam(parameters, lr=learning_rates[0])
 
-    @torch.no_grad()
-    def value() -> float:
-        loss = float(objective())
-        if not math.isfinite(loss):
+    def finite(loss: Tensor) -> Tensor:
+        if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss became {loss} in stage {stage!r}; lower the learning rate"
+                f"the loss became {loss.item()} in stage {stage!r}; lower the learning"
+                " rate"
             )
         return loss
 
+    @torch.no_grad()
+    def value() -> float:
+        return float(finite(objective()))
+
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = objective()
+        # A line search does not mind NaN, but goes on from it to steps beyond floats.
+        loss = finite(objective())
         loss.backward()
         return loss
 

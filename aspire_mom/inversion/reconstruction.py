@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from aspire.volume import Volume
 
+from aspire_mom.filters import mirror
 from aspire_mom.quadrature import SO3Quadrature
 
 FILES = ("volume.mrc", "reconstruction.npz", "reconstruction.json")
@@ -105,10 +106,5 @@ class Reconstruction:
 
     @property
     def mirror(self) -> Volume:
-        """
-        The other hand, z → -z about voxel L//2, which has the same moments.
-        """
-        grid = self.volume.asnumpy()[0][::-1]
-        if len(grid) % 2 == 0:
-            grid = np.roll(grid, 1, axis=0)
-        return Volume(np.ascontiguousarray(grid), pixel_size=self.volume.pixel_size)
+        """The other hand, which has the same moments."""
+        return mirror(self.volume)

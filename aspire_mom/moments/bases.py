@@ -11,6 +11,9 @@ import scipy.fft
 from aspire.numeric import fft
 from finufft import Plan
 
+from aspire_mom.checks import check_integer
+from aspire_mom.moments.noise import white_noise_second
+
 MIN_SIZE = 4
 
 
@@ -241,6 +244,14 @@ class PolarBasis:
         corner = math.sqrt(2) * math.pi * (self.n_rings - 1)
         return math.ceil((self.max_order + corner + 4 + 7 * corner ** (1 / 3)) / 2)
 
+    @property
+    def half_rings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Frequencies kx and ky, radians per pixel, ordered ring, angle."""
+        angles = np.pi * np.arange(self.n_angles) / self.n_angles
+        radii = 2 * np.pi / self.L * np.arange(self.n_rings)
+        kx, ky = np.outer(radii, np.cos(angles)), np.outer(radii, np.sin(angles))
+        return kx.ravel(), ky.ravel()
+
     def coefficients(self, images: np.ndarray) -> np.ndarray:
         """
         :param images: Images (n, L, L), real.
@@ -252,11 +263,15 @@ class PolarBasis:
         plan = _ring_plan(self, len(images), images.dtype.name)
         scaled = np.multiply(images, 0.5 / self.n_angles, dtype=plan.dtype)
         half = plan.execute(scaled).reshape(-1, self.n_rings, self.n_angles)
-        return self._orders(half)
+        return self.orders(half)
 
-    def _orders(self, half: np.ndarray) -> np.ndarray:
-        """Fourier coefficients in angle (n, orders, rings) from half rings of values
-        divided by their number, the other half being the conjugate."""
+    def orders(self, half: np.ndarray) -> np.ndarray:
+        """
+        Fourier coefficients in angle, the other half of a ring being the conjugate.
+
+        :param half: Half rings (n, n_rings, n_angles) of Fourier values / (2 n_angles).
+        :return: Coefficients c (n, max_order + 1, n_rings).
+        """
         rings = np.concatenate((half, half.conj()), axis=-1)
         orders = scipy.fft.fft(rings, workers=-1, overwrite_x=True)
         return orders[..., : self.max_order + 1].transpose(0, 2, 1)
@@ -271,9 +286,9 @@ class PolarBasis:
         """
         c = self.coefficients(images)
         first = (c[:, 0] if self.inplane_average else c).sum(0, dtype=np.complex128)
-        left, right = self._factors(c)
+        left, right = self.factors(c)
         squares = _squared_modulus(left) @ _squared_modulus(right).swapaxes(-1, -2)
-        return first, self._product(left, right), squares.reshape(self.second_shape)
+        return first, self.product(left, right), squares.reshape(self.second_shape)
 
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """
@@ -292,28 +307,35 @@ class PolarBasis:
             return second[0].diagonal().real
         return np.einsum("mrmr->mr", second[:, :, self.max_order :]).real
 
-    def _factors(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients as (…, rows, n) and (…, columns, n) of a product over images."""
+    def factors(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param c: Coefficients (n, max_order + 1, n_rings).
+        :return: Factors (…, rows, n) and (…, columns, n) of their second moment.
+        """
         if self.inplane_average:
             by_order = np.ascontiguousarray(c.transpose(1, 2, 0))
             return by_order, by_order
         n = len(c)
         return c.reshape(n, -1).T, signed_orders(c).reshape(n, -1).T
 
-    def _product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """
+        :param left: First of :meth:`factors`.
+        :param right: The second.
+        :return: Sum over images of f f*, of the second moment's shape.
+        """
         return (left @ right.conj().swapaxes(-1, -2)).reshape(self.second_shape)
 
     def noise_second(self, nyquist: bool = True) -> np.ndarray:
         """
         Second moment of white noise of unit variance per pixel, AA* for coefficients
-        A·image: not diagonal, since rings overlap. A sum over the pixels of the very
-        transform used; remembered, so read-only.
+        A·image: not diagonal, since rings overlap. Remembered, so read-only.
 
         :param nyquist: False for even-sized images whose Nyquist row and column are 0:
             the same variance then lies within the other frequencies.
         :return: Array of the second moment's shape, complex128.
         """
-        return _noise_second(self, nyquist)
+        return white_noise_second(self, nyquist)
 
 
 def signed_orders(c: np.ndarray) -> np.ndarray:
@@ -334,26 +356,14 @@ def _squared_modulus(values: np.ndarray) -> np.ndarray:
 def _set_integers(basis: Basis, **least: int) -> None:
     """Make fields of a basis plain integers of at least the given values."""
     for name, smallest in least.items():
-        value = getattr(basis, name)
-        if not isinstance(value, int | np.integer) or value < smallest:
-            raise ValueError(
-                f"{name} is {value!r}; it must be an integer of at least {smallest}"
-            )
-        object.__setattr__(basis, name, int(value))
-
-
-def _half_ring_points(basis: PolarBasis) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies kx and ky, radians per pixel, ordered ring, angle."""
-    angles = np.pi * np.arange(basis.n_angles) / basis.n_angles
-    radii = 2 * np.pi / basis.L * np.arange(basis.n_rings)
-    kx, ky = np.outer(radii, np.cos(angles)), np.outer(radii, np.sin(angles))
-    return kx.ravel(), ky.ravel()
+        value = check_integer(name, getattr(basis, name), smallest)
+        object.__setattr__(basis, name, value)
 
 
 @lru_cache(maxsize=4)
 def _ring_plan(basis: PolarBasis, n_images: int, dtype: str) -> Plan:
     """A NUFFT plan from n_images images to half rings."""
-    kx, ky = _half_ring_points(basis)
+    kx, ky = basis.half_rings
     plan = Plan(
         2,
         (basis.L, basis.L),
@@ -365,26 +375,6 @@ def _ring_plan(basis: PolarBasis, n_images: int, dtype: str) -> Plan:
     # Images are [y, x], and finufft's first mode axis goes with its first coordinate.
     plan.setpts(ky.astype(dtype), kx.astype(dtype))
     return plan
-
-
-@lru_cache(maxsize=1)
-def _noise_second(basis: PolarBasis, nyquist: bool) -> np.ndarray:
-    L = basis.L
-    pixels = np.arange(L) - L // 2
-    # A unit impulse at (x, y) has the transform exp(-i kx x) exp(-i ky y).
-    across, down = (np.exp(-1j * np.outer(pixels, k)) for k in _half_ring_points(basis))
-    if not nyquist:
-        # The projection of impulses onto the other frequencies is a product as well.
-        alternating = (-1.0) ** pixels
-        project = np.eye(L) - np.outer(alternating, alternating) / L
-        scale = np.sqrt(L / (L - 1))
-        across, down = scale * project @ across, scale * project @ down
-    total = np.zeros(basis.second_shape, dtype=np.complex128)
-    for wave in down / (2 * basis.n_angles):
-        half = (across * wave).reshape(L, basis.n_rings, basis.n_angles)
-        total += basis._product(*basis._factors(basis._orders(half)))
-    total.setflags(write=False)
-    return total
 
 
 Basis = CartesianBasis | PolarBasis

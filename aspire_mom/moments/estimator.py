@@ -10,6 +10,7 @@ from aspire.operators import Filter
 from aspire.source import ImageSource
 from aspire.utils import grid_2d, trange
 
+from aspire_mom.checks import check_integer
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis, check_images
 from aspire_mom.moments.moments import Moments
 
@@ -59,10 +60,7 @@ class MomentEstimator:
         ignore_shifts: bool = False,
     ):
         _check_match(source, basis)
-        if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ValueError(
-                f"batch_size is {batch_size}; it must be an integer of at least 1"
-            )
+        check_integer("batch_size", batch_size, 1)
         if noise_variance is not None and not isinstance(
             noise_variance, NoiseEstimator
         ):
@@ -81,8 +79,8 @@ class MomentEstimator:
         """
         Read the source and average.
 
-        :return: The source's `Moments`. Standard errors are those of averaging images;
-            the noise variance counts as known.
+        :return: The source's `Moments`. Standard errors are those of averaging images,
+            None for a single one; the noise variance counts as known.
         :raises ValueError: an image with values that are not finite.
         """
         source, basis, n = self.source, self.basis, self.source.n
@@ -110,8 +108,8 @@ class MomentEstimator:
             n_images=n,
             noise_variance=variance,
             pixel_size=None if source.pixel_size is None else float(source.pixel_size),
-            first_error=np.sqrt(np.maximum(first_variance, 0) / n),
-            second_error=np.sqrt(np.maximum(squares, 0) / n),
+            first_error=_standard_error(first_variance, n),
+            second_error=_standard_error(squares, n),
             nyquist=nyquist,
         )
 
@@ -137,6 +135,11 @@ class MomentEstimator:
         mean, mean_square = corner / (n * np.count_nonzero(outside))
         nyquist = L % 2 == 1 or edge[0] > EMPTY_NYQUIST * edge[1]
         return sums, max(float(mean_square - mean**2), 0.0), bool(nyquist)
+
+
+def _standard_error(mean_square: np.ndarray, n: int) -> np.ndarray | None:
+    """Of a mean of n values, from their mean square deviation from it."""
+    return None if n < 2 else np.sqrt(np.maximum(mean_square, 0) / (n - 1))
 
 
 def _edge_power(images: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from aspire_mom.checks import check_integer, check_new, check_positive
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 
 FORMAT = "aspire_mom.Moments.1"
@@ -35,7 +36,9 @@ class Moments:
     :param second_error: The same for `second`.
     :param nyquist: False for even-sized images whose Nyquist row and column are zero,
         as ASPIRE's downsampling leaves them: noise is white in the other frequencies.
-    :raises ValueError: shapes that are not the basis's, or values not finite.
+    :raises TypeError: `basis` is no basis, or a moment or an error no array.
+    :raises ValueError: shapes that are not the basis's, values that are not finite, or
+        numbers out of range.
     """
 
     first: np.ndarray
@@ -50,10 +53,24 @@ class Moments:
     nyquist: bool = True
 
     def __post_init__(self):
+        if not isinstance(self.basis, Basis):
+            raise TypeError(
+                f"basis is a {type(self.basis).__name__}; it must be a CartesianBasis"
+                " or a PolarBasis"
+            )
+        check_integer("n_images", self.n_images, 0)
+        if self.noise_variance != 0:
+            check_positive("noise_variance", self.noise_variance)
+        if self.pixel_size is not None:
+            check_positive("pixel_size", self.pixel_size)
         for name in ("first", "second", "first_error", "second_error"):
             value = getattr(self, name)
-            if value is None:
+            if value is None and name.endswith("_error"):
                 continue
+            if not isinstance(value, np.ndarray):
+                raise TypeError(
+                    f"{name} is a {type(value).__name__}; it must be a NumPy array"
+                )
             expected = getattr(self.basis, name.split("_")[0] + "_shape")
             if value.shape != expected:
                 raise ValueError(
@@ -76,6 +93,7 @@ class Moments:
 
         :param estimate: Moments A in the same basis.
         :return: Errors of the first and of the second moment.
+        :raises TypeError: no moments.
         :raises ValueError: moments of another basis.
         """
         self._check_same_basis(estimate)
@@ -95,6 +113,7 @@ class Moments:
 
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
+        :raises TypeError: no moments.
         :raises ValueError: another basis, pixel size or state of the Nyquist row and
             column, exact moments (n_images = 0), or third moments.
         """
@@ -119,18 +138,21 @@ class Moments:
     def _merged_error(
         self, other: Moments, name: str, difference: np.ndarray
     ) -> np.ndarray | None:
-        """Standard error of the mean of two sets: their scatter about their own means,
-        n e² each, and that of the means about each other."""
-        errors = getattr(self, name), getattr(other, name)
-        if errors[0] is None or errors[1] is None:
+        """Standard error of the mean of two sets from their scatter, the sum of squared
+        deviations, about their own means and that of the means about each other."""
+        scatter = self._scatter(name), other._scatter(name)
+        if scatter[0] is None or scatter[1] is None:
             return None
         n = self.n_images + other.n_images
-        a, b = self.n_images / n, other.n_images / n
-        return np.sqrt(
-            (a * errors[0]) ** 2
-            + (b * errors[1]) ** 2
-            + a * b / n * np.abs(difference) ** 2
-        )
+        between = self.n_images * other.n_images / n * np.abs(difference) ** 2
+        return np.sqrt((scatter[0] + scatter[1] + between) / (n * (n - 1)))
+
+    def _scatter(self, name: str) -> np.ndarray | float | None:
+        """Σ |deviation from the mean|² of the images that an error is of."""
+        n, error = self.n_images, getattr(self, name)
+        if n == 1:
+            return 0.0
+        return None if error is None else n * (n - 1) * error**2
 
     def _check_mergeable(self, other: Moments) -> None:
         self._check_same_basis(other)
@@ -167,8 +189,7 @@ class Moments:
             raise ValueError(f"{path}: the file's name must end in .npz")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"{path.parent}: no such folder to write to")
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+        check_new(path, overwrite)
         arrays = {name: getattr(self, name) for name in ARRAYS}
         partial = path.with_name(path.name + ".part")
         try:
@@ -240,6 +261,8 @@ class Moments:
         )
 
     def _check_same_basis(self, other: Moments) -> None:
+        if not isinstance(other, Moments):
+            raise TypeError(f"a {type(other).__name__} was given, not Moments")
         if self.basis != other.basis:
             raise ValueError(
                 f"moments are of different bases: {self.basis} and {other.basis}"

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import sph_harm_y_all
 
+from aspire_mom.checks import check_integer
+
 DATA = Path(__file__).with_name("data") / "spherical_designs.npz"
 # Shipped designs have residuals of about 1e-15; a wrong point gives 1e-3 or more.
 RESIDUAL_TOLERANCE = 1e-12
@@ -93,15 +95,14 @@ def harmonic_residual(points: np.ndarray, degree: int) -> float:
 
 def _choose(degree: int, n_points: int | None) -> tuple[int, int]:
     """Degree and number of points of the smallest shipped design that will do."""
-    if not isinstance(degree, int | np.integer) or degree < 0:
-        raise ValueError(f"degree must be a non-negative integer, got {degree!r}")
+    check_integer("degree", degree, 0)
     shipped = shipped_designs()
     fitting = [(n, t) for t, n in shipped if t >= degree and n_points in (None, n)]
     if not fitting:
-        points = "" if n_points is None else f" and {n_points!r} points"
+        points = "" if n_points is None else f" of {n_points!r} points"
         listing = ", ".join(f"{t}: {n}" for t, n in shipped)
         raise ValueError(
-            f"no spherical design of degree {degree} or higher{points} is shipped; "
+            f"no shipped spherical design{points} has degree {degree} or higher; "
             f"available are (degree: points) {listing}"
         )
     n, t = min(fitting)

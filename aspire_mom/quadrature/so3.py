@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 from aspire.utils import Rotation
 
+from aspire_mom.checks import check_integer, check_new
 from aspire_mom.quadrature.designs import SphericalDesign
 
 
@@ -88,9 +89,12 @@ class SO3Quadrature:
         :param design: Viewing directions.
         :param n_inplane: Number of in-plane angles in [0, 2π), the first one 0.
         :return: The quadrature.
+        :raises TypeError: If `design` is no `SphericalDesign`.
+        :raises ValueError: If `n_inplane` is no positive integer.
         """
-        if not isinstance(n_inplane, int | np.integer) or n_inplane < 1:
-            raise ValueError(f"n_inplane must be a positive integer, got {n_inplane!r}")
+        if not isinstance(design, SphericalDesign):
+            raise TypeError(f"design is {design!r}; it must be a SphericalDesign")
+        check_integer("n_inplane", n_inplane, 1)
         n = len(design) * n_inplane
         matrices = _with_inplane(viewing_rotations(design.points), n_inplane)
         return cls(
@@ -126,12 +130,15 @@ class SO3Quadrature:
         """Weights (n_views,) of the viewing directions, summing to one."""
         return self.weights.reshape(-1, self.n_inplane).sum(axis=1)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
         Write all fields to one .npz file.
 
         :param path: File to write, with its suffix.
+        :param overwrite: Replace an existing file.
+        :raises FileExistsError: If the file exists and `overwrite` is False.
         """
+        check_new(Path(path), overwrite)
         with open(path, "wb") as file:
             np.savez_compressed(
                 file,

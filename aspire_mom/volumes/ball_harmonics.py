@@ -11,6 +11,7 @@ from aspire.volume import Volume
 from scipy.special import spherical_jn
 from torch import Tensor
 
+from aspire_mom.checks import check_integer, check_positive, check_volume
 from aspire_mom.quadrature import real_spherical_harmonics
 from aspire_mom.volumes.base import FourierVolume
 from aspire_mom.volumes.fitting import relative_error
@@ -49,6 +50,8 @@ class BallHarmonics(FourierVolume):
     :param seed: Seed of the initial coefficients.
     """
 
+    rings_at_once = True
+
     def __init__(
         self,
         band_limit: float,
@@ -62,8 +65,9 @@ class BallHarmonics(FourierVolume):
             raise ValueError(
                 f"support_radius must be in (0, 1/2] of the box, not {support_radius}"
             )
-        if degree is not None and degree < 0:
-            raise ValueError(f"degree must be a non-negative integer, not {degree}")
+        check_positive("band_limit", band_limit)
+        if degree is not None:
+            check_integer("degree", degree, 0)
         self.band_limit, self.support_radius = float(band_limit), float(support_radius)
         self.zeros = _bessel_zeros(2 * np.pi * support_radius * band_limit, degree)
         if not self.zeros:
@@ -123,8 +127,10 @@ class BallHarmonics(FourierVolume):
 
         :param volume: One ASPIRE `Volume` of size L >= 2K.
         :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation.
+        :raises TypeError: `volume` is no real `Volume`.
+        :raises ValueError: it is a stack, not finite, or smaller than 2K.
         """
-        L, K = volume.resolution, self.band_limit
+        L, K = len(check_volume("volume", volume)), self.band_limit
         if 2 * K > L:
             raise ValueError(f"band_limit must be at most L/2 = {L / 2} here, not {K}")
         # The corners of the box are √3/2 from its centre: V has degrees up to √3πK.
@@ -151,10 +157,11 @@ class BallHarmonics(FourierVolume):
         """Even and odd harmonics (n, ·), which columns are odd, G_l (n_rings, ·)."""
         key = (directions, radii, self.coefficients[:0])
         if self._rings is None or not all(map(_identical, key, self._rings[0])):
-            Y = list(real_spherical_harmonics(directions, self.degree))
+            harmonics = real_spherical_harmonics(directions, self.degree)
+            Y = [y.to(self.coefficients) for y in harmonics]
             odd = [torch.full(y.shape[1:], l % 2 == 1) for l, y in enumerate(Y)]
             odd = torch.cat(odd).to(directions.device)
-            Y = torch.cat(Y, 1).to(self.coefficients)
+            Y = torch.cat(Y, 1)
             factors = Y[:, ~odd], Y[:, odd], odd, self._radial(radii)
             self._rings = tuple(tensor.clone() for tensor in key), factors
         return self._rings[1]

@@ -8,6 +8,8 @@ from aspire.numeric import fft
 from aspire.volume import Volume
 from torch import Tensor
 
+from aspire_mom.checks import check_integer, check_positive, check_volume
+
 # Frequencies evaluated at once when a whole grid is asked for.
 GRID_CHUNK = 2**13
 
@@ -22,6 +24,10 @@ class FourierVolume(torch.nn.Module):
     V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L), voxel coordinates counted from L//2.
     A subclass defines :meth:`forward`; real volumes need V(-k) = conj V(k).
     """
+
+    #: Whether :meth:`on_rings` keeps little enough per point for its gradient that all
+    #: points are asked for at once. What a network keeps would not fit in memory.
+    rings_at_once = False
 
     def forward(self, k: Tensor) -> Tensor:
         """
@@ -63,7 +69,11 @@ class FourierVolume(torch.nn.Module):
         :param L: Voxels along an edge.
         :param pixel_size: Ångström per voxel.
         :return: ASPIRE `Volume`, [z, y, x], float32.
+        :raises ValueError: `L` is no integer above 0, or the pixel size not positive.
         """
+        check_integer("L", L, 1)
+        if pixel_size is not None:
+            check_positive("pixel_size", pixel_size)
         reference = next(self.parameters())
         n = L - 1 + L % 2  # without the Nyquist planes: as many k > 0 as k < 0
         axis = torch.arange(n) - n // 2
@@ -90,6 +100,8 @@ class FourierVolume(torch.nn.Module):
         :param volume: One ASPIRE `Volume`.
         :param options: Options of `fit_volume`.
         :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation.
+        :raises TypeError: `volume` is no real `Volume`.
+        :raises ValueError: it is a stack, not finite, or zero where it is fitted.
         """
         from aspire_mom.volumes.fitting import fit_volume
 
@@ -103,7 +115,7 @@ def volume_transform(volume: Volume) -> np.ndarray:
 
     :param volume: One ASPIRE `Volume`.
     :return: V [kz, ky, kx] (L, L, L), complex128, zero frequency at L//2.
+    :raises TypeError: `volume` is no real `Volume`.
+    :raises ValueError: it is a stack or not finite.
     """
-    if len(volume) != 1:
-        raise ValueError(f"expected one volume, got a stack of {len(volume)}")
-    return fft.centered_fftn(volume.asnumpy()[0].astype(np.float64))
+    return fft.centered_fftn(check_volume("volume", volume).astype(np.float64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -88,17 +90,27 @@ def relative_error(model: FourierVolume, volume: Volume) -> float:
 
 
 def _polish(model: FourierVolume, loss: Callable[[], Tensor], n_steps: int) -> None:
+    """L-BFGS, to the best point that it has seen if a line search leaves the finite."""
     optimizer = torch.optim.LBFGS(
         model.parameters(), max_iter=n_steps, line_search_fn="strong_wolfe"
     )
+    lowest, best = math.inf, copy.deepcopy(model.state_dict())
 
     def closure() -> Tensor:
+        nonlocal lowest, best
         optimizer.zero_grad()
         value = loss()
         value.backward()
+        if not torch.isfinite(value):
+            raise FloatingPointError
+        if value < lowest:
+            lowest, best = value.item(), copy.deepcopy(model.state_dict())
         return value
 
-    optimizer.step(closure)
+    try:
+        optimizer.step(closure)
+    except FloatingPointError:
+        model.load_state_dict(best)
 
 
 def _integer_frequencies(volume: Volume, like: Tensor) -> tuple[Tensor, Tensor]:

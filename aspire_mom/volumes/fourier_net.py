@@ -10,6 +10,7 @@ from aspire.volume import Volume
 from torch import Tensor
 from torch.nn.utils import skip_init
 
+from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.base import FourierVolume, volume_transform
 
 # First-layer waves are those of points in a ball this large (box units) ...
@@ -72,12 +73,9 @@ class FourierNet(FourierVolume):
         seed: int = 0,
     ):
         super().__init__()
-        if not band_limit > 0:
-            raise ValueError(f"band_limit must be positive, not {band_limit}")
-        if hidden < 1 or layers < 1:
-            raise ValueError(
-                f"hidden and layers must be at least 1, not {hidden} and {layers}"
-            )
+        check_positive("band_limit", band_limit)
+        check_integer("hidden", hidden, 1)
+        check_integer("layers", layers, 1)
         self.band_limit = float(band_limit)
         generator = torch.Generator().manual_seed(seed)
         networks = [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.base import FourierVolume
 
 # Centres stay within this share of the support, where their parameters are finite.
@@ -31,8 +32,11 @@ class GaussianMixture(FourierVolume):
     :param signed: Let weights be negative, for maps whose solvent is not at zero.
     :param total: Scale of V: the sum of the weights at the start, about.
     :param seed: Seed of the random start.
-    :raises ValueError: Fewer than one Gaussian, or lengths that are not positive.
+    :raises ValueError: Fewer than one Gaussian, or a length or total that is not
+        positive.
     """
+
+    rings_at_once = True
 
     def __init__(
         self,
@@ -45,12 +49,12 @@ class GaussianMixture(FourierVolume):
         seed: int = 0,
     ):
         super().__init__()
-        if n_gaussians < 1:
-            raise ValueError(f"n_gaussians is {n_gaussians}; it must be 1 or more")
-        if not (0 < support_radius <= 0.5 and sigma > 0):
+        check_integer("n_gaussians", n_gaussians, 1)
+        check_positive("sigma", sigma)
+        check_positive("total", total)
+        if not 0 < support_radius <= 0.5:
             raise ValueError(
-                f"support_radius is {support_radius} and sigma {sigma} boxes; they must"
-                " lie in (0, 0.5] and above 0"
+                f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"
             )
         generator = torch.Generator().manual_seed(seed)
         self.support_radius = support_radius
@@ -75,8 +79,10 @@ class GaussianMixture(FourierVolume):
 
     @property
     def sigmas(self) -> Tensor:
-        """Standard deviations σ (n,), box units."""
-        return self.log_sigmas.exp()
+        """Standard deviations σ (n,), box units, at most 1."""
+        # Where σ = 1, V(k) is below 3e-9 w at any integer k but 0: wider Gaussians are
+        # the same, until exp() overflows and V(0) is 0 · ∞.
+        return self.log_sigmas.clamp(max=0).exp()
 
     @property
     def weights(self) -> Tensor:

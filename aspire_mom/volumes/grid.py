@@ -6,6 +6,8 @@ import finufft
 import numpy as np
 from aspire.volume import Volume
 
+from aspire_mom.checks import check_volume
+
 # Relative accuracy of the transforms, well below anything that is compared with them.
 NUFFT_ACCURACY = 1e-10
 
@@ -63,9 +65,7 @@ def _volume_at(volume: Volume, k: np.ndarray) -> np.ndarray:
     V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L), every voxel counted, at even L too
     (ASPIRE's images lack the Nyquist row and column there).
     """
-    if len(volume) != 1:
-        raise ValueError(f"expected one volume, got a stack of {len(volume)}")
-    voxels = volume.asnumpy()[0].astype(np.complex128)
+    voxels = check_volume("volume", volume).astype(np.complex128)
     x, y, z = np.moveaxis(k.astype(np.float64) * (2 * np.pi / len(voxels)), -1, 0)
     values = finufft.nufft3d2(
         *(np.ascontiguousarray(axis.ravel()) for axis in (z, y, x)),

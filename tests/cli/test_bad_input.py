@@ -280,6 +280,7 @@ def test_moments_cut_short(tmp_path, moments):
     ("options", "word"),
     [
         (("--device", "abacus"), "abacus"),
+        (("--device", "meta"), "--device meta cannot be used"),
         (("--support-radius", 13), "half the box"),
         (("--support-radius", -1), "not a positive number"),
         (("--lowpass", 3.9), "two voxels, 4 Å"),

@@ -233,6 +233,17 @@ def test_overwrite_replaces(tmp_path, star):
     assert Moments.load(out).n_images == IMAGES
 
 
+def test_overwriting_particles_leaves_no_old_stack(tmp_path, volume, caplog):
+    out, other = tmp_path / "p.star", tmp_path / "p_0_x.mrcs"
+    other.write_text("not simulated")
+    for n, flags in ((5, ()), (4, ("--overwrite",)), (4, ("--overwrite",))):
+        succeed("simulate", volume, "--images", n, "--snr", 1, "-o", out, *flags)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"p.star", "p_0_3.mrcs", "p_0_x.mrcs"}
+    assert RelionSource(out).n == 4
+    assert "Optics field" not in caplog.text
+
+
 def test_stdout_is_json_and_the_folder_stays_clean(tmp_path, volume):
     """In a process of its own: ASPIRE's logger is bound to the real stdout."""
     command = [sys.executable, "-c", SCRIPT, "evaluate"]
@@ -271,7 +282,6 @@ def test_help_has_an_example(command):
 
 
 # The stack lacks MRC's marks, of which mrcfile warns whenever ASPIRE opens it.
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_real_particles(tmp_path):
     """Real RELION files: particles with a CTF and shifts, and projections with none."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation as Rotations
 
-from aspire_mom.evaluation import compare, fourier_shell_correlation, mirror
+from aspire_mom.evaluation import Comparison, compare, fourier_shell_correlation, mirror
 from tests.evaluation.blobs import blobs
 
 ROTATION = Rotations.from_euler("ZYZ", [0.4, 1.3, -2.1]).as_matrix()
@@ -123,12 +123,41 @@ def test_summary_is_saved_as_json(comparison, tmp_path):
         "mirrored",
         "rotation",
         "shift",
+        "pixel_size",
     }
     assert saved["mirrored"] is True
     assert saved["resolution_0.5_angstrom"] == comparison.resolution(0.5)
     np.testing.assert_allclose(saved["rotation"], comparison.rotation.matrices[0])
     np.testing.assert_array_equal(saved["shift"], comparison.shift)
     np.testing.assert_array_equal(saved["fsc"], comparison.fsc)
+
+
+def test_saved_and_loaded(comparison, tmp_path):
+    path = tmp_path / "comparison.json"
+    comparison.save(path)
+    loaded = Comparison.load(path)
+    assert loaded.summary() == comparison.summary()
+    assert loaded.aligned.pixel_size == comparison.pixel_size
+    voxels = comparison.aligned.asnumpy().astype(np.float32)
+    np.testing.assert_array_equal(loaded.aligned.asnumpy(), voxels)
+    path.unlink()
+    with pytest.raises(FileExistsError, match=r"comparison\.mrc exists; pass"):
+        comparison.save(path)
+    comparison.save(path, overwrite=True)
+    with pytest.raises(FileExistsError, match=r"comparison\.json exists"):
+        comparison.save(path)
+    with pytest.raises(ValueError, match=r"must end in \.json"):
+        comparison.save(tmp_path / "comparison")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "no JSON"])
+def test_what_is_no_saved_comparison(text, tmp_path):
+    path = tmp_path / "comparison.json"
+    with pytest.raises(FileNotFoundError):
+        Comparison.load(path)
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is no saved Comparison"):
+        Comparison.load(path)
 
 
 def test_a_comparison_is_frozen(comparison):

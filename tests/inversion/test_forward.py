@@ -10,7 +10,7 @@ from aspire_mom.densities import VonMisesFisherMixture
 from aspire_mom.inversion import forward, forward_model
 from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
-from aspire_mom.volumes import BallHarmonics, FourierNet
+from aspire_mom.volumes import BallHarmonics, FourierNet, ball_harmonics
 from tests.inversion.models import (
     GridVolume,
     closed_form,
@@ -303,6 +303,25 @@ def test_chunks_make_no_difference(model, basis, monkeypatch):
         results.append([first, second, *gradients])
     for whole, chunked in zip(*results, strict=True):
         assert largest_difference(chunked, whole) < 1e-4
+
+
+def test_harmonics_are_evaluated_once(monkeypatch):
+    """However many points there are: not for each loss, chunk and gradient."""
+    calls, harmonics = [], ball_harmonics.real_spherical_harmonics
+
+    def counted(*args):
+        calls.append(args)
+        return harmonics(*args)
+
+    monkeypatch.setattr(ball_harmonics, "real_spherical_harmonics", counted)
+    monkeypatch.setattr(forward, "POINTS_PER_CHUNK", 500)
+    model = BallHarmonics(4.0, support_radius=0.4)
+    quadrature = QUADRATURES["antipodal"]
+    module = forward_model(PolarBasis(9), quadrature)
+    probabilities = torch.from_numpy(random_probabilities(len(quadrature)))
+    for _ in range(2):
+        module(model, probabilities)[1].abs().sum().backward()
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

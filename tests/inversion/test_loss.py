@@ -346,6 +346,14 @@ def test_rings_of_noisy_moments(strong):
         second_error=np.ones(shape),
     )
     assert informative_rings(moments) == np.clip(strong + 2, 4, 9)
+    # Round-off on ring 0, where order 0 alone is not zero, says nothing; nor do entries
+    # without an error.
+    second[1:, 0] = second[1:, :, 0] = 1e-6
+    error = np.ones(shape)
+    error[1:, 0] = error[1:, :, 0] = 1e-9
+    error[1, 8, 8] = 0
+    moments = replace(moments, second=second, second_error=error)
+    assert informative_rings(moments) == np.clip(strong + 2, 4, 9)
 
 
 @pytest.mark.parametrize(

@@ -228,3 +228,14 @@ def test_no_steps():
 def test_unknown_method_is_named():
     with pytest.raises(ValueError, match="method is 'sgd'; it must be \"lbfgs\""):
         minimise(Valley(), [], method="sgd", n_steps=1)
+
+
+@pytest.mark.parametrize(
+    "objective", [lambda x: torch.log(3 - x), lambda x: -x + 0 * torch.sqrt(3 - x)]
+)
+def test_a_line_search_off_the_domain_is_seen(objective):
+    """Both end at x = 3, from where a line search would go on as far as floats do."""
+    x = torch.nn.Parameter(torch.tensor(0.5))
+    with pytest.raises(FloatingPointError, match=r"became (nan|-inf) in stage 'x'"):
+        minimise(lambda: objective(x), [x], method="lbfgs", n_steps=20, stage="x")
+    assert x.abs() < 100

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import jv
 
 from aspire_mom.moments import CartesianBasis, PolarBasis
 from aspire_mom.moments.bases import signed_orders
@@ -133,6 +134,19 @@ def test_polar_noise_is_the_closed_form(L, average):
     noise = basis.noise_second()
     assert noise.shape == basis.second_shape
     assert largest_difference(noise, reference.noise_second(basis)) < 1e-10
+
+
+@pytest.mark.parametrize(("n_rings", "max_order"), [(48, None), (3, 40), (1, 0)])
+def test_averaged_noise_of_larger_images(n_rings, max_order):
+    """Of fewer rings or more orders than there are pixels to tell apart, too."""
+    basis = PolarBasis(96, n_rings=n_rings, max_order=max_order)
+    distances = np.hypot(*np.meshgrid(np.arange(-48, 48), np.arange(-48, 48))) / 96
+    distances, counts = np.unique(distances, return_counts=True)
+    for m in {0, basis.max_order // 2, basis.max_order}:
+        J = jv(m, 2 * np.pi * np.outer(np.arange(n_rings), distances))
+        expected = (J * counts) @ J.T
+        difference = np.abs(basis.noise_second()[m] - expected).max()
+        assert difference < 1e-11 * 96**2
 
 
 @pytest.mark.parametrize(

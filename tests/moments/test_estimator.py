@@ -6,7 +6,7 @@ import pytest
 from aspire.noise import AnisotropicNoiseEstimator, WhiteNoiseEstimator
 from aspire.operators import CTFFilter, IdentityFilter, RadialCTFFilter, ScalarFilter
 from aspire.source import ArrayImageSource, RelionSource
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis
@@ -157,6 +157,8 @@ def test_standard_errors_are_the_scatter_of_repeated_draws(basis):
 @bases
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(split=st.integers(1, 89), even=st.booleans(), share=st.floats(0, 1))
+@example(split=1, even=True, share=0.5)
+@example(split=89, even=False, share=0.5)
 def test_merged_is_all_at_once(basis, split, even, share):
     source = array_source(noise_images(90, 12 if even else 13, dtype=np.float64))
     # The mean of the two variances is 1.
@@ -174,6 +176,22 @@ def test_merged_is_all_at_once(basis, split, even, share):
     for name in ARRAYS:
         value, expected = getattr(merged, name), getattr(whole, name)
         assert largest_difference(value, expected) < 1e-7, name
+
+
+@bases
+def test_one_image_has_no_standard_error(basis):
+    """Two have the half of their difference, also when merged."""
+    images = noise_images(2, 12, dtype=np.float64)
+    one, other = (
+        estimate(array_source(image[None]), basis, noise_variance=1) for image in images
+    )
+    assert one.first_error is None
+    assert one.second_error is None
+    for two in (one.merge(other), estimate(array_source(images), basis)):
+        expected = np.abs(one.first - other.first) / 2
+        assert largest_difference(two.first_error, expected) < 1e-7
+        expected = np.abs(one.second - other.second) / 2
+        assert largest_difference(two.second_error, expected) < 1e-7
 
 
 class CountingSource(ArrayImageSource):

@@ -221,6 +221,31 @@ def test_what_cannot_be_merged(other, message):
         some_moments().merge(other)
 
 
+@pytest.mark.parametrize("use", [Moments.merge, Moments.relative_error])
+def test_what_are_no_moments(use):
+    with pytest.raises(TypeError, match="a str was given, not Moments"):
+        use(some_moments(), "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"n_images": -1}, ValueError, "n_images is -1; it must be an integer"),
+        ({"n_images": 2.5}, ValueError, r"n_images is 2\.5; it must be an integer"),
+        ({"noise_variance": -1}, ValueError, "noise_variance is -1;"),
+        ({"noise_variance": np.nan}, ValueError, "noise_variance is nan;"),
+        ({"pixel_size": 0}, ValueError, "pixel_size is 0; it must be a positive"),
+        ({"first": [1.0] * 5}, TypeError, "first is a list; it must be a NumPy array"),
+        ({"second": None}, TypeError, "second is a NoneType;"),
+        ({"second_error": [1.0]}, TypeError, "second_error is a list;"),
+        ({"basis": "polar"}, TypeError, "basis is a str; it must be a CartesianBasis"),
+    ],
+)
+def test_wrong_fields_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        dataclasses.replace(some_moments(), **change)
+
+
 def test_merging_without_errors_or_with_a_rounded_pixel_size():
     merged = some_moments().merge(
         some_moments(first_error=None, pixel_size=float(np.float32(2.00001)))
@@ -228,9 +253,9 @@ def test_merging_without_errors_or_with_a_rounded_pixel_size():
     assert merged.first_error is None
     assert merged.pixel_size == 2.0
     np.testing.assert_allclose(merged.second, some_moments().second)
-    # Twice the same images: the same scatter over twice as many.
+    # Twice the same images: twice the scatter, 90 e², over 20 · 19 instead of 10 · 9.
     np.testing.assert_allclose(
-        merged.second_error, some_moments().second_error / np.sqrt(2)
+        merged.second_error, some_moments().second_error * np.sqrt(180 / 380)
     )
 
 

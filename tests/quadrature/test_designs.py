@@ -83,11 +83,12 @@ def test_smallest_of_sufficient_degree():
 @pytest.mark.parametrize(
     ("degree", "n_points", "message"),
     [
-        (99, None, "degree 99 or higher is shipped; available are .* 13: 94, 13: 100"),
-        (13, 99, "degree 13 or higher and 99 points"),
-        (14, 100, "degree 14 or higher and 100 points"),
-        (-1, None, "non-negative integer, got -1"),
-        (2.5, None, "non-negative integer, got 2.5"),
+        (99, None, "no shipped spherical design has degree 99 or higher"),
+        (99, None, r"available are \(degree: points\) .* 13: 94, 13: 100"),
+        (13, 99, "no shipped spherical design of 99 points has degree 13 or higher"),
+        (14, 100, "design of 100 points has degree 14 or higher; available"),
+        (-1, None, "degree is -1; it must be an integer of at least 0"),
+        (2.5, None, r"degree is 2\.5; it must be an integer"),
     ],
 )
 def test_refuses_what_is_not_shipped(degree, n_points, message):

@@ -131,6 +131,9 @@ def test_save_and_load(paper, tmp_path):
     loaded = SO3Quadrature.load(tmp_path / "nodes.npz")
     np.testing.assert_array_equal(loaded.rotations.matrices, paper.rotations.matrices)
     np.testing.assert_array_equal(loaded.weights, paper.weights)
+    with pytest.raises(FileExistsError, match=r"nodes\.npz exists; pass"):
+        paper.save(tmp_path / "nodes.npz")
+    paper.save(tmp_path / "nodes.npz", overwrite=True)
     assert (loaded.degree, loaded.n_inplane) == (11, 12)
     assert not loaded.rotations.gimble_lock_warnings
 
@@ -158,7 +161,9 @@ def test_refuses_bad_fields(paper):
         replace(paper, rotations=Rotation(1.1 * R))
     with pytest.raises(ValueError, match="view-major"):
         replace(paper, rotations=Rotation(R[::-1]))
-    with pytest.raises(ValueError, match="positive integer, got 0"):
+    with pytest.raises(ValueError, match="n_inplane is 0; it must be an integer"):
         SO3Quadrature.product(SphericalDesign(3), 0)
-    with pytest.raises(ValueError, match="degree 99 or higher is shipped"):
+    with pytest.raises(TypeError, match="design is 'x'; it must be a SphericalDesign"):
+        SO3Quadrature.product("x", 3)
+    with pytest.raises(ValueError, match="has degree 99 or higher"):
         SO3Quadrature.for_band_limit(99)

@@ -37,7 +37,7 @@ def raw_moments(images, basis):
             means[i] = means[i] + value / n
             squares[i] = squares[i] + np.abs(value) ** 2 / n
     errors = [
-        np.sqrt(np.maximum(square - np.abs(mean) ** 2, 0) / n)
+        np.sqrt(np.maximum(square - np.abs(mean) ** 2, 0) / (n - 1))
         for mean, square in zip(means, squares, strict=True)
     ]
     return *means, *errors

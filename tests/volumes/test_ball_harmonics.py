@@ -217,6 +217,9 @@ def test_band_limit_beyond_the_grid_is_refused():
         ({"band_limit": 0.9}, "band_limit must exceed"),
         ({"band_limit": 4.0, "support_radius": 0.6}, "support_radius"),
         ({"band_limit": 4.0, "degree": -1}, "degree"),
+        ({"band_limit": 4.0, "degree": 2.5}, r"degree is 2\.5; .* an integer"),
+        ({"band_limit": float("nan")}, "band_limit is nan"),
+        ({"band_limit": "x"}, "band_limit is 'x'"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -66,3 +66,21 @@ def test_callback_stops():
 def test_zero_volume_is_refused():
     with pytest.raises(ValueError, match="zero at all frequencies"):
         fit_volume(Blob(), Volume(np.zeros((8, 8, 8), np.float32)))
+
+
+class Cliff(Blob):
+    """NaN where the amplitude is above 60, as where a model overflows."""
+
+    def forward(self, k):
+        return super().forward(k) + 0 * torch.sqrt(60 - self.amplitude)
+
+
+def test_a_line_search_over_a_cliff_keeps_the_best_point():
+    """The volume asks for an amplitude of 1000: no step of L-BFGS may get there."""
+    volume = 20 * Blob().to_volume(11)
+    model = Cliff()
+    before = relative_error(model, volume)
+    error = fit_volume(model, volume, n_steps=400, learning_rate=1e-6)
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert 50 < model.amplitude < 60
+    assert error < before

@@ -131,6 +131,8 @@ def test_gradcheck():
         ({"band_limit": 0.0}, "band_limit"),
         ({"band_limit": 4.0, "hidden": 0}, "hidden"),
         ({"band_limit": 4.0, "layers": 0}, "layers"),
+        ({"band_limit": 4.0, "hidden": 2.5}, "hidden"),
+        ({"band_limit": float("nan")}, "band_limit is nan"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -186,7 +186,11 @@ def test_growth_depends_on_its_seed_alone():
         ({"n_gaussians": 0}, "n_gaussians is 0"),
         ({"support_radius": 0.0}, "support_radius is 0.0"),
         ({"support_radius": 0.6}, "support_radius is 0.6"),
-        ({"sigma": 0.0}, "sigma 0.0"),
+        ({"n_gaussians": 2.5}, r"n_gaussians is 2\.5; .* an integer"),
+        ({"sigma": 0.0}, "sigma is 0.0; it must be a positive number"),
+        ({"total": float("nan")}, "total is nan; it must be a positive number"),
+        ({"total": 0}, "total is 0;"),
+        ({"total": -1}, "total is -1;"),
     ],
 )
 def test_bad_arguments_are_named(options, message):
@@ -198,3 +202,19 @@ def test_bad_arguments_are_named(options, message):
 def test_growth_out_of_range(n_more):
     with pytest.raises(ValueError, match=f"n_more is {n_more}; it must be 1 to 5"):
         mixture().grown(n_more)
+
+
+@DTYPES
+def test_finite_however_wide(dtype, tolerance):
+    """Gaussians wider than the box are one value at k = 0, gradients included."""
+    model = mixture(dtype=dtype)
+    for log_sigma in (0.0, 50.0, 1e4):
+        model.log_sigmas.data.fill_(log_sigma)
+        model.zero_grad()
+        directions = torch.eye(3, dtype=dtype)
+        values = model.on_rings(directions, torch.arange(4).to(dtype))
+        torch.testing.assert_close(values[:, 0].real, model.weights.sum().expand(3))
+        assert (values[:, 1:].abs() < 1e-7).all()
+        torch.testing.assert_close(model(torch.zeros(1, 3).to(dtype))[0], values[0, 0])
+        values.abs().sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -4,6 +4,7 @@ from aspire.numeric import fft
 from aspire.utils import Rotation
 from aspire.volume import Volume
 
+from aspire_mom.volumes import BallHarmonics, FourierNet, GaussianMixture
 from aspire_mom.volumes.grid import volume_on_rings, volume_slices
 from tests.references.dft import volume_fourier_values
 
@@ -78,7 +79,37 @@ def test_wrong_shapes_are_named(call, message):
         call(random_volume(5))
 
 
-def test_stacks_of_volumes_are_refused():
-    stack = Volume(np.ones((2, 5, 5, 5)))
-    with pytest.raises(ValueError, match="stack of 2"):
-        volume_on_rings(stack, random_directions(1), np.ones(1))
+@pytest.mark.parametrize(
+    ("volume", "error", "message"),
+    [
+        (Volume(np.ones((2, 5, 5, 5))), ValueError, r"not a stack \(2,\)"),
+        (Volume(np.full((5, 5, 5), np.nan)), ValueError, "holds NaN or infinity"),
+        (np.ones((5, 5, 5)), TypeError, "must be an ASPIRE Volume, not ndarray"),
+    ],
+)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda v: volume_on_rings(v, random_directions(1), np.ones(1)),
+        lambda v: BallHarmonics(2.0).fit(v),
+        lambda v: GaussianMixture(2).fit(v),
+        lambda v: FourierNet(2.0, hidden=2).fit(v),
+    ],
+)
+def test_what_is_no_volume_is_named(call, volume, error, message):
+    with pytest.raises(error, match=message):
+        call(volume)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "L is 0; it must be an integer of at least 1"),
+        ((2.5,), r"L is 2\.5; it must be an integer"),
+        ((8, -1), "pixel_size is -1; it must be a positive number"),
+        ((8, np.nan), "pixel_size is nan"),
+    ],
+)
+def test_wrong_grids_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(2).to_volume(*arguments)

@@ -1,0 +1,66 @@
+"""Checks of arguments, each with one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from aspire.volume import Volume
+
+
+def check_integer(name: str, value: int, least: int) -> int:
+    """
+    :param name: The argument's name.
+    :param value: Its value.
+    :param least: Smallest one accepted.
+    :return: The value as a plain integer.
+    :raises ValueError: the value is no integer, or smaller.
+    """
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(
+            f"{name} is {value!r}; it must be an integer of at least {least}"
+        )
+    return int(value)
+
+
+def check_positive(name: str, value: float) -> float:
+    """
+    :param name: The argument's name.
+    :param value: Its value.
+    :return: The value as a plain number.
+    :raises ValueError: the value is no number, or not finite and above zero.
+    """
+    if not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}; it must be a positive number")
+    return float(value)
+
+
+def check_new(path: Path, overwrite: bool) -> None:
+    """
+    :param path: File to write.
+    :param overwrite: Whether an existing one may be replaced.
+    :raises FileExistsError: the file exists and may not be replaced.
+    """
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+
+
+def check_volume(name: str, volume: Volume) -> np.ndarray:
+    """
+    :param name: The argument's name.
+    :param volume: What should be one real and finite ASPIRE `Volume`.
+    :return: Its voxels [z, y, x].
+    :raises TypeError: it is no `Volume`, or holds complex numbers.
+    :raises ValueError: it is a stack, or holds NaN or infinity.
+    """
+    if not isinstance(volume, Volume):
+        raise TypeError(f"{name} must be an ASPIRE Volume, not {type(volume).__name__}")
+    if volume.stack_shape != (1,):
+        raise ValueError(f"{name} must be one volume, not a stack {volume.stack_shape}")
+    voxels = volume.asnumpy()[0]
+    if np.iscomplexobj(voxels):
+        raise TypeError(f"{name} must be real, not {voxels.dtype}")
+    if not np.isfinite(voxels).all():
+        raise ValueError(f"{name} holds NaN or infinity: all voxels must be finite")
+    return voxels
