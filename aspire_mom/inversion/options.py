@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.moments import Basis, CartesianBasis, Moments
 from aspire_mom.quadrature import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
@@ -61,9 +62,8 @@ def check_counts(**counts: int | None) -> None:
     :raises ValueError: one that is not.
     """
     for name, value in counts.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= 1):
-            raise ValueError(f"{name} is {value!r}; it must be a positive integer")
+        if value is not None:
+            check_integer(name, value, 1)
 
 
 def check_numbers(
@@ -73,8 +73,8 @@ def check_numbers(
     :raises ValueError: λ or a learning rate not positive, no learning rate, a support
         radius outside (0, 0.5] boxes, or a seed that is no whole number ≥ 0.
     """
-    if not 0 < lam < np.inf:
-        raise ValueError(f"lam is {lam}; it must be positive")
+    check_positive("lam", lam)
+    check_integer("seed", seed, 0)
     if not 0 < support_radius <= 0.5:
         raise ValueError(
             f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"
@@ -84,8 +84,6 @@ def check_numbers(
             f"learning_rates are {learning_rates}; there must be at least one, and all"
             " must be positive"
         )
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; it must be a whole number of at least 0")
 
 
 def check_rings(n_rings: int, basis: Basis) -> None:
