@@ -1,0 +1,27 @@
+"""Multireference alignment: signals, moments, solvers and errors."""
+
+from aspire_mom.mra.errors import align, best_shift, shift_error
+from aspire_mom.mra.moments import (
+    FourierMoments,
+    estimate_moments,
+    exact_moments,
+    forward_moments,
+    relative_errors,
+    simulate_moments,
+)
+from aspire_mom.mra.signals import GaussianFamily, observe, shift
+
+__all__ = [
+    "FourierMoments",
+    "GaussianFamily",
+    "align",
+    "best_shift",
+    "estimate_moments",
+    "exact_moments",
+    "forward_moments",
+    "observe",
+    "relative_errors",
+    "shift",
+    "shift_error",
+    "simulate_moments",
+]
