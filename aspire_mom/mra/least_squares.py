@@ -34,10 +34,12 @@ def least_squares(
         may be slightly negative.
     """
     n = len(v)
-    ridge = np.concatenate((
-        np.full(n, 1 / (SIGNAL_SPREAD**2 * np.mean(v**2))),
-        np.full(n, 1 / DENSITY_SPREAD**2),
-    ))
+    ridge = np.concatenate(
+        (
+            np.full(n, 1 / (SIGNAL_SPREAD**2 * np.mean(v**2))),
+            np.full(n, 1 / DENSITY_SPREAD**2),
+        )
+    )
     current, damping = misfit(moments, v, rho, n_observations, sigma), 1e-4
     for _ in range(STEPS):
         if current.value < degrees_of_freedom(n) or damping > 10:

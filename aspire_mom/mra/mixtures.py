@@ -24,8 +24,9 @@ LARGEST_OFFSET = 0.6
 # What one parameter must gain in misfit to be worth having.
 PENALTY = 7.0
 MOST_COMPONENTS = 4
-# Curves kept while components are added: in all, and with the same window.
-KEPT, KEPT_PER_WINDOW = 16, 3
+# Curves kept of one, two, … Gaussians: in all, and with the same window. Few Gaussians
+# do not tell yet which window is right.
+BREADTH = ((50, 1), (42, 1), (30, 1), (16, 3))
 STEPS, CONVERGED = 25, 1e-2
 
 
@@ -88,11 +89,15 @@ class Curves:
             inner -= inner.sum(-1, keepdims=True) * curve[:, None]
             inner /= total[:, None]
         by[:, -1] = curve
-        phases = -2j * np.pi / n * np.arange(n // 2 + 1)
-        spectra = np.fft.rfft(by) * np.exp(phases * offset[:, None, None])
-        curve = curve if not offset.any() else np.fft.irfft(spectra[:, -1], n)
-        spectra[:, -1] *= phases
-        return curve, np.fft.irfft(spectra, n)
+        turns = -2j * np.pi / n * np.arange(n // 2 + 1)
+        if offset.any():
+            moved = np.fft.rfft(by) * np.exp(turns * offset[:, None, None])
+            curve = np.fft.irfft(moved[:, -1], n)
+            moved[:, -1] *= turns
+            by = np.fft.irfft(moved, n)
+        else:
+            by[:, -1] = np.fft.irfft(np.fft.rfft(curve) * turns, n)
+        return curve, by
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest parameters, (S, 3k + 1) each."""
@@ -105,7 +110,9 @@ class Curves:
         return np.hstack((*low, -edge)), np.hstack((*high, edge))
 
 
-def fit(curves: Curves, target: Quadratic, *, offset: bool) -> tuple[Curves, np.ndarray]:
+def fit(
+    curves: Curves, target: Quadratic, *, offset: bool
+) -> tuple[Curves, np.ndarray]:
     """
     Minimise a quadratic misfit over curves' parameters, each curve on its own.
 
@@ -194,7 +201,7 @@ def grow(target: Quadratic, starts: Curves, *, offset: bool) -> list[tuple]:
             curves = _joined(curves, moved)
             misfits = np.concatenate((misfits, moved_misfits))
         scores = misfits + PENALTY * curves.n_free
-        chosen = _select(scores, curves.windows, KEPT, KEPT_PER_WINDOW)
+        chosen = _select(scores, curves.windows, *BREADTH[k - 1])
         curves, scores = curves[chosen], scores[chosen]
         found += [(s, curves[i : i + 1]) for i, s in enumerate(scores)]
         if k == MOST_COMPONENTS or scores[0] > best:
@@ -296,12 +303,14 @@ def _with_one_more(curves: Curves, target: Quadratic) -> Curves:
         apart[:, i] = 0.8 * np.exp(widths[:, i])
         thinner = np.where(np.arange(k) == i, 0.3, 0)
         parts.append(
-            np.hstack((
-                *(centres - apart, (centres + apart)[:, i : i + 1]),
-                *(widths - thinner, widths[:, i : i + 1] - 0.3),
-                *(heights - thinner, heights[:, i : i + 1] - 0.3),
-                offset,
-            ))
+            np.hstack(
+                (
+                    *(centres - apart, (centres + apart)[:, i : i + 1]),
+                    *(widths - thinner, widths[:, i : i + 1] - 0.3),
+                    *(heights - thinner, heights[:, i : i + 1] - 0.3),
+                    offset,
+                )
+            )
         )
     return Curves(
         np.concatenate(parts),
@@ -341,11 +350,13 @@ def _with_bumps(curves, values, target, width) -> list[np.ndarray]:
         windows = curves.windows
         place = np.where(windows == NO_CUT, at, windows + (at - windows) % n)
         parts.append(
-            np.hstack((
-                *(centres, place[:, None]),
-                *(widths, np.full((len(at), 1), np.log(width))),
-                *(heights, height, offset),
-            ))
+            np.hstack(
+                (
+                    *(centres, place[:, None]),
+                    *(widths, np.full((len(at), 1), np.log(width))),
+                    *(heights, height, offset),
+                )
+            )
         )
         near = np.abs((j - at[:, None] + n / 2) % n - n / 2) < n / 8
         gain = np.where(near, 0, gain)

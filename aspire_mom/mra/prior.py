@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
-from aspire_mom.mra.least_squares import least_squares
 from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom, misfit
 from aspire_mom.mra.mixtures import (
     NO_CUT,
@@ -27,14 +26,13 @@ DENSITY_RIDGE = 400.0
 ROUNDS, GOOD = 3, 4.0
 # Numbers of Gaussians of ρ that are tried together with v.
 TRIED = 2
-JUMPS = 5
+JUMPS = 8
 STEPS = 15
 
 
 def mixture_fit(
     moments: tuple[np.ndarray, np.ndarray],
-    v: np.ndarray,
-    rho: np.ndarray,
+    start: Quadratic,
     n_observations: int,
     sigma: float,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -44,34 +42,37 @@ def mixture_fit(
     parameter), as it does for signals of any other kind.
 
     :param moments: E v_j (n,) and E v_j v_jᵀ (n, n), noise bias removed, on samples.
-    :param v: Start (n,), as marching gives it.
-    :param rho: Start (n,).
+    :param start: The misfit at the result of :func:`least_squares`.
     :param n_observations: N.
     :param sigma: σ.
     :return: v and ρ, (n,) each.
     """
-    n = len(v)
+    n = len(start.at) // 2
     data = (moments, n_observations, sigma)
-    free = least_squares(moments, v, rho, n_observations, sigma)
     best_score, best = np.inf, None
-    current, good = free, degrees_of_freedom(n) + GOOD * n
-    for _ in range(ROUNDS):
-        score, current = _round(current, data)
+    current, good = start, degrees_of_freedom(n) + GOOD * n
+    for i in range(ROUNDS):
+        score, current = _round(current, data, everywhere=i > 0)
         if score < best_score:
             best_score, best = score, current
         if best.value < good:
             break
-    if best_score > free.value + PENALTY * (2 * n - 1):
-        best = free
+    if best_score > start.value + PENALTY * (2 * n - 1):
+        best = start
     return fix_gauge(best.at[:n], to_distribution(best.at[n:]))
 
 
-def _round(start: Quadratic, data: tuple) -> tuple[float, Quadratic]:
-    """Gaussians for v, ρ being free; then for ρ, v being of these; then both."""
+def _round(
+    start: Quadratic, data: tuple, *, everywhere: bool
+) -> tuple[float, Quadratic]:
+    """Gaussians for v, ρ being free; then for ρ, v being of these; then both. v's
+    window is looked for where v may jump, or everywhere."""
     n = len(start.at) // 2
     v, rho = start.at[:n], start.at[n:]
     free = np.eye(2 * n)[n:]
     windows, offsets = jumps(v, JUMPS)
+    if everywhere:
+        windows, offsets = np.append(windows, np.arange(n)), np.append(offsets, [0] * n)
     starts = single_gaussians(
         v, np.append(NO_CUT, windows), np.append(0, offsets), density=False
     )
