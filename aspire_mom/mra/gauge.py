@@ -41,7 +41,10 @@ def fix_gauge(v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def from_half_spectra(
-    v_hat: np.ndarray, rho_hat: np.ndarray, second: np.ndarray, variance: np.ndarray
+    v_hat: np.ndarray,
+    rho_hat: np.ndarray,
+    second: np.ndarray,
+    variance: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Pairs on the sample points from coefficients known up to a shift of any size.

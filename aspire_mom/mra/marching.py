@@ -36,8 +36,8 @@ def march(
     :param second: Second moments (..., n, n), noise bias removed.
     :param n_observations: N; None for exact moments.
     :param sigma: Standard deviation of the noise.
-    :return: v and ρ, (..., n) each; exact from exact moments of a signal whose mean is
-        not 0 as far as its spectrum stands out of rounding. ρ is a distribution.
+    :return: v and ρ, (..., n) each; exact from exact moments as far as v̂ stands
+        out of rounding and v̂(1) and ρ̃(1) are not 0. ρ is a distribution.
     """
     n = first.shape[-1]
     share = 0.0 if n_observations is None else sigma**2 / n_observations
@@ -48,8 +48,12 @@ def march(
         if k == 1:
             state.turn()
     state.sweep()
+    state.v[..., n // 2] = first[..., 0].real
     return from_half_spectra(
-        state.v[..., n // 2 :], state.rho[..., n // 2 :], second, state.variance_full
+        state.v[..., n // 2 :],
+        state.rho[..., n // 2 :],
+        second,
+        state.variance,
     )
 
 
@@ -66,15 +70,14 @@ class _March:
         self.entries = second[..., signed[:, None] % n, signed % n]
         power = np.maximum(np.einsum("...kk->...k", self.entries).real, 0)
         self.modulus = np.sqrt(power)
-        self.variance_full = variance = entry_variance(power, share, sigma)
+        self.variance = variance = entry_variance(power, share, sigma)
         self.modulus_weight = 4 * power / np.einsum("...kk->...k", variance)
-        # Row 0 from the first moment, whose noise does not have v̂(k) times that of
-        # v̂(0) in it.
-        mean = first[..., 0].real
-        self.entries[..., :, K] = first[..., signed % n] * mean[..., None]
+        # The first moment is a row 0 of its own: v̂(k) ρ̃(k) = first[k], times any number
+        # in v̂(0)'s place. v's mean may be 0.
+        unit = np.sqrt(power.mean(-1))
+        self.entries[..., :, K] = first[..., signed % n] * unit[..., None]
         self.entries[..., K, :] = self.entries[..., :, K].conj()
-        row = (share + (ROUNDING * mean) ** 2) * mean**2
-        row += (ROUNDING * power.sum(-1)) ** 2
+        row = share * unit**2 + (ROUNDING * power.sum(-1)) ** 2
         variance = variance.copy()
         variance[..., :, K] = variance[..., K, :] = row[..., None]
         unwrapped = np.abs(signed[:, None] - signed) <= K
@@ -82,7 +85,7 @@ class _March:
             self.weights = np.where(unwrapped & (variance > 0), 1 / variance, 0)
         self.v = np.zeros(power.shape, complex)
         self.rho = np.zeros(power.shape, complex)
-        self.v[..., K], self.rho[..., K] = mean, 1
+        self.v[..., K], self.rho[..., K] = unit, 1
 
     def set_signal(self, k: int, l: np.ndarray) -> None:
         """Estimate v̂(k) from the entries (k, l)."""

@@ -24,6 +24,8 @@ DENSITY_RIDGE = 400.0
 # Rounds of fitting v, then ρ, then both; and standard deviations of χ² above its mean
 # up to which a fit counts as good, so that no further round is needed.
 ROUNDS, GOOD = 3, 4.0
+# Misfit, in degrees of freedom, at which v or ρ is not of this kind.
+HOPELESS = 30.0
 # Numbers of Gaussians of ρ that are tried together with v.
 TRIED = 2
 JUMPS = 8
@@ -55,7 +57,7 @@ def mixture_fit(
         score, current = _round(current, data, everywhere=i > 0)
         if score < best_score:
             best_score, best = score, current
-        if best.value < good:
+        if best.value < good or best.value > HOPELESS * degrees_of_freedom(n):
             break
     if best_score > start.value + PENALTY * (2 * n - 1):
         best = start

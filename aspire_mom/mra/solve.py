@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from aspire_mom.mra.checks import check_moments
+from aspire_mom.mra.density import meeting_density
 from aspire_mom.mra.gauge import fix_gauge, to_distribution
 from aspire_mom.mra.least_squares import least_squares
 from aspire_mom.mra.marching import march
@@ -79,19 +80,15 @@ def solve(
     v, rho = march(first, second, **noise)
     if method == "marching":
         return _scaled(first, v, rho)
-    todo = np.ones(first.shape[:-1], bool)
-    if exact and method == "auto":
-        errors = relative_errors(*forward_moments(v, rho), first, second)
-        todo = np.maximum(*errors) > MET
-    for i in zip(*np.nonzero(todo), strict=True) if first.ndim > 1 else [()] * todo:
-        start = _start(first[i], second[i], v[i], rho[i], noise)
-        if exact or method == "least-squares":
-            n = first.shape[-1]
-            v[i], rho[i] = fix_gauge(start.at[:n], to_distribution(start.at[n:]))
+    for i in np.ndindex(first.shape[:-1]):
+        one = first[i], second[i]
+        if method == "least-squares":
+            v[i], rho[i] = _pair(_start(*one, v[i], rho[i], noise))
+        elif exact:
+            v[i], rho[i] = _meet(*one, v[i], rho[i], noise)
         else:
-            v[i], rho[i] = mixture_fit(
-                to_samples(first[i], second[i]), start, n_observations, sigma
-            )
+            start = _start(*one, v[i], rho[i], noise)
+            v[i], rho[i] = mixture_fit(to_samples(*one), start, **noise)
     return _scaled(first, v, rho)
 
 
@@ -99,6 +96,28 @@ def _scaled(first, v, rho):
     """The mean is known best from the first moment alone."""
     n = first.shape[-1]
     return v + (first[..., :1].real / np.sqrt(n) - v.mean(-1, keepdims=True)), rho
+
+
+def _pair(found: Quadratic) -> tuple[np.ndarray, np.ndarray]:
+    n = len(found.at) // 2
+    return fix_gauge(found.at[:n], to_distribution(found.at[n:]))
+
+
+def _meet(first, second, v, rho, noise) -> tuple[np.ndarray, np.ndarray]:
+    """What marching found from exact moments, if it meets them; else with another
+    density; else from other starts."""
+
+    def met(pair):
+        errors = relative_errors(*forward_moments(*pair), first, second)
+        return max(errors) < MET
+
+    if met((v, rho)):
+        return v, rho
+    pair = meeting_density(v, first, second)
+    if met(pair):
+        return pair
+    v, _ = _pair(_start(first, second, v, rho, noise))
+    return meeting_density(v, first, second)
 
 
 def _start(first, second, v, rho, noise) -> Quadratic:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from aspire_mom.mra.gauge import fix_gauge, to_distribution
+from aspire_mom.mra.density import density_of_shifts
+from aspire_mom.mra.gauge import fix_gauge
 from aspire_mom.mra.marching import SIGNIFICANT, entry_variance
 from aspire_mom.mra.moments import to_samples
 
@@ -50,33 +51,4 @@ def spectral(
     v_hat = np.fft.fft(vector) * modulus
     sign = np.where(v_hat[..., :1].real * first[..., :1].real < 0, -1, 1)
     v = np.fft.ifft(sign * v_hat, norm="ortho").real
-    return fix_gauge(v, density_of_shifts(v, first, second, variance))
-
-
-def density_of_shifts(
-    v: np.ndarray, first: np.ndarray, second: np.ndarray, variance: np.ndarray
-) -> np.ndarray:
-    """
-    ρ for a known signal, in which both moments are linear: weighted least squares for
-    its Fourier coefficients, projected onto the distributions.
-
-    :param v: Signals (..., n).
-    :param first: First moments (..., n).
-    :param second: Second moments (..., n, n).
-    :param variance: Variances of the second moments' entries, (..., n, n).
-    :return: ρ (..., n).
-    """
-    n = v.shape[-1]
-    v_hat = np.fft.fft(v, norm="ortho")
-    k = np.arange(n)
-    # Entry (d, k) is (k, k - d) of the second moment.
-    to = (k - k[:, None]) % n
-    known = v_hat[..., None, :] * v_hat[..., to].conj()
-    weights = 1 / np.maximum(variance[..., k, to], 1e-300)
-    total = (known.conj() * weights * second[..., k, to]).sum(-1)
-    precision = (weights * np.abs(known) ** 2).sum(-1)
-    rho_hat = np.divide(total, precision, out=np.zeros_like(total), where=precision > 0)
-    noisy = np.abs(rho_hat) ** 2 * precision < SIGNIFICANT**2
-    rho_hat = np.where(noisy, 0, rho_hat / np.maximum(np.abs(rho_hat), 1))
-    rho_hat[..., 0] = 1
-    return to_distribution(np.fft.ifft(rho_hat).real)
+    return fix_gauge(v, density_of_shifts(v, first, second))
