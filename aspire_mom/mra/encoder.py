@@ -10,6 +10,7 @@ from aspire_mom.mra.marching_layer import Frequencies, March, Spectra, Sweep
 # Appendix A.1: slope of the leaky ReLU, and channels of the two branches stacked.
 SLOPE = 0.02
 STACKED = 6
+MIN_SIZE = 8
 # Bounds of what the corrections are told, in standard deviations over the family.
 CLIP = 5.0
 # Standard errors are told apart above this one, about what float32 leaves.
@@ -18,8 +19,8 @@ LEAST_ERROR = 1e-6
 
 class PaperEncoder(nn.Module):
     """
-    The paper's ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.1 and appendix A.1, two networks of the
-    same architecture (Fig. A.11). Moments are fields on n frequencies, real and
+    The paper's ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.1 and appendix A.1, two networks of
+    the same architecture (Fig. A.11). Moments are fields on n frequencies, real and
     imaginary parts being channels: the first, input1D_{n,1}, feeds the upper branch,
     the second, input1D_{n,n}, with row k the point and column l the channel, the lower
     one. Convolutions conv1D are periodic; both branches are stacked to 6 channels; more
@@ -37,11 +38,15 @@ class PaperEncoder(nn.Module):
     :param window: Convolution window, odd, less than 2n.
     :param width: Width of the fully connected layer.
     :param seed: Seed of the initial weights.
+    :raises ValueError: n is too small.
     """
 
-    def __init__(self, n: int = 41, *, window: int = 15, width: int = 256, seed: int = 0):
+    def __init__(
+        self, n: int = 41, *, window: int = 15, width: int = 256, seed: int = 0
+    ):
         super().__init__()
-        self.n = n
+        _check(n)
+        self.n, self.settings = n, {"n": n, "window": window, "width": width}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.signal = _Branches(n, window, width)
@@ -60,6 +65,11 @@ class PaperEncoder(nn.Module):
         mean = first[:, :1].real * self.n**-0.5
         fields = _field(first[..., None]), _field(second)
         return mean * self.signal(*fields), torch.softmax(self.density(*fields), -1)
+
+
+def _check(n: int) -> None:
+    if n < MIN_SIZE:
+        raise ValueError(f"n is {n}; encoders are for at least {MIN_SIZE} samples")
 
 
 class _Branches(nn.Module):
@@ -125,11 +135,15 @@ class MarchingEncoder(nn.Module):
     :param width: Width of the fully connected layers.
     :param n_rounds: Sweeps and corrections.
     :param seed: Seed of the initial weights.
+    :raises ValueError: n is too small.
     """
 
-    def __init__(self, n: int = 41, *, width: int = 256, n_rounds: int = 2, seed: int = 0):
+    def __init__(
+        self, n: int = 41, *, width: int = 256, n_rounds: int = 2, seed: int = 0
+    ):
         super().__init__()
-        self.n = n
+        _check(n)
+        self.n, self.settings = n, {"n": n, "width": width, "n_rounds": n_rounds}
         self.frequencies = Frequencies(n)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

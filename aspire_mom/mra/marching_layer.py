@@ -1,4 +1,4 @@
-"""Frequency marching as layers of a network, differentiable and with learned weights."""
+"""Frequency marching as layers of a network, with learned weights."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Frequencies(nn.Module):
             "used": used,
             "lag": torch.where(used, k - l, 0) + K,
             "pair": (k.T - d).clamp_min(-K) + K,
-            "own_half": 2 * k.T >= d,
+            "own_half": d <= 2 * k.T,
         }
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
@@ -109,10 +109,10 @@ class March(nn.Module):
     """
     One march up the frequencies in the gauge arg ρ̃(1) = 0, as
     :func:`aspire_mom.mra.marching.march` does: v̂(k) from the entries (k, l), 0 < l < k,
-    its modulus from the diagonal as well, then ρ̃(k) from all pairs k apart up to k, each
-    a weighted average (eq. 15). What is learned: factors on the weights, which start at
-    1, and the significance τ around which estimates x that are q = |x|² in units of
-    their variance shrink to x q/(q + τ), instead of being kept or set to 0.
+    its modulus from the diagonal as well, then ρ̃(k) from all pairs k apart up to k,
+    each a weighted average (eq. 15). What is learned: factors on the weights, which
+    start at 1, and the significance τ around which estimates x that are q = |x|² in
+    units of their variance shrink to x q/(q + τ), instead of being kept or set to 0.
 
     :param frequencies: Which entries are where.
     """

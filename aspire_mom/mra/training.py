@@ -78,7 +78,10 @@ class Training:
                 f"learning_rate is {self.learning_rate}; it must be finite and above 0"
             )
         if self.set_size is not None and self.noisy:
-            raise ValueError("a training set of fixed size has exact moments: noisy is")
+            raise ValueError(
+                f"set_size is {self.set_size} and noisy is True; a training set of a"
+                " fixed size has exact moments"
+            )
 
 
 @dataclass(frozen=True)
