@@ -73,6 +73,9 @@ def _nonnegative(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
     n = len(total)
     scale = np.sqrt(weight + RIDGE**2 * weight.max())
     half = slice(1, n // 2 + 1)
+    # The Nyquist frequency of even n is its own opposite.
+    twice = np.where(2 * np.arange(n) == n, 1, 2)
+    scale, total = scale * np.sqrt(twice), total * twice
     rows = np.fft.fft(np.eye(n), axis=0)[half] * scale[half, None]
     values = (total / scale)[half]
     # ρ̃(0) = 1 counts as much as all others together.

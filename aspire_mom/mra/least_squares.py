@@ -9,7 +9,7 @@ from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom, misfit
 # Prior standard deviations about the current point: of v relative to its root mean
 # square, and of ρ in absolute terms.
 SIGNAL_SPREAD, DENSITY_SPREAD = 0.1, 0.05
-STEPS = 30
+STEPS = 50
 
 
 def least_squares(
@@ -50,7 +50,7 @@ def least_squares(
         gain = current.value - tried.value
         if gain > 0:
             current, damping = tried, damping / 5
-            if gain < 1e-3 * current.value / n:
+            if gain < 1e-4 * current.value:
                 break
         else:
             damping *= 10

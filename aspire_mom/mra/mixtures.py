@@ -27,7 +27,10 @@ MOST_COMPONENTS = 4
 # Curves kept of one, two, … Gaussians: in all, and with the same window. Few Gaussians
 # do not tell yet which window is right.
 BREADTH = ((50, 1), (42, 1), (30, 1), (16, 3))
-STEPS, CONVERGED = 25, 1e-2
+# Steps of a fit. It is done after CALM that gain less than CONVERGED and a share of how
+# far it lies behind the best, or where damping says that it is stuck.
+STEPS, CONVERGED, CALM, STUCK = 15, 0.1, 2, 1e2
+BEHIND = 0.03
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +128,7 @@ def fit(
     free[:, -1] = (curves.windows != NO_CUT) & offset
     parameters, misfits = levenberg_marquardt(
         np.where(free > 0, curves.parameters, 0),
-        lambda p: curves.with_parameters(p).values(),
+        lambda p, rows: curves[rows].with_parameters(p).values(),
         target,
         curves.bounds(),
         free,
@@ -135,7 +138,7 @@ def fit(
 
 def levenberg_marquardt(
     parameters: np.ndarray,
-    evaluate: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    evaluate: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     target: Quadratic,
     bounds: tuple[np.ndarray, np.ndarray],
     free: np.ndarray,
@@ -144,38 +147,47 @@ def levenberg_marquardt(
     Minimise target(x(p)) for several p at once.
 
     :param parameters: Starts (S, P).
-    :param evaluate: p ↦ x (S, m) and its derivatives (S, P, m).
+    :param evaluate: (p (R, P), which rows R of the starts these are) ↦ x (R, m) and its
+        derivatives (R, P, m).
     :param target: Quadratic in x.
     :param bounds: Least and greatest parameters, (S, P) each.
     :param free: 1 for parameters that may change, 0 for others, (S, P).
     :return: Parameters (S, P) and values (S,).
     """
-    damping, calm = np.full(len(parameters), 1e-3), 0
+    parameters = parameters.copy()
+    low, high = bounds
     diagonal = np.arange(parameters.shape[1])
-    x, by = evaluate(parameters)
-    value, slope = target(x)
+    # Rows still moving, and what is kept of them between steps.
+    rows = np.arange(len(parameters))
+    damping, calm = np.full(len(rows), 1e-3), np.zeros(len(rows), int)
+    x, by = evaluate(parameters, rows)
+    values, slope = target(x)
     for _ in range(STEPS):
-        by = by * free[:, :, None]
+        by = by * free[rows, :, None]
         normal = (by @ target.hessian) @ by.swapaxes(-1, -2)
         size = normal[:, diagonal, diagonal]
         normal[:, diagonal, diagonal] += (
             damping[:, None] * size + 1e-7 * size.max(1, keepdims=True) + 1e-30
         )
         step = np.linalg.solve(normal, by @ slope[..., None])[..., 0]
-        tried = np.clip(parameters + step, *bounds)
-        x, by_tried = evaluate(tried)
+        tried = np.clip(parameters[rows] + step, low[rows], high[rows])
+        x, by_tried = evaluate(tried, rows)
         value_tried, slope_tried = target(x)
-        better = value_tried < value
-        gain = np.where(better, value - value_tried, 0).max()
-        parameters = np.where(better[:, None], tried, parameters)
+        gain = values[rows] - value_tried
+        better = gain > 0
+        parameters[rows[better]] = tried[better]
+        values[rows[better]] = value_tried[better]
         by = np.where(better[:, None, None], by_tried, by)
         slope = np.where(better[:, None], slope_tried, slope)
-        value = np.where(better, value_tried, value)
         damping = np.where(better, damping / 10, damping * 8)
-        calm = calm + 1 if gain < CONVERGED else 0
-        if calm == 3:
+        little = CONVERGED + BEHIND * (values[rows] - values.min())
+        calm = np.where(gain > little, 0, calm + better)
+        moving = (calm < CALM) & (damping < STUCK)
+        rows, by, slope = rows[moving], by[moving], slope[moving]
+        damping, calm = damping[moving], calm[moving]
+        if len(rows) == 0:
             break
-    return parameters, value
+    return parameters, values
 
 
 def grow(target: Quadratic, starts: Curves, *, offset: bool) -> list[tuple]:

@@ -120,7 +120,7 @@ def _fit_both(signal: Curves, density: Curves, data: tuple) -> Quadratic:
     free = np.ones(parameters.shape)
     free[:, [p - 1, -1]] = 0
 
-    def evaluate(parameters):
+    def evaluate(parameters, rows=slice(None)):
         v, by_v = signal.with_parameters(parameters[:, :p]).values()
         rho, by_rho = density.with_parameters(parameters[:, p:]).values()
         by = np.zeros((len(v), parameters.shape[1], 2 * n))
