@@ -105,7 +105,7 @@ class Curves:
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest parameters, (S, 3k + 1) each."""
         n, ones = self.n, np.ones((len(self), self.k))
-        start = np.where(self.windows == NO_CUT, -n, self.windows - MARGIN * n)
+        start = np.where(self.windows == NO_CUT, -n, self.windows - 0.5 - MARGIN * n)
         span = np.where(self.windows == NO_CUT, 3 * n, (1 + 2 * MARGIN) * n)
         low = (start[:, None] * ones, np.log(WIDTHS[0] * n) * ones, -50 * ones)
         high = ((start + span)[:, None] * ones, np.log(WIDTHS[1] * n) * ones, 50 * ones)
@@ -220,7 +220,7 @@ def grow(target: Quadratic, starts: Curves, *, offset: bool) -> list[tuple]:
             break
         best = scores[0]
         curves, misfits = fit(_with_one_more(curves, target), target, offset=offset)
-    found.sort(key=lambda pair: pair[0])
+    found.sort(key=lambda pair: round(pair[0], 3))
     return found
 
 
@@ -272,7 +272,8 @@ def jumps(curve: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
 def _select(scores, windows, most: int, per_window: int) -> np.ndarray:
     """Rows of least score, only so many with the same window."""
     chosen, seen = [], {}
-    for row in np.argsort(scores, kind="stable"):
+    # Windows that cut nothing off differ by rounding, which is not to decide.
+    for row in np.argsort(np.round(scores, 3), kind="stable"):
         seen[windows[row]] = seen.get(windows[row], 0) + 1
         if seen[windows[row]] <= per_window:
             chosen.append(row)
@@ -294,7 +295,7 @@ def _with_moved_windows(curves: Curves) -> Curves:
     n, k, parts = curves.n, curves.k, []
     for by in (-1, 1):
         windows, p = (curves.windows + by) % n, curves.parameters.copy()
-        start = windows[:, None] - MARGIN * n
+        start = windows[:, None] - 0.5 - MARGIN * n
         p[:, :k] = np.where(p[:, :k] < start, p[:, :k] + n, p[:, :k])
         over = p[:, :k] > start + (1 + 2 * MARGIN) * n
         p[:, :k] = np.where(over, p[:, :k] - n, p[:, :k])

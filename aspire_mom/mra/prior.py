@@ -29,7 +29,9 @@ HOPELESS = 30.0
 # Numbers of Gaussians of ρ that are tried together with v.
 TRIED = 2
 JUMPS = 8
-STEPS = 15
+# Steps of the last fit, of v and ρ together, and the gain at which it is done: small,
+# so that answers do not depend on the path.
+STEPS, CONVERGED = 25, 1e-4
 
 
 def mixture_fit(
@@ -50,7 +52,11 @@ def mixture_fit(
     :return: v and ρ, (n,) each.
     """
     n = len(start.at) // 2
+    # With v's peak at 0, so that shifted data take the same path.
+    peak = int(np.argmax(start.at[:n]))
+    moments = tuple(np.roll(m, -peak, range(m.ndim)) for m in moments)
     data = (moments, n_observations, sigma)
+    start = _expand(data, np.roll(start.at[:n], -peak), start.at[n:])
     best_score, best = np.inf, None
     current, good = start, degrees_of_freedom(n) + GOOD * n
     for i in range(ROUNDS):
@@ -61,7 +67,8 @@ def mixture_fit(
             break
     if best_score > start.value + PENALTY * (2 * n - 1):
         best = start
-    return fix_gauge(best.at[:n], to_distribution(best.at[n:]))
+    v, rho = best.at[:n], to_distribution(best.at[n:])
+    return fix_gauge(np.roll(v, peak), rho)
 
 
 def _round(
@@ -140,7 +147,7 @@ def _fit_both(signal: Curves, density: Curves, data: tuple) -> Quadratic:
         gain = current.value - there.value
         if gain > 0:
             parameters, current, damping = tried, there, damping / 10
-            if gain < 0.05:
+            if gain < CONVERGED:
                 break
         else:
             damping *= 10
