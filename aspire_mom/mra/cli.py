@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +18,8 @@ from aspire_mom.mra.files import plot_solution, read_moments
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
 from aspire_mom.mra.solve import Method, solve
-from aspire_mom.mra.training import Training, TrainingStatus, train
+from aspire_mom.mra.supervision import Training
+from aspire_mom.mra.training import TrainingStatus, train
 from aspire_mom.mra.weights import load_weights, pretrained, save_weights
 
 POSITIVE = click.IntRange(min=1)
@@ -144,7 +146,9 @@ def train_command(
             status=show,
         )
     with staged(out.parent) as folder:
-        save_weights(network, folder / out.name, {"command": " ".join(sys.argv[1:])})
+        command = " ".join(["aspire-mom", *sys.argv[1:]])
+        how = {"command": command, "loss": best, "training": asdict(training)}
+        save_weights(network, folder / out.name, how)
     checkpoint.unlink()
     click.echo(f"{out}, validation loss {best:.4f}")
 

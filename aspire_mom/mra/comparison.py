@@ -13,7 +13,7 @@ from aspire_mom.mra.moments import FourierMoments, exact_moments, simulate_momen
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
 from aspire_mom.mra.solve import solve
-from aspire_mom.mra.training import TEST
+from aspire_mom.mra.supervision import TEST
 from aspire_mom.mra.weights import pretrained
 
 Solver = Callable[[FourierMoments], tuple[np.ndarray, np.ndarray]]

@@ -88,8 +88,9 @@ def alignment(
     ]
     by_lag = (unwrapped * second.conj() * moments.second)[:, k, (k - k[:, None]) % n]
     match = first.conj() * moments.first / norms[0] + by_lag.sum(-1) / norms[1]
-    wave, impulse = np.fft.ifft(match).real, (k == 0).astype(float)
-    total = best_shift(impulse, wave)
+    # The wave at an even n's Nyquist frequency cannot be shifted.
+    kept = 2 * k != n
+    total = best_shift(np.fft.ifft(kept).real, np.fft.ifft(kept * match).real)
 
     together = shift(v, total)
     half = slice(n // 2 + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from contextlib import AbstractContextManager
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -47,9 +48,7 @@ def load_weights(path: str | Path) -> nn.Module:
     :raises ValueError: the file is damaged or of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            settings = json.loads(str(stored[SETTINGS]))
-            arrays = {k: stored[k] for k in stored.files if k != SETTINGS}
+        settings, arrays = _read(path)
         settings.pop("how")
         encoder = KINDS[settings.pop("kind")](**settings)
         encoder.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
@@ -73,8 +72,29 @@ def pretrained(name: str = "marching") -> nn.Module:
     :return: The encoder, float32, for evaluation.
     :raises ValueError: another name.
     """
+    with _shipped(name) as path:
+        return load_weights(path)
+
+
+def how_trained(name: str) -> dict:
+    """
+    :param name: As for :func:`pretrained`.
+    :return: The command that made its weights, all settings of the training, its steps
+        and the best validation loss.
+    :raises ValueError: another name.
+    """
+    with _shipped(name) as path:
+        return _read(path)[0]["how"]
+
+
+def _shipped(name: str) -> AbstractContextManager[Path]:
     if name not in PRETRAINED:
         names = ", ".join(f'"{known}"' for known in PRETRAINED)
         raise ValueError(f"name is {name!r}; it must be one of {names}")
-    with as_file(files("aspire_mom.mra") / "data" / f"{name}.npz") as path:
-        return load_weights(path)
+    return as_file(files("aspire_mom.mra") / "data" / f"{name}.npz")
+
+
+def _read(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    return json.loads(str(arrays.pop(SETTINGS))), arrays
