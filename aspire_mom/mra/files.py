@@ -66,11 +66,12 @@ def _from_observations(path: Path, sigma: float | None) -> FourierMoments:
 
 def _read(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here, since np.load leaves damaged files open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise
-    except (*UNREADABLE, AttributeError) as error:
+    except (*UNREADABLE, AttributeError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as .npz: {error}") from error
 
 

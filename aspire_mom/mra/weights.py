@@ -55,8 +55,8 @@ def load_weights(path: str | Path) -> nn.Module:
     except FileNotFoundError:
         raise
     except (
-        *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError),
-        zipfile.BadZipFile,
+        *(OSError, ValueError, TypeError, AttributeError, LookupError, EOFError),
+        *(RuntimeError, zipfile.BadZipFile),
     ) as error:
         raise ValueError(f"{path} holds no weights of an encoder") from error
     return encoder.eval()
@@ -95,6 +95,7 @@ def _shipped(name: str) -> AbstractContextManager[Path]:
 
 
 def _read(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
-    with np.load(path, allow_pickle=False) as stored:
+    # Opened here, since np.load leaves damaged files open.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     return json.loads(str(arrays.pop(SETTINGS))), arrays
