@@ -22,16 +22,18 @@ import numpy as np
 
 from aspire_mom.mra import (
     GaussianFamily,
+    PaperEncoder,
     align,
     estimate_moments,
     observe,
+    predict,
+    pretrained,
+    refine_directly,
+    refine_weights,
     shift_error,
     simulate_moments,
     solve,
 )
-from aspire_mom.mra.encoder import PaperEncoder
-from aspire_mom.mra.refine import predict, refine_directly, refine_weights
-from aspire_mom.mra.weights import pretrained
 
 SHORT = "ASPIRE_MOM_SHORT" in os.environ
 N, SIGMA = 100_000, 1.0
