@@ -252,7 +252,9 @@ def benchmark_command(
     seed: int,
 ) -> None:
     """
-    Print errors (eq. 21) and times of methods on problems with known answers.
+    Print errors and times of methods on problems with known answers.
+
+    Errors are those of eq. 21, relative and up to a shift.
 
     \b
     Example:

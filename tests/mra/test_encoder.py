@@ -100,7 +100,7 @@ def test_untrained_marching_encoder_is_exact_from_exact_moments(n):
 
 
 @pytest.mark.parametrize("encoder", [MarchingEncoder(), pretrained()])
-def test_shifting_scaling_and_reversing_the_data(encoder):
+def test_shifting_and_scaling_the_data(encoder):
     _, _, moments = problems(N=10**6, seed=2)
     encoder = encoder.double()
     by, scale = 3.7, 2.5
