@@ -66,7 +66,11 @@ def table(count: int, seed: int) -> None:
             ("paper's, train", solver("paper", k), seen),
             ("paper's, test", solver("paper", k), fresh),
             ("ours", solver("network", k), fresh),
-            ("ours untrained", partial(predict, MarchingEncoder()), fresh),
+            (
+                "ours untrained",
+                partial(predict, MarchingEncoder().double().eval()),
+                fresh,
+            ),
         ):
             print(f"{name:<14}  {score(solve, *problems, batch_size=BATCH)}")
         few = [fresh[0][:50], fresh[1][:50], first_few(fresh[2], 50)]

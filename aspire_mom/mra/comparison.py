@@ -57,7 +57,8 @@ def solver(method: str, k: int) -> Solver:
     :return: What maps moments to v and ρ.
     """
     if method in NETWORKS:
-        encoder = pretrained("marching" if method == "network" else f"paper-{k}")
+        name = "marching" if method == "network" else f"paper-{k}"
+        encoder = pretrained(name).double()
         return lambda moments: predict(encoder, moments)
     return lambda moments: solve(
         moments.first,

@@ -48,7 +48,8 @@ def predict(
     """
     What an encoder says, in double precision, with v and ρ brought to one shift.
 
-    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
+    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ). Unless it is in double
+        precision already (`encoder.double()`), each call makes a copy that is.
     :param moments: Moments of one problem or of a batch.
     :return: v (..., n) and ρ (..., n), a distribution, in the package's gauge.
     :raises ValueError: the encoder is for another n.
@@ -234,6 +235,9 @@ def _prepared(encoder: nn.Module, moments: FourierMoments, dtype) -> nn.Module:
         raise ValueError(
             f"the moments are of n = {n} samples; the encoder is for {encoder.n}"
         )
+    like = next(encoder.parameters())
+    if like.dtype == dtype and like.device.type == "cpu" and not encoder.training:
+        return encoder
     return copy.deepcopy(encoder).to("cpu", dtype).eval()
 
 
