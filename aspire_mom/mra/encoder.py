@@ -171,7 +171,7 @@ class MarchingEncoder(nn.Module):
         share, variance = share[:, None] / mean**2, sigma[:, None] ** 2 / mean**2
         # first[1] may be 0, and then any angle will do.
         angle = torch.angle(first[:, 1:2].detach())
-        k = torch.fft.fftfreq(self.n, 1 / self.n, device=first.device)
+        k = torch.fft.fftfreq(self.n, 1 / self.n, device=first.device).round()
         turn = torch.polar(torch.ones_like(angle), -angle * k.to(mean.dtype))
         data = self.frequencies.evidence(
             first / mean * turn,

@@ -18,6 +18,8 @@ from aspire_mom.mra.signals import shift
 
 # Least probability of a shift in the start of a direct refinement.
 LEAST_PROBABILITY = 1e-6
+# Least mean of a signal relative to its root mean square.
+LEAST_MEAN = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +54,7 @@ def predict(
         precision already (`encoder.double()`), each call makes a copy that is.
     :param moments: Moments of one problem or of a batch.
     :return: v (..., n) and ρ (..., n), a distribution, in the package's gauge.
-    :raises ValueError: the encoder is for another n.
+    :raises ValueError: the encoder is for another n, or the signal's mean is 0.
     """
     encoder = _prepared(encoder, moments, torch.float64)
     with torch.no_grad():
@@ -131,7 +133,7 @@ def refine_weights(
         proportional to the sum of both relative errors (eq. 22).
     :param status: Called before the first step and after each; returning True stops.
     :return: v and ρ, (..., n) each, ρ a distribution, in the package's gauge.
-    :raises ValueError: the encoder is for another n.
+    :raises ValueError: the encoder is for another n, or the signal's mean is 0.
     """
     encoder = _prepared(encoder, moments, torch.float32)
     inputs, batch = _inputs(moments, torch.float32), _flat(moments)
@@ -234,6 +236,11 @@ def _prepared(encoder: nn.Module, moments: FourierMoments, dtype) -> nn.Module:
     if n != encoder.n:
         raise ValueError(
             f"the moments are of n = {n} samples; the encoder is for {encoder.n}"
+        )
+    power = np.einsum("...kk->...", moments.second).real
+    if (np.abs(moments.first[..., 0]) ** 2 <= LEAST_MEAN**2 * power).any():
+        raise ValueError(
+            "the signal's mean is 0 to within rounding; encoders take it as the unit"
         )
     like = next(encoder.parameters())
     if like.dtype == dtype and like.device.type == "cpu" and not encoder.training:

@@ -181,6 +181,10 @@ def test_bad_input(tmp_path):
         pretrained("papers")
     with pytest.raises(ValueError, match="n = 15 samples; the encoder is for 41"):
         predict(MarchingEncoder(), problems(n=15)[2])
+    v, rho, _ = problems()
+    flat = exact_moments(v - v.mean(-1, keepdims=True), rho)
+    with pytest.raises(ValueError, match="mean is 0 to within rounding"):
+        predict(MarchingEncoder(), flat)
     path = tmp_path / "w.npz"
     path.write_bytes(b"no zip")
     with pytest.raises(ValueError, match="holds no weights"):
