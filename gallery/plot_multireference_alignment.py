@@ -117,11 +117,12 @@ def record(name):
     return status
 
 
-for name, encoder in (
-    ("untrained", PaperEncoder()),
-    ("trained", pretrained("paper-2")),
+for name, encoder, rate in (
+    ("untrained", PaperEncoder(), 1e-3),
+    ("trained", pretrained("paper-2"), 1e-4),
 ):
-    refine_weights(encoder, many, n_steps=n_steps, status=record(name))
+    status = record(name)
+    refine_weights(encoder, many, n_steps=n_steps, learning_rate=rate, status=status)
 start = predict(pretrained(), many)
 refine_directly(*start, many, n_steps=n_steps, status=record("ours, over v and ρ"))
 curves = {name: np.array(values) for name, values in curves.items()}

@@ -117,7 +117,7 @@ def refine_weights(
     moments: FourierMoments,
     *,
     n_steps: int = 3000,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 1e-4,
     weight: float | None = None,
     status: Status | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +128,7 @@ def refine_weights(
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ); it is left as it is.
     :param moments: Moments of one problem or of a batch.
     :param n_steps: Steps.
-    :param learning_rate: Adam's.
+    :param learning_rate: Adam's; untrained weights bear 1e-3.
     :param weight: λ of loss 26; by default ‖M̂1‖/‖M̂2‖, with which the loss is
         proportional to the sum of both relative errors (eq. 22).
     :param status: Called before the first step and after each; returning True stops.
