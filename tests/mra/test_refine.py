@@ -81,14 +81,14 @@ def test_refining_directly(noisy):
     np.testing.assert_allclose(found[1].sum(-1), 1)
 
 
-def test_from_exact_moments_it_goes_to_the_truth():
-    v, rho = GaussianFamily(1).draw(3, np.random.default_rng(4))
+def test_from_exact_moments_it_goes_towards_the_truth():
+    v, rho = GaussianFamily(2).draw(8, np.random.default_rng(4))
     moments = exact_moments(v, rho)
-    start = predict(pretrained("paper-1"), moments)
+    start = predict(pretrained("paper-2"), moments)
     found = refine_directly(*start, moments, n_steps=400, learning_rate=3e-3)
     for truth, before, after in zip((v, rho), start, found, strict=True):
         assert (
-            shift_error(truth, after).mean() < 0.5 * shift_error(truth, before).mean()
+            shift_error(truth, after).mean() < 0.8 * shift_error(truth, before).mean()
         )
 
 
