@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from aspire_mom.console import Group, Positive, check_device, figures
+from aspire_mom.console import Group, LazyGroup, Positive, check_device, figures
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT = click.Path(path_type=Path)
@@ -400,3 +400,12 @@ def evaluate(
             comparison.plot(folder / plot.name)
     report = {**comparison.summary(), "seconds": time.perf_counter() - start}
     click.echo(json.dumps(report, indent=2) if as_json else figures(report))
+
+
+main.add_command(
+    LazyGroup(
+        "mra",
+        "aspire_mom.mra.cli",
+        "Multireference alignment: signals shifted at random, under noise.",
+    )
+)

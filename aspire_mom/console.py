@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -88,6 +89,29 @@ class Group(click.Group):
             message = str(error)
         click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(2)
+
+
+class LazyGroup(Group):
+    """
+    A group whose commands are imported when they are asked for.
+
+    :param name: Name of the group, in its module too.
+    :param module: Module that defines it.
+    :param help: What `--help` says.
+    """
+
+    def __init__(self, name: str, module: str, help: str):
+        super().__init__(name, help=help)
+        self.module = module
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return self._group().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return self._group().get_command(ctx, cmd_name)
+
+    def _group(self) -> click.Group:
+        return getattr(import_module(self.module), self.name)
 
 
 def _import_aspire() -> None:

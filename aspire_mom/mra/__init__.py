@@ -1,0 +1,48 @@
+"""Multireference alignment: signals, moments, solvers and errors."""
+
+from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
+from aspire_mom.mra.errors import align, best_shift, shift_error
+from aspire_mom.mra.expectation import EMStatus, expectation_maximisation
+from aspire_mom.mra.moments import (
+    FourierMoments,
+    estimate_moments,
+    exact_moments,
+    forward_moments,
+    relative_errors,
+    simulate_moments,
+)
+from aspire_mom.mra.refine import predict, refine_directly, refine_weights
+from aspire_mom.mra.signals import GaussianFamily, observe, shift
+from aspire_mom.mra.solve import Method, solve
+from aspire_mom.mra.supervision import Training
+from aspire_mom.mra.training import train
+from aspire_mom.mra.weights import load_weights, pretrained, save_weights
+
+__all__ = [
+    "EMStatus",
+    "FourierMoments",
+    "GaussianFamily",
+    "MarchingEncoder",
+    "Method",
+    "PaperEncoder",
+    "Training",
+    "align",
+    "best_shift",
+    "estimate_moments",
+    "exact_moments",
+    "expectation_maximisation",
+    "forward_moments",
+    "load_weights",
+    "observe",
+    "predict",
+    "pretrained",
+    "refine_directly",
+    "refine_weights",
+    "relative_errors",
+    "save_weights",
+    "shift",
+    "shift_error",
+    "simulate_moments",
+    "solve",
+    "train",
+]

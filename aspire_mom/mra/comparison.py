@@ -1,0 +1,128 @@
+"""Errors and times of methods on problems drawn from a family."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from aspire_mom.mra.errors import shift_error
+from aspire_mom.mra.moments import FourierMoments, exact_moments, simulate_moments
+from aspire_mom.mra.refine import predict
+from aspire_mom.mra.signals import GaussianFamily
+from aspire_mom.mra.solve import solve
+from aspire_mom.mra.supervision import TEST
+from aspire_mom.mra.weights import pretrained
+
+Solver = Callable[[FourierMoments], tuple[np.ndarray, np.ndarray]]
+NETWORKS = ("network", "paper")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """
+    How a method did.
+
+    :param v_errors: Errors of v, eq. 21, (count,).
+    :param rho_errors: Errors of ρ (count,).
+    :param milliseconds: Time per problem.
+    """
+
+    v_errors: np.ndarray
+    rho_errors: np.ndarray
+    milliseconds: float
+
+    def __str__(self) -> str:
+        parts = [f"{self.milliseconds:9.2f}"]
+        for errors in (self.v_errors, self.rho_errors):
+            median, high = np.quantile(errors, (0.5, 0.9))
+            parts.append(f"{errors.mean():9.2e} {median:9.2e} {high:9.2e}")
+        return "  ".join(parts)
+
+
+HEADER = (
+    f"{'':<14}  {'ms':>9}"
+    + f"  {'v mean':>9} {'median':>9} {'90 %':>9}"
+    + f"  {'ρ mean':>9} {'median':>9} {'90 %':>9}"
+)
+
+
+def solver(method: str, k: int) -> Solver:
+    """
+    :param method: A method of :func:`solve`, "network" for the package's trained
+        encoder, or "paper" for the paper's as trained here for k Gaussians.
+    :param k: Number of Gaussians, which only "paper" is told.
+    :return: What maps moments to v and ρ.
+    """
+    if method in NETWORKS:
+        name = "marching" if method == "network" else f"paper-{k}"
+        encoder = pretrained(name).double()
+        return lambda moments: predict(encoder, moments)
+    return lambda moments: solve(
+        moments.first,
+        moments.second,
+        n_observations=moments.n_observations,
+        sigma=moments.sigma,
+        method=method,
+    )
+
+
+def draw_test(
+    family: GaussianFamily,
+    count: int,
+    seed: int,
+    n_observations: int | None = None,
+    sigma: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray, FourierMoments]:
+    """
+    Problems of a stream of random numbers that training does not use.
+
+    :param family: Family of v and ρ.
+    :param count: Number of problems.
+    :param seed: Seed.
+    :param n_observations: N; None for exact moments.
+    :param sigma: Standard deviation of the noise.
+    :return: v and ρ, (count, n), and their moments.
+    """
+    rng = np.random.default_rng((seed, TEST, family.k))
+    v, rho = family.draw(count, rng)
+    if n_observations is None:
+        return v, rho, exact_moments(v, rho)
+    return v, rho, simulate_moments(v, rho, n_observations, sigma, rng)
+
+
+def score(
+    solver: Solver,
+    v: np.ndarray,
+    rho: np.ndarray,
+    moments: FourierMoments,
+    batch_size: int = 1,
+) -> Scores:
+    """
+    :param solver: Method.
+    :param v: True signals (count, n).
+    :param rho: True densities (count, n).
+    :param moments: Their moments.
+    :param batch_size: Problems that are solved at once.
+    :return: Errors and time, measured around the solver alone.
+    """
+    found, start = [], time.perf_counter()
+    for i in range(0, len(v), batch_size):
+        part = slice(i, i + batch_size)
+        found.append(
+            solver(
+                FourierMoments(
+                    moments.first[part],
+                    moments.second[part],
+                    moments.n_observations,
+                    moments.sigma,
+                )
+            )
+        )
+    seconds = time.perf_counter() - start
+    v_found, rho_found = (np.concatenate(part) for part in zip(*found, strict=True))
+    return Scores(
+        shift_error(v, v_found), shift_error(rho, rho_found), 1e3 * seconds / len(v)
+    )

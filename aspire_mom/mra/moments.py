@@ -1,0 +1,240 @@
+"""
+Fourier moments of multireference alignment: exact, estimated from observations, and
+simulated.
+
+Conventions: the DFT is unitary, v̂(k) = n^(-1/2) Σ_j v[j] exp(-2πi k j/n), frequencies
+in the order of `numpy.fft.fftfreq`. A shift v(· - s) multiplies v̂(k) by
+exp(-2πi k s/n), s in samples, so that with ρ̃(d) = Σ_s ρ[s] exp(-2πi d s/n), ρ̃(0) = 1,
+
+    first[k] = E v̂_j(k) = v̂(k) ρ̃(k),
+    second[k, l] = E v̂_j(k) conj v̂_j(l) = v̂(k) ρ̃(k - l) conj v̂(l)    (eq. 15).
+
+This is the sign of eq. 25. Eq. 4 and 5 have the other sign, and their units for k
+(radians per sample) and s (segments) do not match. Moments have no noise bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from aspire_mom.mra.signals import all_shifts, check_pair
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
+# Share of directions, those of least power, in which the noise level is looked for.
+QUIET_SHARE = 1 / 8
+
+
+@dataclass(frozen=True, eq=False)
+class FourierMoments:
+    """
+    Moments of one problem or of a batch of them.
+
+    :param first: E v̂_j, (..., n), complex128.
+    :param second: E v̂_j v̂_j*, noise bias removed, (..., n, n), complex128.
+    :param n_observations: N that they are averages over; None where they are exact.
+    :param sigma: Standard deviation of the noise per sample, in v's units.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    n_observations: int | None = None
+    sigma: float = 0.0
+
+
+def differences(n: int) -> np.ndarray:
+    """
+    :param n: Number of frequencies.
+    :return: (k - l) mod n, (n, n).
+    """
+    k = np.arange(n)
+    return (k[:, None] - k) % n
+
+
+def forward_moments(v: Array, rho: Array) -> tuple[Array, Array]:
+    """
+    Moments that a signal and a density have (eq. 6, 25), for NumPy arrays or for
+    PyTorch tensors, through which gradients flow.
+
+    :param v: Real signals (..., n).
+    :param rho: Densities of shifts (..., n); any real values.
+    :return: First (..., n) and second moment (..., n, n), complex.
+    """
+    fft = torch.fft.fft if isinstance(v, torch.Tensor) else np.fft.fft
+    n = v.shape[-1]
+    v_hat, rho_hat = fft(v) * n**-0.5, fft(rho)
+    return v_hat * rho_hat, (
+        v_hat[..., :, None] * v_hat.conj()[..., None, :] * rho_hat[..., differences(n)]
+    )
+
+
+def exact_moments(v: np.ndarray, rho: np.ndarray) -> FourierMoments:
+    """
+    :param v: Signals (..., n).
+    :param rho: Probabilities of shifts (..., n).
+    :return: Their exact moments.
+    :raises ValueError: shapes that differ, or ρ is not a probability distribution.
+    """
+    return FourierMoments(*forward_moments(*check_pair(v, rho)))
+
+
+def estimate_moments(
+    batches: Iterable[np.ndarray], *, sigma: float | None = None
+) -> FourierMoments:
+    """
+    Moments of observations in one pass over them (eq. 24).
+
+    σ², where it is not given, is the data's power in the eighth of directions in which
+    they have least: a smooth signal, or a density of shifts that leaves some out, fills
+    far fewer. Directions are chosen on even batches and power measured on odd ones and
+    the other way round, since the least of many noisy powers is too small. It is an
+    overestimate where signal fills all directions, as it does with ρ nearly uniform and
+    v rough; a signal's own power is at most what remains then.
+
+    :param batches: Arrays of observations (any number, n), real.
+    :param sigma: Standard deviation of the noise; estimated if None.
+    :return: The moments, σ with them.
+    :raises ValueError: no observations, too few to estimate σ (at least two batches),
+        shapes that differ, values that are not finite, a negative σ.
+    """
+    count, total, gram = np.zeros(2, int), 0.0, [0.0, 0.0]
+    n = None
+    for i, batch in enumerate(batches):
+        batch = np.asarray(batch, np.float64)
+        n = batch.shape[-1] if n is None else n
+        if batch.ndim != 2 or batch.shape[1] != n:
+            raise ValueError(
+                f"batch {i} has shape {batch.shape}; batches must be (any number, {n})"
+            )
+        if not np.isfinite(batch).all():
+            raise ValueError(f"batch {i} has values that are NaN or infinite")
+        count[i % 2] += len(batch)
+        total = total + batch.sum(0)
+        gram[i % 2] = gram[i % 2] + batch.T @ batch
+    N = int(count.sum())
+    if N == 0:
+        raise ValueError("there are no observations; at least 1 is needed")
+    if sigma is None:
+        if min(count) < n:
+            raise ValueError(
+                f"there are batches of {count[0]} and {count[1]} observations; to"
+                f" estimate sigma, two sets of at least n = {n} are needed"
+            )
+        sigma = _noise_level(gram[0] / count[0], gram[1] / count[1])
+    if not (np.isfinite(sigma) and sigma >= 0):
+        raise ValueError(f"sigma is {sigma}; it must be finite and 0 or more")
+    second = (gram[0] + gram[1]) / N - sigma**2 * np.eye(n)
+    return FourierMoments(*to_fourier(total / N, second), N, float(sigma))
+
+
+def simulate_moments(
+    v: np.ndarray,
+    rho: np.ndarray,
+    n_observations: int,
+    sigma: float,
+    rng: np.random.Generator,
+) -> FourierMoments:
+    """
+    A draw of what :func:`estimate_moments` makes of N observations, σ known, from
+    exactly its distribution at a cost that does not depend on N. The number c_s of
+    observations with each shift is multinomial; the sum of their noise is Gaussian,
+    e_s; and the noise's scatter about these sums is Wishart and independent of them:
+
+        N M1 = Σ c_s v_s + e_s,
+        N (M2 + σ²I) = Σ (c_s v_s + e_s)(c_s v_s + e_s)ᵀ / c_s + Wishart(N - #shifts).
+
+    :param v: Signals (..., n).
+    :param rho: Probabilities of shifts (..., n).
+    :param n_observations: N.
+    :param sigma: Standard deviation of the noise.
+    :param rng: Source of randomness.
+    :return: Moments with one independent draw for each signal.
+    :raises ValueError: shapes that differ, or ρ is not a probability distribution.
+    """
+    v, rho = check_pair(v, rho)
+    n = v.shape[-1]
+    counts = rng.multinomial(n_observations, rho / rho.sum(-1, keepdims=True))
+    root = np.sqrt(counts)[..., None]
+    # Rows (c_s v_s + e_s)/√c_s; shifts that do not occur have none.
+    rows = root * all_shifts(v) + sigma * rng.standard_normal((*v.shape, n))
+    rows *= root > 0
+    first = (root * rows).sum(-2)
+    second = rows.swapaxes(-1, -2) @ rows
+    second += sigma**2 * _wishart(n, n_observations - (counts > 0).sum(-1), rng)
+    second = second / n_observations - sigma**2 * np.eye(n)
+    first, second = to_fourier(first / n_observations, second)
+    return FourierMoments(first, second, n_observations, float(sigma))
+
+
+def to_fourier(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param first: E v_j on sample points, (..., n).
+    :param second: E v_j v_jᵀ, (..., n, n).
+    :return: F first and F second F*, F the unitary DFT.
+    """
+    rows = np.fft.fft(second, axis=-2, norm="ortho")
+    return np.fft.fft(first, norm="ortho"), np.fft.ifft(rows, norm="ortho")
+
+
+def to_samples(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The inverse of :func:`to_fourier`.
+
+    :param first: E v̂_j, (..., n).
+    :param second: E v̂_j v̂_j*, (..., n, n).
+    :return: E v_j and E v_j v_jᵀ, real; an imaginary part, which moments of real
+        signals do not have, is dropped.
+    """
+    rows = np.fft.ifft(second, axis=-2, norm="ortho")
+    return np.fft.ifft(first, norm="ortho").real, np.fft.fft(rows, norm="ortho").real
+
+
+def relative_errors(
+    first: np.ndarray,
+    second: np.ndarray,
+    first_estimate: np.ndarray,
+    second_estimate: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Relative errors of both moments, eq. 22, in the Frobenius norm.
+
+    :param first: First moment (..., n) of a signal and density.
+    :param second: Their second moment (..., n, n).
+    :param first_estimate: A₁ (..., n), what it is compared with and divided by.
+    :param second_estimate: A₂ (..., n, n).
+    :return: ‖first - A₁‖/‖A₁‖ and ‖second - A₂‖/‖A₂‖, (...,) each.
+    """
+    norm = np.linalg.norm
+    return (
+        norm(first - first_estimate, axis=-1) / norm(first_estimate, axis=-1),
+        norm(second - second_estimate, axis=(-2, -1))
+        / norm(second_estimate, axis=(-2, -1)),
+    )
+
+
+def _noise_level(even: np.ndarray, odd: np.ndarray) -> float:
+    """σ from second moments (n, n), noise included, of two halves of the data."""
+    quiet = max(1, round(QUIET_SHARE * len(even)))
+    powers = []
+    for chosen, measured in ((even, odd), (odd, even)):
+        directions = np.linalg.eigh(chosen)[1][:, :quiet]
+        powers.append(np.mean(np.sum(directions * (measured @ directions), 0)))
+    return float(np.sqrt(np.mean(powers)))
+
+
+def _wishart(n: int, degrees: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Wishart matrices (..., n, n) of unit scale, degrees of freedom (...,) ≥ 0."""
+    degrees = np.asarray(degrees)
+    # Bartlett's decomposition holds for n degrees and more; fewer are cheap to draw.
+    if degrees.size and degrees.min() < n:
+        few = np.arange(max(degrees.max(), 1))[:, None] < degrees[..., None, None]
+        rows = few * rng.standard_normal((*few.shape[:-1], n))
+        return rows.swapaxes(-1, -2) @ rows
+    factor = np.tril(rng.standard_normal((*degrees.shape, n, n)), -1)
+    i = np.arange(n)
+    factor[..., i, i] = np.sqrt(rng.chisquare(degrees[..., None] - i))
+    return factor @ factor.swapaxes(-1, -2)

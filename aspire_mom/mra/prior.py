@@ -1,0 +1,167 @@
+"""
+The default for noisy moments: v and ρ each a few Gaussians on a window, how many being
+decided by the data, as in the package's three-dimensional default.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
+from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom, misfit
+from aspire_mom.mra.mixtures import (
+    NO_CUT,
+    PENALTY,
+    Curves,
+    grow,
+    jumps,
+    levenberg_marquardt,
+    single_gaussians,
+)
+
+# Precision of ρ's entries that fitting v alone takes for granted.
+DENSITY_RIDGE = 400.0
+# Rounds of fitting v, then ρ, then both; and standard deviations of χ² above its mean
+# up to which a fit counts as good, so that no further round is needed.
+ROUNDS, GOOD = 3, 4.0
+# Misfit, in degrees of freedom, at which v or ρ is not of this kind.
+HOPELESS = 30.0
+# Numbers of Gaussians of ρ that are tried together with v.
+TRIED = 2
+JUMPS = 8
+# Steps of the last fit, of v and ρ together, and the gain at which it is done: small,
+# so that answers do not depend on the path.
+STEPS, CONVERGED = 25, 1e-4
+
+
+def mixture_fit(
+    moments: tuple[np.ndarray, np.ndarray],
+    start: Quadratic,
+    n_observations: int,
+    sigma: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Fit a few Gaussians to v and to ρ, and fall back on least squares over v and ρ
+    themselves where that describes the data better (by misfit plus PENALTY per
+    parameter), as it does for signals of any other kind.
+
+    :param moments: E v_j (n,) and E v_j v_jᵀ (n, n), noise bias removed, on samples.
+    :param start: The misfit at the result of :func:`least_squares`.
+    :param n_observations: N.
+    :param sigma: σ.
+    :return: v and ρ, (n,) each.
+    """
+    n = len(start.at) // 2
+    # With v's peak at 0, so that shifted data take the same path.
+    peak = int(np.argmax(start.at[:n]))
+    moments = tuple(np.roll(m, -peak, range(m.ndim)) for m in moments)
+    data = (moments, n_observations, sigma)
+    start = _expand(data, np.roll(start.at[:n], -peak), start.at[n:])
+    best_score, best = np.inf, None
+    current, good = start, degrees_of_freedom(n) + GOOD * n
+    for i in range(ROUNDS):
+        score, current = _round(current, data, everywhere=i > 0)
+        if score < best_score:
+            best_score, best = score, current
+        if best.value < good or best.value > HOPELESS * degrees_of_freedom(n):
+            break
+    if best_score > start.value + PENALTY * (2 * n - 1):
+        best = start
+    v, rho = best.at[:n], to_distribution(best.at[n:])
+    return fix_gauge(np.roll(v, peak), rho)
+
+
+def _round(
+    start: Quadratic, data: tuple, *, everywhere: bool
+) -> tuple[float, Quadratic]:
+    """Gaussians for v, ρ being free; then for ρ, v being of these; then both. v's
+    window is looked for where v may jump, or everywhere."""
+    n = len(start.at) // 2
+    v, rho = start.at[:n], start.at[n:]
+    free = np.eye(2 * n)[n:]
+    windows, offsets = jumps(v, JUMPS)
+    if everywhere:
+        windows, offsets = np.append(windows, np.arange(n)), np.append(offsets, [0] * n)
+    starts = single_gaussians(
+        v, np.append(NO_CUT, windows), np.append(0, offsets), density=False
+    )
+    target = start.minimised_over(free, slice(0, n), DENSITY_RIDGE)
+    signal = grow(target, starts, offset=True)[0][1]
+
+    # Onto the sample points of v's window.
+    _, rho = shift_pair(v, rho, -signal.parameters[0, -1])
+    signal = _without_offset(signal)
+    values, by = signal.values()
+    whole = _expand(data, values[0], rho)
+    moves = np.zeros((by.shape[1] - 1, 2 * n))
+    moves[:, :n] = by[0, :-1]
+    target = whole.minimised_over(moves, slice(n, 2 * n), 1e-9)
+    starts = single_gaussians(rho, np.arange(NO_CUT, n), np.zeros(n + 1), density=True)
+    densities = grow(target, starts, offset=signal.windows[0] == NO_CUT)
+
+    best_score, best, tried = np.inf, None, set()
+    for _, density in densities:
+        if density.k in tried or len(tried) == TRIED:
+            continue
+        tried.add(density.k)
+        # A signal without a cut follows ρ onto its sample points.
+        parameters = signal.parameters.copy()
+        parameters[:, : signal.k] += density.parameters[0, -1]
+        both = _fit_both(
+            signal.with_parameters(parameters), _without_offset(density), data
+        )
+        score = both.value + PENALTY * (signal.n_free + density.n_free)[0]
+        if score < best_score:
+            best_score, best = score, both
+    return best_score, best
+
+
+def _fit_both(signal: Curves, density: Curves, data: tuple) -> Quadratic:
+    """
+    Minimise the misfit itself over the parameters of v and ρ: expanded about the
+    current point, minimised, expanded again, with damping where it was too bold.
+    """
+    n, p = signal.n, signal.parameters.shape[1]
+    bounds = [np.hstack(b) for b in zip(signal.bounds(), density.bounds(), strict=True)]
+    parameters = np.hstack((signal.parameters, density.parameters))
+    free = np.ones(parameters.shape)
+    free[:, [p - 1, -1]] = 0
+
+    def evaluate(parameters, rows=slice(None)):
+        v, by_v = signal.with_parameters(parameters[:, :p]).values()
+        rho, by_rho = density.with_parameters(parameters[:, p:]).values()
+        by = np.zeros((len(v), parameters.shape[1], 2 * n))
+        by[:, :p, :n], by[:, p:, n:] = by_v, by_rho
+        return np.hstack((v, rho)), by
+
+    def expand(parameters):
+        x = evaluate(parameters)[0][0]
+        return _expand(data, x[:n], x[n:])
+
+    current, damping = expand(parameters), 1e-3
+    for _ in range(STEPS):
+        tried, _ = levenberg_marquardt(
+            parameters, evaluate, current.damped(damping), bounds, free
+        )
+        there = expand(tried)
+        gain = current.value - there.value
+        if gain > 0:
+            parameters, current, damping = tried, there, damping / 10
+            if gain < CONVERGED:
+                break
+        else:
+            damping *= 10
+            if damping > 100:
+                break
+    return current
+
+
+def _without_offset(curves: Curves) -> Curves:
+    parameters = curves.parameters.copy()
+    parameters[:, -1] = 0
+    return curves.with_parameters(parameters)
+
+
+def _expand(data: tuple, v: np.ndarray, rho: np.ndarray) -> Quadratic:
+    moments, n_observations, sigma = data
+    return misfit(moments, v, rho, n_observations, sigma)

@@ -1,0 +1,273 @@
+"""What trained encoders say, and its refinement (section 5.1.2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aspire_mom.mra.errors import best_shift
+from aspire_mom.mra.gauge import fix_gauge, from_half_spectra, to_distribution
+from aspire_mom.mra.marching import entry_variance
+from aspire_mom.mra.moments import FourierMoments, forward_moments
+from aspire_mom.mra.signals import shift
+
+# Least probability of a shift in the start of a direct refinement.
+LEAST_PROBABILITY = 1e-6
+# Least mean of a signal relative to its root mean square.
+LEAST_MEAN = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class RefinementStatus:
+    """
+    What a status callback is told.
+
+    :param step: Steps done, 0 before the first.
+    :param v: Signals (batch, n), detached.
+    :param rho: Densities (batch, n), detached.
+    :param first_error: Relative errors of the first moments (batch,), eq. 22.
+    :param second_error: Relative errors of the second moments (batch,).
+    """
+
+    step: int
+    v: Tensor
+    rho: Tensor
+    first_error: Tensor
+    second_error: Tensor
+
+
+Status = Callable[[RefinementStatus], bool | None]
+
+
+def predict(
+    encoder: nn.Module, moments: FourierMoments
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    What an encoder says, in double precision, with v and ρ brought to one shift.
+
+    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ). Unless it is in double
+        precision already (`encoder.double()`), each call makes a copy that is.
+    :param moments: Moments of one problem or of a batch.
+    :return: v (..., n) and ρ (..., n), a distribution, in the package's gauge.
+    :raises ValueError: the encoder is for another n, or the signal's mean is 0.
+    """
+    encoder = _prepared(encoder, moments, torch.float64)
+    with torch.no_grad():
+        v, rho = (x.numpy() for x in encoder(*_inputs(moments, torch.float64)))
+    batch = _flat(moments)
+    by_v, by_rho = alignment(v, rho, batch)
+    v, rho = fix_gauge(shift(v, by_v), to_distribution(shift(rho, by_rho)))
+    shape = moments.first.shape
+    return v.reshape(shape), rho.reshape(shape)
+
+
+def alignment(
+    v: np.ndarray, rho: np.ndarray, moments: FourierMoments
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Shifts that bring outputs of two encoders, each at a shift of its own, to one: that
+    v(· - a) and ρ(· - b) have the given moments. Entries at which ρ̃ does not wrap
+    around tell a + b, as the peak of a correlation. The rest is a choice of whole
+    samples, and a part of a sample that the wrapped entries or the sign of ρ tell.
+
+    :param v: Signals (batch, n).
+    :param rho: Densities (batch, n).
+    :param moments: Moments (batch, n), (batch, n, n).
+    :return: a and b (batch,), in samples.
+    """
+    n = v.shape[-1]
+    k = np.arange(n)
+    first, second = forward_moments(v, rho)
+    signed = np.fft.fftfreq(n, 1 / n)
+    unwrapped = np.abs(signed[:, None] - signed) <= n / 2
+    norms = [
+        np.linalg.norm(x.reshape(len(v), -1), axis=-1)[:, None] ** 2
+        for x in (moments.first, moments.second)
+    ]
+    by_lag = (unwrapped * second.conj() * moments.second)[:, k, (k - k[:, None]) % n]
+    match = first.conj() * moments.first / norms[0] + by_lag.sum(-1) / norms[1]
+    # The wave at an even n's Nyquist frequency cannot be shifted.
+    kept = 2 * k != n
+    total = best_shift(np.fft.ifft(kept).real, np.fft.ifft(kept * match).real)
+
+    together = shift(v, total)
+    half = slice(n // 2 + 1)
+    share = 0.0
+    if moments.n_observations is not None:
+        share = moments.sigma**2 / moments.n_observations
+    around = np.arange(-(n // 2), n // 2 + 1)
+    power = np.einsum("...kk->...k", moments.second).real.clip(0)[..., around]
+    moved, _ = from_half_spectra(
+        np.fft.fft(together, norm="ortho")[:, half],
+        np.fft.fft(rho)[:, half],
+        moments.second,
+        entry_variance(power, share, moments.sigma),
+    )
+    by = total + best_shift(together, moved)
+    return by, total - by
+
+
+def refine_weights(
+    encoder: nn.Module,
+    moments: FourierMoments,
+    *,
+    n_steps: int = 3000,
+    learning_rate: float = 1e-4,
+    weight: float | None = None,
+    status: Status | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Align an encoder's outputs, then minimise loss 26 over its weights θ by Adam, every
+    problem of a batch over a copy of its own.
+
+    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ); it is left as it is.
+    :param moments: Moments of one problem or of a batch.
+    :param n_steps: Steps.
+    :param learning_rate: Adam's; untrained weights bear 1e-3.
+    :param weight: λ of loss 26; by default ‖M̂1‖/‖M̂2‖, with which the loss is
+        proportional to the sum of both relative errors (eq. 22).
+    :param status: Called before the first step and after each; returning True stops.
+    :return: v and ρ, (..., n) each, ρ a distribution, in the package's gauge.
+    :raises ValueError: the encoder is for another n, or the signal's mean is 0.
+    """
+    encoder = _prepared(encoder, moments, torch.float32)
+    inputs, batch = _inputs(moments, torch.float32), _flat(moments)
+    buffers = dict(encoder.named_buffers())
+    parameters = {
+        name: p.detach().expand(len(batch.first), *p.shape).clone().requires_grad_()
+        for name, p in encoder.named_parameters()
+    }
+
+    def one(parameters, *inputs):
+        every = tuple(x[None] for x in inputs)
+        v, rho = torch.func.functional_call(encoder, (parameters, buffers), every)
+        return v[0], rho[0]
+
+    outputs = torch.vmap(one)
+    with torch.no_grad():
+        v, rho = (x.double().numpy() for x in outputs(parameters, *inputs))
+    by = [torch.as_tensor(b, dtype=torch.float32) for b in alignment(v, rho, batch)]
+
+    def pair() -> tuple[Tensor, Tensor]:
+        v, rho = outputs(parameters, *inputs)
+        return _shifted(v, by[0]), _shifted(rho, by[1])
+
+    return _descend(
+        pair, list(parameters.values()), moments, n_steps, learning_rate, weight, status
+    )
+
+
+def refine_directly(
+    v: np.ndarray,
+    rho: np.ndarray,
+    moments: FourierMoments,
+    *,
+    n_steps: int = 3000,
+    learning_rate: float = 1e-3,
+    weight: float | None = None,
+    status: Status | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Minimise loss 26 over v and ρ = softmax(z) themselves by Adam.
+
+    :param v: Starts (..., n), at one shift with `rho`.
+    :param rho: Starts (..., n), distributions.
+    :param moments: Moments (..., n), (..., n, n).
+    :param n_steps: Steps.
+    :param learning_rate: Adam's, for z and for v in units of its mean.
+    :param weight: λ, as in :func:`refine_weights`.
+    :param status: Called before the first step and after each; returning True stops.
+    :return: v and ρ, as they came, in the package's gauge.
+    """
+    shape = moments.first.shape
+    if v.shape != shape or rho.shape != shape:
+        raise ValueError(
+            f"v and rho have shapes {v.shape} and {rho.shape}; the first moment has"
+            f" {shape}, and they must be the same"
+        )
+    v, rho = (torch.as_tensor(x.reshape(-1, shape[-1])) for x in (v, rho))
+    scale = v.mean(-1, keepdim=True)
+    u = (v / scale).requires_grad_()
+    z = rho.clamp_min(LEAST_PROBABILITY).log().requires_grad_()
+    return _descend(
+        lambda: (u * scale, torch.softmax(z, -1)),
+        [u, z],
+        moments,
+        n_steps,
+        learning_rate,
+        weight,
+        status,
+    )
+
+
+def _descend(pair, parameters, moments, n_steps, learning_rate, weight, status):
+    dtype = parameters[0].dtype
+    first, second = _inputs(moments, dtype)[:2]
+    norms = first.norm(dim=-1), second.norm(dim=(-2, -1))
+    ratio = norms[0] / norms[1] if weight is None else weight
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    for step in range(n_steps + 1):
+        v, rho = pair()
+        made = forward_moments(v, rho)
+        off = (made[0] - first).norm(dim=-1), (made[1] - second).norm(dim=(-2, -1))
+        if status is not None:
+            errors = (o.detach() / norm for o, norm in zip(off, norms, strict=True))
+            if status(RefinementStatus(step, v.detach(), rho.detach(), *errors)):
+                break
+        if step == n_steps:
+            break
+        optimizer.zero_grad()
+        # A sum over problems, none of which shares parameters with another.
+        (off[0] + ratio * off[1]).sum().backward()
+        optimizer.step()
+    v, rho = (x.detach().double().numpy() for x in (v, rho))
+    shape = moments.first.shape
+    v, rho = fix_gauge(v, to_distribution(rho))
+    return v.reshape(shape), rho.reshape(shape)
+
+
+def _prepared(encoder: nn.Module, moments: FourierMoments, dtype) -> nn.Module:
+    n = moments.first.shape[-1]
+    if n != encoder.n:
+        raise ValueError(
+            f"the moments are of n = {n} samples; the encoder is for {encoder.n}"
+        )
+    power = np.einsum("...kk->...", moments.second).real
+    if (np.abs(moments.first[..., 0]) ** 2 <= LEAST_MEAN**2 * power).any():
+        raise ValueError(
+            "the signal's mean is 0 to within rounding; encoders take it as the unit"
+        )
+    like = next(encoder.parameters())
+    if like.dtype == dtype and like.device.type == "cpu" and not encoder.training:
+        return encoder
+    return copy.deepcopy(encoder).to("cpu", dtype).eval()
+
+
+def _flat(moments: FourierMoments) -> FourierMoments:
+    n = moments.first.shape[-1]
+    first, second = moments.first.reshape(-1, n), moments.second.reshape(-1, n, n)
+    return FourierMoments(first, second, moments.n_observations, moments.sigma)
+
+
+def _inputs(moments: FourierMoments, dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = _flat(moments)
+    exact = batch.n_observations is None
+    share = 0.0 if exact else batch.sigma**2 / batch.n_observations
+    ones = torch.ones(len(batch.first), dtype=dtype)
+    kind = torch.complex64 if dtype == torch.float32 else torch.complex128
+    first, second = (torch.as_tensor(x).to(kind) for x in (batch.first, batch.second))
+    return first, second, share * ones, (0.0 if exact else batch.sigma) * ones
+
+
+def _shifted(x: Tensor, by: Tensor) -> Tensor:
+    """:func:`aspire_mom.mra.signals.shift` for tensors (batch, n), through which
+    gradients flow."""
+    n = x.shape[-1]
+    k = torch.arange(n // 2 + 1, dtype=by.dtype)
+    turn = torch.exp(-2j * torch.pi / n * by[:, None] * k)
+    return torch.fft.irfft(torch.fft.rfft(x) * turn, n)

@@ -1,0 +1,158 @@
+"""Signals, densities of shifts and observations of multireference alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Scale = Literal["density", "unit"]
+MIN_SIZE = 4
+
+
+@dataclass(frozen=True)
+class GaussianFamily:
+    """
+    The reference family of section 5.1: signals and densities that are mixtures of k
+    equal-weight Gaussians on the unit segment, sampled at the middles of n cells,
+    x_j = (j + 1/2)/n - 1/2. Means are uniform on the segment, standard deviations
+    uniform in `widths` (the authors' 1/20 to 1/10, that is n/20 to n/10 samples).
+
+    The paper does not state the scale of v, which decides how hard a given noise is.
+    Ours is that of a density on the unit segment: the mean of v is one.
+
+    :param k: Gaussians in each of v and ρ.
+    :param n: Sample points.
+    :param widths: Least and greatest standard deviation, in segments.
+    :param periodic: Wrap the Gaussians around the segment; else they are cut off at its
+        ends, where a mean near an end leaves a jump in the periodic signal.
+    :param scale: "density": mean(v) = 1. "unit": the Euclidean norm of v is 1.
+    :raises ValueError: a value out of range.
+    """
+
+    k: int
+    n: int = 41
+    widths: tuple[float, float] = (1 / 20, 1 / 10)
+    periodic: bool = False
+    scale: Scale = "density"
+
+    def __post_init__(self):
+        if not isinstance(self.k, int | np.integer) or self.k < 1:
+            raise ValueError(f"k is {self.k!r}; it must be an integer of at least 1")
+        if not isinstance(self.n, int | np.integer) or self.n < MIN_SIZE:
+            raise ValueError(
+                f"n is {self.n!r}; it must be an integer of at least {MIN_SIZE}"
+            )
+        low, high = self.widths
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"widths are {self.widths}; they must be 0 < least <= greatest <= 1"
+            )
+        if self.scale not in ("density", "unit"):
+            raise ValueError(f'scale is {self.scale!r}; it must be "density" or "unit"')
+
+    def draw(
+        self, count: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Independent pairs of a signal and a density of shifts.
+
+        :param count: Number of pairs.
+        :param rng: Source of randomness.
+        :return: v (count, n), in the family's scale, and ρ (count, n), whose entry s is
+            the probability of a shift by s samples and whose rows sum to one. Float64.
+        """
+        v, rho = self._mixtures(count, rng), self._mixtures(count, rng)
+        if self.scale == "unit":
+            v /= np.linalg.norm(v, axis=-1, keepdims=True)
+        else:
+            v /= v.mean(-1, keepdims=True)
+        return v, rho / rho.sum(-1, keepdims=True)
+
+    def _mixtures(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        means = rng.uniform(-0.5, 0.5, (count, self.k, 1))
+        widths = rng.uniform(*self.widths, (count, self.k, 1))
+        distance = (np.arange(self.n) + 0.5) / self.n - 0.5 - means
+        images = (-1, 0, 1) if self.periodic else (0,)
+        terms = (np.exp(-0.5 * ((distance + i) / widths) ** 2) for i in images)
+        return (sum(terms) / widths).sum(1)
+
+
+def observe(
+    v: np.ndarray,
+    rho: np.ndarray,
+    n_observations: int,
+    sigma: float,
+    rng: np.random.Generator,
+    *,
+    batch_size: int = 20_000,
+) -> Iterator[np.ndarray]:
+    """
+    Observations by eq. 23, v_j = v(· - s_j) + ε_j: v moved s_j samples to the right,
+    circularly, s_j drawn from ρ, and white noise.
+
+    :param v: Signal (n,).
+    :param rho: Probability (n,) of each shift 0, 1, …, n - 1, in samples.
+    :param n_observations: Number of observations N.
+    :param sigma: Standard deviation of the noise, in v's units.
+    :param rng: Source of randomness.
+    :param batch_size: Observations held at once.
+    :return: Arrays (≤ batch_size, n), float64, N rows in all.
+    :raises ValueError: shapes that differ, or ρ is not a probability distribution.
+    """
+    v, rho = check_pair(v, rho)
+    if v.ndim != 1:
+        raise ValueError(f"v has shape {v.shape}; observations are of one signal (n,)")
+    shifted = all_shifts(v)
+    for start in range(0, n_observations, batch_size):
+        count = min(batch_size, n_observations - start)
+        shifts = rng.choice(len(v), size=count, p=rho)
+        yield shifted[shifts] + sigma * rng.standard_normal((count, len(v)))
+
+
+def all_shifts(v: np.ndarray) -> np.ndarray:
+    """
+    :param v: Signals (..., n).
+    :return: Their shifts (..., n, n): row s is v(· - s).
+    """
+    j = np.arange(v.shape[-1])
+    return v[..., (j - j[:, None]) % len(j)]
+
+
+def shift(signal: np.ndarray, by: np.ndarray | float) -> np.ndarray:
+    """
+    signal(· - by) for shifts of any size, by trigonometric interpolation. At an even n
+    the Nyquist wave cos(πj) becomes cos(π(j - by)) on the samples, cos(π by) cos(πj).
+
+    :param signal: Real signals (..., n).
+    :param by: Shifts (...,), in samples.
+    :return: Shifted signals (..., n), float64.
+    """
+    n = signal.shape[-1]
+    phase = np.exp(-2j * np.pi / n * np.multiply.outer(by, np.arange(n // 2 + 1)))
+    return np.fft.irfft(np.fft.rfft(signal) * phase, n)
+
+
+def check_pair(v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param v: Signals (..., n).
+    :param rho: Probabilities of shifts (..., n).
+    :return: Both as float64.
+    :raises ValueError: shapes that differ, values that are not finite, ρ negative or
+        not summing to one.
+    """
+    v, rho = np.asarray(v, np.float64), np.asarray(rho, np.float64)
+    if v.ndim == 0 or v.shape != rho.shape:
+        raise ValueError(
+            f"v and rho have shapes {v.shape} and {rho.shape}; they must be the same"
+        )
+    if not (np.isfinite(v).all() and np.isfinite(rho).all()):
+        raise ValueError("v or rho has values that are NaN or infinite")
+    if rho.min() < 0 or not np.allclose(rho.sum(-1), 1, atol=1e-8):
+        raise ValueError(
+            f"rho has a least value of {rho.min():.3g} and sums of"
+            f" {np.min(rho.sum(-1)):.6g}; it must be 0 or more and sum to one"
+        )
+    return v, rho

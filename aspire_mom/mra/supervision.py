@@ -1,0 +1,174 @@
+"""What encoders are trained on: problems drawn with their answers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aspire_mom.mra.moments import exact_moments, simulate_moments
+from aspire_mom.mra.signals import GaussianFamily
+
+# Streams of random numbers: training, validation and test problems share none.
+TRAINING, VALIDATION, TEST = 0, 1, 2
+# Problems of one batch come in this many groups, each of one k and one noise level.
+GROUPS = 8
+# Share of groups with exact moments, and ranges of log10 σ (v's mean being 1) and of
+# log10 N/σ² in the others: N = 10⁴ … 10⁸ at σ = 1, and signals of norm 1.
+EXACT_SHARE = 0.15
+LOG_SIGMA, LOG_RATIO = (-0.2, 1.1), (4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Training:
+    """
+    What a training run does.
+
+    :param ks: Numbers of Gaussians in v and ρ, in equal parts.
+    :param n: Sample points.
+    :param noisy: Noise levels of all kinds, or exact moments only.
+    :param n_steps: Steps, over which the learning rate falls to 0 as a cosine.
+    :param batch_size: Problems in a step.
+    :param learning_rate: Adam's, at its highest.
+    :param weight_decay: Adam's (decoupled).
+    :param set_size: Size of a fixed training set, from which batches are drawn; None
+        draws every problem anew.
+    :param logarithmic: Minimise the logarithm of errors, so that all noise levels
+        count, instead of the errors.
+    :param validate_every: Steps between validations.
+    :param validation_size: Problems in a validation.
+    :param patience: Validations without a new best after which training stops.
+    :param seed: Seed of all problems.
+    """
+
+    ks: tuple[int, ...] = (1, 2, 3)
+    n: int = 41
+    noisy: bool = True
+    n_steps: int = 7_000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    set_size: int | None = None
+    logarithmic: bool = True
+    validate_every: int = 250
+    validation_size: int = 2048
+    patience: int = 20
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("n_steps", "batch_size", "validate_every", "validation_size"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate}; it must be finite and above 0"
+            )
+        if self.set_size is not None and self.noisy:
+            raise ValueError(
+                f"set_size is {self.set_size} and noisy is True; a training set of a"
+                " fixed size has exact moments"
+            )
+
+
+@dataclass(frozen=True)
+class Problems:
+    """
+    Problems with their answers, as tensors.
+
+    :param first: First moments (batch, n).
+    :param second: Second moments (batch, n, n).
+    :param share: σ²/N (batch,).
+    :param sigma: σ (batch,).
+    :param v: Signals (batch, n).
+    :param rho: Densities (batch, n).
+    """
+
+    first: Tensor
+    second: Tensor
+    share: Tensor
+    sigma: Tensor
+    v: Tensor
+    rho: Tensor
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What encoders are given."""
+        return self.first, self.second, self.share, self.sigma
+
+
+def draw_problems(
+    training: Training,
+    count: int,
+    stream: tuple[int, ...],
+    *,
+    fixed: tuple[np.ndarray, np.ndarray] | None = None,
+    device: str = "cpu",
+) -> Problems:
+    """
+    :param training: Family, noise and seed.
+    :param count: Number of problems.
+    :param stream: Which stream of random numbers: TRAINING with the step, VALIDATION or
+        TEST.
+    :param fixed: v and ρ to choose from, instead of drawing them.
+    :param device: Torch device.
+    :return: The problems, float32.
+    """
+    rng = np.random.default_rng((training.seed, *stream))
+    groups = [_draw_group(training, size, rng, fixed) for size in _sizes(count)]
+    arrays = (np.concatenate(parts) for parts in zip(*groups, strict=True))
+    return Problems(
+        *(
+            torch.as_tensor(
+                a.astype(np.complex64 if np.iscomplexobj(a) else np.float32)
+            ).to(device)
+            for a in arrays
+        )
+    )
+
+
+def training_set(training: Training) -> tuple[np.ndarray, np.ndarray] | None:
+    """
+    :param training: A training run.
+    :return: v and ρ (set_size, n) of its fixed training set, or None if it has none.
+    """
+    if training.set_size is None:
+        return None
+    rng = np.random.default_rng((training.seed, TRAINING))
+    sizes = [
+        training.set_size * (i + 1) // len(training.ks)
+        - training.set_size * i // len(training.ks)
+        for i in range(len(training.ks))
+    ]
+    pairs = [
+        GaussianFamily(k, training.n).draw(size, rng)
+        for k, size in zip(training.ks, sizes, strict=True)
+    ]
+    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
+
+
+def _draw_group(training, size, rng, fixed):
+    """Problems of one k and one noise level."""
+    if fixed is None:
+        family = GaussianFamily(int(rng.choice(training.ks)), training.n)
+        v, rho = family.draw(size, rng)
+    else:
+        chosen = rng.integers(len(fixed[0]), size=size)
+        v, rho = fixed[0][chosen], fixed[1][chosen]
+    if training.noisy and rng.random() > EXACT_SHARE:
+        sigma = 10 ** rng.uniform(*LOG_SIGMA)
+        N = round(sigma**2 * 10 ** rng.uniform(*LOG_RATIO))
+        moments = simulate_moments(v, rho, N, sigma, rng)
+        share = sigma**2 / N
+    else:
+        moments, sigma, share = exact_moments(v, rho), 0.0, 0.0
+    one = np.ones(size)
+    return moments.first, moments.second, share * one, sigma * one, v, rho
+
+
+def _sizes(count: int) -> list[int]:
+    groups = min(GROUPS, count)
+    return [count * (i + 1) // groups - count * i // groups for i in range(groups)]

@@ -1,0 +1,230 @@
+"""Supervised training of encoders (section 5.1.1)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from aspire_mom.mra.supervision import (
+    TRAINING,
+    VALIDATION,
+    Problems,
+    Training,
+    draw_problems,
+    training_set,
+)
+
+# Errors below which a problem counts as solved, so that it is not all that is trained.
+SOLVED = 1e-3
+WARM_UP = 200
+OVERSAMPLING, NEWTON_STEPS = 4, 3
+UNREADABLE = (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError)
+
+
+@dataclass(frozen=True)
+class TrainingStatus:
+    """
+    What a status callback is told.
+
+    :param step: Steps done.
+    :param n_steps: Steps that there will be.
+    :param v_error: Mean relative error of v (eq. 21) in the last validation.
+    :param rho_error: Mean relative error of ρ.
+    :param best: Least validation loss so far.
+    """
+
+    step: int
+    n_steps: int
+    v_error: float
+    rho_error: float
+    best: float
+
+
+def train(
+    encoder: nn.Module,
+    training: Training,
+    *,
+    device: str = "cpu",
+    checkpoint: str | Path | None = None,
+    status: Callable[[TrainingStatus], bool | None] | None = None,
+) -> float:
+    """
+    Minimise the shift-invariant errors of eq. 21 over an encoder's weights by Adam. The
+    encoder ends with the weights of the best validation.
+
+    Every step's problems follow from the seed and the step's number alone, so that a
+    run that goes on from a checkpoint ends where an uninterrupted one does.
+
+    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
+    :param training: What to do.
+    :param device: Torch device.
+    :param checkpoint: File to keep the state in, and to go on from where it exists.
+    :param status: Called after each validation; returning True stops.
+    :return: The best validation loss.
+    :raises ValueError: the checkpoint is damaged or of another run.
+    :raises FloatingPointError: the loss is not finite.
+    """
+    encoder.to(device).train()
+    optimizer = torch.optim.AdamW(
+        encoder.parameters(),
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
+    )
+    step, best, best_at, best_weights = 0, math.inf, 0, _copy(encoder)
+    state = _load(checkpoint, training)
+    if state is not None:
+        encoder.load_state_dict(state["encoder"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, best, best_at = state["step"], state["best"], state["best_at"]
+        best_weights = state["best_weights"]
+    fixed = training_set(training)
+    validation = draw_problems(
+        training, training.validation_size, (VALIDATION,), device=device
+    )
+    late = training.patience * training.validate_every
+    while step < training.n_steps and step - best_at < late:
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * _schedule(step, training.n_steps)
+        problems = draw_problems(
+            training, training.batch_size, (TRAINING, step), fixed=fixed, device=device
+        )
+        optimizer.zero_grad()
+        value = loss(encoder, problems, training.logarithmic)
+        value.backward()
+        norm = nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        # One problem among millions may overflow single precision in the march.
+        if torch.isfinite(norm):
+            optimizer.step()
+        step += 1
+        if step % training.validate_every and step < training.n_steps:
+            continue
+        value, v_error, rho_error = _validate(encoder, validation, training)
+        if value < best:
+            best, best_at, best_weights = value, step, _copy(encoder)
+        _save(
+            checkpoint,
+            training,
+            {
+                "encoder": encoder.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "best": best,
+                "best_at": best_at,
+                "best_weights": best_weights,
+            },
+        )
+        told = TrainingStatus(step, training.n_steps, v_error, rho_error, best)
+        if status is not None and status(told):
+            break
+    encoder.load_state_dict(best_weights)
+    encoder.eval()
+    return best
+
+
+def loss(encoder: nn.Module, problems: Problems, logarithmic: bool) -> Tensor:
+    """
+    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
+    :param problems: Problems.
+    :param logarithmic: Whether the logarithm of errors counts.
+    :return: Sum of the mean errors of v and of ρ, or of the means of their logarithms.
+    """
+    total = 0.0
+    for truth, found in zip(
+        (problems.v, problems.rho), encoder(*problems.inputs), strict=True
+    ):
+        squared = squared_errors(truth, found)
+        if logarithmic:
+            total = total + 0.5 * (squared + SOLVED**2).log().mean()
+        else:
+            total = total + (squared + SOLVED**2).sqrt().mean()
+    return total
+
+
+def squared_errors(truth: Tensor, estimate: Tensor) -> Tensor:
+    """
+    Squares of the shift-invariant relative errors, eq. 21, with a gradient: at the best
+    shift the error's derivative by the shift is 0, so that it may count as a constant.
+
+    :param truth: Signals (batch, n), real.
+    :param estimate: Estimates (batch, n).
+    :return: Squared errors (batch,).
+    """
+    n = truth.shape[-1]
+    a, b = torch.fft.rfft(truth), torch.fft.rfft(estimate)
+    k = torch.arange(a.shape[-1], device=truth.device)
+    twice = torch.where((k == 0) | (2 * k == n), 1.0, 2.0)
+    with torch.no_grad():
+        match = a.conj() * b * twice
+        height = torch.fft.irfft(match / twice, n * OVERSAMPLING)
+        by = height.argmax(-1, keepdim=True) / OVERSAMPLING
+        omega = 2 * math.pi / n * k
+        for _ in range(NEWTON_STEPS):
+            waves = match * torch.exp(1j * omega * by)
+            slope = (omega * waves.imag).sum(-1, keepdim=True)
+            bend = (omega**2 * waves.real).sum(-1, keepdim=True)
+            by = by - (slope / bend.clamp_min(1e-12)).clamp(-0.1, 0.1)
+    residual = a * torch.exp(-1j * omega * by) - b
+    power = (twice * (residual.real**2 + residual.imag**2)).sum(-1)
+    return power / (twice * (a.real**2 + a.imag**2)).sum(-1)
+
+
+def _validate(encoder, problems, training) -> tuple[float, float, float]:
+    encoder.eval()
+    with torch.no_grad():
+        value = float(loss(encoder, problems, training.logarithmic))
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the validation loss became {value}; lower the learning rate"
+            )
+        v, rho = encoder(*problems.inputs)
+        v_error = float(squared_errors(problems.v, v).sqrt().mean())
+        rho_error = float(squared_errors(problems.rho, rho).sqrt().mean())
+    encoder.train()
+    return value, v_error, rho_error
+
+
+def _schedule(step: int, n_steps: int) -> float:
+    warm = min(1.0, (step + 1) / min(WARM_UP, n_steps / 10))
+    return warm * 0.5 * (1 + math.cos(math.pi * step / n_steps))
+
+
+def _copy(encoder: nn.Module) -> dict:
+    return copy.deepcopy(encoder.state_dict())
+
+
+def _save(path, training: Training, state: dict) -> None:
+    if path is None:
+        return
+    path = Path(path)
+    partial = path.with_name(path.name + ".part")
+    torch.save({"training": repr(asdict(training)), **state}, partial)
+    os.replace(partial, path)
+
+
+def _load(path, training: Training) -> dict | None:
+    if path is None:
+        return None
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write to")
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        settings = state["training"]
+    except (*UNREADABLE, TypeError) as error:
+        raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
+    if settings != repr(asdict(training)):
+        raise ValueError(
+            f"{path} is a checkpoint of another training run; remove it or give another"
+            " path"
+        )
+    return state

@@ -1,0 +1,101 @@
+"""Weights of trained encoders: plain arrays in one .npz file, without pickle."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from contextlib import AbstractContextManager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
+
+KINDS = {"marching": MarchingEncoder, "paper": PaperEncoder}
+PRETRAINED = ("marching", "paper-1", "paper-2", "paper-3")
+SETTINGS = "settings"
+
+
+def save_weights(encoder: nn.Module, path: str | Path, how: dict | None = None) -> None:
+    """
+    Write an encoder: matrices and kernels as float16, the rest as float32, and beside
+    them what is needed to make the encoder again.
+
+    :param encoder: A :class:`MarchingEncoder` or :class:`PaperEncoder`.
+    :param path: File to write (.npz).
+    :param how: How it was trained, of what JSON can hold.
+    """
+    kind = next(name for name, cls in KINDS.items() if type(encoder) is cls)
+    settings = {"kind": kind, **encoder.settings, "how": how or {}}
+    arrays = {SETTINGS: np.array(json.dumps(settings))}
+    for name, value in encoder.state_dict().items():
+        value = value.detach().cpu().numpy()
+        if value.dtype.kind == "f":
+            value = value.astype(np.float16 if value.ndim > 1 else np.float32)
+        arrays[name] = value
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_weights(path: str | Path) -> nn.Module:
+    """
+    :param path: A file that :func:`save_weights` has written.
+    :return: The encoder, float32, for evaluation.
+    :raises FileNotFoundError: no such file.
+    :raises ValueError: the file is damaged or of another kind.
+    """
+    try:
+        settings, arrays = _read(path)
+        settings.pop("how")
+        encoder = KINDS[settings.pop("kind")](**settings)
+        encoder.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
+    except FileNotFoundError:
+        raise
+    except (
+        *(OSError, ValueError, TypeError, AttributeError, LookupError, EOFError),
+        *(RuntimeError, zipfile.BadZipFile),
+    ) as error:
+        raise ValueError(f"{path} holds no weights of an encoder") from error
+    return encoder.eval()
+
+
+def pretrained(name: str = "marching") -> nn.Module:
+    """
+    Encoders that come with the package, made by `aspire-mom mra train` for signals of
+    the reference family, n = 41 (see the documentation for the commands).
+
+    :param name: "marching", one for k = 1, 2, 3 Gaussians and all noise levels, or
+        "paper-1", "paper-2", "paper-3", the paper's, each for one k and exact moments.
+    :return: The encoder, float32, for evaluation.
+    :raises ValueError: another name.
+    """
+    with _shipped(name) as path:
+        return load_weights(path)
+
+
+def how_trained(name: str) -> dict:
+    """
+    :param name: As for :func:`pretrained`.
+    :return: The command that made its weights, all settings of the training, its steps
+        and the best validation loss.
+    :raises ValueError: another name.
+    """
+    with _shipped(name) as path:
+        return _read(path)[0]["how"]
+
+
+def _shipped(name: str) -> AbstractContextManager[Path]:
+    if name not in PRETRAINED:
+        names = ", ".join(f'"{known}"' for known in PRETRAINED)
+        raise ValueError(f"name is {name!r}; it must be one of {names}")
+    return as_file(files("aspire_mom.mra") / "data" / f"{name}.npz")
+
+
+def _read(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
+    # Opened here, since np.load leaves damaged files open.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    return json.loads(str(arrays.pop(SETTINGS))), arrays

@@ -1,0 +1,118 @@
+import re
+
+import numpy as np
+import pytest
+
+from aspire_mom.mra import GaussianFamily, exact_moments, simulate_moments, solve
+
+
+def a_problem(n=21, seed=0, N=10**5, sigma=1.0):
+    rng = np.random.default_rng(seed)
+    v, rho = (x[0] for x in GaussianFamily(2, n=n).draw(1, rng))
+    return v, rho, exact_moments(v, rho), simulate_moments(v, rho, N, sigma, rng)
+
+
+def refused(first, second, message, error=ValueError, **settings):
+    with pytest.raises(error, match=message) as raised:
+        solve(first, second, **settings)
+    text = str(raised.value)
+    # One sentence, which is not an empty one.
+    assert len(text.split()) > 5
+    assert not re.search(r"\.\s+[A-Z]", text)
+
+
+def test_shapes_and_types():
+    *_, m, _ = a_problem()
+    refused(m.first[:20], m.second, r"shapes \(20,\) and \(21, 21\); they must")
+    refused(m.first, m.second[0], r"shapes \(21,\) and \(21,\)")
+    refused(m.first[:3], m.second[:3, :3], "n of at least 4")
+    refused(m.first.astype(str), m.second, "first has dtype <U", TypeError)
+    refused(m.first, m.second, "method is 'best'; it must be one of", method="best")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_values_that_are_not_finite(name, value):
+    *_, m, _ = a_problem()
+    moments = {"first": m.first.copy(), "second": m.second.copy()}
+    moments[name].flat[3] = value
+    refused(**moments, message=f"{name} has values that are NaN or infinite")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_observations": 0}, "n_observations is 0"),
+        ({"n_observations": 1e6}, "n_observations is 1000000.0"),
+        ({"sigma": -1.0}, "sigma is -1.0"),
+        ({"sigma": np.nan}, "sigma is nan"),
+    ],
+)
+def test_noise_that_is_none(settings, message):
+    *_, m, _ = a_problem()
+    refused(m.first, m.second, message, **settings)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0])
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0])
+def test_constant_signals(value, sigma):
+    rho = np.random.default_rng(0).dirichlet(np.ones(20))
+    m = simulate_moments(
+        np.full(20, value), rho, 10**6, sigma, np.random.default_rng(1)
+    )
+    refused(
+        m.first,
+        m.second,
+        "signal is constant to within noise",
+        n_observations=10**6,
+        sigma=sigma,
+    )
+
+
+@pytest.mark.parametrize("n", [20, 41])
+def test_uniform_density(n):
+    v, *_ = a_problem(n)
+    m = exact_moments(v, np.full(n, 1 / n))
+    message = "rho is uniform to within noise: .* power spectrum but not v"
+    refused(m.first, m.second, message)
+    m = simulate_moments(v, np.full(n, 1 / n), 10**5, 3.0, np.random.default_rng(0))
+    refused(m.first, m.second, message, n_observations=10**5, sigma=3.0)
+
+
+def test_densities_just_off_uniform_are_solved():
+    v, *_ = a_problem()
+    rho = np.full(21, 1 / 21)
+    rho[:3] += [1e-4, -2e-4, 1e-4]
+    m = exact_moments(v, rho)
+    found, density = solve(m.first, m.second)
+    assert np.linalg.norm(density - density.mean()) == pytest.approx(
+        np.linalg.norm(rho - rho.mean()), rel=1e-3
+    )
+
+
+def test_negative_power():
+    *_, m, noisy = a_problem()
+    refused(m.first, -m.second, "second has negative power")
+    broken = m.second.copy()
+    broken[5, 5] = broken[-5, -5] = -0.1
+    refused(m.first, broken, "second has negative power, -")
+    # Noise is no reason to refuse.
+    solve(noisy.first, noisy.second, n_observations=10**5, sigma=1.0, method="marching")
+
+
+@pytest.mark.parametrize("n", [20, 41, 101])
+@pytest.mark.parametrize("excess", [0.05, 1.0])
+def test_sigma_larger_than_the_data_allow(n, excess):
+    """Noise bias subtracted for a σ² too large by a share."""
+    *_, noisy = a_problem(n, N=10**6)
+    second = noisy.second - excess * np.eye(n)
+    sigma = np.sqrt(1 + excess)
+    message = f"sigma = {sigma:.5g}.* is larger than the data allow"
+    refused(noisy.first, second, message, n_observations=10**6, sigma=sigma)
+
+
+def test_moments_of_no_real_signal():
+    *_, m, _ = a_problem()
+    refused(m.first, m.second + 0.1j, "second is not Hermitian")
+    k = np.fft.fftshift(np.arange(21))
+    refused(m.first[k], m.second[k][:, k], "not those of real signals in numpy.fft")

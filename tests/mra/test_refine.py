@@ -1,0 +1,123 @@
+"""Alignment of encoder outputs, and refinement from them."""
+
+import numpy as np
+import pytest
+import torch
+
+from aspire_mom.mra import (
+    FourierMoments,
+    GaussianFamily,
+    exact_moments,
+    forward_moments,
+    relative_errors,
+    shift,
+    shift_error,
+    simulate_moments,
+)
+from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
+from aspire_mom.mra.refine import alignment, predict, refine_directly, refine_weights
+from aspire_mom.mra.weights import pretrained
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    rng = np.random.default_rng(3)
+    v, rho = GaussianFamily(2).draw(4, rng)
+    return v, rho, simulate_moments(v, rho, 10**5, 1.0, rng)
+
+
+def mismatch(v, rho, moments):
+    made = forward_moments(v, rho)
+    return sum(relative_errors(*made, moments.first, moments.second))
+
+
+@pytest.mark.parametrize("n", [20, 41])
+def test_alignment_brings_shifted_outputs_together(n):
+    rng = np.random.default_rng(0)
+    v, rho = GaussianFamily(3, n, periodic=n % 2 == 0).draw(30, rng)
+    moments = exact_moments(v, rho)
+    by = rng.uniform(-n / 2, n / 2, (2, 30))
+    moved = shift(v, by[0]), shift(rho, by[1])
+    assert np.median(mismatch(*moved, moments)) > 0.1
+    back = alignment(*moved, moments)
+    v_back, rho_back = shift(moved[0], back[0]), shift(moved[1], back[1])
+    # Smooth signals leave the common part of a sample open, up to the size of what is
+    # aliased.
+    assert np.median(mismatch(v_back, rho_back, moments)) < (1e-6 if n % 2 else 1e-2)
+
+
+def test_refining_weights_lowers_the_loss_and_leaves_the_encoder(noisy):
+    v, rho, moments = noisy
+    encoder = pretrained("paper-2")
+    before = {k: p.clone() for k, p in encoder.state_dict().items()}
+    seen = []
+    found = refine_weights(encoder, moments, n_steps=60, status=seen.append)
+    errors = np.array([(s.first_error + s.second_error).numpy() for s in seen])
+    assert [s.step for s in seen] == list(range(61))
+    assert (errors[-1] < errors[0]).all()
+    assert errors[-1].mean() < 0.7 * errors[0].mean()
+    assert shift_error(v, found[0]).mean() < shift_error(v, seen[0].v.numpy()).mean()
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_each_problem_has_weights_of_its_own(noisy):
+    moments = noisy[2]
+    encoder = PaperEncoder(seed=1)
+    together = refine_weights(encoder, moments, n_steps=15)
+    one = FourierMoments(moments.first[2], moments.second[2], 10**5, 1.0)
+    alone = refine_weights(encoder, one, n_steps=15)
+    for a, b in zip(together, alone, strict=True):
+        assert b.shape == (41,)
+        np.testing.assert_allclose(a[2], b, atol=1e-3 * np.abs(b).max())
+
+
+def test_refining_directly(noisy):
+    v, rho, moments = noisy
+    start = predict(MarchingEncoder(), moments)
+    found = refine_directly(*start, moments, n_steps=60)
+    assert (mismatch(*found, moments) < mismatch(*start, moments)).all()
+    assert found[1].min() >= 0
+    np.testing.assert_allclose(found[1].sum(-1), 1)
+
+
+def test_from_exact_moments_it_goes_towards_the_truth():
+    v, rho = GaussianFamily(2).draw(8, np.random.default_rng(4))
+    moments = exact_moments(v, rho)
+    start = predict(pretrained("paper-2"), moments)
+    found = refine_directly(*start, moments, n_steps=400, learning_rate=3e-3)
+    for truth, before, after in zip((v, rho), start, found, strict=True):
+        assert (
+            shift_error(truth, after).mean() < 0.8 * shift_error(truth, before).mean()
+        )
+
+
+def test_status_stops(noisy):
+    seen = []
+
+    def status(s):
+        seen.append(s.step)
+        return s.step == 3
+
+    refine_directly(*noisy[:2], noisy[2], status=status)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_the_weight_of_the_second_moment(noisy):
+    v, rho, moments = noisy
+    start = shift(v, 1.0), rho
+    light, heavy = (
+        refine_directly(*start, moments, n_steps=100, weight=weight)
+        for weight in (1e-3, 1.0)
+    )
+    errors = [
+        relative_errors(*forward_moments(*pair), moments.first, moments.second)[1]
+        for pair in (light, heavy)
+    ]
+    assert errors[1].mean() < errors[0].mean()
+
+
+def test_shapes_must_match(noisy):
+    v, rho, moments = noisy
+    with pytest.raises(ValueError, match="they must be the same"):
+        refine_directly(v[:2], rho[:2], moments)
