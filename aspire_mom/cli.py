@@ -74,18 +74,11 @@ def main(ctx: click.Context) -> None:
 @click.option(
     "--images",
     type=click.IntRange(min=1),
-    default=20_000,
+    default=50_000,
     show_default=True,
     help="Number of images to simulate.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**31),
-    default=1,
-    show_default=True,
-    help="Seed of volume, views, noise and search. Some volumes are harder than others:"
-    " benchmarks/phantoms.py shows how they vary.",
-)
+@seed_option
 @device_option
 @overwrite_option
 def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> None:

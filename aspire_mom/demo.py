@@ -127,7 +127,7 @@ class Demo:
         write_json(folder / "report.json", self.report())
 
 
-def run_demo(n_images: int = 20_000, *, seed: int = 1, device: str = "cpu") -> Demo:
+def run_demo(n_images: int = 50_000, *, seed: int = 0, device: str = "cpu") -> Demo:
     """
     Simulate images of four Gaussians on 25³ voxels of 1 Å (section 5.2), seen from
     directions of a mixture of eight von Mises-Fisher distributions at the paper's noise

@@ -35,19 +35,19 @@ from aspire_mom.phantoms import gaussian_phantom
 
 SHORT = "ASPIRE_MOM_SHORT" in os.environ
 L = 25
-n_images = 6_000 if SHORT else 40_000
+n_images = 6_000 if SHORT else 50_000
 n_starts = 2 if SHORT else 6
 
-truth = gaussian_phantom(L, seed=1, pixel_size=1.0)
-views = VonMisesFisherMixture.random(8, seed=2)
+truth = gaussian_phantom(L, seed=0, pixel_size=1.0)
+views = VonMisesFisherMixture.random(8, seed=1)
 source = Simulation(
     L=L,
     n=n_images,
     vols=truth,
-    angles=views.sample(n_images, seed=3).angles,
+    angles=views.sample(n_images, seed=2).angles,
     offsets=0,
     amplitudes=1,
-    noise_adder=WhiteNoiseAdder(var=(0.5 / L) ** 2, seed=4),
+    noise_adder=WhiteNoiseAdder(var=(0.5 / L) ** 2, seed=3),
     dtype=np.float32,
 )
 
