@@ -176,7 +176,7 @@ def draw(curves: dict, png: str) -> None:
         bottom.plot(x, errors[:, 1], color=line.get_color())
         bottom.plot(x, errors[:, 2], "--", color=line.get_color())
     top.set(ylabel="log10 of summed relative errors of moments")
-    top.legend(frameon=False)
+    picture.legend(loc="outside upper center", ncols=2, frameon=False)
     bottom.set(
         xscale="log",
         yscale="log",
