@@ -62,7 +62,7 @@ def exact(count: int, seed: int) -> None:
         v, rho = GaussianFamily(k).draw(count, np.random.default_rng((seed, k)))
         kinds = {"spectra": exact_moments(v, rho), "sums": summed_moments(v, rho)}
         for kind, moments in kinds.items():
-            for method in ("spectral", "marching", "auto"):
+            for method in METHODS:
                 found, ms = timed(moments, method)
                 errors = zip((v, rho), found, strict=True)
                 cells = [spread(shift_error(*pair), np.mean) for pair in errors]
