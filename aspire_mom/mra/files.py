@@ -34,6 +34,11 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     missing = [name for name in ("first", "second") if name not in arrays]
     if missing:
         raise ValueError(f"{path} has no array {' and no array '.join(missing)}")
+    for name in ("first", "second"):
+        if arrays[name].dtype.kind not in "fiuc":
+            raise ValueError(
+                f"{path}: {name} holds {arrays[name].dtype}; it must be numbers"
+            )
     known = {name: _number(path, arrays, name) for name in ("n_observations", "sigma")}
     if sigma is not None and known["sigma"] not in (None, sigma):
         raise ValueError(
@@ -79,8 +84,8 @@ def _number(path: Path, arrays: dict, name: str) -> float | None:
     value = arrays.get(name)
     if value is None:
         return None
-    if value.shape != () or value.dtype.kind not in "iuf":
-        raise ValueError(f"{path}: {name} has shape {value.shape}; it must be a number")
+    if value.shape != () or value.dtype.kind not in "iuf" or not np.isfinite(value):
+        raise ValueError(f"{path}: {name} is {value!r}; it must be a finite number")
     return float(value)
 
 

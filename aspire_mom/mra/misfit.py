@@ -49,9 +49,11 @@ class Quadratic:
         return self.value - (step * (self.gradient + slope)).sum(-1), slope
 
     def damped(self, damping: float) -> Quadratic:
-        """The same with a curvature larger by a factor, to keep steps short."""
+        """A whole misfit with a curvature larger by a factor, to keep steps short."""
         diagonal = np.diag(self.hessian)
-        more = damping * np.diag(diagonal + 1e-3 * diagonal.mean())
+        # v and ρ each by their own mean, since they have different units.
+        mean = diagonal.reshape(2, -1).mean(1).repeat(len(diagonal) // 2)
+        more = damping * np.diag(diagonal + 1e-3 * mean)
         return Quadratic(self.at, self.hessian + more, self.gradient, self.value)
 
     def minimised_over(

@@ -52,12 +52,16 @@ def mixture_fit(
     :return: v and ρ, (n,) each.
     """
     n = len(start.at) // 2
+    v, rho = start.at[:n], start.at[n:]
+    # Gaussians are positive: of a signal that is mostly negative, fit the opposite.
+    sign = -1.0 if -v.min() > v.max() else 1.0
+    v, moments = sign * v, (sign * moments[0], moments[1])
     # With v's peak at 0, so that shifted data take the same path.
-    peak = int(np.argmax(start.at[:n]))
+    peak = int(np.argmax(v))
     moments = tuple(np.roll(m, -peak, range(m.ndim)) for m in moments)
     data = (moments, n_observations, sigma)
-    start = _expand(data, np.roll(start.at[:n], -peak), start.at[n:])
-    best_score, best = np.inf, None
+    start = _expand(data, np.roll(v, -peak), rho)
+    best_score, best = np.inf, start
     current, good = start, degrees_of_freedom(n) + GOOD * n
     for i in range(ROUNDS):
         score, current = _round(current, data, everywhere=i > 0)
@@ -68,7 +72,7 @@ def mixture_fit(
     if best_score > start.value + PENALTY * (2 * n - 1):
         best = start
     v, rho = best.at[:n], to_distribution(best.at[n:])
-    return fix_gauge(np.roll(v, peak), rho)
+    return fix_gauge(sign * np.roll(v, peak), rho)
 
 
 def _round(

@@ -13,7 +13,7 @@ from aspire_mom.mra.gauge import fix_gauge, to_distribution
 from aspire_mom.mra.least_squares import least_squares
 from aspire_mom.mra.marching import march
 from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom
-from aspire_mom.mra.moments import forward_moments, relative_errors, to_samples
+from aspire_mom.mra.moments import forward_moments, to_samples
 from aspire_mom.mra.prior import mixture_fit
 from aspire_mom.mra.spectral import spectral
 
@@ -44,8 +44,8 @@ def solve(
     multiplies v̂(k) by exp(-2πi k s/n).
 
     Any (v(· - t), ρ(· + t)) has the same moments. Returned is the pair whose ρ has its
-    circular mean within half a sample of shift 0: shifting the data by t samples shifts
-    v by t and leaves ρ as it is; reversing the data reverses both.
+    circular mean within half a sample of shift 0: shifting the data by t whole samples
+    shifts v by t and leaves ρ as it is; reversing the data reverses both.
 
     Methods:
 
@@ -60,14 +60,17 @@ def solve(
     :param first: First moments (n,), or a batch (..., n), complex.
     :param second: Second moments (n, n), or a batch (..., n, n), complex.
     :param n_observations: N that they are averages over; None for exact moments.
-    :param sigma: Standard deviation of the noise per sample, in v's units.
+    :param sigma: Standard deviation of the noise per sample, in v's units; it counts
+        only with `n_observations`.
     :param method: One of the above.
     :return: v (..., n), in the data's scale, mean(v) = first[0]/√n, and ρ (..., n),
         which is 0 or more and sums to one. Float64.
     :raises TypeError: moments that are not numbers.
     :raises ValueError: shapes that do not match; moments that are not finite, not those
         of real signals, or whose power is negative beyond noise; a constant signal, or
-        a uniform ρ, which the two moments do not determine; an unknown method.
+        a uniform ρ, which the two moments do not determine; an unknown method. A ρ
+        with a period of part of n, or a v̂ that is 0 at most frequencies, may leave v
+        undetermined too, and is not refused.
     """
     if method not in get_args(Method):
         names = ", ".join(f'"{name}"' for name in get_args(Method))
@@ -108,8 +111,10 @@ def _meet(first, second, v, rho, noise) -> tuple[np.ndarray, np.ndarray]:
     density; else from other starts."""
 
     def met(pair):
-        errors = relative_errors(*forward_moments(*pair), first, second)
-        return max(errors) < MET
+        # Relative to the power, since the first moment may be 0.
+        made = forward_moments(*pair)
+        off = np.linalg.norm(made[0] - first) / np.sqrt(np.trace(second).real)
+        return max(off, np.linalg.norm(made[1] - second) / np.linalg.norm(second)) < MET
 
     if met((v, rho)):
         return v, rho

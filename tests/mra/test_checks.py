@@ -3,7 +3,13 @@ import re
 import numpy as np
 import pytest
 
-from aspire_mom.mra import GaussianFamily, exact_moments, simulate_moments, solve
+from aspire_mom.mra import (
+    GaussianFamily,
+    exact_moments,
+    shift_error,
+    simulate_moments,
+    solve,
+)
 
 
 def a_problem(n=21, seed=0, N=10**5, sigma=1.0):
@@ -46,6 +52,7 @@ def test_values_that_are_not_finite(name, value):
         ({"n_observations": 1e6}, "n_observations is 1000000.0"),
         ({"sigma": -1.0}, "sigma is -1.0"),
         ({"sigma": np.nan}, "sigma is nan"),
+        ({"sigma": "1"}, "sigma is '1'; it must be a finite number"),
     ],
 )
 def test_noise_that_is_none(settings, message):
@@ -109,6 +116,22 @@ def test_sigma_larger_than_the_data_allow(n, excess):
     sigma = np.sqrt(1 + excess)
     message = f"sigma = {sigma:.5g}.* is larger than the data allow"
     refused(noisy.first, second, message, n_observations=10**6, sigma=sigma)
+
+
+@pytest.mark.parametrize("noise", [{}, {"n_observations": 10**5, "sigma": 1.0}])
+def test_moments_that_do_not_belong_together(noise):
+    *_, exact, noisy = a_problem()
+    m = noisy if noise else exact
+    for first in (0 * m.first, 2 * m.first, m.first * 21**0.5):
+        refused(first, m.second, "first and second do not belong together", **noise)
+
+
+def test_single_precision():
+    v, rho, m, _ = a_problem(n=41)
+    first, second = m.first.astype(np.complex64), m.second.astype(np.complex64)
+    found = solve(first, second)
+    assert shift_error(v, found[0]) < 1e-4
+    assert shift_error(rho, found[1]) < 1e-2
 
 
 def test_moments_of_no_real_signal():

@@ -99,7 +99,11 @@ def test_refusals(tmp_path, exact, raw):
     with np.load(exact) as m:
         arrays = dict(m)
     np.savez(broken, **arrays, n_observations=np.arange(3))
-    assert "n_observations has shape (3,)" in refused("solve", broken, *out)
+    assert "n_observations is array([0, 1, 2])" in refused("solve", broken, *out)
+    np.savez(broken, **arrays, n_observations=np.nan)
+    assert "must be a finite number" in refused("solve", broken, *out)
+    np.savez(broken, **{**arrays, "first": np.full(41, "x")})
+    assert "first holds <U1; it must be numbers" in refused("solve", broken, *out)
     np.savez(broken, first=arrays["first"], second=arrays["second"][:3])
     assert "must be (..., n) and (..., n, n)" in refused("solve", broken, *out)
     np.savez(broken, **arrays, sigma=2.0)

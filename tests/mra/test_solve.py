@@ -131,6 +131,29 @@ def test_noisy_moments_of_another_kind_of_signal():
     assert shift_error(rho, density).max() < 0.05
 
 
+@pytest.mark.parametrize("scale", [-1.0, 10.0])
+def test_units_of_noisy_data_do_not_matter(scale):
+    """Nor does the sign: v, which Gaussians are fitted to, may be negative."""
+    v, rho, m = noisy(2, 1, seed=3)
+    noise = {"n_observations": m.n_observations}
+    found = solve(m.first[0], m.second[0], sigma=m.sigma, **noise)
+    assert shift_error(v[0], found[0]) < 0.01
+    again = solve(
+        scale * m.first[0], scale**2 * m.second[0], sigma=abs(scale) * m.sigma, **noise
+    )
+    np.testing.assert_allclose(again[0], scale * found[0], atol=1e-6 * abs(scale))
+    np.testing.assert_allclose(again[1], found[1], atol=1e-6)
+
+
+def test_noisy_signals_below_zero():
+    """A base line is no Gaussian, but no reason to fail either."""
+    rng = np.random.default_rng(1)
+    v, rho = GaussianFamily(2).draw(1, rng)
+    m = simulate_moments(-v[0] - 1, rho[0], 10**6, 1.0, rng)
+    found = solve(m.first, m.second, n_observations=10**6, sigma=1.0)
+    assert shift_error(-v[0] - 1, found[0]) < 0.02
+
+
 def test_from_observations_to_answer():
     """Everything streamed, σ estimated."""
     rng = np.random.default_rng(0)
