@@ -61,7 +61,7 @@ def test_a_shell_without_power_has_correlation_zero():
     np.testing.assert_array_equal(fsc, [0, 0, 1, 0])
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(st.sampled_from([8, 9]), st.integers(0, 100), st.floats(1e-3, 1e3))
 def test_fsc_is_symmetric_and_without_scale(L, seed, scale):
     a, b = Volume(noise(L, seed)), Volume(noise(L, seed) + noise(L, seed + 1))

@@ -188,7 +188,7 @@ def test_half_ball_has_one_of_each_pair():
     assert len(k) == len(ball) / 2
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(st.integers(0, 1000), st.tuples(*[st.integers(0, SEARCH_ANGLES // 2)] * 3))
 def test_rotation_correlation_is_that_of_rotated_functions(seed, indices):
     """Against functions evaluated at rotated points and integrated by quadrature."""

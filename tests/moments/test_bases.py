@@ -14,7 +14,7 @@ from tests.references import moments as reference
 
 SIZES = pytest.mark.parametrize("L", [24, 25])
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-few = settings(max_examples=15, deadline=None, derandomize=True)
+few = settings(max_examples=15)
 
 
 def tolerance(dtype):

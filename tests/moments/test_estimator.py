@@ -155,7 +155,7 @@ def test_standard_errors_are_the_scatter_of_repeated_draws(basis):
 
 
 @bases
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=6)
 @given(split=st.integers(1, 89), even=st.booleans(), share=st.floats(0, 1))
 @example(split=1, even=True, share=0.5)
 @example(split=89, even=False, share=0.5)

@@ -91,7 +91,7 @@ def test_jumps_are_found_between_samples(by):
     assert windows[0] + offsets[0] == pytest.approx(7 + by, abs=0.13)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(5, 60), seed=st.integers(0, 999))
 def test_nearest_distributions(n, seed):
     """The projection's optimality: x - p is the same where p > 0, and not more where
@@ -106,7 +106,7 @@ def test_nearest_distributions(n, seed):
         assert (excess[q == 0] <= level[0] + 1e-9).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(20, 60), by=st.integers(-99, 99), seed=st.integers(0, 999))
 def test_gauge_is_one_of_the_orbit(n, by, seed):
     rng = np.random.default_rng(seed)

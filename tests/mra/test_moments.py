@@ -25,7 +25,7 @@ def a_pair(n, seed=0, batch=()):
     return rng.standard_normal((*batch, n)), rng.dirichlet(np.ones(n), batch)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(n=st.integers(20, 101), seed=st.integers(0, 99))
 def test_forward_moments_are_the_defining_sums(n, seed):
     v, rho = a_pair(n, seed)

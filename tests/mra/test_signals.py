@@ -97,7 +97,7 @@ def test_observations_are_equation_23(sigma):
         assert spread > 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(20, 101), by=st.floats(-200, 200), seed=st.integers(0, 99))
 def test_shift(n, by, seed):
     signal = np.random.default_rng(seed).standard_normal(n)

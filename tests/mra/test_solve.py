@@ -25,7 +25,7 @@ def noisy(k, count, seed, **family):
     return v, rho, simulate_moments(v, rho, 10**6, 1.0, rng)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(20, 101),
     k=st.integers(1, 3),
@@ -39,8 +39,9 @@ def test_exact_moments_of_the_family(n, k, periodic, seed):
     m = exact_moments(v, rho)
     found, density = solve(m.first, m.second)
     assert shift_error(v, found).max() < 1e-6
-    # ρ is seen through v̂, which decays below rounding where v is widest.
-    assert np.median(shift_error(rho, density)) < 1e-6
+    # ρ is seen through |v̂|², which one Gaussian of σ = n/10 takes below rounding at
+    # frequency 10, where a ρ of σ = n/20 still has a coefficient of 0.007.
+    assert np.median(shift_error(rho, density)) < 1e-3
     assert (
         max(
             e.max()
@@ -63,7 +64,7 @@ def check_conventions(v, rho, first):
     assert np.abs(mean).max() < 0.5 + 1e-5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(20, 60),
     kind=st.sampled_from(["rough", "zero mean", "gap", "no first", "sparse"]),
@@ -173,7 +174,7 @@ def moved(m, by):
     return m.first * phase, m.second * phase[:, None] * phase.conj()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     n=st.integers(20, 101),
     by=st.integers(-60, 60),
@@ -199,7 +200,7 @@ def test_shifting_noisy_data_shifts_the_answer(n):
     np.testing.assert_allclose(shifted[1], density, atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     n=st.integers(20, 101),
     seed=st.integers(0, 999),
@@ -216,7 +217,7 @@ def test_reversing_the_data_reverses_the_answer(n, seed, method):
     np.testing.assert_allclose(rho_back, density[back], atol=1e-7)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(n=st.integers(20, 40), seed=st.integers(0, 999))
 def test_permuting_observations_changes_nothing(n, seed):
     rng = np.random.default_rng(seed)

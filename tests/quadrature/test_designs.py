@@ -45,7 +45,7 @@ def test_points_are_antipodal_distinct_unit_vectors(degree, n_points):
     assert np.arccos(cosines.max()) > spacing / 2
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(
     azimuth=st.floats(-np.pi, np.pi),
     z=st.floats(-1, 1),

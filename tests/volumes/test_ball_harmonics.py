@@ -147,7 +147,7 @@ class _OnRings(torch.nn.Module):
         return self.model.on_rings(directions, radii)
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_real_volume(seed):
     model = BallHarmonics(5.0, seed=seed)
@@ -184,7 +184,7 @@ def degree_powers(model):
     return np.array([a.square().sum().item() for a in model._blocks()])
 
 
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=4)
 @given(seed=st.integers(0, 1000), L=st.sampled_from([20, 21]))
 def test_rotation_keeps_the_power_of_every_degree(seed, L):
     models = [BallHarmonics(8.0) for _ in range(2)]

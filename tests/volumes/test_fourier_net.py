@@ -48,7 +48,7 @@ def test_values_are_amplitude_times_modulant(dtype, tolerance):
     )
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000), layers=st.integers(1, 4))
 def test_real_volume(seed, layers):
     net = FourierNet(5.0, hidden=8, layers=layers, seed=seed)
