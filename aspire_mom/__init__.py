@@ -12,7 +12,7 @@ if TYPE_CHECKING:
         VonMisesFisherMixture,
     )
     from aspire_mom.evaluation import Comparison, compare
-    from aspire_mom.inversion import MomentInversion, Reconstruction
+    from aspire_mom.inversion import MomentInversion, Reconstruction, paper_inversion
     from aspire_mom.moments import (
         CartesianBasis,
         MomentEstimator,
@@ -41,6 +41,7 @@ __all__ = [
     "SphericalDesign",
     "VonMisesFisherMixture",
     "compare",
+    "paper_inversion",
 ]
 
 ROOMS = ("densities", "evaluation", "inversion", "moments", "quadrature", "volumes")

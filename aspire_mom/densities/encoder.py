@@ -1,4 +1,4 @@
-"""The paper's encoder ξ_θ^ρ: from moments to a density on quadrature nodes."""
+"""The paper's encoders: from moments to a density on nodes, and to a latent variable."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SLOPE = 0.02
 STACKED = 6
 
 
-class MomentEncoder(nn.Module):
+class LatentEncoder(nn.Module):
     """
-    Encoder ξ_θ^ρ of section 4.2 and appendix A.2: moments in, probabilities on the
-    quadrature's nodes (the paper's z_ρ) out. Make one by :meth:`cartesian` or
+    Encoder ξ_θ^v of section 4.2 and appendix A.2: moments in, a latent variable z_v of
+    the volume out, which `FourierNet` takes. Make one by :meth:`cartesian` or
     :meth:`polar`.
 
     Each moment is a field on side × side points with real and imaginary parts as
@@ -34,7 +34,7 @@ class MomentEncoder(nn.Module):
     :param first_shape: Shape of the first moment, side² or side entries.
     :param second_shape: Shape of the second moment, a multiple of side² entries; all
         axes but the field's become channels.
-    :param n_nodes: Number of quadrature nodes.
+    :param n_outputs: Length of z.
     :param padding_mode: "circular" (periodic fields) or "zeros".
     :param window: Convolution window, odd, at most 2 side - 1.
     :param channels: Channels of the hidden convolutions.
@@ -48,7 +48,7 @@ class MomentEncoder(nn.Module):
         side: int,
         first_shape: tuple[int, ...],
         second_shape: tuple[int, ...],
-        n_nodes: int,
+        n_outputs: int,
         *,
         padding_mode: str,
         window: int,
@@ -57,10 +57,10 @@ class MomentEncoder(nn.Module):
         seed: int,
     ):
         super().__init__()
-        if min(side, n_nodes, channels, width) < 1 or min(second_shape) < 1:
+        if min(side, n_outputs, channels, width) < 1 or min(second_shape) < 1:
             raise ValueError(
                 "sizes must be positive, got moments of shape "
-                f"{first_shape} and {second_shape}, n_nodes = {n_nodes}, "
+                f"{first_shape} and {second_shape}, n_outputs = {n_outputs}, "
                 f"channels = {channels}, width = {width}"
             )
         if window % 2 == 0 or not 1 <= window <= 2 * side - 1:
@@ -69,6 +69,7 @@ class MomentEncoder(nn.Module):
                 f"{side} x {side} points, got {window}"
             )
         self.side, self.first_shape, self.second_shape = side, first_shape, second_shape
+        self.n_outputs = n_outputs
 
         def convolutions(*sizes: int) -> nn.Sequential:
             layers = []
@@ -90,20 +91,20 @@ class MomentEncoder(nn.Module):
                 nn.Flatten(),
                 nn.Linear(channels * side**2, width),
                 nn.LeakyReLU(SLOPE),
-                nn.Linear(width, n_nodes),
+                nn.Linear(width, n_outputs),
             )
 
     @classmethod
     def cartesian(
         cls,
         L: int,
-        n_nodes: int,
+        n_outputs: int,
         *,
         window: int = 15,
         channels: int = 6,
         width: int = 256,
         seed: int = 0,
-    ) -> MomentEncoder:
+    ) -> LatentEncoder:
         """
         Encoder of moments of all L² Fourier pixels (eq. 14), with periodic padding.
         First moment (L²,), second (L², L²): the second's left pixel is the channel, its
@@ -113,7 +114,7 @@ class MomentEncoder(nn.Module):
         weights, 10.7 million (43 MB in float32) at L = 63 and the defaults.
 
         :param L: Pixels along an edge of the images.
-        :param n_nodes: Number of quadrature nodes.
+        :param n_outputs: Length of z.
         :param window: Convolution window, odd, at most 2 L - 1.
         :param channels: Channels of the hidden convolutions.
         :param width: Width of the fully connected layer.
@@ -124,7 +125,7 @@ class MomentEncoder(nn.Module):
             L,
             (L * L,),
             (L * L, L * L),
-            n_nodes,
+            n_outputs,
             padding_mode="circular",
             window=window,
             channels=channels,
@@ -137,13 +138,13 @@ class MomentEncoder(nn.Module):
         cls,
         n_orders: int,
         n_rings: int,
-        n_nodes: int,
+        n_outputs: int,
         *,
         window: int = 5,
         channels: int = 6,
         width: int = 256,
         seed: int = 0,
-    ) -> MomentEncoder:
+    ) -> LatentEncoder:
         """
         Encoder of moments in the polar basis, with zero padding, for rings are not
         periodic. First moment (n_rings,), of angular order 0, constant along the
@@ -151,7 +152,7 @@ class MomentEncoder(nn.Module):
 
         :param n_orders: Number of angular orders.
         :param n_rings: Number of rings.
-        :param n_nodes: Number of quadrature nodes.
+        :param n_outputs: Length of z.
         :param window: Convolution window, odd, at most 2 n_rings - 1.
         :param channels: Channels of the hidden convolutions.
         :param width: Width of the fully connected layer.
@@ -162,7 +163,7 @@ class MomentEncoder(nn.Module):
             n_rings,
             (n_rings,),
             (n_orders, n_rings, n_rings),
-            n_nodes,
+            n_outputs,
             padding_mode="zeros",
             window=window,
             channels=channels,
@@ -175,7 +176,7 @@ class MomentEncoder(nn.Module):
         :param first: First moment (..., *first_shape), complex.
         :param second: Second moment (..., *second_shape), complex, with the same
             leading axes. Both are computed with in the encoder's dtype.
-        :return: Probabilities (..., n_nodes), non-negative, summing to one.
+        :return: z (..., n_outputs), real.
         :raises ValueError: If shapes or leading axes do not fit, or moments are real.
         """
         batch = _leading("first moment", first, self.first_shape)
@@ -191,7 +192,7 @@ class MomentEncoder(nn.Module):
             ),
             dim=1,
         )
-        return torch.softmax(self.joint(stacked), dim=-1).reshape(*batch, -1)
+        return self.joint(stacked).reshape(*batch, -1)
 
     def _field(self, moment: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Moment as real fields (batch, channels, side, side) of unit RMS."""
@@ -204,6 +205,22 @@ class MomentEncoder(nn.Module):
         # A first moment in rings has one row, repeated over the field.
         rows = min(side, size // side)
         return parts.reshape(len(parts), -1, rows, side).expand(-1, -1, side, -1)
+
+
+class MomentEncoder(LatentEncoder):
+    """
+    Encoder ξ_θ^ρ: as :class:`LatentEncoder`, with a softmax at the end that makes its
+    outputs probabilities of a quadrature's nodes, the paper's z_ρ.
+    """
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """
+        :param first: First moment, as :meth:`LatentEncoder.forward` takes it.
+        :param second: Second moment.
+        :return: Probabilities (..., n_outputs), non-negative, summing to one.
+        :raises ValueError: If shapes or leading axes do not fit, or moments are real.
+        """
+        return torch.softmax(super().forward(first, second), dim=-1)
 
 
 def _leading(name: str, moment: Tensor, shape: tuple[int, ...]) -> torch.Size:

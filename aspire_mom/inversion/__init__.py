@@ -5,6 +5,7 @@ from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.inversion import MomentInversion
 from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import OptimizerStatus, StoppedByUser
+from aspire_mom.inversion.paper import paper_inversion
 from aspire_mom.inversion.reconstruction import Reconstruction
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Reconstruction",
     "StoppedByUser",
     "forward_model",
+    "paper_inversion",
 ]

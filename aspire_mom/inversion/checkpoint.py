@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from aspire_mom.inversion.processes import is_first
+
 SECONDS_BETWEEN_WRITES = 20
 # What torch.load raises on files that it did not write, or not to the end.
 UNREADABLE = (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError)
@@ -75,8 +77,8 @@ class Checkpoint:
         self._write_now_and_then()
 
     def write(self) -> None:
-        """Write to disk at once."""
-        if self.path is None:
+        """Write to disk at once, if this is the process that writes."""
+        if self.path is None or not is_first():
             return
         partial = self.path.with_name(self.path.name + ".part")
         torch.save(self.state, partial)

@@ -6,15 +6,12 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from aspire_mom.inversion.cartesian import CartesianForward, check_count, in_chunks
+from aspire_mom.inversion.processes import gathered, own_rows
 from aspire_mom.moments import Basis, CartesianBasis, PolarBasis
 from aspire_mom.quadrature import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
-
-# Fourier values evaluated at once; more are recomputed chunk by chunk when
-# differentiated, so that a network's activations fit in memory.
-POINTS_PER_CHUNK = 2**18
 
 
 class PolarForward(torch.nn.Module):
@@ -82,18 +79,14 @@ class PolarForward(torch.nn.Module):
         """
         dtype = next(volume.parameters()).dtype
         radii = self.radii.to(dtype)
-        directions = self.directions.to(dtype)
-        chunks = directions.split(max(1, POINTS_PER_CHUNK // self.n_rings))
-        if volume.rings_at_once or len(chunks) == 1:
+        n = len(self.directions)
+        directions = self.directions.to(dtype)[own_rows(n)]
+        if volume.rings_at_once:
             values = volume.on_rings(directions, radii)
         else:
-            values = torch.cat(
-                [
-                    checkpoint(volume.on_rings, c, radii, use_reentrant=False)
-                    for c in chunks
-                ]
-            )
-        rings = values.reshape(self.n_views, self.n_angles, self.n_rings) / self.L
+            values = in_chunks(volume.on_rings, directions, radii)
+        rings = gathered(values, n) / self.L
+        rings = rings.reshape(self.n_views, self.n_angles, self.n_rings)
         fourier = torch.view_as_complex(self.fourier.to(dtype))
         c = values.new_zeros((self.max_order + 1, self.n_rings, self.n_views))
         parts = (rings.real, rings.imag)
@@ -114,7 +107,7 @@ class PolarForward(torch.nn.Module):
             orders in use.
         :raises ValueError: If there is not one probability per node.
         """
-        _check_count(probabilities, self.n_quadrature_views * self.n_inplane)
+        check_count(probabilities, self.n_quadrature_views * self.n_inplane)
         c = self.coefficients(volume)
         probabilities = probabilities.to(c.real.dtype)
         if not self.inplane_average:
@@ -157,54 +150,6 @@ class PolarForward(torch.nn.Module):
         return first, torch.stack(blocks)
 
 
-class CartesianForward(torch.nn.Module):
-    """
-    Moments of all Fourier pixels by eq. 20, every node of the quadrature evaluated: the
-    paper's own form, right for any density on SO(3).
-
-    :param basis: `CartesianBasis` of the moments.
-    :param quadrature: Nodes on SO(3).
-    """
-
-    def __init__(self, basis: CartesianBasis, quadrature: SO3Quadrature):
-        super().__init__()
-        self.L = L = basis.L
-        rotations = torch.from_numpy(quadrature.rotations.matrices)
-        frequencies = torch.from_numpy(basis.frequencies).double()
-        # V(-k) = conj V(k): pixels up to the centre stand for the rest. For even L the
-        # Nyquist row and column have no opposites and are zero, as ASPIRE has them.
-        keep = (frequencies > -L / 2).all(1)
-        n_kept = int(keep.sum())
-        self.register_buffer("index", keep.nonzero()[:, 0])
-        self.register_buffer("rotations", rotations)
-        self.register_buffer("frequencies", frequencies[keep][: n_kept // 2 + 1])
-
-    def forward(
-        self, volume: FourierVolume, probabilities: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """
-        :param volume: The volume model.
-        :param probabilities: Weights of the quadrature's nodes, (n,).
-        :return: First moment (L²,) and second (L², L²), complex.
-        :raises ValueError: If there is not one probability per node.
-        """
-        _check_count(probabilities, len(self.rotations))
-        dtype = next(volume.parameters()).dtype
-        frequencies = self.frequencies.to(dtype)
-        n = max(1, POINTS_PER_CHUNK // len(frequencies))
-        half = torch.cat(
-            [
-                checkpoint(volume.slices, r, frequencies, use_reentrant=False)
-                for r in self.rotations.to(dtype).split(n)
-            ]
-        )
-        kept = torch.cat((half, half[:, :-1].conj().flip(1)), 1) / self.L
-        slices = kept.new_zeros((len(kept), self.L**2))
-        slices[:, self.index] = kept
-        weighted = slices * probabilities[:, None].to(dtype)
-        return weighted.sum(0), weighted.T @ slices.conj()
-
-
 def forward_model(
     basis: Basis,
     quadrature: SO3Quadrature,
@@ -224,11 +169,3 @@ def forward_model(
     if isinstance(basis, CartesianBasis):
         return CartesianForward(basis, quadrature)
     return PolarForward(basis, quadrature, n_rings=n_rings, max_order=max_order)
-
-
-def _check_count(probabilities: Tensor, n_nodes: int) -> None:
-    if probabilities.shape != (n_nodes,):
-        raise ValueError(
-            f"probabilities have shape {tuple(probabilities.shape)}; the quadrature has"
-            f" {n_nodes} nodes"
-        )

@@ -18,6 +18,7 @@ from aspire.volume import Volume
 from torch import Tensor
 
 from aspire_mom.densities import DiscreteDensity, MomentEncoder
+from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.checkpoint import Checkpoint
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.loss import (
@@ -37,6 +38,7 @@ from aspire_mom.inversion.options import (
     check_rings,
     checked_device,
 )
+from aspire_mom.inversion.processes import is_first
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (
     Candidate,
@@ -206,7 +208,8 @@ class MomentInversion:
         logger.info(f"Inverting {self.moments} with {self.settings}")
         try:
             total = n_refinements(len(candidates), len(problems))
-            with self._threads(), tqdm(desc="inversion", total=total) as bar:
+            bar = tqdm(desc="inversion", total=total, disable=not is_first() or None)
+            with self._threads(), bar:
                 ranking = search(
                     candidates,
                     problems,
@@ -270,7 +273,10 @@ class MomentInversion:
         if not self.cartesian:
             cut = {"n_rings": n_rings, "max_order": self._max_order(n_rings)}
         basis, moments = self.moments.basis, self.moments
-        loss = MomentLoss(moments, weighting=self.weighting, lam=self.lam, **cut)
+        if self.cartesian and self.weighting == "none":
+            loss = CartesianLoss(moments, lam=self.lam)
+        else:
+            loss = MomentLoss(moments, weighting=self.weighting, lam=self.lam, **cut)
         return Problem(
             forward=forward_model(basis, self.quadrature, **cut).to(self.device),
             loss=loss.to(self.device),
@@ -280,8 +286,9 @@ class MomentInversion:
 
     @cached_property
     def _estimates(self) -> tuple[Tensor, ...]:
-        """The moments as an encoder takes them; nothing for other densities."""
-        if not isinstance(self.density, MomentEncoder):
+        """The moments as encoders take them; nothing where there is none."""
+        encoded = getattr(self.volume, "encoder", None) is not None
+        if not encoded and not isinstance(self.density, MomentEncoder):
             return ()
         return tuple(
             torch.from_numpy(np.asarray(value, dtype=np.complex64)).to(self.device)

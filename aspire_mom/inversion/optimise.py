@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from aspire.utils import tqdm
 from torch import Tensor
+
+from aspire_mom.inversion.processes import agreed, combine_gradients, is_first
+from aspire_mom.volumes import FourierVolume
 
 Optimizer = Literal["lbfgs", "adam"]
 LBFGS_STEPS_PER_REPORT = 20
@@ -26,12 +30,16 @@ class OptimizerStatus:
     :param step: Steps done in this stage.
     :param n_steps: Steps that the stage may take.
     :param loss: Loss after them.
+    :param volume: The volume model as it is now; not to be changed.
+    :param density: The density model as it is now.
     """
 
     stage: str
     step: int
     n_steps: int
     loss: float
+    volume: FourierVolume | None = None
+    density: torch.nn.Module | None = None
 
 
 StatusCallback = Callable[[OptimizerStatus], bool | None]
@@ -52,6 +60,7 @@ def minimise(
     status: StatusCallback | None = None,
     state: dict | None = None,
     save: Callable[[dict], None] | None = None,
+    split: Iterable[torch.nn.Parameter] = (),
 ) -> float:
     """
     Minimise by L-BFGS with strong Wolfe line searches, or by Adam with the learning
@@ -66,6 +75,8 @@ def minimise(
     :param status: Called every few steps; returning True stops.
     :param state: What `save` was given, to go on from there.
     :param save: Called with a resumable state every few steps.
+    :param split: Parameters whose gradients are shared out over processes
+        (:func:`combine_gradients`).
     :return: The loss at the end.
     :raises ValueError: an unknown method.
     :raises StoppedByUser: `status` returned True; the parameters keep their values.
@@ -73,7 +84,8 @@ def minimise(
     """
     if method not in ("lbfgs", "adam"):
         raise ValueError(f'method is {method!r}; it must be "lbfgs" or "adam"')
-    parameters = list(parameters)
+    parameters, split = list(parameters), list(split)
+    same = [p for p in parameters if not any(p is q for q in split)]
     lbfgs = method == "lbfgs"
     every = LBFGS_STEPS_PER_REPORT if lbfgs else ADAM_STEPS_PER_REPORT
     if lbfgs:
@@ -99,14 +111,15 @@ def minimise(
 
     @torch.no_grad()
     def value() -> float:
-        return float(finite(objective()))
+        return float(finite(agreed(objective())))
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         # A line search does not mind NaN, but goes on from it to steps beyond floats.
         loss = finite(objective())
         loss.backward()
-        return loss
+        combine_gradients(split, same)
+        return agreed(loss.detach())
 
     # The optimiser changes its state in place, which must not reach what is saved.
     if state is None:
@@ -115,6 +128,10 @@ def minimise(
         optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         step, loss = state["step"], state["loss"]
     group = optimizer.param_groups[0]
+    quiet = lbfgs or not is_first()
+    bar = tqdm(
+        total=n_steps, initial=step, desc=stage, leave=False, disable=quiet or None
+    )
     while step < n_steps:
         before, block = loss, min(every, n_steps - step)
         if lbfgs:
@@ -125,11 +142,15 @@ def minimise(
                 group["lr"] = learning_rates[i * len(learning_rates) // n_steps]
                 optimizer.step(closure)
         step, loss = step + block, value()
+        bar.set_postfix_str(f"loss {loss:.4g}")
+        bar.update(block)
         if lbfgs and before - loss < CONVERGED * abs(loss):
             step = n_steps
         if save is not None:
             kept = copy.deepcopy(optimizer.state_dict())
             save({"optimizer": kept, "step": step, "loss": loss})
-        if status and status(OptimizerStatus(stage, step, n_steps, loss)):
+        stop = status and status(OptimizerStatus(stage, step, n_steps, loss))
+        if agreed(torch.tensor(float(bool(stop)))):
             raise StoppedByUser(stage)
+    bar.close()
     return loss

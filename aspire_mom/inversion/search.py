@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 
 from aspire_mom.densities import MomentEncoder
+from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.checkpoint import Checkpoint
 from aspire_mom.inversion.forward import CartesianForward, PolarForward
 from aspire_mom.inversion.loss import MomentLoss
-from aspire_mom.inversion.optimise import Optimizer, StatusCallback, minimise
+from aspire_mom.inversion.optimise import (
+    Optimizer,
+    OptimizerStatus,
+    StatusCallback,
+    minimise,
+)
 from aspire_mom.volumes import FourierVolume, GaussianMixture
 
 FIRST_RINGS = 4
@@ -31,11 +37,11 @@ class Problem:
     :param forward: Map from (volume, probabilities) to moments.
     :param loss: Distance of moments from the estimates.
     :param n_rings: Rings in use (of a Cartesian basis, all).
-    :param estimates: The whole estimated moments where the density is an encoder.
+    :param estimates: The whole estimated moments where there is an encoder.
     """
 
     forward: PolarForward | CartesianForward
-    loss: MomentLoss
+    loss: MomentLoss | CartesianLoss
     n_rings: int
     estimates: tuple[Tensor, ...] = ()
 
@@ -43,8 +49,13 @@ class Problem:
         """
         :return: The loss, with the density's penalty where it is −2 log-likelihood.
         """
+        if getattr(volume, "encoder", None) is not None:
+            volume.encode(*self.estimates)
         probabilities = self.probabilities(density)
-        value = self.loss(*self.forward(volume, probabilities))
+        if isinstance(self.loss, CartesianLoss):
+            value = self.loss(self.forward.slices(volume), probabilities)
+        else:
+            value = self.loss(*self.forward(volume, probabilities))
         if self.loss.weighting == "noise" and hasattr(density, "penalty"):
             value = value + density.penalty()
         return value
@@ -168,6 +179,9 @@ def refine(
         states = {"volume": volume.state_dict(), "density": density.state_dict()}
         return {**copy.deepcopy(states), **more}
 
+    def status(now: OptimizerStatus) -> bool | None:
+        return plan.status(replace(now, volume=volume, density=density))
+
     if done := checkpoint.finished(stage):
         restore(done)
         candidate.loss = done["loss"]
@@ -182,9 +196,10 @@ def refine(
             n_steps=n_steps,
             learning_rates=plan.learning_rates,
             stage=stage,
-            status=plan.status,
+            status=plan.status and status,
             state=begun,
             save=lambda state: checkpoint.progress(stage, snapshot(**state)),
+            split=volume.parameters(),
         )
         checkpoint.finish(stage, snapshot(loss=candidate.loss))
     candidate.criterion = problem.criterion(candidate.loss, volume)

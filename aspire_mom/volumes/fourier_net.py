@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,12 +14,17 @@ from torch.nn.utils import skip_init
 from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.base import FourierVolume, volume_transform
 
+if TYPE_CHECKING:
+    from aspire_mom.densities.encoder import LatentEncoder
+
 # First-layer waves are those of points in a ball this large (box units) ...
 FIRST_RADIUS = 0.2
 # ... the envelope starts as exp(-ENVELOPE (|k| / band limit)²) ...
 ENVELOPE = 6.0
 # ... and output weights are this much smaller than a SIREN's hidden ones.
 OUTPUT_GAIN = 0.1
+# Weights of the latent variable start small: the network is as without it, nearly.
+LATENT_GAIN = 0.1
 # Rotated frequencies at the band limit may exceed it by rounding.
 ROUNDING = 1e-4
 
@@ -51,6 +57,11 @@ class FourierNet(FourierVolume):
 
     V is zero beyond the band limit: a network says nothing of what it never saw.
 
+    With an encoder, v̂_φ has the latent variable z_v = ξ_θ^v(M̂¹, M̂²) as further input
+    (section 4.2), the same at all k. Put beside k in the first layer it would undo the
+    symmetry; so it shifts what goes into the hidden sines of even networks, and scales
+    it in the odd one.
+
     :param band_limit: K, cycles per box: the largest |k| that the data have, L/2 for
         rings in an L-pixel image, L/√2 where the corners of its transform count.
     :param hidden: Width of the hidden layers.
@@ -59,6 +70,7 @@ class FourierNet(FourierVolume):
         by it, so that it sets how fast V changes under the optimiser.
     :param scale: s, the magnitude of the data: max |V|, which is V(0) where the
         volume is nowhere negative. :meth:`fit` sets it.
+    :param encoder: ξ_θ^v, such as a `LatentEncoder`: moments to z_v.
     :param seed: Seed of the initial weights.
     """
 
@@ -70,6 +82,7 @@ class FourierNet(FourierVolume):
         layers: int = 3,
         omega: float = 5.0,
         scale: float = 1.0,
+        encoder: LatentEncoder | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -78,13 +91,26 @@ class FourierNet(FourierVolume):
         check_integer("layers", layers, 1)
         self.band_limit = float(band_limit)
         generator = torch.Generator().manual_seed(seed)
+        n_latent = 0 if encoder is None else encoder.n_outputs
         networks = [
-            _Siren(odd, hidden, layers, omega, generator)
+            _Siren(odd, hidden, layers, omega, n_latent, generator)
             for odd in (False, False, True)
         ]
+        self.encoder, self.latent = encoder, None
         self.envelope, self.real, self.imaginary = networks
         self.decay = torch.nn.Parameter(torch.tensor(ENVELOPE))
         self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def encode(self, first: Tensor, second: Tensor) -> None:
+        """
+        Set z_v from moments, for all evaluations from here on; without an encoder
+        there is nothing to set.
+
+        :param first: First moment, of the shape that the encoder was made for, complex.
+        :param second: Second moment.
+        """
+        if self.encoder is not None:
+            self.latent = self.encoder(first, second)
 
     def forward(self, k: Tensor) -> Tensor:
         """
@@ -93,11 +119,17 @@ class FourierNet(FourierVolume):
         :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype of the
             parameters.
         :return: V(k), shape (...), complex; zero for |k| > band_limit.
+        :raises ValueError: there is an encoder, and it was given no moments yet.
         """
+        if self.encoder is not None and self.latent is None:
+            raise ValueError("z_v is not known yet; call encode(first, second) before")
+        z = self.latent
         radius2 = k.square().sum(-1) / self.band_limit**2
-        amplitude = self.scale * torch.exp(self.envelope(k) - self.decay * radius2)
-        amplitude = torch.where(radius2 <= 1 + ROUNDING, amplitude, 0)
-        return torch.complex(amplitude * self.real(k), amplitude * self.imaginary(k))
+        amplitude = torch.exp(self.envelope(k, z) - self.decay * radius2)
+        amplitude = torch.where(radius2 <= 1 + ROUNDING, self.scale * amplitude, 0)
+        return torch.complex(
+            amplitude * self.real(k, z), amplitude * self.imaginary(k, z)
+        )
 
     def fit(self, volume: Volume, **options) -> float:
         """
@@ -120,6 +152,7 @@ class _Siren(torch.nn.Module):
         hidden: int,
         layers: int,
         omega: float,
+        n_latent: int,
         generator: torch.Generator,
     ):
         super().__init__()
@@ -133,16 +166,26 @@ class _Siren(torch.nn.Module):
             for _ in range(layers - 1)
         )
         self.last = skip_init(torch.nn.Linear, hidden, 1, bias=False)
+        self.latent = None
+        if n_latent:
+            self.latent = skip_init(torch.nn.Linear, n_latent, hidden, bias=False)
         bound = math.sqrt(6 / hidden)
         with torch.no_grad():
             for parameter in self.hidden.parameters():
                 parameter.uniform_(-bound / omega, bound / omega, generator=generator)
             self.last.weight.uniform_(-bound, bound, generator=generator)
             self.last.weight.mul_(OUTPUT_GAIN)
+            if n_latent:
+                bound = LATENT_GAIN / math.sqrt(n_latent)
+                self.latent.weight.uniform_(-bound, bound, generator=generator)
 
-    def forward(self, k: Tensor) -> Tensor:
+    def forward(self, k: Tensor, z: Tensor | None) -> Tensor:
         phases = k @ self.first.T
         values = torch.sin(phases) if self.odd else torch.cos(phases)
+        by_latent = 0 if z is None else self.latent(z)
         for layer in self.hidden:
-            values = torch.sin(self.omega * layer(values))
+            before = layer(values)
+            # An odd network stays odd when scaled, but not when shifted.
+            before = before * (1 + by_latent) if self.odd else before + by_latent
+            values = torch.sin(self.omega * before)
         return self.last(values).squeeze(-1)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aspire_mom.densities import VonMisesFisherMixture
-from aspire_mom.inversion import forward, forward_model
+from aspire_mom.inversion import cartesian, forward_model
 from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import BallHarmonics, FourierNet, ball_harmonics
@@ -295,14 +295,16 @@ def test_in_plane_rotation(angle):
 def test_chunks_make_no_difference(model, basis, monkeypatch):
     """Nor to gradients, recomputed chunk by chunk."""
     quadrature, results = QUADRATURES["antipodal"], []
-    for points in (2**18, 500):
-        monkeypatch.setattr(forward, "POINTS_PER_CHUNK", points)
+    for points, kept in ((2**18, 2**18), (500, 2**18), (500, 0)):
+        monkeypatch.setattr(cartesian, "POINTS_PER_CHUNK", points)
+        monkeypatch.setattr(cartesian, "POINTS_KEPT", kept)
         (first, second), _ = moments_of(model, quadrature, basis)
         loss = first.abs().square().sum() + second.abs().square().sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         results.append([first, second, *gradients])
-    for whole, chunked in zip(*results, strict=True):
-        assert largest_difference(chunked, whole) < 1e-4
+    for whole, *others in zip(*results, strict=True):
+        for chunked in others:
+            assert largest_difference(chunked, whole) < 1e-4
 
 
 def test_harmonics_are_evaluated_once(monkeypatch):
@@ -314,7 +316,7 @@ def test_harmonics_are_evaluated_once(monkeypatch):
         return harmonics(*args)
 
     monkeypatch.setattr(ball_harmonics, "real_spherical_harmonics", counted)
-    monkeypatch.setattr(forward, "POINTS_PER_CHUNK", 500)
+    monkeypatch.setattr(cartesian, "POINTS_PER_CHUNK", 500)
     model = BallHarmonics(4.0, support_radius=0.4)
     quadrature = QUADRATURES["antipodal"]
     module = forward_model(PolarBasis(9), quadrature)

@@ -1,0 +1,86 @@
+"""The paper's own configuration (section 5.2), as one preset."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from aspire_mom.densities import LatentEncoder, MomentEncoder
+from aspire_mom.inversion.inversion import MomentInversion, mean_coefficient
+from aspire_mom.inversion.optimise import StatusCallback
+from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
+from aspire_mom.volumes import FourierNet
+
+LEARNING_RATES = (1e-5, 1e-6)
+
+
+def paper_inversion(
+    moments: Moments,
+    *,
+    n_epochs: int = 10_000,
+    n_latent: int = 0,
+    lam: float = 1.0,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    status: StatusCallback | None = None,
+    checkpoint: str | Path | None = None,
+) -> MomentInversion:
+    """
+    The inversion as Khoo, Paul & Sharon ran it: moments of all n² Fourier pixels, nodes
+    of a 100-point 13-design times 12 in-plane angles with equal weights, their
+    probabilities z_ρ from the encoder ξ_θ^ρ and the volume a `FourierNet`, both
+    optimised together by Adam on eq. 28, with learning rate 1e-5 and then 1e-6.
+
+    What the paper leaves open is as follows. λ = 1 with each norm divided by that of
+    the estimate, so that both moments count alike whatever the scale of the data.
+    `FourierNet` has 128 wide layers and ω = 5 (see there), its scale that of the mean
+    image, and reaches into the corners of the Fourier square, √2 · n/2 cycles per box.
+    `MomentEncoder` has the sizes that it states.
+
+    :param moments: Moments in a `CartesianBasis`.
+    :param n_epochs: Steps at each of the two learning rates.
+    :param n_latent: Length of z_v, from an encoder ξ_θ^v of the same kind that is
+        optimised with the rest; 0 for none, as in the paper's experiments.
+    :param lam: λ of eq. 28.
+    :param seed: Seed of all initial weights.
+    :param device: torch device.
+    :param status: Called every 50 steps with an `OptimizerStatus`.
+    :param checkpoint: File that keeps progress; an existing one is resumed.
+    :return: The inversion, to call `estimate()` on.
+    :raises TypeError: `moments` is no `Moments`.
+    :raises ValueError: they are of another basis, or an option is out of range.
+    """
+    if not isinstance(moments, Moments):
+        raise TypeError(f"moments is a {type(moments).__name__}, not a Moments")
+    if not isinstance(moments.basis, CartesianBasis):
+        raise ValueError(
+            f"moments are of {moments.basis}; the paper's configuration takes those of"
+            " a CartesianBasis"
+        )
+    L = moments.basis.L
+    quadrature = SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
+    encoder = LatentEncoder.cartesian(L, n_latent, seed=seed) if n_latent else None
+    volume = FourierNet(
+        L / math.sqrt(2),
+        scale=L * abs(mean_coefficient(moments)),
+        encoder=encoder,
+        seed=seed,
+    )
+    return MomentInversion(
+        moments,
+        volume,
+        MomentEncoder.cartesian(L, len(quadrature), seed=seed),
+        quadrature,
+        weighting="none",
+        lam=lam,
+        optimizer="adam",
+        n_steps=len(LEARNING_RATES) * n_epochs,
+        learning_rates=LEARNING_RATES,
+        seed=seed,
+        device=device,
+        status=status,
+        checkpoint=checkpoint,
+    )

@@ -1,0 +1,124 @@
+"""
+Work split over the processes of `torch.distributed`, as `torchrun` starts them.
+
+Each process evaluates the volume at its share of the quadrature's nodes and hands the
+values to all others; the moment algebra, cheap beside that, is done by all alike. With
+one process, or without `torch.distributed`, nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def n_processes() -> int:
+    """Processes that share the work."""
+    return dist.get_world_size() if _started() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and reports."""
+    return not _started() or dist.get_rank() == 0
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """
+    Join the processes that `torchrun` has started, if it has, for as long as the
+    context lasts.
+
+    :param device: Device of the tensors that are exchanged: nccl for cuda, else gloo.
+    """
+    if _started() or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def own_rows(n: int) -> slice:
+    """
+    :param n: Rows of work.
+    :return: Those of this process.
+    """
+    if not _started():
+        return slice(0, n)
+    each = -(-n // n_processes())
+    start = min(dist.get_rank() * each, n)
+    return slice(start, min(start + each, n))
+
+
+def gathered(rows: Tensor, n: int) -> Tensor:
+    """
+    :param rows: Values at :func:`own_rows`, (own, ...), real or complex.
+    :param n: Rows of all processes together.
+    :return: (n, ...), the same on all of them. Its gradient is handed on to the own
+        rows alone: every process is to compute the same loss from the result.
+    """
+    return _Gathered.apply(rows, n) if _started() else rows
+
+
+def combine_gradients(
+    split: Iterable[torch.nn.Parameter], same: Iterable[torch.nn.Parameter]
+) -> None:
+    """
+    Give all processes the gradient of the whole.
+
+    :param split: Parameters that each process knows only its own rows' gradient of:
+        summed.
+    :param same: Parameters whose gradients all processes have computed alike: averaged,
+        so that rounding does not drive processes apart.
+    """
+    if not _started():
+        return
+    for parameters, divisor in ((split, 1), (same, n_processes())):
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if gradients:
+            flat = torch.cat([g.reshape(-1) for g in gradients])
+            dist.all_reduce(flat)
+            flat /= divisor
+            parts = flat.split([g.numel() for g in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+
+def agreed(value: Tensor) -> Tensor:
+    """
+    :param value: A scalar that all processes have computed.
+    :return: The first process's, so that all take the same decisions on it.
+    """
+    if _started():
+        value = value.clone()
+        dist.broadcast(value, 0)
+    return value
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, n: int) -> Tensor:
+        ctx.rows = own_rows(n)
+        each = -(-n // n_processes())
+        real = torch.view_as_real(rows) if rows.is_complex() else rows
+        own = real.new_zeros((each, *real.shape[1:]))
+        own[: len(real)] = real
+        parts = [torch.empty_like(own) for _ in range(n_processes())]
+        dist.all_gather(parts, own)
+        whole = torch.cat(parts)[:n]
+        return torch.view_as_complex(whole) if rows.is_complex() else whole
+
+    @staticmethod
+    def backward(ctx, by: Tensor) -> tuple[Tensor, None]:
+        return by[ctx.rows].contiguous(), None
+
+
+def _started() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+
+from aspire_mom.inversion import MomentLoss, forward_model
+from aspire_mom.inversion.cartesian import CartesianLoss
+from aspire_mom.moments import CartesianBasis, Moments
+from tests.inversion.models import (
+    closed_form,
+    exact_moments,
+    largest_difference,
+    mixture,
+    quadrature_of,
+    random_probabilities,
+    random_rotations,
+)
+from tests.references import forward as reference
+
+SIZES = pytest.mark.parametrize("L", [8, 9])
+# Multiples of four share values between in-plane angles; others do not.
+ANGLES = pytest.mark.parametrize("n_inplane", [1, 4, 6, 12])
+
+
+def problem(L, n_inplane, dtype=torch.float32):
+    basis = CartesianBasis(L)
+    quadrature = quadrature_of(random_rotations(3), n_inplane)
+    p = random_probabilities(len(quadrature))
+    return basis, quadrature, p, mixture(dtype=dtype)
+
+
+@SIZES
+@ANGLES
+def test_turned_slices_are_those_of_every_node(L, n_inplane):
+    """Against the defining sum at every node, no symmetry used."""
+    basis, quadrature, p, model = problem(L, n_inplane, torch.float64)
+    expected = reference.cartesian_moments(
+        closed_form(model), quadrature.rotations.matrices, p, L
+    )
+    actual = forward_model(basis, quadrature)(model, torch.from_numpy(p))
+    for a, e in zip(actual, expected, strict=True):
+        assert largest_difference(a, e) < 1e-9
+
+
+def test_a_quarter_of_the_nodes_is_evaluated():
+    basis, quadrature, p, model = problem(9, 12)
+    evaluate, points = model.forward, []
+    model.forward = lambda k: points.append(k[..., 0].numel()) or evaluate(k)
+    forward_model(basis, quadrature)(model, torch.from_numpy(p))
+    # Half of the pixels and the centre, three of twelve angles.
+    assert sum(points) == 3 * 3 * (9 * 9 // 2 + 1)
+
+
+@SIZES
+@pytest.mark.parametrize("lam", [1.0, 0.3])
+def test_loss_is_eq_28_and_so_is_its_gradient(L, lam):
+    """Without ever forming the model's second moment, but as if it were formed."""
+    basis, quadrature, p, model = problem(L, 4)
+    truth = exact_moments(mixture(seed=1), p[::-1].copy(), quadrature, basis)
+    forward = forward_model(basis, quadrature)
+    logits = torch.from_numpy(np.log(p)).requires_grad_()
+    parameters = [logits, *model.parameters()]
+    results = []
+    for loss, values in (
+        (MomentLoss(truth, weighting="none", lam=lam), forward),
+        (CartesianLoss(truth, lam=lam), lambda m, p: (forward.slices(m), p)),
+    ):
+        value = loss(*values(model, logits.softmax(0).float()))
+        results.append((value, *torch.autograd.grad(value, parameters)))
+    for formed, factored in zip(*results, strict=True):
+        assert largest_difference(factored, formed) < 1e-4
+
+
+def test_errors_are_eq_22():
+    basis, quadrature, p, model = problem(9, 2)
+    truth = exact_moments(mixture(seed=1), p, quadrature, basis)
+    own = exact_moments(model, p, quadrature, basis)
+    slices = forward_model(basis, quadrature).slices(model)
+    actual = CartesianLoss(truth).relative_errors(slices, torch.from_numpy(p))
+    expected = own.relative_error(truth)
+    assert [float(a.detach()) for a in actual] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_no_real_image_has_is_an_error_that_stays():
+    """Moments that are not of real images: eq. 28 counts what cannot be met."""
+    basis, quadrature, p, model = problem(9, 2)
+    truth = exact_moments(model, p, quadrature, basis)
+    first = truth.first + 0.1j * np.linalg.norm(truth.first) / 9
+    second = truth.second + 0.02j * np.triu(np.ones((81, 81)), 1)
+    second = np.triu(second) + np.triu(second, 1).conj().T
+    odd = Moments(first, second, basis)
+    forward, probabilities = forward_model(basis, quadrature), torch.from_numpy(p)
+    slices = forward.slices(model)
+    expected = exact_moments(model, p, quadrature, basis).relative_error(odd)
+    actual = CartesianLoss(odd).relative_errors(slices, probabilities)
+    assert [float(a.detach()) for a in actual] == pytest.approx(expected, rel=1e-3)
+
+
+def test_bad_input():
+    basis, quadrature, p, model = problem(8, 1)
+    truth = exact_moments(model, p, quadrature, basis)
+    with pytest.raises(ValueError, match="lam is -1"):
+        CartesianLoss(truth, lam=-1)
+    empty = Moments(0 * truth.first, truth.second, basis)
+    with pytest.raises(ValueError, match="first moment is 0"):
+        CartesianLoss(empty)
+    slices = forward_model(basis, quadrature).slices(model)
+    with pytest.raises(ValueError, match=r"shape \(2,\).* 3 nodes"):
+        CartesianLoss(truth)(slices, torch.ones(2))
