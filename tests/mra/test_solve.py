@@ -89,6 +89,25 @@ def test_exact_moments_of_any_signal(n, kind, seed):
         assert shift_error(rho, density) < 1e-6
 
 
+def test_answers_that_do_not_meet_exact_moments_are_warned_of(caplog):
+    """Said once where the answer does not meet them, and only there."""
+    warned = []
+    for seed in (0, 1, 7):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(20, 61))
+        v, rho = 1 + rng.standard_normal(n), rng.dirichlet(np.ones(n))
+        # Without v̂(1) marching fails, and least squares sometimes.
+        v_hat = np.fft.rfft(v)
+        v_hat[1] = 0
+        m = exact_moments(np.fft.irfft(v_hat, n), rho)
+        caplog.clear()
+        found = solve(m.first, m.second)
+        errors = relative_errors(*forward_moments(*found), m.first, m.second)
+        warned.append(len(caplog.records))
+        assert warned[-1] == (max(errors) > 1e-6)
+    assert set(warned) == {0, 1}
+
+
 @pytest.mark.parametrize("method", ["spectral", "marching", "least-squares"])
 def test_flat_spectra_suit_every_method(method):
     """|v̂(k)| = 1, the case of section 4.1, in which eigenvalues are ρ's values."""
