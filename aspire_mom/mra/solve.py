@@ -49,7 +49,8 @@ def solve(
 
     Any (v(· - t), ρ(· + t)) has the same moments. Returned is the pair whose ρ has its
     circular mean within half a sample of shift 0: shifting the data by t whole samples
-    shifts v by t and leaves ρ as it is; reversing the data reverses both.
+    shifts v by t and leaves ρ as it is; reversing the data reverses both (but for means
+    just half a sample off with v and ρ symmetric: :func:`gauge.fix_gauge`).
 
     Methods:
 

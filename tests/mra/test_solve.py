@@ -236,6 +236,23 @@ def test_reversing_the_data_reverses_the_answer(n, seed, method):
     np.testing.assert_allclose(rho_back, density[back], atol=1e-7)
 
 
+@settings(max_examples=20)
+@given(
+    n=st.integers(20, 60),
+    seed=st.integers(0, 999),
+    method=st.sampled_from(["auto", "marching"]),
+)
+def test_reversing_data_whose_mean_shift_is_half_a_sample(n, seed, method):
+    rng = np.random.default_rng(seed)
+    v, j = 1 + rng.standard_normal(n), np.arange(n)
+    rho = np.exp(rng.uniform(1, 5) * np.cos(2 * np.pi * (j - 0.5) / n))
+    m = exact_moments(v, rho / rho.sum())
+    found, density = solve(m.first, m.second, method=method)
+    v_back, rho_back = solve(m.first.conj(), m.second.conj(), method=method)
+    np.testing.assert_allclose(v_back, found[-j % n], atol=1e-7)
+    np.testing.assert_allclose(rho_back, density[-j % n], atol=1e-7)
+
+
 @settings(max_examples=10)
 @given(n=st.integers(20, 40), seed=st.integers(0, 999))
 def test_permuting_observations_changes_nothing(n, seed):
