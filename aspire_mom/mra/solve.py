@@ -20,8 +20,9 @@ from aspire_mom.mra.spectral import spectral
 logger = logging.getLogger(__name__)
 
 Method = Literal["auto", "spectral", "marching", "least-squares", "mixture"]
-# Exact moments, for code that wants a number of observations.
-AS_EXACT = 10**12
+# Exact moments, for code that wants a number of observations; and noisy ones, of a
+# noise as strong as the signal, by which least squares approaches them.
+AS_EXACT, AS_NOISY = 10**12, 10**6
 # Relative error of moments (eq. 22) up to which exact ones count as met.
 MET = 1e-6
 # Misfit, in degrees of freedom, above which least squares starts again elsewhere.
@@ -158,6 +159,10 @@ def _start(first, second, v, rho, noise) -> Quadratic:
             v, rho = np.fft.ifft(v_hat, norm="ortho").real, rng.dirichlet(np.ones(n))
         if not v.any():
             continue
+        if not noise["sigma"]:
+            # Exact moments have a misfit too rugged to descend from afar.
+            near = least_squares(moments, v, rho, AS_NOISY, np.sqrt(np.mean(v**2)))
+            v, rho = near.at[:n], near.at[n:]
         found = least_squares(moments, v, rho, count, noise["sigma"])
         if best is None or found.value < best.value:
             best = found
