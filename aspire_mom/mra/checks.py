@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from aspire_mom.mra.marching import entry_variance
-
 # What rounding may do to exact moments, relative to their total power; moments in
 # single precision have ROUNDING_UNITS of theirs.
 TOLERANCE, ROUNDING_UNITS = 1e-9, 10
 # Share of the mean's power that an estimated σ may get wrong.
 ESTIMATED = 0.05
+# Share of σ² that no estimate of it leaves behind.
+LEFT_BEHIND = 0.5
 # Standard errors at which noise is ruled out.
 BEYOND_NOISE = 6.0
+# Bound on the chance that a uniform ρ is taken for another (which is 10 times less).
+MISTAKEN = 1e-3
 # Factor on how far noise spreads eigenvalues, asymptotically, that is still noise.
 SPREAD = 2.0
+# Noise, in units of the data, beyond which no number of observations helps.
+HOPELESS = 1e50
 MIN_SIZE = 4
 
 
@@ -23,13 +27,15 @@ def check_moments(
     second: np.ndarray,
     n_observations: int | None,
     sigma: float,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, float, float]:
     """
     :param first: First moments (..., n).
     :param second: Second moments (..., n, n).
     :param n_observations: N, or None for exact moments.
     :param sigma: Standard deviation of the noise.
-    :return: Both as complex128.
+    :return: Moments, complex128, and σ, 0 for exact moments, of the data divided by a
+        power of two, and that unit: second's largest entry is about 1, so that products
+        of powers neither overflow nor underflow.
     :raises TypeError: moments that are not numbers.
     :raises ValueError: as `solve` says.
     """
@@ -48,16 +54,33 @@ def check_moments(
     for values in (first, second):
         if values.dtype.kind in "fc":
             tolerance = max(tolerance, ROUNDING_UNITS * np.finfo(values.dtype).eps)
-    first, second = first.astype(np.complex128), second.astype(np.complex128)
     for name, values in (("first", first), ("second", second)):
         if not np.isfinite(values).all():
             raise ValueError(f"{name} has values that are NaN or infinite")
-    share = 0.0 if n_observations is None else sigma**2 / n_observations
-    _check_real(first, second, max(tolerance, 1e-6))
-    _check_power(second, n_observations, sigma, share, tolerance)
-    _check_means(first, second, sigma, share, max(tolerance, 1e-6))
-    _check_varied(second, sigma, share, tolerance)
-    return first, second
+    unit = _unit(first, second)
+    first = first.astype(np.complex128) / unit
+    second = second.astype(np.complex128) / unit / unit
+    level = 0.0 if n_observations is None else min(float(sigma) / unit, HOPELESS)
+    loose = max(tolerance, 1e-6)
+    _check_real(first, second, loose)
+    least = np.linalg.eigvalsh(second)[..., 0]
+    _check_power(second, least, n_observations, level, tolerance, unit)
+    _check_means(first, second, least, n_observations, level, loose, unit)
+    _check_varied(first, second, n_observations, level, tolerance)
+    return first, second, level, unit
+
+
+def _unit(first: np.ndarray, second: np.ndarray) -> float:
+    """A power of two near the data's size, 1 for data that are 0."""
+    largest = float(max(np.abs(second.real).max(), np.abs(second.imag).max()))
+    kind = second.dtype if second.dtype.kind in "fc" else np.float64
+    least = float(np.finfo(kind).tiny)
+    if largest < least and (largest > 0 or first.any()):
+        raise ValueError(
+            f"second has a largest entry of {largest:.3g}, and {np.dtype(kind)} is"
+            f" accurate above {least:.3g} only: multiply the data by a number"
+        )
+    return 2.0 ** (np.frexp(largest)[1] // 2)
 
 
 def _check_noise(n_observations: int | None, sigma: float) -> None:
@@ -91,7 +114,7 @@ def _check_real(first: np.ndarray, second: np.ndarray, tolerance: float) -> None
         )
 
 
-def _check_power(second, n_observations, sigma, share, tolerance) -> None:
+def _check_power(second, least, n_observations, sigma, tolerance, unit) -> None:
     """The second moment is a covariance about 0: no power in it is negative."""
     n = second.shape[-1]
     power = np.einsum("...kk->...k", second).real
@@ -100,61 +123,146 @@ def _check_power(second, n_observations, sigma, share, tolerance) -> None:
     noise = 0.0
     if n_observations is not None:
         noise = sigma**2 * (2 * np.sqrt(n / n_observations) + n / n_observations)
-    least = np.linalg.eigvalsh(second)[..., 0]
     if (least >= -(SPREAD * noise + tolerance * total)).all():
         return
-    if share > 0:
+    if sigma > 0:
         raise ValueError(
-            f"second has power of {least.min():.3g} in some direction, where noise"
-            f" explains down to {-SPREAD * noise:.3g}: sigma = {sigma:g} is larger than"
-            " the data allow, or was subtracted twice"
+            f"second has power of {least.min() * unit**2:.3g} in some direction, where"
+            f" noise explains down to {-SPREAD * noise * unit**2:.3g}: sigma ="
+            f" {sigma * unit:g} is larger than the data allow, or was subtracted twice"
         )
     raise ValueError(
-        f"second has negative power, {least.min():.3g} in some direction; a second"
-        " moment has none (give n_observations and sigma if it is noisy)"
+        f"second has negative power, {least.min() * unit**2:.3g} in some direction; a"
+        " second moment has none (give n_observations and sigma if it is noisy)"
     )
 
 
-def _check_means(first, second, sigma, share, tolerance) -> None:
-    """Shifts leave a signal's mean alone, so both moments must have the same."""
+def _check_means(first, second, least, n_observations, sigma, tolerance, unit) -> None:
+    """
+    Shifts leave a signal's mean alone, so both moments must have the same; what
+    second[0, 0] has more than |first[0]|² is noise bias, if it is in all directions.
+    """
     mean, power = first[..., 0].real ** 2, second[..., 0, 0].real
-    total = np.einsum("...kk->...", second).real
-    limit = tolerance * total
-    if share > 0:
-        limit = limit + BEYOND_NOISE * np.sqrt(2 * share) * sigma + ESTIMATED * mean
-    off = np.abs(mean - power) > limit
+    excess = power - mean
+    limit = most = tolerance * np.einsum("...kk->...", second).real
+    if sigma > 0:
+        # The mean's own noise is in both, so that only its sample variance counts.
+        noise = BEYOND_NOISE * np.sqrt(2 / n_observations) * sigma**2
+        limit = limit + noise + ESTIMATED * mean
+        most = np.minimum(limit, most + noise + LEFT_BEHIND * sigma**2)
+    biased = (excess > most) & (least > excess / 2)
+    if biased.any():
+        raise ValueError(
+            "second has its noise bias left: every direction has a power of at least"
+            f" {least[biased].flat[0] * unit**2:.6g}, and second[0, 0] is larger than"
+            f" |first[0]|² by {excess[biased].flat[0] * unit**2:.6g}; subtract sigma²"
+            " from its diagonal"
+        )
+    off = np.abs(excess) > limit
     if off.any():
         raise ValueError(
             f"first and second do not belong together: |first[0]|² is"
-            f" {mean[off].flat[0]:.6g} and second[0, 0] {power[off].flat[0]:.6g}, and"
-            " shifts change neither; both must be of the unitary DFT of the same data,"
-            " noise bias removed"
+            f" {mean[off].flat[0] * unit**2:.6g} and second[0, 0]"
+            f" {power[off].flat[0] * unit**2:.6g}, and shifts change neither; both must"
+            " be of the unitary DFT of the same data, noise bias removed"
         )
 
 
-def _check_varied(second, sigma, share, tolerance) -> None:
-    """Refuse constant signals, and uniform ρ, whose second moment is diagonal."""
+def _check_varied(first, second, n_observations, sigma, tolerance) -> None:
+    """
+    Refuse constant signals, and ρ that leave v open: uniform ones, whose second moment
+    is diagonal, and ones that repeat themselves.
+
+    Where ρ̃(d) is 0 unless p divides d, entries (k, l) relate frequencies of the same
+    class k mod p only, and the classes r and -r may be turned by opposite phases. Only
+    for r = 0 and r = p/2 are these the same class, with a sign left that a shift by n/p
+    changes as well: p = 2 does no harm. Any other p is a multiple of 4 or of an odd
+    prime.
+    """
     n = second.shape[-1]
     power = np.maximum(np.einsum("...kk->...k", second).real, 0)
-    floor = (tolerance * power.sum(-1))[..., None]
-    variance = entry_variance(power, share, sigma)
-    # A diagonal entry has twice the noise, and is compared with noise alone.
-    noise = np.sqrt(2 * share) * sigma * np.ones(n)
-    if (power[..., 1:] <= BEYOND_NOISE * noise[1:] + floor).all(-1).any():
+    noise = 0.0
+    if n_observations is not None:
+        # A diagonal entry has twice the noise, and is compared with noise alone.
+        noise = np.sqrt(2 / n_observations) * sigma**2
+    limit = BEYOND_NOISE * noise + tolerance * power.sum(-1)
+    varied = power > limit[..., None]
+    if not varied[..., 1:].any(-1).all():
         raise ValueError(
             "the signal is constant to within noise: second has no power but at"
             " frequency 0, so that shifts change nothing and rho cannot be found"
         )
-    off = ~np.eye(n, dtype=bool)
-    strength = (np.abs(second) ** 2 / variance)[..., off]
-    count = n * (n - 1)
-    # Entries (k, l), (l, k) and their opposites are the same: a quarter is independent.
-    limit = 1 + BEYOND_NOISE * np.sqrt(4 / count)
-    largest = np.abs(second)[..., off].max(-1)
-    changing = np.sqrt(power[..., 1:].max(-1) * power.max(-1))
-    uniform = (strength.mean(-1) < limit) | (largest < max(tolerance, 1e-7) * changing)
-    if uniform.any():
+    seen = _seen_lags(first, second, power, n_observations, sigma, tolerance)
+    if not seen.any(-1).all():
+        shifts = ""
+        if n_observations is not None:
+            shifts = f" but for what {n_observations} shifts drawn at random leave"
         raise ValueError(
-            "rho is uniform to within noise: second is diagonal, and the first two"
-            " moments then determine v's power spectrum but not v"
+            f"rho is uniform to within noise: second is diagonal{shifts}, and the first"
+            " two moments then determine v's power spectrum but not v"
         )
+    k, lags = np.arange(n), np.arange(1, n // 2 + 1)
+    for p in range(3, n // 2 + 1):
+        if n % p or not (p == 4 or all(p % q for q in range(2, p))):
+            continue
+        open_ = varied[..., 2 * k % p > 0].any(-1)
+        if (open_ & ~seen[..., lags % p > 0].any(-1)).any():
+            raise ValueError(
+                f"rho has a period of {n // p} samples to within noise, and the first"
+                f" two moments then leave open how v's frequencies that are no"
+                f" multiples of {p} are turned against the others"
+            )
+
+
+def _seen_lags(first, second, power, n_observations, sigma, tolerance) -> np.ndarray:
+    """
+    At which lags d = 1 … n//2 the second moment tells that ρ̃(d) is not 0, (..., n//2).
+
+    Even where it is 0, the N shifts drawn from ρ have a coefficient of variance 1/N. If
+    ρ is uniform, an entry k ≠ l has the variance
+
+        E |y(k)|² |y(l)|² / N = (|v̂(k)|² + σ²) (|v̂(l)|² + σ²) / N,
+
+    of which shifts make |v̂(k) v̂(l)|²/N, noise the rest; k = -l has (|v̂(k)|⁴ + 4
+    |v̂(k)|² σ² + 2σ⁴)/N, since y(-k) is the conjugate of y(k). The first moment, of
+    variance (|v̂(k)|² + σ²)/N, stands in for row and column 0. The statistic of a lag is
+    the mean of |entry|²/variance with the weights b = share of shifts in the variance.
+    All entries of a lag have the same ρ̃(d): shifts do not average out as noise does,
+    the covariance of entries i ≠ j is √(b_i b_j) of their deviations. The statistic, a
+    weighted sum of exponentials, has the mean 1, and a variance s² and a largest weight
+    λ of
+
+        s² = [(Σ b²)² + Σ m b² (1 - b²)] / (Σ b)²,
+        λ ≤ [Σ b² + max m b (1 - b²)] / Σ b,
+
+    m = 2 since (k, l) and (-l, -k) are the same, 1 for k = -l; both s² and λ are twice
+    that for d = n/2, where ρ̃ is real. It exceeds 1 + s √(2u) + λu with a chance of at
+    most exp(-u) (Laurent & Massart 2000, lemma 1).
+    """
+    n = second.shape[-1]
+    k, lags = np.arange(n), np.arange(1, n // 2 + 1)
+    l = (k - lags[:, None]) % n
+    entries = np.abs(second[..., k, l])
+    changing = np.sqrt(power[..., 1:].max(-1) * power.max(-1))
+    seen = entries.max(-1) > max(tolerance, 1e-7) * changing[..., None]
+    if n_observations is None:
+        return seen
+    # Frequencies with no power but rounding say nothing.
+    floor = sigma**2 + tolerance * power.sum(-1)[..., None]
+    variance, share = power + floor, power / (power + floor)
+    variance[..., 0], share[..., 0] = 1, 1
+    opposite = (k + l) % n == 0
+    entries = np.where(k == 0, np.abs(first[..., l]), entries)
+    entries = np.where(l == 0, np.abs(first[..., None, :]), entries)
+    extra = np.where(opposite, ((2 * power + floor) * floor)[..., None, :], 0)
+    strength = n_observations * entries**2
+    strength /= variance[..., None, :] * variance[..., l] + extra
+    b = share[..., None, :] * share[..., l]
+    total = np.maximum(b.sum(-1), 1e-100)
+    same, real = np.where(opposite, 1, 2), np.where(2 * lags == n, 2, 1)
+    square, own = (b**2).sum(-1), same * b * (1 - b**2)
+    spread = real * (square**2 + (b * own).sum(-1)) / total**2
+    largest = real * (square + own.max(-1)) / total
+    u = np.log(len(lags) / MISTAKEN)
+    limit = 1 + np.sqrt(2 * u * spread) + np.minimum(largest, np.sqrt(spread)) * u
+    return seen & ((b * strength).sum(-1) / total > limit)

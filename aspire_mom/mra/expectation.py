@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge
-from aspire_mom.mra.signals import all_shifts
+from aspire_mom.mra.signals import all_shifts, check_pair
 
 
 @dataclass(frozen=True)
@@ -54,17 +54,13 @@ def expectation_maximisation(
     :param batch_size: Observations handled at once.
     :param status: Called after every step; returning True stops.
     :return: v and ρ, (n,) each, in the package's gauge.
-    :raises ValueError: shapes that do not match, σ not above 0.
+    :raises ValueError: shapes that do not match, no observations, values that are not
+        finite, a ρ that is no distribution, σ not above 0.
     """
-    n = len(v)
-    if observations.ndim != 2 or observations.shape[1] != n:
-        raise ValueError(
-            f"observations have shape {observations.shape}; v has n = {n}, so they must"
-            f" be (N, {n})"
-        )
-    if not (np.isfinite(sigma) and sigma > 0):
-        raise ValueError(f"sigma is {sigma}; it must be finite and above 0")
-    rho = np.full(n, 1 / n) if rho is None else rho
+    observations, v = np.asarray(observations), np.asarray(v, float)
+    n = v.shape[-1] if v.ndim else 0
+    v, rho = check_pair(v, np.full(v.shape, 1 / max(n, 1)) if rho is None else rho)
+    _check(observations, v, sigma)
     j = np.arange(n)
     back = (j[:, None] + j) % n
     for step in range(1, n_steps + 1):
@@ -87,3 +83,20 @@ def expectation_maximisation(
         if (status and status(EMStatus(step, change))) or change < tolerance:
             break
     return fix_gauge(v, rho)
+
+
+def _check(observations: np.ndarray, v: np.ndarray, sigma: float) -> None:
+    if v.ndim != 1:
+        raise ValueError(f"v has shape {v.shape}; observations are of one signal (n,)")
+    n = len(v)
+    if observations.ndim != 2 or observations.shape[1] != n:
+        raise ValueError(
+            f"observations have shape {observations.shape}; v has n = {n}, so they must"
+            f" be (N, {n})"
+        )
+    if len(observations) == 0:
+        raise ValueError("there are no observations; at least 1 is needed")
+    if not np.isfinite(observations).all():
+        raise ValueError("observations have values that are NaN or infinite")
+    if not (np.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma is {sigma}; it must be finite and above 0")

@@ -1,7 +1,8 @@
 """
 The orbit of a solution, (v(· - t), ρ(· + t)), whose members have the same moments, and
 which of them is returned: that whose ρ has its circular mean, -arg ρ̃(1), nearest to
-shift 0. Shifting the data then shifts v and leaves ρ as it is.
+shift 0. Shifting the data by whole samples then shifts v and leaves ρ as it is, and
+reversing the data reverses both; see `fix_gauge` for means just half a sample off.
 
 Only shifts by whole samples keep all moments exactly: at others the entries (k, l) with
 |k - l| > n/2, at which ρ̃ wraps around, change. Where these entries or the sign of ρ
@@ -17,6 +18,9 @@ from aspire_mom.mra.signals import shift
 
 # Standard errors by which wrapped entries must stand out to decide.
 DECISIVE = 4.0
+# Distance from half a sample, and asymmetry relative to the first coefficient, below
+# which there is none.
+ROUNDING = 1e-6
 # Negative mass that a shift by part of a sample must remove to be preferred.
 NEGATIVE = 1e-6
 
@@ -25,19 +29,43 @@ def fix_gauge(v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Move pairs by whole samples so that ρ's circular mean is within half of one of 0.
 
+    Where it is at just half a sample, -1/2 is as near as 1/2, and which of them it goes
+    to must change sign with the data's direction: it is 1/2 where ρ leans to the right,
+    or v where ρ is symmetric. Where v is symmetric as well it is 1/2, and reversed data
+    then have v and ρ reversed and one sample off. No rule can do better there: data
+    symmetric in all may be their own reverse, but neither pair is.
+
     :param v: Signals (..., n).
     :param rho: Densities (..., n).
     :return: v and ρ, rolled in opposite directions.
     """
     n = v.shape[-1]
     mean = -np.angle(np.fft.fft(rho)[..., 1]) * n / (2 * np.pi)
-    # Means just at half a sample all go to +1/2, whatever their rounding.
-    by = np.round(mean - 1e-6).astype(int)
+    below = np.floor(mean)
+    tie = np.abs(mean - below - 0.5) < ROUNDING
+    by = np.where(tie, below, np.round(mean)).astype(int)
+    if tie.any():
+        lean = _lean(rho)
+        by += tie & (np.where(lean == 0, _lean(v), lean) < 0)
     j = np.arange(n)
     return (
         np.take_along_axis(v, (j - by[..., None]) % n, -1),
         np.take_along_axis(rho, (j + by[..., None]) % n, -1),
     )
+
+
+def _lean(x: np.ndarray) -> np.ndarray:
+    """
+    -1 or 1, which shifts leave as it is and reversal changes the sign of: that of the
+    first sine coefficient about the circular mean that is not 0; 0 for symmetric x.
+    """
+    x_hat = np.fft.rfft(x)
+    k = np.arange(x_hat.shape[-1])
+    about_mean = x_hat * np.exp(-1j * np.angle(x_hat[..., 1:2]) * k)
+    sines = -about_mean.imag
+    sines[np.abs(sines) <= ROUNDING * np.abs(x_hat[..., 1:2])] = 0
+    first = np.argmax(sines != 0, -1)[..., None]
+    return np.sign(np.take_along_axis(sines, first, -1)[..., 0])
 
 
 def from_half_spectra(

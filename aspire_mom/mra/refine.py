@@ -14,7 +14,7 @@ from aspire_mom.mra.errors import best_shift
 from aspire_mom.mra.gauge import fix_gauge, from_half_spectra, to_distribution
 from aspire_mom.mra.marching import entry_variance
 from aspire_mom.mra.moments import FourierMoments, forward_moments
-from aspire_mom.mra.signals import shift
+from aspire_mom.mra.signals import check_pair, shift
 
 # Least probability of a shift in the start of a direct refinement.
 LEAST_PROBABILITY = 1e-6
@@ -183,15 +183,22 @@ def refine_directly(
     :param weight: λ, as in :func:`refine_weights`.
     :param status: Called before the first step and after each; returning True stops.
     :return: v and ρ, as they came, in the package's gauge.
+    :raises ValueError: shapes that differ, ρ that are no distributions, a v whose mean
+        is 0.
     """
+    v, rho = check_pair(v, rho)
     shape = moments.first.shape
-    if v.shape != shape or rho.shape != shape:
+    if v.shape != shape:
         raise ValueError(
             f"v and rho have shapes {v.shape} and {rho.shape}; the first moment has"
             f" {shape}, and they must be the same"
         )
     v, rho = (torch.as_tensor(x.reshape(-1, shape[-1])) for x in (v, rho))
     scale = v.mean(-1, keepdim=True)
+    if (scale.abs() <= LEAST_MEAN * v.square().mean(-1, keepdim=True).sqrt()).any():
+        raise ValueError(
+            "the mean of v is 0 to within rounding; it is the unit of v's steps"
+        )
     u = (v / scale).requires_grad_()
     z = rho.clamp_min(LEAST_PROBABILITY).log().requires_grad_()
     return _descend(

@@ -20,13 +20,18 @@ from aspire_mom.mra.spectral import spectral
 logger = logging.getLogger(__name__)
 
 Method = Literal["auto", "spectral", "marching", "least-squares", "mixture"]
-# Exact moments, for code that wants a number of observations.
-AS_EXACT = 10**12
+# Exact moments, for code that wants a number of observations; and noisy ones, of a
+# noise as strong as the signal, by which least squares approaches them.
+AS_EXACT, AS_NOISY = 10**12, 10**6
 # Relative error of moments (eq. 22) up to which exact ones count as met.
 MET = 1e-6
 # Misfit, in degrees of freedom, above which least squares starts again elsewhere.
 POOR = 2.0
 RANDOM_STARTS = 20
+NOT_MET = (
+    "No signal and density were found that meet the moments to within their noise;"
+    " what comes closest is returned."
+)
 
 
 def solve(
@@ -45,7 +50,8 @@ def solve(
 
     Any (v(· - t), ρ(· + t)) has the same moments. Returned is the pair whose ρ has its
     circular mean within half a sample of shift 0: shifting the data by t whole samples
-    shifts v by t and leaves ρ as it is; reversing the data reverses both.
+    shifts v by t and leaves ρ as it is; reversing the data reverses both (but for means
+    just half a sample off with v and ρ symmetric: :func:`gauge.fix_gauge`).
 
     Methods:
 
@@ -67,38 +73,42 @@ def solve(
         which is 0 or more and sums to one. Float64.
     :raises TypeError: moments that are not numbers.
     :raises ValueError: shapes that do not match; moments that are not finite, not those
-        of real signals, or whose power is negative beyond noise; a constant signal, or
-        a uniform ρ, which the two moments do not determine; an unknown method. A ρ
-        with a period of part of n, or a v̂ that is 0 at most frequencies, may leave v
-        undetermined too, and is not refused.
+        of real signals, that do not belong together, whose noise bias is left or whose
+        power is negative beyond noise, or too small for their precision; a constant
+        signal, or a ρ that is uniform or has a period of n/3, n/4 or less, with which
+        the two moments do not determine v; an unknown method. With `n_observations`,
+        ρ is what the shifts were drawn from, even if those drawn happen to be uneven.
+        A v̂ that is 0 at most frequencies may leave v undetermined too, and is not
+        refused.
     """
     if method not in get_args(Method):
         names = ", ".join(f'"{name}"' for name in get_args(Method))
         raise ValueError(f"method is {method!r}; it must be one of {names}")
-    first, second = check_moments(first, second, n_observations, sigma)
+    first, second, sigma, unit = check_moments(first, second, n_observations, sigma)
     exact = n_observations is None or sigma == 0
-    noise = {"n_observations": n_observations, "sigma": 0.0 if exact else sigma}
+    noise = {"n_observations": n_observations, "sigma": sigma}
     if method == "spectral":
-        return _scaled(first, *spectral(first, second, **noise))
+        return _scaled(first, *spectral(first, second, **noise), unit)
     v, rho = march(first, second, **noise)
     if method == "marching":
-        return _scaled(first, v, rho)
+        return _scaled(first, v, rho, unit)
     for i in np.ndindex(first.shape[:-1]):
         one = first[i], second[i]
         if method == "least-squares":
-            v[i], rho[i] = _pair(_start(*one, v[i], rho[i], noise))
+            v[i], rho[i] = _pair(_warned(_start(*one, v[i], rho[i], noise)))
         elif exact:
             v[i], rho[i] = _meet(*one, v[i], rho[i], noise)
         else:
-            start = _start(*one, v[i], rho[i], noise)
+            start = _warned(_start(*one, v[i], rho[i], noise))
             v[i], rho[i] = mixture_fit(to_samples(*one), start, **noise)
-    return _scaled(first, v, rho)
+    return _scaled(first, v, rho, unit)
 
 
-def _scaled(first, v, rho):
+def _scaled(first, v, rho, unit):
     """The mean is known best from the first moment alone."""
     n = first.shape[-1]
-    return v + (first[..., :1].real / np.sqrt(n) - v.mean(-1, keepdims=True)), rho
+    v = v + (first[..., :1].real / np.sqrt(n) - v.mean(-1, keepdims=True))
+    return unit * v, rho
 
 
 def _pair(found: Quadratic) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +132,10 @@ def _meet(first, second, v, rho, noise) -> tuple[np.ndarray, np.ndarray]:
     if met(pair):
         return pair
     v, _ = _pair(_start(first, second, v, rho, noise))
-    return meeting_density(v, first, second)
+    pair = meeting_density(v, first, second)
+    if not met(pair):
+        logger.warning(NOT_MET)
+    return pair
 
 
 def _start(first, second, v, rho, noise) -> Quadratic:
@@ -146,13 +159,19 @@ def _start(first, second, v, rho, noise) -> Quadratic:
             v, rho = np.fft.ifft(v_hat, norm="ortho").real, rng.dirichlet(np.ones(n))
         if not v.any():
             continue
+        if not noise["sigma"]:
+            # Exact moments have a misfit too rugged to descend from afar.
+            near = least_squares(moments, v, rho, AS_NOISY, np.sqrt(np.mean(v**2)))
+            v, rho = near.at[:n], near.at[n:]
         found = least_squares(moments, v, rho, count, noise["sigma"])
         if best is None or found.value < best.value:
             best = found
         if best.value < POOR * degrees_of_freedom(n):
-            return best
-    logger.warning(
-        "No signal and density were found that meet the moments to within their noise;"
-        " what comes closest is returned."
-    )
+            break
     return best
+
+
+def _warned(found: Quadratic) -> Quadratic:
+    if found.value >= POOR * degrees_of_freedom(len(found.at) // 2):
+        logger.warning(NOT_MET)
+    return found

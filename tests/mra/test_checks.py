@@ -6,10 +6,12 @@ import pytest
 from aspire_mom.mra import (
     GaussianFamily,
     exact_moments,
+    forward_moments,
     shift_error,
     simulate_moments,
     solve,
 )
+from aspire_mom.mra.checks import check_moments
 
 
 def a_problem(n=21, seed=0, N=10**5, sigma=1.0):
@@ -86,6 +88,73 @@ def test_uniform_density(n):
     refused(m.first, m.second, message, n_observations=10**5, sigma=3.0)
 
 
+@pytest.mark.parametrize("n", [40, 41])
+@pytest.mark.parametrize(
+    ("sigma", "N"),
+    [(0.0, 10**6), (0.03, 10**6), (0.3, 10**6), (1.0, 10**6), (0.3, 999)],
+)
+def test_uniform_densities_are_told_from_others(n, sigma, N):
+    """Even where what stands out of the noise are the shifts that happened to be
+    drawn; and no density of the reference family is taken for uniform."""
+    for k in (1, 2, 3):
+        rng = np.random.default_rng(k)
+        v, rho = GaussianFamily(k, n=n).draw(100, rng)
+        m = simulate_moments(v, rho, N, sigma, rng)
+        check_moments(m.first, m.second, N, sigma)
+        m = simulate_moments(v, np.full_like(rho, 1 / n), N, sigma, rng)
+        for first, second in zip(m.first, m.second, strict=True):
+            with pytest.raises(ValueError, match=f"uniform .* {N} shifts drawn"):
+                check_moments(first, second, N, sigma)
+
+
+def test_the_variance_that_uniform_densities_give_entries():
+    """The formula of `_seen_lags`, by simulation: 4000 draws tell it to 10 %."""
+    n, N, sigma = 8, 1000, 0.7
+    rng = np.random.default_rng(0)
+    v = np.tile(1 + rng.standard_normal(n), (4000, 1))
+    m = simulate_moments(v, np.full_like(v, 1 / n), N, sigma, rng)
+    power = np.abs(np.fft.fft(v[0], norm="ortho")) ** 2
+    np.testing.assert_allclose(
+        m.first.var(0)[1:], (power + sigma**2)[1:] / N, rtol=0.15
+    )
+    expected = np.multiply.outer(power + sigma**2, power + sigma**2) / N
+    k = np.arange(1, n)
+    expected[k, -k] += (2 * power + sigma**2)[1:] * sigma**2 / N
+    off = ~np.eye(n, dtype=bool)
+    off[0] = off[:, 0] = False
+    np.testing.assert_allclose(m.second.var(0)[off], expected[off], rtol=0.15)
+
+
+@pytest.mark.parametrize(("n", "p"), [(24, 3), (24, 4), (24, 6), (25, 5), (45, 9)])
+@pytest.mark.parametrize("noise", [{}, {"n_observations": 10**6, "sigma": 1.0}])
+def test_periodic_densities(n, p, noise):
+    rng = np.random.default_rng(0)
+    v = 1 + rng.standard_normal(n)
+    rho = np.tile(rng.dirichlet(np.ones(n // p)), p) / p
+    m = simulate_moments(v, rho, rng=rng, **noise) if noise else exact_moments(v, rho)
+    refused(m.first, m.second, "rho has a period of .* samples to within", **noise)
+
+
+def test_what_periodic_densities_leave_open():
+    """Period n/3: another v with the same moments. Period n/2: none, so it is not
+    refused."""
+    rng = np.random.default_rng(0)
+    n = 24
+    v, k = 1 + rng.standard_normal(n), np.arange(n)
+    rho = np.tile(rng.dirichlet(np.ones(8)), 3) / 3
+    turned = np.exp(1j * np.array([0, 1, -1]))[k % 3] * np.fft.fft(v)
+    other = np.fft.ifft(turned).real
+    assert shift_error(v, other) > 0.1
+    for a, b in zip(forward_moments(v, rho), forward_moments(other, rho), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+    rho = np.tile(rng.dirichlet(np.ones(12)), 2) / 2
+    m = simulate_moments(v, rho, 10**6, 1.0, rng)
+    found, density = solve(m.first, m.second, n_observations=10**6, sigma=1.0)
+    assert shift_error(v, found) < 0.01
+    assert shift_error(rho, density) < 0.02
+
+
 def test_densities_just_off_uniform_are_solved():
     v, *_ = a_problem()
     rho = np.full(21, 1 / 21)
@@ -124,6 +193,68 @@ def test_moments_that_do_not_belong_together(noise):
     m = noisy if noise else exact
     for first in (0 * m.first, 2 * m.first, m.first * 21**0.5):
         refused(first, m.second, "first and second do not belong together", **noise)
+
+
+@pytest.mark.parametrize("given", [{}, {"n_observations": 10**5}])
+def test_noise_bias_left_in_exact_moments(given):
+    *_, m, _ = a_problem()
+    for bias in (0.01, 1.0):
+        refused(
+            m.first, m.second + bias * np.eye(21), "has its noise bias left", **given
+        )
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 3.0])
+def test_noise_bias_left_in_noisy_moments(k, sigma):
+    rng = np.random.default_rng(0)
+    v, rho = GaussianFamily(k).draw(50, rng)
+    m = simulate_moments(v, rho, 10**6, sigma, rng)
+    check_moments(m.first, m.second, 10**6, sigma)
+    for first, second in zip(m.first, m.second + sigma**2 * np.eye(41), strict=True):
+        with pytest.raises(ValueError, match="second has its noise bias left"):
+            check_moments(first, second, 10**6, sigma)
+
+
+@pytest.mark.parametrize("scale", [2.0**-500, 2.0**500])
+@pytest.mark.parametrize("method", ["auto", "spectral", "marching", "least-squares"])
+def test_any_scale_that_floating_point_holds(scale, method):
+    v, rho, exact, noisy = a_problem()
+    if method == "spectral":
+        # With entries of smooth signals that underflow its answer is another.
+        rng = np.random.default_rng(0)
+        v = 1 + rng.standard_normal(21)
+        exact, noisy = exact_moments(v, rho), simulate_moments(v, rho, 10**5, 1.0, rng)
+    for m, noise in ((exact, {}), (noisy, {"n_observations": 10**5, "sigma": 1.0})):
+        found, density = solve(m.first, m.second, **noise, method=method)
+        noise |= {"sigma": scale} if noise else {}
+        v, rho = solve(
+            scale * m.first, scale * (scale * m.second), **noise, method=method
+        )
+        np.testing.assert_allclose(v / scale, found, atol=1e-9)
+        np.testing.assert_allclose(rho, density, atol=1e-9)
+
+
+def test_scales_that_floating_point_does_not_hold():
+    *_, m, _ = a_problem()
+    for scale in (1e-160, 1e-170):
+        refused(
+            scale * m.first,
+            scale * (scale * m.second),
+            "complex128 is accurate above 2.23e-308 only: multiply the data",
+        )
+    refused(
+        (1e-25 * m.first).astype("c8"),
+        (1e-50 * m.second).astype("c8"),
+        "complex64 is accurate above",
+    )
+    # Any σ that is a number gets an answer or a sentence.
+    for sigma in (5e-324, 1e-160):
+        solve(m.first, m.second, n_observations=10**6, sigma=sigma)
+    for sigma in (1e160, 1e300):
+        refused(
+            m.first, m.second, "constant to within", n_observations=10**6, sigma=sigma
+        )
 
 
 def test_single_precision():

@@ -64,3 +64,15 @@ def test_stopped_and_refused():
         expectation_maximisation(y, 1.0, v[1:])
     with pytest.raises(ValueError, match="sigma is 0.0; it must be finite and above"):
         expectation_maximisation(y, 0.0, v)
+    with pytest.raises(ValueError, match=r"v has shape \(2, 20\); observations are of"):
+        expectation_maximisation(y, 1.0, np.ones((2, 20)))
+    with pytest.raises(ValueError, match=r"shapes \(20,\) and \(19,\); they must be"):
+        expectation_maximisation(y, 1.0, v, rho[1:])
+    with pytest.raises(ValueError, match="it must be 0 or more and sum to one"):
+        expectation_maximisation(y, 1.0, v, 2 * rho)
+    with pytest.raises(ValueError, match="there are no observations; at least 1"):
+        expectation_maximisation(y[:0], 1.0, v)
+    with pytest.raises(ValueError, match="observations have values that are NaN"):
+        expectation_maximisation(np.where(y > 2, np.nan, y), 1.0, v)
+    with pytest.raises(ValueError, match="v or rho has values that are NaN"):
+        expectation_maximisation(y, 1.0, v * np.nan)

@@ -123,6 +123,50 @@ def test_gauge_is_one_of_the_orbit(n, by, seed):
     np.testing.assert_allclose(exact_moments(*whole).second, m.second, atol=1e-9)
 
 
+def half_off(n, rng):
+    """A density symmetric about 1/2, and one that is not, with the same mean."""
+    j = np.arange(n)
+    even = np.exp(rng.uniform(1, 5) * np.cos(2 * np.pi * (j - 0.5) / n))
+    even /= even.sum()
+    lean = 0.2 / n * np.sin(4 * np.pi * (j - 0.5) / n)
+    return even, even + lean
+
+
+@settings(max_examples=40)
+@given(n=st.integers(20, 60), by=st.integers(-99, 99), seed=st.integers(0, 999))
+def test_gauge_of_means_half_a_sample_off(n, by, seed):
+    """Shifting and reversing, where rounding would decide."""
+    rng = np.random.default_rng(seed)
+    back = -np.arange(n) % n
+    v = rng.standard_normal(n)
+    even = np.cos(2 * np.pi * np.arange(n) / n)
+    symmetric, leaning = half_off(n, rng)
+    for v_, rho in ((v, symmetric), (v, leaning), (even, leaning)):
+        rho = rho + 1e-12 * rng.standard_normal(n)
+        fixed = fix_gauge(v_, rho)
+        mean = -np.angle(np.fft.fft(fixed[1])[1]) * n / (2 * np.pi)
+        assert abs(abs(mean) - 0.5) < 1e-6
+        moved = fix_gauge(np.roll(v_, by), np.roll(rho, -by))
+        reversed_ = fix_gauge(v_[back], rho[back])
+        shifted = fix_gauge(np.roll(v_, by), rho)
+        for a, b, c in zip(fixed, moved, reversed_, strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a[back], c)
+        np.testing.assert_array_equal(shifted[0], np.roll(fixed[0], by))
+        np.testing.assert_array_equal(shifted[1], fixed[1])
+
+
+@pytest.mark.parametrize("n", [20, 21])
+def test_gauge_where_everything_is_symmetric(n):
+    """What is documented: the mean is 1/2, in either direction."""
+    back = -np.arange(n) % n
+    v = np.cos(2 * np.pi * np.arange(n) / n)
+    rho = half_off(n, np.random.default_rng(0))[0]
+    for pair in ((v, rho), (v, rho[back]), (np.roll(v, 3), rho)):
+        mean = -np.angle(np.fft.fft(fix_gauge(*pair)[1])[1]) * n / (2 * np.pi)
+        assert mean == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("n", [20, 21])
 def test_density_for_a_known_signal(n):
     rng = np.random.default_rng(0)

@@ -121,3 +121,10 @@ def test_shapes_must_match(noisy):
     v, rho, moments = noisy
     with pytest.raises(ValueError, match="they must be the same"):
         refine_directly(v[:2], rho[:2], moments)
+
+
+def test_a_mean_of_zero_is_refused(noisy):
+    v, rho, moments = noisy
+    v = v - v.mean(-1, keepdims=True) * (np.arange(4) == 2)[:, None]
+    with pytest.raises(ValueError, match="the mean of v is 0 to within rounding"):
+        refine_directly(v, rho, moments)

@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from aspire_mom.mra import (
     simulate_moments,
     solve,
 )
+from aspire_mom.mra.solve import NOT_MET
 from tests.references import alignment as reference
 
 NOISE = {"n_observations": 10**6, "sigma": 1.0}
@@ -67,26 +70,48 @@ def check_conventions(v, rho, first):
 @settings(max_examples=40)
 @given(
     n=st.integers(20, 60),
-    kind=st.sampled_from(["rough", "zero mean", "gap", "no first", "sparse"]),
+    kind=st.sampled_from(
+        ["rough", "zero mean", "gap", "no first", "sparse", "half period"]
+    ),
     seed=st.integers(0, 10**6),
 )
 def test_exact_moments_of_any_signal(n, kind, seed):
     """Moments from the defining sums; signals and densities of no family, with what
-    marching cannot pass: a spectrum without its mean or its lowest frequency."""
+    marching cannot pass: a spectrum without its mean or its lowest frequency, a ρ
+    without its odd ones."""
     rng = np.random.default_rng(seed)
+    n += n % 2 if kind == "half period" else 0
     v = rng.standard_normal(n) + 1
     rho = rng.dirichlet(np.full(n, 0.2 if kind == "sparse" else 1.0))
-    if kind != "rough":
+    if kind == "half period":
+        rho = (rho + np.roll(rho, n // 2)) / 2
+    elif kind != "rough":
         v_hat = np.fft.rfft(v)
         v_hat[{"zero mean": [0], "gap": [3, 4], "no first": [1]}.get(kind, [])] = 0
         v = np.fft.irfft(v_hat, n)
     first, second = reference.moments(v, rho)
     found, density = solve(first, second)
     errors = relative_errors(*forward_moments(found, density), first, second)
-    assert max(errors) < 1e-6 or kind == "no first"
-    if kind != "no first":
-        assert shift_error(v, found) < 1e-6
-        assert shift_error(rho, density) < 1e-6
+    assert max(errors) < 1e-6
+    # What goes with these errors is larger where the path to v is indirect.
+    tolerance = 1e-4 if kind in ("no first", "half period") else 1e-6
+    assert shift_error(v, found) < tolerance
+    assert shift_error(rho, density) < tolerance
+
+
+def test_answers_that_do_not_meet_exact_moments_are_warned_of(caplog, monkeypatch):
+    """Said once where the answer does not meet them, and only there."""
+    # Importing aspire, as other tests do, switches off the loggers there are.
+    logger = logging.getLogger("aspire_mom.mra.solve")
+    monkeypatch.setattr(logger, "disabled", False)
+    rng = np.random.default_rng(0)
+    v, rho = GaussianFamily(2, n=20).draw(2, rng)
+    m = exact_moments(v, rho)
+    solve(m.first, m.second)
+    assert not caplog.records
+    # Half of the data are of one signal, half of another.
+    solve(m.first.mean(0), m.second.mean(0))
+    assert [r.message for r in caplog.records] == [NOT_MET]
 
 
 @pytest.mark.parametrize("method", ["spectral", "marching", "least-squares"])
@@ -215,6 +240,23 @@ def test_reversing_the_data_reverses_the_answer(n, seed, method):
     back = -np.arange(n) % n
     np.testing.assert_allclose(v_back, found[back], atol=1e-7)
     np.testing.assert_allclose(rho_back, density[back], atol=1e-7)
+
+
+@settings(max_examples=20)
+@given(
+    n=st.integers(20, 60),
+    seed=st.integers(0, 999),
+    method=st.sampled_from(["auto", "marching"]),
+)
+def test_reversing_data_whose_mean_shift_is_half_a_sample(n, seed, method):
+    rng = np.random.default_rng(seed)
+    v, j = 1 + rng.standard_normal(n), np.arange(n)
+    rho = np.exp(rng.uniform(1, 5) * np.cos(2 * np.pi * (j - 0.5) / n))
+    m = exact_moments(v, rho / rho.sum())
+    found, density = solve(m.first, m.second, method=method)
+    v_back, rho_back = solve(m.first.conj(), m.second.conj(), method=method)
+    np.testing.assert_allclose(v_back, found[-j % n], atol=1e-7)
+    np.testing.assert_allclose(rho_back, density[-j % n], atol=1e-7)
 
 
 @settings(max_examples=10)
