@@ -12,7 +12,14 @@ from pathlib import Path
 
 import click
 
-from aspire_mom.console import Group, LazyGroup, Positive, check_device, figures
+from aspire_mom.console import (
+    Group,
+    LazyGroup,
+    Positive,
+    check_device,
+    estimated,
+    figures,
+)
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT = click.Path(path_type=Path)
@@ -192,6 +199,14 @@ def simulate(
 )
 @pixel_size_option
 @click.option(
+    "--basis",
+    type=click.Choice(["polar", "cartesian"]),
+    default="polar",
+    show_default=True,
+    help="Rings of the images' Fourier transforms, averaged over in-plane angles, or"
+    " all Fourier pixels, which the paper's configuration takes: n⁴ numbers.",
+)
+@click.option(
     "--ignore-ctf",
     is_flag=True,
     help="Take images that have a CTF as if they had none.",
@@ -213,6 +228,7 @@ def moments(
     particles: Path,
     out: Path,
     pixel_size: float | None,
+    basis: str,
     ignore_ctf: bool,
     ignore_shifts: bool,
     batch_size: int,
@@ -228,7 +244,7 @@ def moments(
     Example:
         aspire-mom moments particles.star -o moments.npz
     """
-    from aspire_mom import MomentEstimator, PolarBasis
+    from aspire_mom import CartesianBasis, MomentEstimator, PolarBasis
     from aspire_mom.files import check_name, check_outputs, read_particles, staged
 
     check_name(out, ".npz")
@@ -236,7 +252,7 @@ def moments(
     source = read_particles(particles, pixel_size)
     estimate = MomentEstimator(
         source,
-        PolarBasis(source.L),
+        {"polar": PolarBasis, "cartesian": CartesianBasis}[basis](source.L),
         batch_size=batch_size,
         ignore_ctf=ignore_ctf,
         ignore_shifts=ignore_shifts,
@@ -251,11 +267,19 @@ def moments(
 @out_folder
 @click.option(
     "--prior",
-    type=click.Choice(["gaussians", "fouriernet", "harmonics"]),
+    type=click.Choice(["gaussians", "fouriernet", "harmonics", "paper"]),
     default="gaussians",
     show_default=True,
     help="What the volume is made of: a growing mixture of Gaussians, the paper's"
-    " network, or ball harmonics.",
+    " network, or ball harmonics; or the paper's own configuration throughout, which"
+    " takes Cartesian moments and days.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="Epochs at each of the two learning rates of the paper's configuration.",
 )
 @click.option(
     "--support-radius",
@@ -279,6 +303,7 @@ def reconstruct(
     moments: Path,
     out: Path,
     prior: str,
+    epochs: int,
     support_radius: float | None,
     lowpass: float | None,
     starts: int | None,
@@ -294,11 +319,16 @@ def reconstruct(
     progress is kept in checkpoint.pt there: the same command goes on where a killed one
     stopped. A checkpoint of other moments or options is refused without --overwrite.
 
+    Networks can use several processes, or GPUs with --device cuda, each of which
+    evaluates a part of the views: start the command by torchrun --no-python.
+
     \b
-    Example:
+    Examples:
         aspire-mom reconstruct moments.npz -o result --lowpass 20
+        torchrun --nproc-per-node 4 --no-python \\
+            aspire-mom reconstruct moments.npz -o result --prior fouriernet
     """
-    from aspire_mom import MomentInversion, Moments
+    from aspire_mom import MomentInversion, Moments, paper_inversion
     from aspire_mom.files import (
         RECONSTRUCTION_FILES,
         check_outputs,
@@ -307,7 +337,7 @@ def reconstruct(
         write_reconstruction,
     )
     from aspire_mom.filters import check_resolution
-    from aspire_mom.inversion import ForeignCheckpoint
+    from aspire_mom.inversion import processes
 
     start = time.perf_counter()
     check_outputs([out / name for name in RECONSTRUCTION_FILES], overwrite)
@@ -318,29 +348,21 @@ def reconstruct(
         options["support_radius"] = radius
     if lowpass is not None:
         check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
-    inversion = MomentInversion(
-        estimate,
-        prior,
-        n_starts=starts,
-        seed=seed,
-        device=check_device(device),
-        checkpoint=out / CHECKPOINT,
-        **options,
-    )
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / CHECKPOINT
-    try:
-        try:
-            reconstruction = inversion.estimate()
-        except ForeignCheckpoint as error:
-            if not overwrite:
-                raise ValueError(f"{error}; pass --overwrite to start anew") from error
-            checkpoint.unlink()
-            reconstruction = inversion.estimate()
-    except KeyboardInterrupt as error:
-        raise click.ClickException(
-            f"interrupted; the same command goes on from {checkpoint}"
-        ) from error
+    common = {"seed": seed, "checkpoint": checkpoint}
+    common["device"] = processes.own_device(check_device(device))
+    if prior == "paper":
+        if starts is not None or options:
+            raise ValueError("--prior paper has no --starts and no --support-radius")
+        inversion = paper_inversion(estimate, n_epochs=epochs, **common)
+    else:
+        common |= options
+        inversion = MomentInversion(estimate, prior, n_starts=starts, **common)
+    out.mkdir(parents=True, exist_ok=True)
+    with processes.joined(common["device"]):
+        reconstruction = estimated(inversion, overwrite)
+        if not processes.is_first():
+            return
     with staged(out) as folder:
         seconds = time.perf_counter() - start
         write_reconstruction(folder, reconstruction, estimate, seconds, lowpass)

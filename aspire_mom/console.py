@@ -12,8 +12,12 @@ import tempfile
 import warnings
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from aspire_mom.inversion import MomentInversion, Reconstruction
 
 
 class Positive(click.ParamType):
@@ -178,3 +182,29 @@ def figures(report: dict) -> str:
     lines.append(f"hand: {'mirrored' if report['mirrored'] else 'as it is'}")
     lines.append(f"time: {report['seconds']:.1f} s")
     return "\n".join(lines)
+
+
+def estimated(inversion: MomentInversion, overwrite: bool) -> Reconstruction:
+    """
+    :param inversion: An inversion that keeps a checkpoint.
+    :param overwrite: Start anew where the checkpoint is of something else.
+    :return: Its result.
+    :raises ValueError: The checkpoint is of something else, and is not to be replaced.
+    :raises click.ClickException: It was interrupted.
+    """
+    from aspire_mom.inversion import ForeignCheckpoint, processes
+
+    try:
+        try:
+            return inversion.estimate()
+        except ForeignCheckpoint as error:
+            if not overwrite:
+                raise ValueError(f"{error}; pass --overwrite to start anew") from error
+        processes.wait()  # all have read it
+        Path(inversion.checkpoint).unlink(missing_ok=True)
+        processes.wait()  # and none shall read it again
+        return inversion.estimate()
+    except KeyboardInterrupt as error:
+        raise click.ClickException(
+            f"interrupted; the same command goes on from {inversion.checkpoint}"
+        ) from error

@@ -38,7 +38,7 @@ from aspire_mom.inversion.options import (
     check_rings,
     checked_device,
 )
-from aspire_mom.inversion.processes import is_first
+from aspire_mom.inversion.processes import is_first, wait
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (
     Candidate,
@@ -200,6 +200,7 @@ class MomentInversion:
         :raises FloatingPointError: the loss became infinite or NaN.
         """
         checkpoint = Checkpoint(self.checkpoint, self._fingerprint())
+        wait()  # all have read the file before the first one writes it
         plan = Plan(
             self.optimizer, self.n_steps, self.learning_rates, self.status, checkpoint
         )

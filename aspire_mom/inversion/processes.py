@@ -45,6 +45,22 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def own_device(device: str) -> torch.device:
+    """
+    :param device: Name of a device; cuda without a number stands for all of a machine's GPUs.
+    :return: The one of this process: GPU number LOCAL_RANK, which `torchrun` sets.
+    """
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return torch.device(device)
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    if _started():
+        dist.barrier()
+
+
 def own_rows(n: int) -> slice:
     """
     :param n: Rows of work.

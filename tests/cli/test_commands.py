@@ -14,6 +14,7 @@ from aspire.source import RelionSource
 from aspire.volume import Volume
 
 from aspire_mom import (
+    CartesianBasis,
     MomentEstimator,
     MomentInversion,
     Moments,
@@ -95,6 +96,27 @@ def test_batches_do_not_change_moments(tmp_path, moments, star):
     succeed("moments", star, "-o", tmp_path / "m.npz", "--batch-size", 7)
     errors = Moments.load(tmp_path / "m.npz").relative_error(Moments.load(moments))
     assert max(errors) < 1e-5
+
+
+def test_the_papers_configuration(tmp_path, star):
+    """Cartesian moments, one epoch; moments of rings are refused."""
+    path = tmp_path / "cartesian.npz"
+    succeed("moments", star, "-o", path, "--basis", "cartesian")
+    assert Moments.load(path).basis == CartesianBasis(L)
+    out = tmp_path / "out"
+    args = ("--prior", "paper", "--epochs", 1)
+    succeed("reconstruct", path, "-o", out, *args)
+    settings = Reconstruction.load(out).settings
+    assert settings["learning_rates"] == [1e-5, 1e-6]
+    assert settings["n_steps"] == 2
+    assert settings["n_nodes"] == 1200
+    refused = run("reconstruct", path, "-o", tmp_path / "b", *args, "--starts", 2)
+    assert "no --starts" in refused.output
+
+
+def test_the_papers_configuration_takes_cartesian_moments(tmp_path, moments):
+    refused = run("reconstruct", moments, "-o", tmp_path / "out", "--prior", "paper")
+    assert "CartesianBasis" in refused.output
 
 
 def test_reconstruction_agrees_with_the_volume(result, volume):

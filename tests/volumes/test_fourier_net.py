@@ -5,6 +5,7 @@ from aspire.volume import Volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aspire_mom.densities import LatentEncoder
 from aspire_mom.volumes.base import volume_transform
 from aspire_mom.volumes.fourier_net import FourierNet
 
@@ -138,3 +139,21 @@ def test_gradcheck():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         FourierNet(**arguments)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_latent_variable_keeps_the_symmetry(seed):
+    """V(-k) = conj V(k) for any z_v, and z_v matters."""
+    encoder = LatentEncoder.polar(3, 4, 5, channels=2, width=8, window=3)
+    network = FourierNet(6.0, hidden=16, encoder=encoder, seed=seed).double()
+    k = torch.randn(50, 3, generator=torch.Generator().manual_seed(seed)).double()
+    with pytest.raises(ValueError, match="z_v is not known"):
+        network(k)
+    values = []
+    for scale in (0, 1):
+        first = torch.full((4,), 1 + 1j, dtype=torch.complex128)
+        second = torch.randn(3, 4, 4, dtype=torch.complex128) * scale + first
+        network.encode(first, second)
+        values.append(network(k).detach())
+        torch.testing.assert_close(network(-k).detach(), values[-1].conj())
+    assert (values[0] - values[1]).abs().max() > 1e-6

@@ -1,0 +1,120 @@
+"""
+One inversion's loss and gradient on several processes against one: `torchrun` splits
+the quadrature's nodes. Prints relative differences and seconds per loss and gradient.
+
+    python benchmarks/processes.py                  # 2 and 4 processes on this machine
+    torchrun --nproc-per-node 8 benchmarks/processes.py --L 63
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aspire_mom import (
+    CartesianBasis,
+    DiscreteDensity,
+    FourierNet,
+    GaussianMixture,
+    MomentInversion,
+    Moments,
+    PolarBasis,
+    SO3Quadrature,
+    SphericalDesign,
+)
+from aspire_mom.inversion import forward_model, processes
+
+BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
+
+
+def loss_and_gradients(kind: str, L: int) -> tuple[list[torch.Tensor], float]:
+    """Of a FourierNet and free probabilities, and the seconds of a second evaluation."""
+    quadrature = SO3Quadrature.product(SphericalDesign(5), 12)
+    basis = BASES[kind](L)
+    truth = GaussianMixture(8, total=L, seed=5)
+    with torch.no_grad():
+        made = forward_model(basis, quadrature)(
+            truth, torch.full((len(quadrature),), 1 / len(quadrature))
+        )
+    moments = Moments(*(m.numpy().astype(np.complex128) for m in made), basis)
+    volume = FourierNet(L / 2, hidden=32, scale=L)
+    inversion = MomentInversion(
+        moments, volume, DiscreteDensity(len(quadrature)), quadrature
+    )
+    problem, density = inversion._problem(inversion.n_rings), inversion.density
+    parameters = [*volume.parameters(), *density.parameters()]
+    for _ in range(2):
+        start = time.perf_counter()
+        for parameter in parameters:
+            parameter.grad = None
+        loss = problem.objective(volume, density)
+        loss.backward()
+        processes.combine_gradients(volume.parameters(), density.parameters())
+        seconds = time.perf_counter() - start
+    return [loss.detach(), *(p.grad for p in parameters)], seconds
+
+
+def compare_with_one(counts: list[int], L: int) -> None:
+    """Run this script under torchrun with each number of processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (1, *counts):
+            words = ["-m", "torch.distributed.run", "--standalone"]
+            words += [f"--nproc-per-node={count}", __file__, f"--L={L}"]
+            path = Path(folder) / f"{count}.pt"
+            subprocess.run(
+                [sys.executable, *words, f"--save={path}"],
+                check=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        one = torch.load(Path(folder) / "1.pt", weights_only=True)
+        for count in counts:
+            several = torch.load(Path(folder) / f"{count}.pt", weights_only=True)
+            for kind in BASES:
+                (alone, seconds), (split, split_seconds) = one[kind], several[kind]
+                apart = relative(split[:1], alone[:1]), relative(split[1:], alone[1:])
+                print(
+                    f"{kind}, L = {L}, {count} processes: loss {float(split[0]):.6f},"
+                    f" relative difference to one process {apart[0]:.1e}, of gradients"
+                    f" {apart[1]:.1e}; {split_seconds:.2f} s, one process"
+                    f" {seconds:.2f} s"
+                )
+
+
+def relative(values: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """‖a - b‖ / ‖b‖ of all values together."""
+    a, b = (
+        torch.cat([v.reshape(-1).double() for v in vs]) for vs in (values, expected)
+    )
+    return float((a - b).norm() / b.norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--L", type=int, default=25)
+    parser.add_argument("--counts", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--save", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if "WORLD_SIZE" not in os.environ:
+        compare_with_one(options.counts, options.L)
+        return
+    with processes.joined(torch.device("cpu")):
+        found = {kind: loss_and_gradients(kind, options.L) for kind in BASES}
+        if not processes.is_first():
+            return
+        if options.save:
+            torch.save(found, options.save)
+        else:
+            for kind, (values, seconds) in found.items():
+                print(f"{kind}: loss {float(values[0]):.6f}, {seconds:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Processes that torchrun starts; each takes seconds to import PyTorch and ASPIRE."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from aspire_mom.inversion import processes
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "processes.py"
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_loss_and_gradients_are_those_of_one_process(count):
+    """Rounding of float32 apart, in both bases."""
+    environment = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
+    words = [sys.executable, str(SCRIPT), f"--counts={count}", "--L=11"]
+    printed = subprocess.run(
+        words, check=True, capture_output=True, text=True, env=environment
+    ).stdout
+    number = r"([-+.e\d]+)"
+    found = re.findall(f"one process {number}, of gradients {number}", printed)
+    assert len(found) == 2, printed
+    assert all(float(value) < 1e-6 for pair in found for value in pair), printed
+
+
+def test_rows_are_shared_out_without_gap_or_overlap(monkeypatch):
+    for n, count in ((10, 3), (2, 4), (0, 2), (12, 4)):
+        monkeypatch.setattr(processes, "_started", lambda: True)
+        monkeypatch.setattr(processes, "n_processes", lambda count=count: count)
+        rows = []
+        for rank in range(count):
+            monkeypatch.setattr(processes.dist, "get_rank", lambda rank=rank: rank)
+            rows += range(n)[processes.own_rows(n)]
+        assert rows == list(range(n))
+
+
+def test_one_process_does_nothing():
+    values = torch.ones(3, requires_grad=True)
+    assert processes.own_rows(3) == slice(0, 3)
+    assert processes.gathered(values, 3) is values
+    assert processes.agreed(values) is values
+    assert processes.n_processes() == 1
+    assert processes.is_first()
+    with processes.joined(torch.device("cpu")):
+        assert processes.n_processes() == 1
