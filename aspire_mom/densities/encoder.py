@@ -1,4 +1,4 @@
-"""The paper's encoders: from moments to a density on nodes, and to a latent variable."""
+"""The paper's encoders: from moments to a density on nodes, or to a latent variable."""
 
 from __future__ import annotations
 

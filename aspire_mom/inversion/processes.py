@@ -47,7 +47,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
 def own_device(device: str) -> torch.device:
     """
-    :param device: Name of a device; cuda without a number stands for all of a machine's GPUs.
+    :param device: Name of a device; "cuda" stands for all GPUs of a machine.
     :return: The one of this process: GPU number LOCAL_RANK, which `torchrun` sets.
     """
     if device == "cuda" and "LOCAL_RANK" in os.environ:

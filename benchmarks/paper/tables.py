@@ -30,7 +30,6 @@ from experiment import (
 
 from aspire_mom import MomentInversion, Moments, compare, paper_inversion
 from aspire_mom.inversion import OptimizerStatus, StoppedByUser, forward_model
-from aspire_mom.inversion.cartesian import CartesianLoss
 
 
 def preset(
