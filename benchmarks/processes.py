@@ -36,7 +36,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 
 
 def loss_and_gradients(kind: str, L: int) -> tuple[list[torch.Tensor], float]:
-    """Of a FourierNet and free probabilities, and the seconds of a second evaluation."""
+    """Of a FourierNet and free probabilities; seconds of a second evaluation."""
     quadrature = SO3Quadrature.product(SphericalDesign(5), 12)
     basis = BASES[kind](L)
     truth = GaussianMixture(8, total=L, seed=5)

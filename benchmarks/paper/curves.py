@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -55,10 +56,8 @@ def default_curve(estimate: Moments, truth, seed: int) -> Curve:
 
     def errors(now: OptimizerStatus) -> tuple[float, float]:
         values = whole(now.volume, now.density())
-        made = Moments(
-            *(m.numpy().astype(np.complex128) for m in values), estimate.basis
-        )
-        return made.relative_error(estimate)
+        first, second = (m.numpy().astype(np.complex128) for m in values)
+        return Moments(first, second, estimate.basis).relative_error(estimate)
 
     start = time.perf_counter()
     inversion = MomentInversion(estimate, seed=seed)
@@ -86,10 +85,8 @@ def preset_curve(estimate: Moments, truth, seed: int, epochs: int) -> Curve:
         return now.step >= epochs
 
     inversion.status = status
-    try:
+    with suppress(StoppedByUser):
         inversion.estimate()
-    except StoppedByUser:
-        pass
     return curve
 
 

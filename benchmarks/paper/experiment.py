@@ -1,6 +1,6 @@
 """
-What the paper's cryo-EM experiments start from (section 5.2): a volume of unit norm, the
-network that represents it, noisy images of that, and their moments in both bases. All
+What the paper's cryo-EM experiments start from (section 5.2): a volume of unit norm,
+the network that represents it, noisy images of that, and their moments in both bases. All
 of it is kept in a folder, and taken from there the next time.
 """
 
@@ -55,7 +55,7 @@ class Case:
 
 
 CASES = {
-    "gaussians": Case(None, 25, 1.0, (0.007, 0.016, 4.45, 25.0, 0.004), (6000, 2048)),
+    "gaussians": Case(None, 25, 1.0, (0.007, 0.016, 4.45, 25.0, 0.004), (4000, 2048)),
     "ribosome": Case(
         "ribosome_70s_65.mrc", 63, 5.0, (0.003, 0.013, 16.86, 143.0, 0.043)
     ),

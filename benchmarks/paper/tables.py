@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -51,10 +52,8 @@ def preset(
         status=status,
         checkpoint=path,
     )
-    try:
+    with suppress(StoppedByUser):
         inversion.estimate()
-    except StoppedByUser:
-        pass
     last = seen[-1]
     with torch.no_grad():
         problem = inversion._problem(inversion.n_rings)
@@ -135,7 +134,8 @@ def main() -> None:
     m1, m2, angstrom, box, _ = case.paper
     print(f"  {cartesian.n_images} images, σ = 0.5 (paper: 5,000,000)")
     print(
-        f"  Table 2, paper: {m1} {m2}; Table 3: {angstrom} Å = {box / angstrom:.1f} shells"
+        f"  Table 2, paper: {m1} {m2}; Table 3: {angstrom} Å,"
+        f" {box / angstrom:.1f} shells"
     )
     for name, method, estimate in (
         ("preset", preset, cartesian),
