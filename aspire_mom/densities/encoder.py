@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from aspire_mom.densities.periodic import PeriodicConv2d
+
 # Appendix A.1: slope of the leaky ReLU, and channels of the two branches stacked.
 SLOPE = 0.02
 STACKED = 6
@@ -35,7 +37,7 @@ class LatentEncoder(nn.Module):
     :param second_shape: Shape of the second moment, a multiple of side² entries; all
         axes but the field's become channels.
     :param n_outputs: Length of z.
-    :param padding_mode: "circular" (periodic fields) or "zeros".
+    :param periodic: Whether fields are periodic; others are padded with zeros.
     :param window: Convolution window, odd, at most 2 side - 1.
     :param channels: Channels of the hidden convolutions.
     :param width: Width of the fully connected layer.
@@ -50,7 +52,7 @@ class LatentEncoder(nn.Module):
         second_shape: tuple[int, ...],
         n_outputs: int,
         *,
-        padding_mode: str,
+        periodic: bool,
         window: int,
         channels: int,
         width: int,
@@ -74,9 +76,10 @@ class LatentEncoder(nn.Module):
         def convolutions(*sizes: int) -> nn.Sequential:
             layers = []
             for before, after in itertools.pairwise(sizes):
-                conv = nn.Conv2d(
-                    before, after, window, padding="same", padding_mode=padding_mode
-                )
+                if periodic:
+                    conv = PeriodicConv2d(before, after, window)
+                else:
+                    conv = nn.Conv2d(before, after, window, padding="same")
                 layers += [conv, nn.LeakyReLU(SLOPE)]
             return nn.Sequential(*layers)
 
@@ -126,7 +129,7 @@ class LatentEncoder(nn.Module):
             (L * L,),
             (L * L, L * L),
             n_outputs,
-            padding_mode="circular",
+            periodic=True,
             window=window,
             channels=channels,
             width=width,
@@ -164,7 +167,7 @@ class LatentEncoder(nn.Module):
             (n_rings,),
             (n_orders, n_rings, n_rings),
             n_outputs,
-            padding_mode="zeros",
+            periodic=False,
             window=window,
             channels=channels,
             width=width,

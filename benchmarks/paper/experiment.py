@@ -1,7 +1,7 @@
 """
 What the paper's cryo-EM experiments start from (section 5.2): a volume of unit norm,
-the network that represents it, noisy images of that, and their moments in both bases. All
-of it is kept in a folder, and taken from there the next time.
+the network that represents it, noisy images of that, and their moments in both bases.
+All of it is kept in a folder, and taken from there the next time.
 """
 
 from __future__ import annotations
