@@ -39,13 +39,18 @@ def moments(basis, seed: int = 0) -> Moments:
     axis = np.arange(basis.L) - basis.L // 2
     envelope = np.exp(-np.add.outer(axis**2, axis**2) / (0.2 * basis.L) ** 2)
     images = (1 + 0.5 * rng.standard_normal((64, basis.L, basis.L))) * envelope
-    first, second = basis.finish(basis.sums(images.astype(np.float32)))[:2]
-    return Moments(first / 64, (second / 64).astype(np.complex64), basis)
+    f = basis.coefficients(images.astype(np.float32))
+    if isinstance(basis, PolarBasis):
+        first, second = f[:, 0].mean(0), basis.product(*basis.factors(f))
+    else:
+        first, second = f.mean(0), f.T @ f.conj()
+    return Moments(first, second / 64, basis)
 
 
 def measure(method: str, L: int, repeats: int) -> None:
     """Print seconds per loss and gradient, and this process's largest memory."""
     estimate = moments(METHODS[method][0](L))
+    before = peak_memory()
     if method == "preset":
         inversion = paper_inversion(estimate)
     else:
@@ -62,15 +67,17 @@ def measure(method: str, L: int, repeats: int) -> None:
         problem.objective(start.volume, start.density).backward()
         optimizer.step()
         times.append(time.perf_counter() - begun)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory()
     print(
         f"n = {L:3d}  {METHODS[method][1]:28} {min(times):8.3f} s per step"
-        f"  {peak:5.2f} GiB at most, of which {BASE:.2f} before",
+        f"  {peak:5.2f} GB at most, {before:.2f} GB with the moments read",
         flush=True,
     )
 
 
-BASE = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def peak_memory() -> float:
+    """Largest memory of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:
