@@ -221,6 +221,7 @@ def write_reconstruction(
         "pixel_size": moments.pixel_size,
         "lowpass_angstrom": resolution,
         "seed": reconstruction.seed,
+        "moment_errors": reconstruction.moment_errors,
         "settings": reconstruction.settings,
         "starts": reconstruction.starts,
         "history": reconstruction.history,

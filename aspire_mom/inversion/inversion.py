@@ -225,6 +225,30 @@ class MomentInversion:
         checkpoint.write()
         return self._result(ranking, problems[-1])
 
+    @torch.no_grad()
+    def moment_errors(
+        self, volume: FourierVolume, density: torch.nn.Module
+    ) -> tuple[float, float]:
+        """
+        How well a model meets the moments, all rings and orders of them: eq. 22, as in
+        the paper's Table 2.
+
+        :param volume: A volume model.
+        :param density: A density model of this inversion's nodes.
+        :return: Relative errors of the first and the second moment.
+        """
+        problem = self._problem(self.n_rings)
+        problem.encode(volume)
+        probabilities = problem.probabilities(density)
+        if isinstance(problem.loss, CartesianLoss):
+            slices = problem.forward.slices(volume)
+            errors = problem.loss.relative_errors(slices, probabilities)
+            return tuple(float(error) for error in errors)
+        whole = forward_model(self.moments.basis, self.quadrature).to(self.device)
+        made = whole(volume, probabilities)
+        first, second = (m.cpu().numpy().astype(np.complex128) for m in made)
+        return Moments(first, second, self.moments.basis).relative_error(self.moments)
+
     @contextmanager
     def _threads(self) -> Iterator[None]:
         """
@@ -257,6 +281,7 @@ class MomentInversion:
             starts=starts,
             settings=self.settings,
             seed=self.seed,
+            moment_errors=self.moment_errors(best.volume, best.density),
             start_volumes=Volume(np.stack(volumes), pixel_size=pixel_size),
         )
 

@@ -30,6 +30,8 @@ class Reconstruction:
         criterion and loss.
     :param settings: Options of the inversion.
     :param seed: Seed of the search.
+    :param moment_errors: Relative errors of its first and second moment against the
+        estimates (eq. 22), the estimates' own noise included.
     :param start_volumes: Volumes of `starts`, a stack in the same order.
     """
 
@@ -40,6 +42,7 @@ class Reconstruction:
     starts: list[dict]
     settings: dict
     seed: int
+    moment_errors: tuple[float, float] | None = None
     start_volumes: Volume | None = None
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -62,6 +65,7 @@ class Reconstruction:
             "starts": self.starts,
             "settings": self.settings,
             "seed": self.seed,
+            "moment_errors": self.moment_errors,
         }
         text = json.dumps(text, indent=2)
         folder.mkdir(parents=True, exist_ok=True)

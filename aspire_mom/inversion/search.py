@@ -49,8 +49,7 @@ class Problem:
         """
         :return: The loss, with the density's penalty where it is −2 log-likelihood.
         """
-        if getattr(volume, "encoder", None) is not None:
-            volume.encode(*self.estimates)
+        self.encode(volume)
         probabilities = self.probabilities(density)
         if isinstance(self.loss, CartesianLoss):
             value = self.loss(self.forward.slices(volume), probabilities)
@@ -59,6 +58,11 @@ class Problem:
         if self.loss.weighting == "noise" and hasattr(density, "penalty"):
             value = value + density.penalty()
         return value
+
+    def encode(self, volume: FourierVolume) -> None:
+        """Give a volume with an encoder its latent variable."""
+        if getattr(volume, "encoder", None) is not None:
+            volume.encode(*self.estimates)
 
     def probabilities(self, density: torch.nn.Module) -> Tensor:
         """Probabilities of the nodes; an encoder is given the estimated moments."""

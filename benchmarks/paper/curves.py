@@ -10,16 +10,15 @@ the measured seconds per epoch, over the default's time to 4.45 Å (Table 3).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
-import torch
+from aspire.volume import Volume
 from experiment import CASES, folder, ground_truth, keep, moments, noise_floor, parser
 from matplotlib.figure import Figure
 
 from aspire_mom import MomentInversion, Moments, compare, paper_inversion
-from aspire_mom.inversion import OptimizerStatus, StoppedByUser, forward_model
+from aspire_mom.inversion import OptimizerStatus, StoppedByUser
 
 EPOCHS = 20_000
 # A curve gets a point where the moments are better met than ever by this factor.
@@ -29,16 +28,15 @@ BETTER = 0.95
 class Curve:
     """Points (seconds, error of the second moment, resolution in Å) of a method."""
 
-    def __init__(self, errors: Callable, truth, seconds: float):
-        self.errors, self.truth = errors, truth
+    def __init__(self, inversion: MomentInversion, truth: Volume, seconds: float):
+        self.inversion, self.truth = inversion, truth
         self.start, self.points, self.last = time.perf_counter() - seconds, [], None
 
     def __call__(self, now: OptimizerStatus) -> None:
         """Measuring does not count: the clock stands still meanwhile."""
         reached = time.perf_counter()
         self.last = now.step, reached - self.start
-        with torch.no_grad():
-            error = float(self.errors(now)[1])
+        _, error = self.inversion.moment_errors(now.volume, now.density)
         if not self.points or error < BETTER * self.points[-1][1]:
             L = self.truth.resolution
             found = compare(now.volume.to_volume(L, self.truth.pixel_size), self.truth)
@@ -53,16 +51,9 @@ class Curve:
 
 def default_curve(estimate: Moments, truth, seed: int) -> Curve:
     """The default inversion; moments compared on all rings, in-plane averaged."""
-
-    def errors(now: OptimizerStatus) -> tuple[float, float]:
-        values = whole(now.volume, now.density())
-        first, second = (m.numpy().astype(np.complex128) for m in values)
-        return Moments(first, second, estimate.basis).relative_error(estimate)
-
     start = time.perf_counter()
     inversion = MomentInversion(estimate, seed=seed)
-    whole = forward_model(estimate.basis, inversion.quadrature)
-    curve = Curve(errors, truth, time.perf_counter() - start)
+    curve = Curve(inversion, truth, time.perf_counter() - start)
     inversion.status = curve
     inversion.estimate()
     return curve
@@ -72,13 +63,7 @@ def preset_curve(estimate: Moments, truth, seed: int, epochs: int) -> Curve:
     """The paper's configuration, for the first epochs."""
     start = time.perf_counter()
     inversion = paper_inversion(estimate, seed=seed)
-    problem = inversion._problem(inversion.n_rings)
-
-    def errors(now: OptimizerStatus) -> tuple[float, float]:
-        slices = problem.forward.slices(now.volume)
-        return problem.loss.relative_errors(slices, problem.probabilities(now.density))
-
-    curve = Curve(errors, truth, time.perf_counter() - start)
+    curve = Curve(inversion, truth, time.perf_counter() - start)
 
     def status(now: OptimizerStatus) -> bool:
         curve(now)

@@ -79,6 +79,8 @@ def test_recovers_three_gaussians():
     np.testing.assert_array_equal(
         result.start_volumes.asnumpy()[0], result.volume.asnumpy()[0]
     )
+    # What is left are the outer rings of three narrow Gaussians, which are not in use.
+    assert 0 < max(result.moment_errors) < 0.1
     # The criterion compares starts by moments alone, and rightly so here.
     worst = compare(result.start_volumes[-1], truth.to_volume(17, 2.0))
     assert comparison.correlation > worst.correlation - 0.02
@@ -216,6 +218,38 @@ def same(a, b):
     np.testing.assert_array_equal(a.density, b.density)
     assert a.starts == b.starts
     assert a.history == b.history
+
+
+@pytest.mark.parametrize("basis", [PolarBasis(9), CartesianBasis(9)], ids=repr)
+@pytest.mark.parametrize("with_encoder", [False, True])
+def test_moment_errors_are_eq_22(basis, with_encoder):
+    """Of all rings, whatever the loss is."""
+    quadrature = SO3Quadrature.product(SphericalDesign(3), 4)
+    p = np.full(len(quadrature), 1 / len(quadrature))
+    models = [mixture(seed=s, dtype=torch.float32) for s in (0, 1)]
+    truth, other = (exact_moments(m, p, quadrature, basis) for m in models)
+    density = DiscreteDensity(len(quadrature))
+    if with_encoder:
+        density = encoder_of(truth, len(quadrature))
+        other = exact_moments(
+            models[1],
+            density(
+                *(
+                    torch.from_numpy(m.astype(np.complex64))
+                    for m in (truth.first, truth.second)
+                )
+            )
+            .detach()
+            .double(),
+            quadrature,
+            basis,
+        )
+    for weighting in ("none", "noise"):
+        inversion = MomentInversion(
+            truth, models[0], density, quadrature, weighting=weighting
+        )
+        errors = inversion.moment_errors(models[1], density)
+        assert errors == pytest.approx(other.relative_error(truth), rel=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
