@@ -269,6 +269,20 @@ def jumps(curve: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     return np.round(where).astype(int) % n, where - np.round(where)
 
 
+def at_windows(curves: Curves, windows: np.ndarray) -> Curves:
+    """
+    :param curves: One curve, or one for each window.
+    :param windows: First samples of windows (S,).
+    :return: Curves of the same Gaussians, cut off at the ends of other windows.
+    """
+    parameters = np.broadcast_to(
+        curves.parameters, (len(windows), curves.parameters.shape[1])
+    ).copy()
+    k, start = curves.k, windows[:, None] - 0.5
+    parameters[:, :k] = start + (parameters[:, :k] - start) % curves.n
+    return Curves(parameters, windows, curves.n, curves.density)
+
+
 def _select(scores, windows, most: int, per_window: int) -> np.ndarray:
     """Rows of least score, only so many with the same window."""
     chosen, seen = [], {}
