@@ -8,19 +8,22 @@ from typing import NamedTuple
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge, to_distribution
-from aspire_mom.mra.misfit import misfit
+from aspire_mom.mra.misfit import degrees_of_freedom, misfit
 from aspire_mom.mra.mixture_encoder import MIN_SIZE
 from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
 from aspire_mom.mra.moments import to_samples
 from aspire_mom.mra.prior import fit_both
 from aspire_mom.mra.signals import all_shifts
 
-# Probability below which numbers of Gaussians, or alternatives, are not tried.
-LIKELY = 0.02
-# Starts tried for each number of Gaussians, until a fit is good.
-TRIED = 3
+# Probability below which numbers of Gaussians, and alternatives, are not tried.
+LIKELY = 0.1
+# Starts tried for each number of Gaussians, until a fit is good, its misfit being no
+# more than so many standard deviations above what is expected.
+TRIED, SURE = 3, 3.0
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
-ROUNDS, OTHERS, WORTHWHILE = 4, 2, 1.0
+ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
+# Relative changes by another window that are looked at.
+CHANGE = 1e-4, 0.5
 # Precision with which parameters are known (samples, logarithms) when misfits of other
 # curves are foreseen.
 RIDGE = 1.0
@@ -45,7 +48,6 @@ def learned_fit(
     second: np.ndarray,
     n_observations: int,
     sigma: float,
-    good: float,
 ) -> LearnedFit | None:
     """
     Fit Gaussians to v and to ρ, k each, from what the package's `MixtureEncoder` takes
@@ -55,7 +57,6 @@ def learned_fit(
     :param second: Second moment (n, n).
     :param n_observations: N.
     :param sigma: σ.
-    :param good: Misfit at which no other start is tried for the same k.
     :return: The best fit; None where n is too small for the network.
     """
     encoder = _encoder()
@@ -65,14 +66,17 @@ def learned_fit(
     # Gaussians are positive.
     sign = np.sign(mean)
     data = (to_samples(sign * first, second), n_observations, sigma)
+    expected = degrees_of_freedom(n)
+    good = expected + SURE * np.sqrt(2 * expected)
     counts, pairs = _alternatives(encoder, first, second, n_observations, sigma)
     best_score, best = np.inf, None
     for i in np.argsort(-counts, kind="stable"):
-        if best is not None and counts[i] < LIKELY:
+        done = best is not None and best[-1] < good
+        if done and counts[i] < LIKELY:
             break
-        few = 1 if best is not None and best[-1] < good else TRIED
-        for start in _starts(*pairs[i], data)[:few]:
-            fit = _fit_with_windows(start, data, good)
+        curves = (_curves(h, n, abs(mean) * np.sqrt(n)) for h in pairs[i])
+        for start in _starts(*curves, data)[: 1 if done else TRIED]:
+            fit = _fit_with_windows(start, data)
             score = fit[-1] + PENALTY * sum(curve.n_free[0] for curve in fit[:-1])
             if score < best_score:
                 best_score, best = score, fit
@@ -83,17 +87,15 @@ def learned_fit(
     return LearnedFit(pair, best[-1], best_score)
 
 
-def _fit_with_windows(start: Pair, data: tuple, good: float) -> tuple:
+def _fit_with_windows(start: Pair, data: tuple) -> tuple:
     """
     Fits from a start, and then from what the best fit is with v's or ρ's window
-    elsewhere, which no small step leads to, until one is good or none is better.
+    elsewhere, which no small step leads to, as long as that helps.
     """
     best = fit_both(*start, data)
     for _ in range(ROUNDS):
-        if best[-1] < good:
-            break
         before = best[-1]
-        for pair in _other_windows(*best[:-1], data):
+        for pair in _better_windows(best, data):
             best = min(best, fit_both(*pair, data), key=lambda fit: fit[-1])
             if best[-1] < before - WORTHWHILE:
                 break
@@ -110,7 +112,8 @@ def _encoder():
 
 
 def _alternatives(encoder, first, second, n_observations, sigma):
-    """Probabilities of 1, 2, … Gaussians, and for each number curves for v and ρ."""
+    """What the encoder says of one problem: probabilities of 1, 2, … Gaussians, and for
+    each number alternatives for v and for ρ."""
     import torch
 
     share, sigma = (
@@ -121,10 +124,7 @@ def _alternatives(encoder, first, second, n_observations, sigma):
         counts, pairs = encoder.hypotheses(
             torch.as_tensor(first)[None], torch.as_tensor(second)[None], share, sigma
         )
-    n, total = len(first), abs(first[0].real) * np.sqrt(len(first))
-    return counts[0].exp().numpy(), [
-        [_curves(h, n, total) for h in pair] for pair in pairs
-    ]
+    return counts[0].exp().numpy(), pairs
 
 
 def _curves(hypotheses, n: int, total: float) -> Curves:
@@ -132,7 +132,7 @@ def _curves(hypotheses, n: int, total: float) -> Curves:
     that begins at 0."""
     centres, widths, probabilities = (x[0].numpy() for x in hypotheses.likeliest())
     probabilities = np.exp(probabilities)
-    likely = probabilities > min(LIKELY, probabilities[0] / 2)
+    likely = probabilities >= min(LIKELY, probabilities[0])
     parameters = np.column_stack(
         (
             (centres + 0.5) * n - 0.5,
@@ -172,15 +172,25 @@ def _starts(signals: Curves, densities: Curves, data: tuple) -> list[Pair]:
     return [candidate[3:] for candidate in found]
 
 
-def _other_windows(signal: Curves, density: Curves, data: tuple) -> list[Pair]:
-    """The pairs of least misfit to be expected among those with one other window."""
-    windows = np.arange(signal.n)
-    signals, densities = (at_windows(curve, windows) for curve in (signal, density))
+def _better_windows(fit: tuple, data: tuple) -> list[Pair]:
+    """The pairs of least misfit to be expected among those with one other window, if it
+    is less than what the fit has."""
+    signal, density, value = fit
+    signals, densities = (_with_other_windows(curve) for curve in (signal, density))
+    pairs = [(signals[i : i + 1], density) for i in range(len(signals))]
+    pairs += [(signal, densities[i : i + 1]) for i in range(len(densities))]
+    if not pairs:
+        return []
     expected = _expected(signal, density, signals, densities, data)
-    pairs = [(signals[i : i + 1], density) for i in windows]
-    pairs += [(signal, densities[i : i + 1]) for i in windows]
-    order = np.argsort(np.round(expected, 3), kind="stable")
-    return [pairs[i] for i in order[:OTHERS]]
+    order = np.argsort(np.round(expected, 3), kind="stable")[:OTHERS]
+    return [pairs[i] for i in order if expected[i] < value - WORTHWHILE]
+
+
+def _with_other_windows(curve: Curves) -> Curves:
+    """The curve with all windows that change it, but not beyond recognition."""
+    curves, value = at_windows(curve, np.arange(curve.n)), curve.values()[0][0]
+    change = np.linalg.norm(curves.values()[0] - value, axis=1) / np.linalg.norm(value)
+    return curves[(change > CHANGE[0]) & (change < CHANGE[1])]
 
 
 def _expected(

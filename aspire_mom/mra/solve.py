@@ -109,9 +109,8 @@ def _learned(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the network leads to; the better of that and the search for a mixture where
     the misfit is not good, unless it is to be taken `always`."""
-    good = good_misfit(len(first))
-    quick = learned_fit(first, second, **noise, good=good)
-    if quick is not None and (always or quick.misfit < good):
+    quick = learned_fit(first, second, **noise)
+    if quick is not None and (always or quick.misfit < good_misfit(len(first))):
         return quick.pair
     pair, score = _mixture(first, second, *march(first, second, **noise), noise)
     return pair if quick is None or score < quick.score else quick.pair

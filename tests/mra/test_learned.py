@@ -22,10 +22,7 @@ def noisy(k, count, seed, n=41):
 def test_fits_are_good_and_close(k):
     """Most of 12 fresh problems; in these, v and ρ to the goals for medians."""
     v, rho, m = noisy(k, 12, seed=20 + k)
-    fits = [
-        learned_fit(*pair, **NOISE, good=good_misfit(41))
-        for pair in zip(m.first, m.second, strict=True)
-    ]
+    fits = [learned_fit(*pair, **NOISE) for pair in zip(m.first, m.second, strict=True)]
     good = [i for i, fit in enumerate(fits) if fit.misfit < good_misfit(41)]
     assert len(good) >= 8
     for i in good:
@@ -61,7 +58,7 @@ def test_shifting_reversing_and_turning_the_data_over(n):
 
 def test_few_samples_are_left_to_the_search():
     v, rho, m = noisy(1, 1, seed=2, n=18)
-    assert learned_fit(m.first[0], m.second[0], **NOISE, good=200.0) is None
+    assert learned_fit(m.first[0], m.second[0], **NOISE) is None
     found, density = solve(m.first, m.second, **NOISE, method="learned")
     assert shift_error(v, found) < 0.01
     assert shift_error(rho, density) < 0.02
