@@ -4,6 +4,7 @@ instances drawn afresh from the reference family (n = 41, k equal-weight Gaussia
 off at the ends, mean of v one).
 
     python benchmarks/mra.py exact|noisy|em|equivariance [--count N] [--seed S]
+                             [--sigma S ...]
 
 exact: from exact moments; computed from spectra, and again from sums over all shifts,
 whose rounding is larger. noisy: N = 10⁶, σ = 1, in density units and with v of unit
@@ -34,7 +35,7 @@ from aspire_mom.mra import (
 from aspire_mom.mra.moments import to_fourier
 from aspire_mom.mra.signals import all_shifts
 
-METHODS = ("spectral", "marching", "least-squares", "auto")
+METHODS = ("spectral", "marching", "least-squares", "learned", "auto")
 
 
 def main() -> None:
@@ -42,11 +43,13 @@ def main() -> None:
     parser.add_argument("table", choices=("exact", "noisy", "em", "equivariance"))
     parser.add_argument("--count", type=int, help="instances per row")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sigma", type=float, nargs="+", help="of em; 1 3 10 if not")
     arguments = parser.parse_args()
     start = time.perf_counter()
     table: Callable = globals()[arguments.table]
     defaults = {"exact": 2000, "noisy": 200, "em": 5, "equivariance": 50}
-    table(arguments.count or defaults[arguments.table], arguments.seed)
+    options = {"sigmas": arguments.sigma} if arguments.sigma else {}
+    table(arguments.count or defaults[arguments.table], arguments.seed, **options)
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 
@@ -100,24 +103,34 @@ def noisy(count: int, seed: int) -> None:
                 )
 
 
-def em(count: int, seed: int) -> None:
+def em(count: int, seed: int, sigmas=(1.0, 3.0, 10.0)) -> None:
     print(f"Against EM (tolerance 1e-5, at most 300 steps) on the same data, {count}")
     print(
         f"instances of k = 2 a row, seed {seed}: medians; time is that of solving, to"
     )
-    print("which one pass for the moments, in brackets, is to be added")
-    print(f"{'N':>8} {'σ':>3} {'method':9} {'v':>9} {'ρ':>9} {'s':>9} {'(pass)':>8}")
+    print(
+        "which one pass for the moments, in brackets, is to be added; then EM's error"
+    )
+    print("of v and of ρ divides a method's, and EM's time is divided by its")
+    head = f"{'N':>8} {'σ':>3} {'method':9} {'v':>9} {'ρ':>9} {'s':>9} {'(pass)':>8}"
+    print(f"{head} {'v/EM':>6} {'ρ/EM':>6} {'EM s/s':>7}")
+    # Weights of networks are read once, in a first call.
+    rng = np.random.default_rng(seed)
+    timed(simulate_moments(*GaussianFamily(2).draw(1, rng), 10**6, 1.0, rng), "learned")
     for N in (10**5, 10**6):
-        for sigma in (1.0, 3.0, 10.0):
-            rows = {name: [] for name in ("EM", "marching", "auto")}
+        for sigma in sigmas:
+            rows = {name: [] for name in ("EM", "marching", "learned", "auto")}
             for i in range(count if N == 10**5 else max(1, count // 2)):
                 for name, row in against_em(N, sigma, (seed, i)).items():
                     rows[name].append(row)
-            for name, row in rows.items():
-                v, rho, seconds, reading = np.median(row, axis=0)
+            medians = {name: np.median(row, axis=0) for name, row in rows.items()}
+            for name, (v, rho, seconds, reading) in medians.items():
+                against = medians["EM"]
                 print(
                     f"{N:8} {sigma:3g} {name:9} {v:9.5f} {rho:9.5f} {seconds:9.4f}"
-                    f" {f'({reading:.2f})' if reading else '':>8}",
+                    f" {f'({reading:.2f})' if reading else '':>8}"
+                    f" {v / against[0]:6.2f} {rho / against[1]:6.2f}"
+                    f" {against[2] / seconds:7.0f}",
                     flush=True,
                 )
 
@@ -130,7 +143,7 @@ def against_em(N: int, sigma: float, seed: tuple[int, int]) -> dict[str, tuple]:
     rows, start = {}, time.perf_counter()
     moments = estimate_moments([y], sigma=sigma)
     reading = time.perf_counter() - start
-    for method in ("marching", "auto"):
+    for method in ("marching", "learned", "auto"):
         found, ms = timed(moments, method)
         errors = shift_error(v, found[0]), shift_error(rho, found[1])
         rows[method] = (*errors, ms / 1000, reading)
@@ -148,7 +161,7 @@ def equivariance(count: int, seed: int) -> None:
     )
     print(f"{'moments':8} {'method':14} {'shifted':>9} {'reversed':>9} {'permuted':>9}")
     for noise in (None, {"n_observations": 20_000, "sigma": 1.0}):
-        for method in ("marching", "auto"):
+        for method in ("marching", "learned", "auto"):
             changes = [
                 one_equivariance(np.random.default_rng((seed, i)), noise, method)
                 for i in range(count)

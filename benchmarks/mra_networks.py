@@ -6,10 +6,11 @@ Multireference alignment by networks: Table 1 and Fig. 4 of Khoo, Paul & Sharon.
     python benchmarks/mra_networks.py figure [--png fig4.png] [--steps N]
 
 table: errors (eq. 21) of the encoders that come with the package, from exact moments of
-fresh instances and, for the paper's, of the training set; untrained ours, which is
-marching, beside them. noisy: the same from N = 10⁶ observations at σ = 1, in density
-units and with v of unit norm, with marching beside them. figure: refinement (loss 26)
-from trained and untrained encoders, mean of 20 instances, k = 2, N = 10⁶, σ = 1.
+fresh instances and, for the paper's, of the training set; the untrained
+MarchingEncoder, which is marching, beside them. noisy: the same from N = 10⁶
+observations at σ = 1, in density units and with v of unit norm, with marching beside
+them. figure: refinement (loss 26) from trained and untrained encoders, mean of 20
+instances, k = 2, N = 10⁶, σ = 1.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
 
 def table(count: int, seed: int) -> None:
     print(f"Exact moments, {count} fresh instances a row; ms: in batches of {BATCH}")
+    print("Gaussians: MixtureEncoder, no classical step; marching: MarchingEncoder")
     for k in (1, 2, 3):
         print(f"\nk = {k}; the paper's means: v {PAPER[k][0]}, ρ {PAPER[k][1]} (test)")
         print(HEADER)
@@ -67,20 +69,26 @@ def table(count: int, seed: int) -> None:
         for name, solve, problems in (
             ("paper's, train", solver("paper", k), seen),
             ("paper's, test", solver("paper", k), fresh),
-            ("ours", solver("network", k), fresh),
+            ("Gaussians", solver("mixture-encoder", k), fresh),
+            ("marching", solver("network", k), fresh),
             (
-                "ours untrained",
+                "untrained",
                 partial(predict, MarchingEncoder().double().eval()),
                 fresh,
             ),
         ):
             print(f"{name:<14}  {score(solve, *problems, batch_size=BATCH)}")
         few = [fresh[0][:50], fresh[1][:50], first_few(fresh[2], 50)]
-        for name, method in (("paper's", "paper"), ("ours", "network")):
+        for name, method in (
+            ("paper's", "paper"),
+            ("Gaussians", "mixture-encoder"),
+            ("marching", "network"),
+        ):
             alone = score(solver(method, k), *few).milliseconds
             print(f"{name}, one at a time: {alone:.1f} ms")
         print(f"paper's: {how['command']}")
-    print(f"ours: {how_trained('marching')['command']}")
+    for name in ("mixture", "marching"):
+        print(f"ours: {how_trained(name)['command']}")
 
 
 def noisy(count: int, seed: int) -> None:
@@ -93,7 +101,8 @@ def noisy(count: int, seed: int) -> None:
             problems = draw_test(family, count, seed, 10**6, 1.0)
             for name, method in (
                 ("marching", "marching"),
-                ("ours", "network"),
+                ("MarchingEncoder", "network"),
+                ("MixtureEncoder", "mixture-encoder"),
                 ("paper's", "paper"),
             ):
                 scores = score(solver(method, k), *problems, batch_size=BATCH)

@@ -3,6 +3,7 @@
 from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
 from aspire_mom.mra.errors import align, best_shift, shift_error
 from aspire_mom.mra.expectation import EMStatus, expectation_maximisation
+from aspire_mom.mra.mixture_encoder import MixtureEncoder
 from aspire_mom.mra.moments import (
     FourierMoments,
     estimate_moments,
@@ -24,6 +25,7 @@ __all__ = [
     "GaussianFamily",
     "MarchingEncoder",
     "Method",
+    "MixtureEncoder",
     "PaperEncoder",
     "Training",
     "align",

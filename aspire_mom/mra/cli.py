@@ -13,19 +13,25 @@ from tqdm import tqdm
 
 from aspire_mom.console import Group, Positive, check_device
 from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
-from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
 from aspire_mom.mra.files import plot_solution, read_moments
+from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
 from aspire_mom.mra.solve import Method, solve
 from aspire_mom.mra.supervision import Training
 from aspire_mom.mra.training import TrainingStatus, train
-from aspire_mom.mra.weights import load_weights, pretrained, save_weights
+from aspire_mom.mra.weights import KINDS, load_weights, pretrained, save_weights
 
 POSITIVE = click.IntRange(min=1)
 # What the shipped weights were trained with, by kind of encoder.
 DEFAULTS = {
     "marching": {"noisy": True, "learning_rate": 2e-3},
+    "mixture": {
+        "noisy": True,
+        "exact_share": 0.3,
+        "highest": HIGHEST,
+        "learning_rate": 1e-3,
+    },
     "paper": {
         "noisy": False,
         "batch_size": 64,
@@ -61,8 +67,8 @@ def mra() -> None:
     type=click.Choice(list(DEFAULTS)),
     default="marching",
     show_default=True,
-    help="The package's encoder, for moments with and without noise, or the paper's,"
-    " for exact moments.",
+    help="One of the package's encoders, for moments with and without noise, or the"
+    " paper's, for exact moments.",
 )
 @click.option(
     "--gaussians",
@@ -116,6 +122,10 @@ def train_command(
     check_outputs([out], overwrite)
     if training_set is not None and encoder != "paper":
         raise ValueError("--training-set is for --encoder paper")
+    if encoder == "mixture" and n < MIN_SIZE:
+        raise ValueError(
+            f"--n is {n}; --encoder mixture is for at least {MIN_SIZE} samples"
+        )
     given = {"batch_size": batch_size, "learning_rate": learning_rate}
     options = DEFAULTS[encoder] | {k: v for k, v in given.items() if v is not None}
     training = Training(
@@ -127,9 +137,8 @@ def train_command(
         seed=seed,
         **options,
     )
-    network = {"marching": MarchingEncoder, "paper": PaperEncoder}[encoder](
-        n, seed=seed
-    )
+    size = {"most": max(gaussians)} if encoder == "mixture" else {"n": n}
+    network = KINDS[encoder](seed=seed, **size)
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_name(out.name + ".checkpoint")
     with tqdm(total=steps, desc="training", disable=not sys.stderr.isatty()) as bar:

@@ -17,7 +17,8 @@ from aspire_mom.mra.supervision import TEST
 from aspire_mom.mra.weights import pretrained
 
 Solver = Callable[[FourierMoments], tuple[np.ndarray, np.ndarray]]
-NETWORKS = ("network", "paper")
+# Encoders by method, as `pretrained` knows them.
+NETWORKS = {"network": "marching", "mixture-encoder": "mixture", "paper": "paper-{k}"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +53,13 @@ HEADER = (
 def solver(method: str, k: int) -> Solver:
     """
     :param method: A method of :func:`solve`, "network" for the package's trained
-        encoder, or "paper" for the paper's as trained here for k Gaussians.
+        `MarchingEncoder`, "mixture-encoder" for its `MixtureEncoder` alone, or "paper"
+        for the paper's as trained here for k Gaussians.
     :param k: Number of Gaussians, which only "paper" is told.
     :return: What maps moments to v and ρ.
     """
     if method in NETWORKS:
-        name = "marching" if method == "network" else f"paper-{k}"
-        encoder = pretrained(name).double()
+        encoder = pretrained(NETWORKS[method].format(k=k)).double()
         return lambda moments: predict(encoder, moments)
     return lambda moments: solve(
         moments.first,

@@ -13,6 +13,7 @@ therefore distributed as χ² with n + n(n + 1)/2 degrees of freedom.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -92,6 +93,7 @@ def misfit(
     rho: np.ndarray,
     n_observations: int,
     sigma: float,
+    moves: np.ndarray | None = None,
 ) -> Quadratic:
     """
     The misfit of one problem, expanded about a signal and a density to second order in
@@ -103,7 +105,10 @@ def misfit(
     :param rho: Density (n,), sum one; where it is negative weights take it as 0.
     :param n_observations: N.
     :param sigma: σ.
-    :return: The misfit as a function of v and ρ, (2n,).
+    :param moves: Directions (P, 2n) in which v and then ρ may move; all, one by one, if
+        None.
+    :return: The misfit as a function of v and ρ, (2n,), or, with `moves`, of how far to
+        go in each direction, (P,), from 0.
     """
     n = len(v)
     sigma = max(sigma, LEAST_NOISE * np.sqrt(np.mean(v**2)))
@@ -113,7 +118,7 @@ def misfit(
     centred = shifted - centre
     powers, axes = np.linalg.eigh((centred.T * occurs) @ centred)
     powers = np.maximum(powers, 0)
-    a, b = np.triu_indices(n)
+    a, b, upper = _upper(n)
     variance = sigma**2 * (powers[a] + powers[b] + sigma**2) * np.where(a == b, 2, 1)
     scale = np.sqrt(n_observations / variance)
     first_scale = np.sqrt(n_observations) / sigma
@@ -125,27 +130,36 @@ def misfit(
         (first * first_scale, (axes.T @ second @ axes)[a, b] * scale)
     )
 
-    j = np.arange(n)
     on_axes = centred @ axes
-    lag = (j - j[:, None]) % n
-    moved = axes[(j[:, None] + j) % n] * rho[:, None]
-    by_signal = moved.swapaxes(-1, -2) @ on_axes
-    by_signal = by_signal[:, a, b] + by_signal[:, b, a]
-    jacobian = np.empty((2 * n, len(residual)))
-    jacobian[:n, :n], jacobian[:n, n:] = rho[lag] * first_scale, by_signal * scale
-    jacobian[n:, :n] = shifted * first_scale
-    jacobian[n:, n:] = on_axes[:, a] * on_axes[:, b] * scale
+    products = (on_axes[:, :, None] * on_axes[:, None]).reshape(n, -1)
+    by_density = np.hstack((shifted * first_scale, products[:, upper] * scale))
+    moved = all_shifts(np.eye(n) if moves is None else moves[:, :n])
+    by_signal = ((moved @ axes) * rho[:, None]).swapaxes(-1, -2) @ on_axes
+    by_signal = (by_signal + by_signal.swapaxes(-1, -2)).reshape(len(moved), -1)
+    by_signal = np.hstack(((rho @ moved) * first_scale, by_signal[:, upper] * scale))
+    if moves is None:
+        jacobian = np.vstack((by_signal, by_density))
+    else:
+        jacobian = by_signal + moves[:, n:] @ by_density
 
-    hessian, gradient = jacobian @ jacobian.T, jacobian @ residual
     # (I + J L Lᵀ Jᵀ)⁻¹ with L Lᵀ = (diag ρ - ρρᵀ)/N, J the derivatives by ρ.
     root = np.sqrt(occurs)
     draws = (np.diag(root) - np.outer(occurs, root)) / np.sqrt(n_observations)
-    cross, slope = draws.T @ hessian[n:], draws.T @ gradient[n:]
-    inner = np.eye(n) + cross[:, n:] @ draws
-    solved = np.linalg.solve(inner, np.column_stack((cross, slope)))
+    drawn = draws.T @ by_density
+    inner = np.eye(n) + drawn @ drawn.T
+    both = np.vstack((jacobian, residual))
+    cross = drawn @ both.T
+    normal = both @ both.T - cross.T @ np.linalg.solve(inner, cross)
     return Quadratic(
-        np.concatenate((v, rho)),
-        hessian - cross.T @ solved[:, :-1],
-        gradient - cross.T @ solved[:, -1],
-        float(residual @ residual - slope @ solved[:, -1]),
+        np.concatenate((v, rho)) if moves is None else np.zeros(len(moves)),
+        normal[:-1, :-1],
+        normal[:-1, -1],
+        float(normal[-1, -1]),
     )
+
+
+@cache
+def _upper(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a symmetric matrix's different entries are: rows, columns, flat."""
+    a, b = np.triu_indices(n)
+    return a, b, a * n + b

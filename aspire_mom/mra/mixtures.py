@@ -72,17 +72,20 @@ class Curves:
         :return: The curves (S, n) and their derivatives by parameters (S, 3k + 1, n).
         """
         n, k, S = self.n, self.k, len(self)
-        centres, widths, heights = np.split(self.parameters[:, :-1, None], 3, axis=1)
-        offset = self.parameters[:, -1]
+        parameters, offset = self.parameters[:, :-1, None], self.parameters[:, -1]
+        centres, heights = parameters[:, :k], parameters[:, 2 * k :]
+        narrowness = np.exp(-parameters[:, k : 2 * k])
         j, windows = np.arange(n), self.windows[:, None]
         distance = np.where(j >= windows, j, j + n)[:, None] - centres
-        wrapped = (distance + n / 2) % n - n / 2
-        distance = np.where(windows[..., None] == NO_CUT, wrapped, distance)
-        scaled = distance * np.exp(-widths)
-        terms = np.exp(heights - 0.5 * scaled**2)
+        uncut = self.windows == NO_CUT
+        if uncut.any():
+            distance[uncut] = (distance[uncut] + n / 2) % n - n / 2
+        scaled = distance * narrowness
+        square = scaled**2
+        terms = np.exp(heights - 0.5 * square)
         by = np.empty((S, 3 * k + 1, n))
-        by[:, :k] = terms * scaled * np.exp(-widths)
-        by[:, k : 2 * k] = terms * scaled**2
+        by[:, :k] = terms * scaled * narrowness
+        by[:, k : 2 * k] = terms * square
         by[:, 2 * k : 3 * k] = terms
         curve = terms.sum(1)
         if self.density:
@@ -267,6 +270,20 @@ def jumps(curve: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     peak = (height >= np.roll(height, 1)) & (height > np.roll(height, -1))
     where = np.argsort(np.where(peak, -height, 0))[:most] / fine
     return np.round(where).astype(int) % n, where - np.round(where)
+
+
+def at_windows(curves: Curves, windows: np.ndarray) -> Curves:
+    """
+    :param curves: One curve, or one for each window.
+    :param windows: First samples of windows (S,).
+    :return: Curves of the same Gaussians, cut off at the ends of other windows.
+    """
+    parameters = np.broadcast_to(
+        curves.parameters, (len(windows), curves.parameters.shape[1])
+    ).copy()
+    k, start = curves.k, windows[:, None] - 0.5
+    parameters[:, :k] = start + (parameters[:, :k] - start) % curves.n
+    return Curves(parameters, windows, curves.n, curves.density)
 
 
 def _select(scores, windows, most: int, per_window: int) -> np.ndarray:

@@ -137,6 +137,8 @@ def simulate_moments(
     n_observations: int,
     sigma: float,
     rng: np.random.Generator,
+    *,
+    highest: int | None = None,
 ) -> FourierMoments:
     """
     A draw of what :func:`estimate_moments` makes of N observations, σ known, from
@@ -152,22 +154,34 @@ def simulate_moments(
     :param n_observations: N.
     :param sigma: Standard deviation of the noise.
     :param rng: Source of randomness.
+    :param highest: Highest frequency wanted, less than n/2; higher ones are 0. All if
+        None.
     :return: Moments with one independent draw for each signal.
-    :raises ValueError: shapes that differ, or ρ is not a probability distribution.
+    :raises ValueError: shapes that differ, ρ is not a probability distribution, or
+        `highest` is out of range.
     """
     v, rho = check_pair(v, rho)
     n = v.shape[-1]
+    if highest is not None and not 0 <= 2 * highest < n:
+        raise ValueError(
+            f"highest is {highest}; it must be 0 or more, and less than n/2"
+        )
+    # Orthonormal, so that white noise remains white.
+    basis = np.eye(n) if highest is None else _low_waves(n, highest)
     counts = rng.multinomial(n_observations, rho / rho.sum(-1, keepdims=True))
     root = np.sqrt(counts)[..., None]
     # Rows (c_s v_s + e_s)/√c_s; shifts that do not occur have none.
-    rows = root * all_shifts(v) + sigma * rng.standard_normal((*v.shape, n))
+    noise = rng.standard_normal((*v.shape, len(basis)))
+    rows = root * (all_shifts(v) @ basis.T) + sigma * noise
     rows *= root > 0
-    first = (root * rows).sum(-2)
+    first = (root * rows).sum(-2) / n_observations
     second = rows.swapaxes(-1, -2) @ rows
-    second += sigma**2 * _wishart(n, n_observations - (counts > 0).sum(-1), rng)
-    second = second / n_observations - sigma**2 * np.eye(n)
-    first, second = to_fourier(first / n_observations, second)
-    return FourierMoments(first, second, n_observations, float(sigma))
+    free = n_observations - (counts > 0).sum(-1)
+    second += sigma**2 * _wishart(len(basis), free, rng)
+    second = second / n_observations - sigma**2 * np.eye(len(basis))
+    spectra = np.fft.fft(basis, norm="ortho")
+    second = spectra.T @ second @ spectra.conj()
+    return FourierMoments(first @ spectra, second, n_observations, float(sigma))
 
 
 def to_fourier(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -224,6 +238,13 @@ def _noise_level(even: np.ndarray, odd: np.ndarray) -> float:
         directions = np.linalg.eigh(chosen)[1][:, :quiet]
         powers.append(np.mean(np.sum(directions * (measured @ directions), 0)))
     return float(np.sqrt(np.mean(powers)))
+
+
+def _low_waves(n: int, highest: int) -> np.ndarray:
+    """Rows (2 highest + 1, n): an orthonormal basis of what has no higher frequency."""
+    angle = 2 * np.pi / n * np.outer(np.arange(highest + 1), np.arange(n))
+    waves = np.concatenate((np.cos(angle), np.sin(angle[1:])))
+    return waves / np.linalg.norm(waves, axis=1, keepdims=True)
 
 
 def _wishart(n: int, degrees: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -15,7 +15,6 @@ from aspire_mom.mra.mixtures import (
     Curves,
     grow,
     jumps,
-    levenberg_marquardt,
     single_gaussians,
 )
 
@@ -29,9 +28,11 @@ HOPELESS = 30.0
 # Numbers of Gaussians of ρ that are tried together with v.
 TRIED = 2
 JUMPS = 8
-# Steps of the last fit, of v and ρ together, and the gain at which it is done: small,
-# so that answers do not depend on the path.
-STEPS, CONVERGED = 25, 1e-4
+# Steps of the last fit, of v and ρ together, and the gain at which it is done, far less
+# than noise makes. Or it is given up: where steps fail at a damping, and where two in a
+# row gain less than a share of what lies above twice the expectation.
+STEPS, CONVERGED = 50, 1e-3
+DAMPING, STUCK, SLOW = 1e-3, 1e2, 0.05
 
 
 def mixture_fit(
@@ -39,7 +40,7 @@ def mixture_fit(
     start: Quadratic,
     n_observations: int,
     sigma: float,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[tuple[np.ndarray, np.ndarray], float]:
     """
     Fit a few Gaussians to v and to ρ, and fall back on least squares over v and ρ
     themselves where that describes the data better (by misfit plus PENALTY per
@@ -49,7 +50,7 @@ def mixture_fit(
     :param start: The misfit at the result of :func:`least_squares`.
     :param n_observations: N.
     :param sigma: σ.
-    :return: v and ρ, (n,) each.
+    :return: v and ρ, (n,) each, and the misfit plus PENALTY per parameter.
     """
     n = len(start.at) // 2
     v, rho = start.at[:n], start.at[n:]
@@ -62,17 +63,26 @@ def mixture_fit(
     data = (moments, n_observations, sigma)
     start = _expand(data, np.roll(v, -peak), rho)
     best_score, best = np.inf, start
-    current, good = start, degrees_of_freedom(n) + GOOD * n
+    current = start
     for i in range(ROUNDS):
         score, current = _round(current, data, everywhere=i > 0)
         if score < best_score:
             best_score, best = score, current
-        if best.value < good or best.value > HOPELESS * degrees_of_freedom(n):
+        if best.value < good_misfit(n) or best.value > HOPELESS * degrees_of_freedom(n):
             break
-    if best_score > start.value + PENALTY * (2 * n - 1):
-        best = start
+    unrestricted = start.value + PENALTY * (2 * n - 1)
+    if best_score > unrestricted:
+        best_score, best = unrestricted, start
     v, rho = best.at[:n], to_distribution(best.at[n:])
-    return fix_gauge(sign * np.roll(v, peak), rho)
+    return fix_gauge(sign * np.roll(v, peak), rho), best_score
+
+
+def good_misfit(n: int) -> float:
+    """
+    :param n: Samples.
+    :return: Misfit up to which a fit counts as good, no further search being needed.
+    """
+    return degrees_of_freedom(n) + GOOD * n
 
 
 def _round(
@@ -111,53 +121,68 @@ def _round(
         # A signal without a cut follows ρ onto its sample points.
         parameters = signal.parameters.copy()
         parameters[:, : signal.k] += density.parameters[0, -1]
-        both = _fit_both(
+        *both, value = fit_both(
             signal.with_parameters(parameters), _without_offset(density), data
         )
-        score = both.value + PENALTY * (signal.n_free + density.n_free)[0]
+        score = value + PENALTY * (signal.n_free + density.n_free)[0]
         if score < best_score:
             best_score, best = score, both
-    return best_score, best
+    return best_score, _expand(data, *(curves.values()[0][0] for curves in best))
 
 
-def _fit_both(signal: Curves, density: Curves, data: tuple) -> Quadratic:
+def fit_both(
+    signal: Curves, density: Curves, data: tuple
+) -> tuple[Curves, Curves, float]:
     """
-    Minimise the misfit itself over the parameters of v and ρ: expanded about the
-    current point, minimised, expanded again, with damping where it was too bold.
+    Minimise the misfit itself over the parameters of v and ρ but for offsets, by
+    Levenberg-Marquardt steps.
+
+    :param signal: Start of v, one curve.
+    :param density: Start of ρ, one curve.
+    :param data: Moments on samples, N and σ.
+    :return: Both curves, and their misfit.
     """
     n, p = signal.n, signal.parameters.shape[1]
-    bounds = [np.hstack(b) for b in zip(signal.bounds(), density.bounds(), strict=True)]
-    parameters = np.hstack((signal.parameters, density.parameters))
-    free = np.ones(parameters.shape)
-    free[:, [p - 1, -1]] = 0
-
-    def evaluate(parameters, rows=slice(None)):
-        v, by_v = signal.with_parameters(parameters[:, :p]).values()
-        rho, by_rho = density.with_parameters(parameters[:, p:]).values()
-        by = np.zeros((len(v), parameters.shape[1], 2 * n))
-        by[:, :p, :n], by[:, p:, n:] = by_v, by_rho
-        return np.hstack((v, rho)), by
+    low, high = (
+        np.hstack(b)[0] for b in zip(signal.bounds(), density.bounds(), strict=True)
+    )
+    free = np.delete(np.arange(p + density.parameters.shape[1]), [p - 1, -1])
 
     def expand(parameters):
-        x = evaluate(parameters)[0][0]
-        return _expand(data, x[:n], x[n:])
+        v, by_v = signal.with_parameters(parameters[None, :p]).values()
+        rho, by_rho = density.with_parameters(parameters[None, p:]).values()
+        moves = np.zeros((len(parameters), 2 * n))
+        moves[:p, :n], moves[p:, n:] = by_v[0], by_rho[0]
+        return _expand(data, v[0], rho[0], moves[free])
 
-    current, damping = expand(parameters), 1e-3
+    parameters = np.hstack((signal.parameters, density.parameters))[0]
+    expected, slow = degrees_of_freedom(n), 0
+    current, damping = expand(parameters), DAMPING
     for _ in range(STEPS):
-        tried, _ = levenberg_marquardt(
-            parameters, evaluate, current.damped(damping), bounds, free
-        )
+        size = np.diag(current.hessian)
+        matrix = current.hessian + np.diag(damping * size + 1e-7 * size.max() + 1e-30)
+        step = np.linalg.solve(matrix, current.gradient)
+        if step @ current.gradient < CONVERGED:
+            break
+        tried = parameters.copy()
+        tried[free] += step
+        tried = np.clip(tried, low, high)
         there = expand(tried)
         gain = current.value - there.value
         if gain > 0:
+            slow = slow + 1 if gain < SLOW * (current.value - 2 * expected) else 0
             parameters, current, damping = tried, there, damping / 10
-            if gain < CONVERGED:
+            if gain < CONVERGED or slow == 2:
                 break
         else:
-            damping *= 10
-            if damping > 100:
+            damping = max(10 * damping, DAMPING)
+            if damping > STUCK:
                 break
-    return current
+    return (
+        signal.with_parameters(parameters[None, :p]),
+        density.with_parameters(parameters[None, p:]),
+        current.value,
+    )
 
 
 def _without_offset(curves: Curves) -> Curves:
@@ -166,6 +191,6 @@ def _without_offset(curves: Curves) -> Curves:
     return curves.with_parameters(parameters)
 
 
-def _expand(data: tuple, v: np.ndarray, rho: np.ndarray) -> Quadratic:
+def _expand(data: tuple, v: np.ndarray, rho: np.ndarray, moves=None) -> Quadratic:
     moments, n_observations, sigma = data
-    return misfit(moments, v, rho, n_observations, sigma)
+    return misfit(moments, v, rho, n_observations, sigma, moves)

@@ -240,7 +240,7 @@ def _descend(pair, parameters, moments, n_steps, learning_rate, weight, status):
 
 def _prepared(encoder: nn.Module, moments: FourierMoments, dtype) -> nn.Module:
     n = moments.first.shape[-1]
-    if n != encoder.n:
+    if encoder.n not in (n, None):
         raise ValueError(
             f"the moments are of n = {n} samples; the encoder is for {encoder.n}"
         )

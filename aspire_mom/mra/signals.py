@@ -64,20 +64,36 @@ class GaussianFamily:
         :return: v (count, n), in the family's scale, and ρ (count, n), whose entry s is
             the probability of a shift by s samples and whose rows sum to one. Float64.
         """
-        v, rho = self._mixtures(count, rng), self._mixtures(count, rng)
-        if self.scale == "unit":
-            v /= np.linalg.norm(v, axis=-1, keepdims=True)
-        else:
-            v /= v.mean(-1, keepdims=True)
-        return v, rho / rho.sum(-1, keepdims=True)
+        return self.pair(self.draw_parameters(count, rng))
 
-    def _mixtures(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        means = rng.uniform(-0.5, 0.5, (count, self.k, 1))
-        widths = rng.uniform(*self.widths, (count, self.k, 1))
+    def draw_parameters(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """
+        :param count: Number of pairs.
+        :param rng: Source of randomness.
+        :return: For v and for ρ, means and standard deviations of their Gaussians, in
+            segments, (count, 2, 2, k).
+        """
+        drawn = [
+            rng.uniform(*limits, (count, self.k))
+            for limits in ((-0.5, 0.5), self.widths) * 2
+        ]
+        return np.stack(drawn, 1).reshape(count, 2, 2, self.k)
+
+    def pair(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param parameters: As :meth:`draw_parameters` gives them.
+        :return: v and ρ, as :meth:`draw` gives them.
+        """
+        means, widths = np.moveaxis(parameters[..., None], 2, 0)
         distance = (np.arange(self.n) + 0.5) / self.n - 0.5 - means
         images = (-1, 0, 1) if self.periodic else (0,)
         terms = (np.exp(-0.5 * ((distance + i) / widths) ** 2) for i in images)
-        return (sum(terms) / widths).sum(1)
+        v, rho = np.moveaxis((sum(terms) / widths).sum(2), 1, 0)
+        if self.scale == "unit":
+            v = v / np.linalg.norm(v, axis=-1, keepdims=True)
+        else:
+            v = v / v.mean(-1, keepdims=True)
+        return v, rho / rho.sum(-1, keepdims=True)
 
 
 def observe(

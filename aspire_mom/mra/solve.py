@@ -10,16 +10,17 @@ import numpy as np
 from aspire_mom.mra.checks import check_moments
 from aspire_mom.mra.density import meeting_density
 from aspire_mom.mra.gauge import fix_gauge, to_distribution
+from aspire_mom.mra.learned import learned_fit
 from aspire_mom.mra.least_squares import least_squares
 from aspire_mom.mra.marching import march
 from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom
 from aspire_mom.mra.moments import forward_moments, to_samples
-from aspire_mom.mra.prior import mixture_fit
+from aspire_mom.mra.prior import good_misfit, mixture_fit
 from aspire_mom.mra.spectral import spectral
 
 logger = logging.getLogger(__name__)
 
-Method = Literal["auto", "spectral", "marching", "least-squares", "mixture"]
+Method = Literal["auto", "spectral", "marching", "least-squares", "mixture", "learned"]
 # Exact moments, for code that wants a number of observations; and noisy ones, of a
 # noise as strong as the signal, by which least squares approaches them.
 AS_EXACT, AS_NOISY = 10**12, 10**6
@@ -56,7 +57,10 @@ def solve(
     Methods:
 
     - "auto": marching where the moments are exact, and least squares from other starts
-      where marching does not meet them; "mixture" where they are noisy.
+      where marching does not meet them; where they are noisy, "learned", and "mixture"
+      where that leaves a misfit that noise does not explain.
+    - "learned": v and ρ as one to three Gaussians each, fitted from where a trained
+      network says. Quick, and for such signals only.
     - "mixture": v and ρ as a few Gaussians each, their number decided by the data, or
       regularised least squares where that describes the data better.
     - "marching": frequency marching along the diagonals of the second moment.
@@ -89,6 +93,12 @@ def solve(
     noise = {"n_observations": n_observations, "sigma": sigma}
     if method == "spectral":
         return _scaled(first, *spectral(first, second, **noise), unit)
+    if not exact and method in ("auto", "learned"):
+        found = np.empty((2, *first.shape))
+        for i in np.ndindex(first.shape[:-1]):
+            pair = _learned(first[i], second[i], noise, method == "learned")
+            found[0][i], found[1][i] = pair
+        return _scaled(first, *found, unit)
     v, rho = march(first, second, **noise)
     if method == "marching":
         return _scaled(first, v, rho, unit)
@@ -99,9 +109,25 @@ def solve(
         elif exact:
             v[i], rho[i] = _meet(*one, v[i], rho[i], noise)
         else:
-            start = _warned(_start(*one, v[i], rho[i], noise))
-            v[i], rho[i] = mixture_fit(to_samples(*one), start, **noise)
+            (v[i], rho[i]), _ = _mixture(*one, v[i], rho[i], noise)
     return _scaled(first, v, rho, unit)
+
+
+def _learned(
+    first: np.ndarray, second: np.ndarray, noise: dict, always: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the network leads to; the better of that and the search for a mixture where
+    the misfit is not good, unless it is to be taken `always`."""
+    quick = learned_fit(first, second, **noise)
+    if quick is not None and (always or quick.misfit < good_misfit(len(first))):
+        return quick.pair
+    pair, score = _mixture(first, second, *march(first, second, **noise), noise)
+    return pair if quick is None or score < quick.score else quick.pair
+
+
+def _mixture(first, second, v, rho, noise) -> tuple[tuple, float]:
+    start = _warned(_start(first, second, v, rho, noise))
+    return mixture_fit(to_samples(first, second), start, **noise)
 
 
 def _scaled(first, v, rho, unit):

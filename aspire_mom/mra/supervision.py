@@ -14,11 +14,11 @@ from aspire_mom.mra.signals import GaussianFamily
 
 # Streams of random numbers: training, validation and test problems share none.
 TRAINING, VALIDATION, TEST = 0, 1, 2
+SINGLE = {"c": np.complex64, "f": np.float32, "i": np.int64}
 # Problems of one batch come in this many groups, each of one k and one noise level.
 GROUPS = 8
-# Share of groups with exact moments, and ranges of log10 σ (v's mean being 1) and of
-# log10 N/σ² in the others: N = 10⁴ … 10⁸ at σ = 1, and signals of norm 1.
-EXACT_SHARE = 0.15
+# Ranges of log10 σ (v's mean being 1) and of log10 N/σ² where there is noise: N = 10⁴
+# … 10⁸ at σ = 1, and signals of norm 1.
 LOG_SIGMA, LOG_RATIO = (-0.2, 1.1), (4.0, 8.0)
 
 
@@ -30,6 +30,9 @@ class Training:
     :param ks: Numbers of Gaussians in v and ρ, in equal parts.
     :param n: Sample points.
     :param noisy: Noise levels of all kinds, or exact moments only.
+    :param exact_share: Share of problems with exact moments where there is noise.
+    :param highest: Highest frequency at which noisy moments are drawn, less than n/2;
+        others are 0. All if None.
     :param n_steps: Steps, over which the learning rate falls to 0 as a cosine.
     :param batch_size: Problems in a step.
     :param learning_rate: Adam's, at its highest.
@@ -47,6 +50,8 @@ class Training:
     ks: tuple[int, ...] = (1, 2, 3)
     n: int = 41
     noisy: bool = True
+    exact_share: float = 0.15
+    highest: int | None = None
     n_steps: int = 7_000
     batch_size: int = 256
     learning_rate: float = 2e-3
@@ -85,6 +90,9 @@ class Problems:
     :param sigma: σ (batch,).
     :param v: Signals (batch, n).
     :param rho: Densities (batch, n).
+    :param k: Numbers of Gaussians in each (batch,); 0 where drawn from a fixed set.
+    :param parameters: For v and ρ, means and standard deviations of their Gaussians, in
+        windows, (batch, 2, 2, largest k), NaN beyond k.
     """
 
     first: Tensor
@@ -93,6 +101,8 @@ class Problems:
     sigma: Tensor
     v: Tensor
     rho: Tensor
+    k: Tensor
+    parameters: Tensor
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -121,12 +131,7 @@ def draw_problems(
     groups = [_draw_group(training, size, rng, fixed) for size in _sizes(count)]
     arrays = (np.concatenate(parts) for parts in zip(*groups, strict=True))
     return Problems(
-        *(
-            torch.as_tensor(
-                a.astype(np.complex64 if np.iscomplexobj(a) else np.float32)
-            ).to(device)
-            for a in arrays
-        )
+        *(torch.as_tensor(a.astype(SINGLE[a.dtype.kind])).to(device) for a in arrays)
     )
 
 
@@ -152,21 +157,29 @@ def training_set(training: Training) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _draw_group(training, size, rng, fixed):
     """Problems of one k and one noise level."""
+    parameters = np.full((size, 2, 2, max(training.ks)), np.nan)
     if fixed is None:
-        family = GaussianFamily(int(rng.choice(training.ks)), training.n)
-        v, rho = family.draw(size, rng)
+        k = int(rng.choice(training.ks))
+        family = GaussianFamily(k, training.n)
+        parameters[..., :k] = family.draw_parameters(size, rng)
+        v, rho = family.pair(parameters[..., :k])
     else:
+        k = 0
         chosen = rng.integers(len(fixed[0]), size=size)
         v, rho = fixed[0][chosen], fixed[1][chosen]
-    if training.noisy and rng.random() > EXACT_SHARE:
+    if training.noisy and rng.random() > training.exact_share:
         sigma = 10 ** rng.uniform(*LOG_SIGMA)
         N = round(sigma**2 * 10 ** rng.uniform(*LOG_RATIO))
-        moments = simulate_moments(v, rho, N, sigma, rng)
+        moments = simulate_moments(v, rho, N, sigma, rng, highest=training.highest)
         share = sigma**2 / N
     else:
         moments, sigma, share = exact_moments(v, rho), 0.0, 0.0
     one = np.ones(size)
-    return moments.first, moments.second, share * one, sigma * one, v, rho
+    return (
+        *(moments.first, moments.second, share * one, sigma * one, v, rho),
+        np.full(size, k),
+        parameters,
+    )
 
 
 def _sizes(count: int) -> list[int]:

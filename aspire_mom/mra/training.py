@@ -8,11 +8,13 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from aspire_mom.mra.mixture_encoder import Hypotheses, MixtureEncoder
 from aspire_mom.mra.supervision import (
     TRAINING,
     VALIDATION,
@@ -24,6 +26,11 @@ from aspire_mom.mra.supervision import (
 
 # Errors below which a problem counts as solved, so that it is not all that is trained.
 SOLVED = 1e-3
+# How fast the likelihood of an error falls with its size, beyond which size, and the
+# share that alternatives learn which are not near.
+TAIL, NEAR, ALL = 2.0, 1e-2, 0.03
+# Distances of parameters that count as much as a factor of e^(1/TAIL) in error.
+CENTRES, LOG_WIDTHS = 0.1, 0.3
 WARM_UP = 200
 OVERSAMPLING, NEWTON_STEPS = 4, 3
 UNREADABLE = (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError)
@@ -134,8 +141,11 @@ def loss(encoder: nn.Module, problems: Problems, logarithmic: bool) -> Tensor:
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
     :param problems: Problems.
     :param logarithmic: Whether the logarithm of errors counts.
-    :return: Sum of the mean errors of v and of ρ, or of the means of their logarithms.
+    :return: Sum of the mean errors of v and of ρ, or of the means of their logarithms;
+        for a :class:`MixtureEncoder` that of :func:`surprise`.
     """
+    if isinstance(encoder, MixtureEncoder):
+        return surprise(encoder, problems)
     total = 0.0
     for truth, found in zip(
         (problems.v, problems.rho), encoder(*problems.inputs), strict=True
@@ -146,6 +156,53 @@ def loss(encoder: nn.Module, problems: Problems, logarithmic: bool) -> Tensor:
         else:
             total = total + (squared + SOLVED**2).sqrt().mean()
     return total
+
+
+def surprise(encoder: MixtureEncoder, problems: Problems) -> Tensor:
+    """
+    Negative log likelihood, save for a constant, of k and, given k, of v and of ρ, if
+    an alternative of probability p at an error e (eq. 21) gives them the density
+    p exp(-d)/(e² + NEAR²)^(TAIL/2). Only alternatives near to the truth learn from it,
+    save for a small share. d, a distance of parameters, leads Gaussians to where they
+    are from where errors are flat: one that has ended up far from the window's ends
+    would never learn that it is cut off.
+
+    :param encoder: Network that gives alternatives.
+    :param problems: Problems with known k.
+    :return: The mean over problems.
+    """
+    counts, pairs = encoder.hypotheses(*problems.inputs)
+    total = nn.functional.nll_loss(counts, problems.k - 1, reduction="sum")
+    for k, pair in enumerate(pairs, 1):
+        rows = torch.nonzero(problems.k == k)[:, 0]
+        if len(rows) == 0:
+            continue
+        parameters = problems.parameters[rows, :, :, :k].unbind(1)
+        truths = problems.v[rows], problems.rho[rows]
+        for truth, where, every in zip(truths, parameters, pair, strict=True):
+            alternatives = Hypotheses(*(x[rows] for x in every))
+            curves = alternatives.curves(truth.shape[-1])
+            truth = truth / truth.sum(-1, keepdim=True)
+            squared = squared_errors(
+                truth[:, None].expand_as(curves).flatten(0, 1), curves.flatten(0, 1)
+            ).unflatten(0, curves.shape[:2])
+            fits = -TAIL / 2 * (squared + NEAR**2).log() - _distances(
+                alternatives, where
+            )
+            likelihood = torch.logsumexp(alternatives.log_probabilities + fits, -1)
+            total = total - (1 - ALL) * likelihood.sum() - ALL * fits.mean(-1).sum()
+    return total / len(problems.k)
+
+
+def _distances(alternatives: Hypotheses, where: Tensor) -> Tensor:
+    """From parameters (batch, 2, k), whose order does not matter: (batch,
+    alternatives)."""
+    k = where.shape[-1]
+    orders = torch.tensor(list(permutations(range(k))), device=where.device)
+    centres, widths = where[:, :, orders].unbind(1)
+    off = (alternatives.centres[:, :, None] - centres[:, None]) / CENTRES
+    wider = (alternatives.log_widths[:, :, None] - widths[:, None].log()) / LOG_WIDTHS
+    return ((off**2 + wider**2).mean(-1).amin(-1) + 1).sqrt()
 
 
 def squared_errors(truth: Tensor, estimate: Tensor) -> Tensor:

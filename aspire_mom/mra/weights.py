@@ -13,9 +13,14 @@ import torch
 from torch import nn
 
 from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
+from aspire_mom.mra.mixture_encoder import MixtureEncoder
 
-KINDS = {"marching": MarchingEncoder, "paper": PaperEncoder}
-PRETRAINED = ("marching", "paper-1", "paper-2", "paper-3")
+KINDS = {
+    "marching": MarchingEncoder,
+    "mixture": MixtureEncoder,
+    "paper": PaperEncoder,
+}
+PRETRAINED = ("marching", "mixture", "paper-1", "paper-2", "paper-3")
 SETTINGS = "settings"
 
 
@@ -24,7 +29,7 @@ def save_weights(encoder: nn.Module, path: str | Path, how: dict | None = None) 
     Write an encoder: matrices and kernels as float16, the rest as float32, and beside
     them what is needed to make the encoder again.
 
-    :param encoder: A :class:`MarchingEncoder` or :class:`PaperEncoder`.
+    :param encoder: An encoder of this package.
     :param path: File to write (.npz).
     :param how: How it was trained, of what JSON can hold.
     """
@@ -67,8 +72,9 @@ def pretrained(name: str = "marching") -> nn.Module:
     Encoders that come with the package, made by `aspire-mom mra train` for signals of
     the reference family, n = 41 (see the documentation for the commands).
 
-    :param name: "marching", one for k = 1, 2, 3 Gaussians and all noise levels, or
-        "paper-1", "paper-2", "paper-3", the paper's, each for one k and exact moments.
+    :param name: "marching" or "mixture", one for k = 1, 2, 3 Gaussians and all noise
+        levels, or "paper-1", "paper-2", "paper-3", the paper's, each for one k and
+        exact moments.
     :return: The encoder, float32, for evaluation.
     :raises ValueError: another name.
     """

@@ -50,7 +50,7 @@ def raw(tmp_path_factory, problem):
     return path
 
 
-@pytest.mark.parametrize("method", ["auto", "marching", "network"])
+@pytest.mark.parametrize("method", ["auto", "learned", "marching", "network"])
 def test_solve_exact_moments(tmp_path, exact, problem, method):
     out = tmp_path / "new" / "s.npz"
     succeed("solve", exact, "-o", out, "--method", method)
@@ -133,7 +133,12 @@ def test_network_of_another_size(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--encoder", "paper", "--training-set", 30, "--gaussians", 1)]
+    "options",
+    [
+        (),
+        ("--encoder", "mixture", "--n", 20, "--gaussians", 1, "--gaussians", 2),
+        ("--encoder", "paper", "--training-set", 30, "--gaussians", 1),
+    ],
 )
 def test_train(tmp_path, options):
     out = tmp_path / "w.npz"
@@ -141,7 +146,7 @@ def test_train(tmp_path, options):
     text = succeed("train", "-o", out, *small, *options)
     assert "validation loss" in text
     assert [p.name for p in tmp_path.iterdir()] == ["w.npz"]
-    assert load_weights(out).n == 15
+    assert load_weights(out).n == (None if "mixture" in options else 15)
     assert "exists" in refused("train", "-o", out, *small)
 
 
@@ -152,6 +157,9 @@ def test_training_refusals(tmp_path):
     )
     assert "--device tpu cannot be used" in refused(
         "train", *out, "--device", "tpu", "--n", 15, "--steps", 1
+    )
+    assert "--n is 15; --encoder mixture is for at least 19" in refused(
+        "train", *out, "--n", 15, "--encoder", "mixture"
     )
     (tmp_path / "w.npz.checkpoint").write_bytes(b"x")
     assert "is no checkpoint" in refused("train", *out, "--n", 15, "--steps", 1)

@@ -88,3 +88,15 @@ def test_least_squares_reaches_the_noise_from_any_start():
     assert before > 20 * degrees_of_freedom(20)
     assert found.value < 1.5 * degrees_of_freedom(20)
     assert np.linalg.norm(found.at[:20] - v) < 0.2 * np.linalg.norm(start[0] - v)
+
+
+def test_misfit_along_directions_is_part_of_the_whole():
+    rng = np.random.default_rng(4)
+    v, rho = (x[0] for x in GaussianFamily(2, n=21).draw(1, rng))
+    m = simulate_moments(v, rho, 10**6, 1.0, rng)
+    data = to_samples(m.first, m.second), 1.1 * v, rho, 10**6, 1.0
+    whole, moves = misfit(*data), rng.standard_normal((5, 42))
+    part, steps = misfit(*data, moves), rng.standard_normal((3, 5))
+    for a, b in zip(part(steps), whole(whole.at + steps @ moves), strict=True):
+        expected = b if b.ndim == 1 else b @ moves.T
+        np.testing.assert_allclose(a, expected, rtol=1e-9)

@@ -148,6 +148,30 @@ def test_simulated_moments_have_the_distribution_of_streamed_ones(N):
     assert spectrum.max() > 0.1
 
 
+@pytest.mark.parametrize("n", [8, 9])
+def test_low_frequencies_simulated_alone(n):
+    """As in a simulation of all of them (Kolmogorov-Smirnov); the others are 0."""
+    rng = np.random.default_rng(5)
+    v, rho = rng.standard_normal(n), rng.dirichlet(np.ones(n))
+    many = [np.broadcast_to(x, (2000, n)) for x in (v, rho)]
+    few, every = (
+        simulate_moments(*many, 300, 0.7, rng, highest=highest) for highest in (2, None)
+    )
+    k = np.fft.fftfreq(n, 1 / n)
+    with pytest.raises(ValueError, match="highest is 5; it must be 0 or more, and"):
+        simulate_moments(*many, 300, 0.7, rng, highest=5)
+    assert not few.first[:, np.abs(k) > 2].any()
+    assert not few.second[:, np.abs(k) > 2].any()
+    pairs = [(few.first[:, 2], every.first[:, 2])]
+    pairs += [
+        (few.second[:, k, l], every.second[:, k, l]) for k, l in ((1, 0), (2, -1))
+    ]
+    pairs.append((few.second[:, 2, 2], every.second[:, 2, 2]))
+    for a, b in pairs:
+        assert ks_2samp(a.real, b.real).pvalue > 1e-4
+        assert ks_2samp(a.imag, b.imag).pvalue > 1e-4 or np.abs(b.imag).max() < 1e-9
+
+
 def test_relative_errors_are_equation_22():
     v, rho = a_pair(9)
     first, second = forward_moments(v, rho)

@@ -1,0 +1,214 @@
+"""The quick fit of noisy moments: a few Gaussians, from where a network says."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from aspire_mom.mra.gauge import fix_gauge, to_distribution
+from aspire_mom.mra.misfit import degrees_of_freedom, misfit
+from aspire_mom.mra.mixture_encoder import MIN_SIZE
+from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
+from aspire_mom.mra.moments import to_samples
+from aspire_mom.mra.prior import fit_both
+from aspire_mom.mra.signals import all_shifts
+
+# Probability below which numbers of Gaussians, and alternatives, are not tried.
+LIKELY = 0.1
+# Starts tried for each number of Gaussians, until a fit is good, its misfit being no
+# more than so many standard deviations above what is expected.
+TRIED, SURE = 3, 3.0
+# Times that windows are moved, pairs tried each time, and the gain worth going on for.
+ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
+# Relative changes by another window that are looked at.
+CHANGE = 1e-4, 0.5
+# Precision with which parameters are known (samples, logarithms) when misfits of other
+# curves are foreseen.
+RIDGE = 1.0
+
+Pair = tuple[Curves, Curves]
+
+
+class LearnedFit(NamedTuple):
+    """
+    :param pair: v and ρ, (n,) each.
+    :param misfit: Their misfit.
+    :param score: The misfit plus PENALTY per parameter, by which fits compare.
+    """
+
+    pair: tuple[np.ndarray, np.ndarray]
+    misfit: float
+    score: float
+
+
+def learned_fit(
+    first: np.ndarray,
+    second: np.ndarray,
+    n_observations: int,
+    sigma: float,
+) -> LearnedFit | None:
+    """
+    Fit Gaussians to v and to ρ, k each, from what the package's `MixtureEncoder` takes
+    for likely, k included.
+
+    :param first: First moment (n,).
+    :param second: Second moment (n, n).
+    :param n_observations: N.
+    :param sigma: σ.
+    :return: The best fit; None where n is too small for the network.
+    """
+    encoder = _encoder()
+    n, mean = len(first), first[0].real
+    if n < MIN_SIZE or mean == 0:
+        return None
+    # Gaussians are positive.
+    sign = np.sign(mean)
+    data = (to_samples(sign * first, second), n_observations, sigma)
+    expected = degrees_of_freedom(n)
+    good = expected + SURE * np.sqrt(2 * expected)
+    counts, pairs = _alternatives(encoder, first, second, n_observations, sigma)
+    best_score, best = np.inf, None
+    for i in np.argsort(-counts, kind="stable"):
+        done = best is not None and best[-1] < good
+        if done and counts[i] < LIKELY:
+            break
+        curves = (_curves(h, n, abs(mean) * np.sqrt(n)) for h in pairs[i])
+        for start in _starts(*curves, data)[: 1 if done else TRIED]:
+            fit = _fit_with_windows(start, data)
+            score = fit[-1] + PENALTY * sum(curve.n_free[0] for curve in fit[:-1])
+            if score < best_score:
+                best_score, best = score, fit
+            if fit[-1] < good:
+                break
+    v, rho = (curve.values()[0][0] for curve in best[:-1])
+    pair = fix_gauge(sign * v, to_distribution(rho))
+    return LearnedFit(pair, best[-1], best_score)
+
+
+def _fit_with_windows(start: Pair, data: tuple) -> tuple:
+    """
+    Fits from a start, and then from what the best fit is with v's or ρ's window
+    elsewhere, which no small step leads to, as long as that helps.
+    """
+    best = fit_both(*start, data)
+    for _ in range(ROUNDS):
+        before = best[-1]
+        for pair in _better_windows(best, data):
+            best = min(best, fit_both(*pair, data), key=lambda fit: fit[-1])
+            if best[-1] < before - WORTHWHILE:
+                break
+        else:
+            break
+    return best
+
+
+@cache
+def _encoder():
+    from aspire_mom.mra.weights import pretrained
+
+    return pretrained("mixture").double()
+
+
+def _alternatives(encoder, first, second, n_observations, sigma):
+    """What the encoder says of one problem: probabilities of 1, 2, … Gaussians, and for
+    each number alternatives for v and for ρ."""
+    import torch
+
+    share, sigma = (
+        torch.tensor([x], dtype=torch.float64)
+        for x in (sigma**2 / n_observations, sigma)
+    )
+    with torch.no_grad():
+        counts, pairs = encoder.hypotheses(
+            torch.as_tensor(first)[None], torch.as_tensor(second)[None], share, sigma
+        )
+    return counts[0].exp().numpy(), pairs
+
+
+def _curves(hypotheses, n: int, total: float) -> Curves:
+    """Likely alternatives for a curve of a given sum, most likely first, in a window
+    that begins at 0."""
+    centres, widths, probabilities = (x[0].numpy() for x in hypotheses.likeliest())
+    probabilities = np.exp(probabilities)
+    likely = probabilities >= min(LIKELY, probabilities[0])
+    parameters = np.column_stack(
+        (
+            (centres + 0.5) * n - 0.5,
+            widths + np.log(n),
+            -widths,
+            np.zeros(len(widths)),
+        )
+    )[likely]
+    curves = Curves(parameters, np.zeros(len(parameters), int), n, False)
+    k = curves.k
+    parameters[:, 2 * k : 3 * k] += np.log(total / curves.values()[0].sum(1))[:, None]
+    return curves
+
+
+def _starts(signals: Curves, densities: Curves, data: tuple) -> list[Pair]:
+    """
+    Pairs of curves, ρ's window being where the second moment has it or one sample to
+    either side, in order of the misfit to be expected.
+    """
+    n, found = signals.n, []
+    rho = densities.values()[0]
+    rho /= rho.sum(1, keepdims=True)
+    lag = (np.arange(n) - np.arange(n)[:, None]) % n
+    for i, v in enumerate(signals.values()[0]):
+        shifted = all_shifts(v - v.mean())
+        strength = ((shifted @ data[0][1]) * shifted).sum(1)
+        # Row r of rho[h][lag] is ρ moved by r.
+        windows = np.argmax(rho[:, lag] @ strength, 1)[:, None] + [0, -1, 1]
+        parameters = densities.parameters.repeat(3, 0)
+        parameters[:, : densities.k] += windows.reshape(-1, 1)
+        moved = Curves(parameters, windows.ravel(), n, True)
+        moved = at_windows(moved, windows.ravel() % n)
+        signal = signals[i : i + 1]
+        expected = _expected(signal, moved[:1], signal, moved, data)[1:]
+        found += [(e, i, j, signal, moved[j : j + 1]) for j, e in enumerate(expected)]
+    found.sort(key=lambda candidate: candidate[:3])
+    return [candidate[3:] for candidate in found]
+
+
+def _better_windows(fit: tuple, data: tuple) -> list[Pair]:
+    """The pairs of least misfit to be expected among those with one other window, if it
+    is less than what the fit has."""
+    signal, density, value = fit
+    signals, densities = (_with_other_windows(curve) for curve in (signal, density))
+    pairs = [(signals[i : i + 1], density) for i in range(len(signals))]
+    pairs += [(signal, densities[i : i + 1]) for i in range(len(densities))]
+    if not pairs:
+        return []
+    expected = _expected(signal, density, signals, densities, data)
+    order = np.argsort(np.round(expected, 3), kind="stable")[:OTHERS]
+    return [pairs[i] for i in order if expected[i] < value - WORTHWHILE]
+
+
+def _with_other_windows(curve: Curves) -> Curves:
+    """The curve with all windows that change it, but not beyond recognition."""
+    curves, value = at_windows(curve, np.arange(curve.n)), curve.values()[0][0]
+    change = np.linalg.norm(curves.values()[0] - value, axis=1) / np.linalg.norm(value)
+    return curves[(change > CHANGE[0]) & (change < CHANGE[1])]
+
+
+def _expected(
+    signal: Curves, density: Curves, signals: Curves, densities: Curves, data: tuple
+) -> np.ndarray:
+    """
+    Misfits with one curve of a pair replaced, and all parameters adjusted, to second
+    order: first for each of other signals, then for each of other densities.
+    """
+    n, parts = signal.n, []
+    (v, by_v), (rho, by_rho) = signal.values(), density.values()
+    ways = signals.values()[0] - v, densities.values()[0] - rho
+    for along, offset in ((by_v[0, :-1], 0), (by_rho[0, :-1], n)):
+        parts.append(np.pad(along, ((0, 0), (offset, n - offset))))
+    free = sum(len(part) for part in parts)
+    for way, offset in zip(ways, (0, n), strict=True):
+        parts.append(np.pad(way, ((0, 0), (offset, n - offset))))
+    whole = misfit(data[0], v[0], rho[0], *data[1:], np.vstack(parts))
+    every = np.eye(len(whole.at))
+    target = whole.minimised_over(every[:free], slice(free, None), RIDGE)
+    return target(every[free:, free:])[0]

@@ -1,0 +1,74 @@
+"""The fit of Gaussians that a network starts."""
+
+import numpy as np
+import pytest
+
+from aspire_mom.mra import GaussianFamily, shift_error, simulate_moments, solve
+from aspire_mom.mra.learned import learned_fit
+from aspire_mom.mra.misfit import degrees_of_freedom, misfit
+from aspire_mom.mra.moments import to_samples
+from aspire_mom.mra.prior import good_misfit
+
+NOISE = {"n_observations": 10**6, "sigma": 1.0}
+
+
+def noisy(k, count, seed, n=41):
+    rng = np.random.default_rng(seed)
+    v, rho = GaussianFamily(k, n).draw(count, rng)
+    return v, rho, simulate_moments(v, rho, 10**6, 1.0, rng)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_fits_are_good_and_close(k):
+    """Most of 12 fresh problems; in these, v and ρ to the goals for medians."""
+    v, rho, m = noisy(k, 12, seed=20 + k)
+    fits = [learned_fit(*pair, **NOISE) for pair in zip(m.first, m.second, strict=True)]
+    good = [i for i, fit in enumerate(fits) if fit.misfit < good_misfit(41)]
+    assert len(good) >= 8
+    for i in good:
+        found, density = fits[i].pair
+        assert fits[i].misfit > degrees_of_freedom(41) - 6 * np.sqrt(2 * 902)
+        assert shift_error(v[i], found) < 3 * (0.0032, 0.0065, 0.010)[k - 1]
+        assert shift_error(rho[i], density) < 3 * (0.006, 0.011, 0.016)[k - 1]
+        moments = to_samples(m.first[i], m.second[i])
+        again = misfit(moments, found, density, 10**6, 1.0).value
+        # In the package's gauge it is the same: whole samples change no moment.
+        assert again == pytest.approx(fits[i].misfit, rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [20, 41, 64, 101])
+def test_shifting_reversing_and_turning_the_data_over(n):
+    _, _, m = noisy(2, 2, seed=1, n=n)
+    found, density = solve(m.first, m.second, **NOISE, method="learned")
+    turn = np.exp(-2j * np.pi / n * 7 * np.fft.fftfreq(n, 1 / n))
+    back = -np.arange(n) % n
+    for first, second, expected in (
+        (
+            m.first * turn,
+            m.second * turn[:, None] * turn.conj(),
+            (np.roll(found, 7, -1), density),
+        ),
+        (m.first.conj(), m.second.conj(), (found[:, back], density[:, back])),
+        (-m.first, m.second, (-found, density)),
+    ):
+        other = solve(first, second, **NOISE, method="learned")
+        np.testing.assert_allclose(other[0], expected[0], atol=1e-3)
+        np.testing.assert_allclose(other[1], expected[1], atol=1e-4)
+
+
+def test_few_samples_are_left_to_the_search():
+    v, rho, m = noisy(1, 1, seed=2, n=18)
+    assert learned_fit(m.first[0], m.second[0], **NOISE) is None
+    found, density = solve(m.first, m.second, **NOISE, method="learned")
+    assert shift_error(v, found) < 0.01
+    assert shift_error(rho, density) < 0.02
+
+
+def test_signals_of_another_kind_are_searched_for():
+    """Four Gaussians and a base line: no misfit of three at most is good."""
+    rng = np.random.default_rng(3)
+    v, rho = (x[0] for x in GaussianFamily(4).draw(1, rng))
+    m = simulate_moments(v + 1, rho, 10**6, 1.0, rng)
+    quick = solve(m.first, m.second, **NOISE, method="learned")
+    best = solve(m.first, m.second, **NOISE)
+    assert shift_error(v + 1, best[0]) < 0.01 < shift_error(v + 1, quick[0])
