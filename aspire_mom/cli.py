@@ -12,7 +12,14 @@ from pathlib import Path
 
 import click
 
-from aspire_mom.console import Group, LazyGroup, Positive, check_device, figures
+from aspire_mom.console import (
+    Group,
+    LazyCommand,
+    LazyGroup,
+    Positive,
+    check_device,
+    figures,
+)
 
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 OUTPUT = click.Path(path_type=Path)
@@ -400,5 +407,12 @@ main.add_command(
         "mra",
         "aspire_mom.mra.cli",
         "Multireference alignment: signals shifted at random, under noise.",
+    )
+)
+main.add_command(
+    LazyCommand(
+        "train",
+        "aspire_mom.training.cli",
+        "Train an encoder that starts reconstructions.",
     )
 )
