@@ -45,7 +45,7 @@ class Training:
 
     n_steps: int = 6000
     batch_size: int = 256
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-4
     weight_decay: float = 1e-2
     validate_every: int = 250
     validation_size: int = 1024
