@@ -67,18 +67,12 @@ class StartEncoder(nn.Module):
         }
         self.n_gaussians, self.n_rings, self.max_order = n_gaussians, n_rings, max_order
         self.degree = degree
-        reach = torch.ceil(2 * math.pi * REACH * torch.arange(n_rings)) + 1
-        seen = torch.arange(max_order + 1)[:, None] <= reach
-        both = seen[:, :, None] & seen[:, None]
-        both[1:, 0], both[1:, :, 0] = False, False  # ring 0 is one point
-        own = both.tril().nonzero().T
-        mixed = both.tril(-1)
-        mixed[0] = False  # order 0 is real
-        self.register_buffer("real_entries", own, persistent=False)
-        self.register_buffer("imaginary_entries", mixed.nonzero().T, persistent=False)
+        real, imaginary = _told_entries(n_rings, max_order)
+        self.register_buffer("real_entries", real, persistent=False)
+        self.register_buffer("imaginary_entries", imaginary, persistent=False)
         twice = torch.where(torch.arange(max_order + 1) == 0, 1.0, 2.0)
         self.register_buffer("multiplicity", twice[:, None], persistent=False)
-        n_features = 3 * n_rings + own.shape[1] + int(mixed.sum())
+        n_features = 3 * n_rings + real.shape[1] + imaginary.shape[1]
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("deviation", torch.ones(n_features))
         n_density = (degree + 1) ** 2 - 1
@@ -153,6 +147,17 @@ class StartEncoder(nn.Module):
         centres = SUPPORT_RADIUS * u / (1 + u.square().sum(-1, keepdim=True)).sqrt()
         sigmas = START_SIGMA * widths.clamp(-2, 2).exp()
         return (centres, sigmas, heights.softmax(1)), density
+
+
+def _told_entries(n_rings: int, max_order: int) -> tuple[Tensor, Tensor]:
+    """Indices m, r, r' (3, n) of a second moment's entries, of Re and of Im."""
+    reach = torch.ceil(2 * math.pi * REACH * torch.arange(n_rings)) + 1
+    reach[0] = 0  # ring 0 is one point
+    seen = torch.arange(max_order + 1)[:, None] <= reach
+    both = seen[:, :, None] & seen[:, None]
+    mixed = both.tril(-1)
+    mixed[0] = False  # order 0 is real
+    return both.tril().nonzero().T, mixed.nonzero().T
 
 
 class _Block(nn.Module):

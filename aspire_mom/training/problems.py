@@ -43,7 +43,7 @@ class Training:
     :param seed: Seed of all problems.
     """
 
-    n_steps: int = 6000
+    n_steps: int = 3000
     batch_size: int = 256
     learning_rate: float = 5e-4
     weight_decay: float = 1e-2

@@ -45,7 +45,7 @@ def predict(
     device = encoder.mean.device
     inputs = [t.to(device) for t in encoder_inputs(moments, encoder)]
     (centres, sigmas, weights), coefficients = encoder(*inputs)
-    defaults = MomentInversion(moments)
+    defaults = MomentInversion(moments, quadrature=quadrature)
     # |V(k)| ≤ V(0) for volumes that are nowhere negative: then this is the mean.
     total = moments.basis.L * float(ring_rms(moments).max())
     volume = GaussianMixture(
@@ -55,7 +55,7 @@ def predict(
         total=total,
     )
     volume = volume.with_gaussians(centres[0], sigmas[0], total * weights[0]).cpu()
-    density = DiscreteDensity(quadrature or defaults.quadrature, degree=encoder.degree)
+    density = DiscreteDensity(defaults.quadrature, degree=encoder.degree)
     density.coefficients.copy_(coefficients[0])
     return volume, density
 
