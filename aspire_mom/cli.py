@@ -14,6 +14,7 @@ import click
 
 from aspire_mom.console import (
     Group,
+    LazyCommand,
     LazyGroup,
     Positive,
     check_device,
@@ -422,5 +423,12 @@ main.add_command(
         "mra",
         "aspire_mom.mra.cli",
         "Multireference alignment: signals shifted at random, under noise.",
+    )
+)
+main.add_command(
+    LazyCommand(
+        "train",
+        "aspire_mom.training.cli",
+        "Train an encoder that starts reconstructions.",
     )
 )

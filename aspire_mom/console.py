@@ -118,6 +118,26 @@ class LazyGroup(Group):
         return getattr(import_module(self.module), self.name)
 
 
+class LazyCommand(Command):
+    """
+    A command that is imported when it is asked for.
+
+    :param name: Name of the command, in its module too.
+    :param module: Module that defines it.
+    :param help: What the `--help` of its group says.
+    """
+
+    def __init__(self, name: str, module: str, help: str):
+        super().__init__(name, help=help)
+        self.module = module
+
+    def make_context(self, *args, **extra) -> click.Context:
+        # The module may import ASPIRE, which must be told first where its logs go.
+        _import_aspire()
+        command = getattr(import_module(self.module), self.name)
+        return command.make_context(*args, **extra)
+
+
 def _import_aspire() -> None:
     """
     Import ASPIRE so that it leaves nothing in the working directory: by default it

@@ -106,3 +106,49 @@ def chain_phantom(
     atoms = (atoms - atoms.mean(0)) @ frame.T
     ones = np.ones(n_atoms)
     return gaussians_on_grid(atoms, sigma * ones, ones, L, pixel_size)
+
+
+def helix_bundle_phantom(
+    L: int = 25,
+    *,
+    n_helices: int = 6,
+    seed: int = 0,
+    pixel_size: float = 1.0,
+    sigma: float = 0.6,
+) -> Volume:
+    """
+    A random bundle of helices, like a membrane protein's: rods of unequal length packed
+    side by side, each tilted by up to about 25° against the bundle's axis, with atoms
+    on a helix of 3.6 to a turn, and a small round domain at one end.
+
+    :param L: Voxels along an edge.
+    :param n_helices: Number of helices, at least 1.
+    :param seed: Seed of the draw.
+    :param pixel_size: Ångström per voxel.
+    :param sigma: Standard deviation of an atom, in voxels.
+    :return: ASPIRE `Volume` of unit norm, float32.
+    """
+    if n_helices < 1:
+        raise ValueError(f"n_helices is {n_helices}; it must be 1 or more")
+    rng = np.random.default_rng(seed)
+    spacing, rise, radius = 0.1 * L, 0.015 * L, 0.023 * L
+    rods = []
+    for i in range(n_helices):
+        # Sunflower packing, jittered: neighbours are about one spacing apart.
+        r, turn = 0.55 * spacing * np.sqrt(i + 0.5), 2.4 * i
+        foot = r * np.array([np.cos(turn), np.sin(turn)])
+        foot += 0.15 * spacing * rng.standard_normal(2)
+        n_atoms = int(rng.integers(14, 27))
+        along = rise * (np.arange(n_atoms) - n_atoms / 2)
+        phase = np.deg2rad(100) * np.arange(n_atoms)
+        atoms = np.stack((radius * np.cos(phase), radius * np.sin(phase), along), 1)
+        tilt = Rotation.from_rotvec([*(0.2 * rng.standard_normal(2)), 0])
+        shift = [*foot, 0.04 * L * rng.standard_normal()]
+        rods.append(tilt.apply(atoms) + shift)
+    domain = 0.04 * L * rng.standard_normal((int(rng.integers(20, 50)), 3))
+    domain += [*(0.08 * L * rng.standard_normal(2)), 0.25 * L]
+    atoms = np.concatenate((*rods, domain))
+    frame = Rotation.random(rng=rng).as_matrix()
+    atoms = (atoms - atoms.mean(0)) @ frame.T
+    ones = np.ones(len(atoms))
+    return gaussians_on_grid(atoms, sigma * ones, ones, L, pixel_size)

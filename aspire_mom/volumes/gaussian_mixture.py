@@ -128,15 +128,24 @@ class GaussianMixture(FourierVolume):
         offsets = torch.randn(n_more, 3, generator=generator).to(centres)
         offsets *= sigma[split, None] / offsets.norm(dim=1, keepdim=True)
         centres[split] -= offsets
-        return self._of(
+        return self.with_gaussians(
             torch.cat((centres, centres[split] + 2 * offsets)),
             torch.cat((sigma, sigma[split])),
             torch.cat((w, w[split])),
         )
 
     @torch.no_grad()
-    def _of(self, centres: Tensor, sigmas: Tensor, weights: Tensor) -> GaussianMixture:
-        """A mixture like this one with other Gaussians, its arguments as properties."""
+    def with_gaussians(
+        self, centres: Tensor, sigmas: Tensor, weights: Tensor
+    ) -> GaussianMixture:
+        """
+        A mixture in the same ball, signed or not as this one, with other Gaussians.
+
+        :param centres: Centres (n, 3), box units; moved inside the ball where outside.
+        :param sigmas: Standard deviations (n,), box units.
+        :param weights: Weights (n,), each the share of its Gaussian in V(0).
+        :return: The mixture, of the centres' dtype and on their device.
+        """
         n = len(sigmas)
         total = self.scale * len(self)
         mixture = GaussianMixture(

@@ -1,0 +1,170 @@
+"""Encoders of moments in the polar basis: from moments to a volume and a density."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Rings fainter than this share of the strongest are as good as empty.
+FAINT = 1e-3
+# Bounds of what the network is told, in standard deviations over the family.
+CLIP = 5.0
+SUPPORT_RADIUS = 0.4
+# About the middle of the family's widths.
+START_SIGMA = 0.07
+# Orders that an object of this radius in boxes has on a ring; others are noise.
+REACH = 0.4
+
+
+class StartEncoder(nn.Module):
+    """
+    ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.2, trained on examples: in-plane averaged moments
+    of the innermost rings in, a mixture of Gaussians and a smooth log-density of views
+    out, in one frame.
+
+    The paper leaves this training for later and takes convolutions over Fourier pixels.
+    Rings and orders are no fields on which something shifts, and few, so that ours is a
+    residual network of fully connected layers. It is told
+
+    - the logarithm of each ring's RMS, against the innermost's,
+    - the first moment over the RMS of its rings, and the second over that of both,
+      Re for r ≥ r', Im for r > r', where an object in the box has that order at all,
+    - the logarithm of the rings' relative errors, so that noise is known as such,
+
+    all standardised over the family. Neither the scale of the data nor the size of the
+    images matters: rings are counted in cycles per box.
+
+    :param n_gaussians: Gaussians of the volume.
+    :param n_rings: Rings in use.
+    :param max_order: Angular orders in use.
+    :param degree: Degree of the log-density.
+    :param width: Width of the fully connected layers.
+    :param n_blocks: Number of residual blocks.
+    :param seed: Seed of the initial weights.
+    """
+
+    def __init__(
+        self,
+        n_gaussians: int = 12,
+        *,
+        n_rings: int = 8,
+        max_order: int = 16,
+        degree: int = 6,
+        width: int = 512,
+        n_blocks: int = 5,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.settings = {
+            "n_gaussians": n_gaussians,
+            "n_rings": n_rings,
+            "max_order": max_order,
+            "degree": degree,
+            "width": width,
+            "n_blocks": n_blocks,
+        }
+        self.n_gaussians, self.n_rings, self.max_order = n_gaussians, n_rings, max_order
+        self.degree = degree
+        real, imaginary = _told_entries(n_rings, max_order)
+        self.register_buffer("real_entries", real, persistent=False)
+        self.register_buffer("imaginary_entries", imaginary, persistent=False)
+        twice = torch.where(torch.arange(max_order + 1) == 0, 1.0, 2.0)
+        self.register_buffer("multiplicity", twice[:, None], persistent=False)
+        n_features = 3 * n_rings + real.shape[1] + imaginary.shape[1]
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("deviation", torch.ones(n_features))
+        n_density = (degree + 1) ** 2 - 1
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.enter = nn.Linear(n_features, width)
+            self.blocks = nn.ModuleList(_Block(width) for _ in range(n_blocks))
+            self.leave = nn.Linear(width, 5 * n_gaussians + n_density)
+            # Gaussians that start apart move apart.
+            self.leave.weight.data *= 0.1
+            self.leave.bias.data.zero_()
+            self.leave.bias.data[: 3 * n_gaussians].normal_(std=0.5)
+
+    def features(self, first: Tensor, second: Tensor, power_error: Tensor) -> Tensor:
+        """
+        :param first: First moments (batch, n_rings), complex.
+        :param second: Second moments (batch, max_order + 1, n_rings, n_rings), complex.
+        :param power_error: Standard errors of the rings' powers (batch, n_rings), real;
+            0 for exact moments.
+        :return: What the network is told, before it is standardised, (batch,
+            n_features).
+        """
+        own = second.diagonal(dim1=-2, dim2=-1).real
+        power = (self.multiplicity * own).sum(1)
+        unit = power.amax(1, keepdim=True)
+        power, error = power / unit, power_error / unit
+        # Where noise is the stronger, entries fade instead of blowing up.
+        rms = (power.clamp_min(0) + error + FAINT**2).sqrt()
+        scale = rms * unit.sqrt()
+        m, r, s = self.real_entries
+        real = second[:, m, r, s].real / (scale[:, r] * scale[:, s])
+        m, r, s = self.imaginary_entries
+        imaginary = second[:, m, r, s].imag / (scale[:, r] * scale[:, s])
+        return torch.cat(
+            (
+                (rms / rms[:, :1]).log(),
+                first.real / scale,
+                (error / rms**2 + FAINT).log(),
+                real,
+                imaginary,
+            ),
+            1,
+        )
+
+    @torch.no_grad()
+    def standardise(self, first: Tensor, second: Tensor, power_error: Tensor) -> None:
+        """Take mean and deviation of features from moments of the family."""
+        features = self.features(first, second, power_error)
+        self.mean.copy_(features.mean(0))
+        self.deviation.copy_(features.std(0).clamp_min(1e-4))
+
+    def forward(
+        self, first: Tensor, second: Tensor, power_error: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """
+        :param first: As for :meth:`features`.
+        :param second: Likewise.
+        :param power_error: Likewise.
+        :return: Centres (batch, n_gaussians, 3), widths (batch, n_gaussians) and
+            weights (batch, n_gaussians), which sum to one, in box units; coefficients
+            of the log-density (batch, (degree + 1)² - 1) as `DiscreteDensity` has them.
+        """
+        features = self.features(first, second, power_error)
+        standard = ((features - self.mean) / self.deviation).clamp(-CLIP, CLIP)
+        x = self.enter(standard)
+        for block in self.blocks:
+            x = block(x)
+        n = self.n_gaussians
+        sizes = (3 * n, n, n, self.leave.out_features - 5 * n)
+        u, widths, heights, density = self.leave(x).split(sizes, 1)
+        u = u.unflatten(1, (n, 3))
+        centres = SUPPORT_RADIUS * u / (1 + u.square().sum(-1, keepdim=True)).sqrt()
+        sigmas = START_SIGMA * widths.clamp(-2, 2).exp()
+        return (centres, sigmas, heights.softmax(1)), density
+
+
+def _told_entries(n_rings: int, max_order: int) -> tuple[Tensor, Tensor]:
+    """Indices m, r, r' (3, n) of a second moment's entries, of Re and of Im."""
+    reach = torch.ceil(2 * math.pi * REACH * torch.arange(n_rings)) + 1
+    reach[0] = 0  # ring 0 is one point
+    seen = torch.arange(max_order + 1)[:, None] <= reach
+    both = seen[:, :, None] & seen[:, None]
+    mixed = both.tril(-1)
+    mixed[0] = False  # order 0 is real
+    return both.tril().nonzero().T, mixed.nonzero().T
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + nn.functional.silu(self.linear(self.norm(x)))

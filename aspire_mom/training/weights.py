@@ -1,0 +1,89 @@
+"""Weights of trained encoders: plain arrays in one .npz file, without pickle."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from functools import lru_cache
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aspire_mom.training.encoder import StartEncoder
+
+FORMAT = "aspire_mom.StartEncoder.1"
+SHIPPED = "start.npz"
+SETTINGS = "settings"
+
+
+def save_weights(
+    encoder: StartEncoder, path: str | Path, how: dict | None = None
+) -> None:
+    """
+    Write an encoder: matrices as float16, vectors as float32, and beside them what is
+    needed to make the encoder again.
+
+    :param encoder: The encoder.
+    :param path: File to write (.npz).
+    :param how: How it was trained, of what JSON can hold.
+    """
+    settings = {"format": FORMAT, "encoder": encoder.settings, "how": how or {}}
+    arrays = {SETTINGS: np.array(json.dumps(settings))}
+    for name, value in encoder.state_dict().items():
+        dtype = np.float16 if value.ndim > 1 else np.float32
+        arrays[name] = value.detach().cpu().numpy().astype(dtype)
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_weights(path: str | Path) -> StartEncoder:
+    """
+    :param path: A file that :func:`save_weights` has written.
+    :return: The encoder, float32, for evaluation.
+    :raises FileNotFoundError: no such file.
+    :raises ValueError: the file is damaged or of another kind.
+    """
+    try:
+        settings, arrays = _read(path)
+        encoder = StartEncoder(**settings["encoder"])
+        encoder.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
+    except FileNotFoundError:
+        raise
+    except (
+        *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError),
+        zipfile.BadZipFile,
+    ) as error:
+        raise ValueError(f"{path} holds no weights of a StartEncoder") from error
+    return encoder.eval()
+
+
+@lru_cache(maxsize=1)
+def pretrained() -> StartEncoder:
+    """
+    The encoder that comes with the package, made by `aspire-mom train`.
+
+    :return: The encoder, float32, for evaluation; the same object every time.
+    """
+    with as_file(files("aspire_mom.training") / "data" / SHIPPED) as path:
+        return load_weights(path)
+
+
+def how_trained() -> dict:
+    """
+    :return: The command that made the weights of :func:`pretrained`, all settings of
+        the training, its steps and the best validation loss.
+    """
+    with as_file(files("aspire_mom.training") / "data" / SHIPPED) as path:
+        return _read(path)[0]["how"]
+
+
+def _read(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
+    # Opened here, since np.load leaves damaged files open.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    settings = json.loads(str(arrays.pop(SETTINGS)))
+    if settings["format"] != FORMAT:
+        raise ValueError(f"its format is {settings['format']!r}")
+    return settings, arrays
