@@ -209,7 +209,7 @@ class MomentInversion:
         logger.info(f"Inverting {self.moments} with {self.settings}")
         try:
             total = n_refinements(len(candidates), len(problems))
-            bar = tqdm(desc="inversion", total=total, disable=not is_first() or None)
+            bar = tqdm(desc="inversion", total=total, disable=not is_first())
             with self._threads(), bar:
                 ranking = search(
                     candidates,

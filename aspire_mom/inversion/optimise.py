@@ -129,9 +129,7 @@ def minimise(
         step, loss = state["step"], state["loss"]
     group = optimizer.param_groups[0]
     quiet = lbfgs or not is_first()
-    bar = tqdm(
-        total=n_steps, initial=step, desc=stage, leave=False, disable=quiet or None
-    )
+    bar = tqdm(total=n_steps, initial=step, desc=stage, leave=False, disable=quiet)
     while step < n_steps:
         before, block = loss, min(every, n_steps - step)
         if lbfgs:
