@@ -131,6 +131,10 @@ class FourierNet(FourierVolume):
             amplitude * self.real(k, z), amplitude * self.imaginary(k, z)
         )
 
+    def __getstate__(self) -> dict:
+        # z_v is a result, part of the graph that it came from: copies are without it.
+        return {**self.__dict__, "latent": None}
+
     def fit(self, volume: Volume, **options) -> float:
         """
         :meth:`FourierVolume.fit`, after setting the scale to the volume's max |V|.

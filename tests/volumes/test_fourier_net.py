@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -157,3 +159,5 @@ def test_latent_variable_keeps_the_symmetry(seed):
         values.append(network(k).detach())
         torch.testing.assert_close(network(-k).detach(), values[-1].conj())
     assert (values[0] - values[1]).abs().max() > 1e-6
+    assert network.latent is not None
+    assert copy.deepcopy(network).latent is None
