@@ -69,34 +69,47 @@ def learned_fit(
     expected = degrees_of_freedom(n)
     good = expected + SURE * np.sqrt(2 * expected)
     counts, pairs = _alternatives(encoder, first, second, n_observations, sigma)
-    best_score, best = np.inf, None
+    best = None
     for i in np.argsort(-counts, kind="stable"):
         done = best is not None and best[-1] < good
         if done and counts[i] < LIKELY:
             break
         curves = (_curves(h, n, abs(mean) * np.sqrt(n)) for h in pairs[i])
         for start in _starts(*curves, data)[: 1 if done else TRIED]:
-            fit = _fit_with_windows(start, data)
-            score = fit[-1] + PENALTY * sum(curve.n_free[0] for curve in fit[:-1])
-            if score < best_score:
-                best_score, best = score, fit
+            fit = _fit_with_windows(start, data, equal=True)
+            best = fit if best is None else min(best, fit, key=_score)
             if fit[-1] < good:
                 break
+    # The network knows Gaussians of equal mass only.
+    score, more = _score(best), PENALTY * 2 * (best[0].k - 1)
+    if best[-1] < good:
+        free = fit_both(*best[:-1], data, worth=more)
+    else:
+        free = _fit_with_windows(best[:-1], data, equal=False)
+    if _score(free) + more < score:
+        score, best = _score(free) + more, free
     v, rho = (curve.values()[0][0] for curve in best[:-1])
     pair = fix_gauge(sign * v, to_distribution(rho))
-    return LearnedFit(pair, best[-1], best_score)
+    return LearnedFit(pair, best[-1], score)
 
 
-def _fit_with_windows(start: Pair, data: tuple) -> tuple:
+def _score(fit: tuple) -> float:
+    """The misfit plus PENALTY per parameter, masses being equal."""
+    signal, density, value = fit
+    return value + PENALTY * (signal.n_free + density.n_free - 2 * (signal.k - 1))[0]
+
+
+def _fit_with_windows(start: Pair, data: tuple, *, equal: bool) -> tuple:
     """
     Fits from a start, and then from what the best fit is with v's or ρ's window
     elsewhere, which no small step leads to, as long as that helps.
     """
-    best = fit_both(*start, data)
+    best = fit_both(*start, data, equal=equal)
     for _ in range(ROUNDS):
         before = best[-1]
         for pair in _better_windows(best, data):
-            best = min(best, fit_both(*pair, data), key=lambda fit: fit[-1])
+            fit = fit_both(*pair, data, equal=equal)
+            best = min(best, fit, key=lambda fit: fit[-1])
             if best[-1] < before - WORTHWHILE:
                 break
         else:
