@@ -52,8 +52,9 @@ def test_shifting_reversing_and_turning_the_data_over(n):
         (-m.first, m.second, (-found, density)),
     ):
         other = solve(first, second, **NOISE, method="learned")
-        np.testing.assert_allclose(other[0], expected[0], atol=1e-3)
-        np.testing.assert_allclose(other[1], expected[1], atol=1e-4)
+        # Fits end where they gain less than CONVERGED, which rounding moves.
+        for a, b in zip(other, expected, strict=True):
+            assert np.linalg.norm(a - b) < 2e-3 * np.linalg.norm(b)
 
 
 def test_few_samples_are_left_to_the_search():
