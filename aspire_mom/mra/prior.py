@@ -64,26 +64,18 @@ def mixture_fit(
     data = (moments, n_observations, sigma)
     start = _expand(data, np.roll(v, -peak), rho)
     best_score, best = np.inf, start
-    current = start
+    current, good = start, degrees_of_freedom(n) + GOOD * n
     for i in range(ROUNDS):
         score, current = _round(current, data, everywhere=i > 0)
         if score < best_score:
             best_score, best = score, current
-        if best.value < good_misfit(n) or best.value > HOPELESS * degrees_of_freedom(n):
+        if best.value < good or best.value > HOPELESS * degrees_of_freedom(n):
             break
     unrestricted = start.value + PENALTY * (2 * n - 1)
     if best_score > unrestricted:
         best_score, best = unrestricted, start
     v, rho = best.at[:n], to_distribution(best.at[n:])
     return fix_gauge(sign * np.roll(v, peak), rho), best_score
-
-
-def good_misfit(n: int) -> float:
-    """
-    :param n: Samples.
-    :return: Misfit up to which a fit counts as good, no further search being needed.
-    """
-    return degrees_of_freedom(n) + GOOD * n
 
 
 def _round(
