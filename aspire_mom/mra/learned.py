@@ -51,8 +51,8 @@ def learned_fit(
     sigma: float,
 ) -> LearnedFit | None:
     """
-    Fit Gaussians to v and to ρ, k each, from what the package's `MixtureEncoder` takes
-    for likely, k included.
+    Fit one to three Gaussians each to v and to ρ, from what the package's
+    `MixtureEncoder` takes for likely.
 
     :param first: First moment (n,).
     :param second: Second moment (n, n).

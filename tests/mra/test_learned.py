@@ -2,13 +2,73 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from aspire_mom.mra import GaussianFamily, shift_error, simulate_moments, solve
-from aspire_mom.mra.learned import learned_fit
+from aspire_mom.mra.learned import _merged, learned_fit
 from aspire_mom.mra.misfit import degrees_of_freedom, misfit
+from aspire_mom.mra.mixtures import Curves, at_windows
 from aspire_mom.mra.moments import to_samples
+from aspire_mom.mra.prior import fit_both
 
 NOISE = {"n_observations": 10**6, "sigma": 1.0}
+
+
+def two_gaussians(n, density=False):
+    """Of masses 1 and 2 where their sum is not fixed."""
+    heights = -np.log([2.0, 1.5]) - np.log(2 * np.pi) / 2
+    p = [[9.0, 13.0, *np.log([2.0, 3.0]), *heights, 0.0]]
+    return Curves(np.array(p), np.array([0]), n, density)
+
+
+def masses(curve):
+    _, widths, heights = curve.parameters[0, :-1].reshape(3, -1)
+    return np.exp(widths + heights)
+
+
+def test_merged_gaussians_have_the_mean_and_variance_of_both():
+    curve, j = two_gaussians(40), np.arange(40)
+    moments = [
+        [c @ j**power for power in (0, 1, 2)]
+        for c in (x.values()[0][0] for x in (curve, _merged(curve)))
+    ]
+    np.testing.assert_allclose(moments[1], moments[0], rtol=1e-3)
+    assert moments[0][0] == pytest.approx(3, rel=1e-3)
+    assert len(_merged(_merged(curve))) == 0
+
+
+@pytest.mark.parametrize("n", [24, 25])
+def test_other_windows_cut_the_same_gaussians(n):
+    curve = two_gaussians(n)
+    others = at_windows(curve, np.array([3, 11, 20]))
+    for value, window in zip(others.values()[0], (3, 11, 20), strict=True):
+        expected = np.zeros(n)
+        for centre, width, mass in ((9, 2, 1), (13, 3, 2)):
+            # In the window [window - 1/2, window - 1/2 + n).
+            centre = centre if centre >= window - 0.5 else centre + n
+            for j in range(window, window + n):
+                expected[j % n] += mass * norm.pdf(j, centre, width)
+        np.testing.assert_allclose(value, expected, atol=1e-12)
+
+
+def test_ratios_of_masses_are_kept_where_asked_for():
+    signal, density = two_gaussians(25), two_gaussians(25, density=True)
+    rng = np.random.default_rng(6)
+    truth = [1.05 * x.values()[0] for x in (signal, density)]
+    truth[1] /= truth[1].sum()
+    m = simulate_moments(*truth, 10**6, 0.05, rng)
+    data = to_samples(m.first[0], m.second[0]), 10**6, 0.05
+    moved = [
+        x.with_parameters(x.parameters + 0.1 * np.array([[1, -1, 0.5, 0.5, 0, 0, 0]]))
+        for x in (signal, density)
+    ]
+    start = fit_both(*moved, data, worth=np.inf)
+    fits = [fit_both(*moved, data, equal=equal) for equal in (True, False)]
+    assert start[2] > 10 * fits[0][2] >= 10 * fits[1][2] - 0.01
+    for before, after in zip(moved, fits[0], strict=False):
+        ratios = [masses(x)[1] / masses(x)[0] for x in (before, after)]
+        assert ratios[1] == pytest.approx(ratios[0])
+    assert masses(fits[1][0])[1] / masses(fits[1][0])[0] == pytest.approx(2, rel=0.05)
 
 
 def noisy(k, count, seed, n=41):
