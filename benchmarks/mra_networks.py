@@ -118,7 +118,8 @@ def figure(count: int, seed: int, n_steps: int, png: str | None) -> None:
         "paper's untrained, Adam 1e-3": (PaperEncoder(), n_steps, HIGH),
         "paper's untrained, Adam 1e-4": (PaperEncoder(), n_steps, LOW),
         "paper's trained, Adam 1e-4": (pretrained("paper-2"), n_steps, LOW),
-        "ours trained, Adam 1e-4": (pretrained(), few, LOW),
+        "MixtureEncoder trained, Adam 1e-4": (pretrained("mixture"), few, LOW),
+        "MarchingEncoder trained, Adam 1e-4": (pretrained(), few, LOW),
     }
     curves = {
         name: curve(
@@ -129,7 +130,7 @@ def figure(count: int, seed: int, n_steps: int, png: str | None) -> None:
         for name, (encoder, n, rate) in runs.items()
     }
     start = predict(pretrained(), moments)
-    curves["ours trained, over v and ρ"] = curve(
+    curves["MarchingEncoder trained, over v and ρ"] = curve(
         partial(refine_directly, *start, moments, n_steps=n_steps), v, rho
     )
     goal = np.minimum(*(curves[name][1][-1] for name in list(runs)[:2]))

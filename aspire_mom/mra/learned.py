@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from aspire_mom.mra.signals import all_shifts
 LIKELY = 0.1
 # Starts tried for each number of Gaussians, until a fit is good, its misfit being no
 # more than so many standard deviations above what is expected.
-TRIED, SURE = 3, 3.0
+TRIED, SURE = 3, 2.0
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
 ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
 # Relative changes by another window that are looked at.
@@ -34,12 +35,12 @@ Pair = tuple[Curves, Curves]
 class LearnedFit(NamedTuple):
     """
     :param pair: v and ρ, (n,) each.
-    :param misfit: Their misfit.
+    :param good: Whether their misfit is what noise explains.
     :param score: The misfit plus PENALTY per parameter, by which fits compare.
     """
 
     pair: tuple[np.ndarray, np.ndarray]
-    misfit: float
+    good: bool
     score: float
 
 
@@ -50,8 +51,8 @@ def learned_fit(
     sigma: float,
 ) -> LearnedFit | None:
     """
-    Fit Gaussians to v and to ρ, k each, from what the package's `MixtureEncoder` takes
-    for likely, k included.
+    Fit one to three Gaussians each to v and to ρ, from what the package's
+    `MixtureEncoder` takes for likely.
 
     :param first: First moment (n,).
     :param second: Second moment (n, n).
@@ -69,39 +70,116 @@ def learned_fit(
     expected = degrees_of_freedom(n)
     good = expected + SURE * np.sqrt(2 * expected)
     counts, pairs = _alternatives(encoder, first, second, n_observations, sigma)
-    best_score, best = np.inf, None
+    best = None
     for i in np.argsort(-counts, kind="stable"):
-        done = best is not None and best[-1] < good
+        done = best is not None and best.misfit < good
         if done and counts[i] < LIKELY:
             break
         curves = (_curves(h, n, abs(mean) * np.sqrt(n)) for h in pairs[i])
         for start in _starts(*curves, data)[: 1 if done else TRIED]:
-            fit = _fit_with_windows(start, data)
-            score = fit[-1] + PENALTY * sum(curve.n_free[0] for curve in fit[:-1])
-            if score < best_score:
-                best_score, best = score, fit
-            if fit[-1] < good:
+            fit = _fit_with_windows(start, data, equal=True)
+            best = fit if best is None else min(best, fit, key=_Fit.score)
+            if fit.misfit < good:
                 break
-    v, rho = (curve.values()[0][0] for curve in best[:-1])
+    best = _revised(best, data, good)
+    v, rho = (curve.values()[0][0] for curve in best.pair)
     pair = fix_gauge(sign * v, to_distribution(rho))
-    return LearnedFit(pair, best[-1], best_score)
+    return LearnedFit(pair, best.misfit < good, best.score())
 
 
-def _fit_with_windows(start: Pair, data: tuple) -> tuple:
+class _Fit(NamedTuple):
+    """
+    :param pair: v and ρ.
+    :param misfit: Their misfit.
+    :param equal: Whether each curve's Gaussians were kept at their ratios of masses.
+    """
+
+    pair: Pair
+    misfit: float
+    equal: bool
+
+    def score(self) -> float:
+        """The misfit plus PENALTY per parameter."""
+        free = sum(curve.n_free[0] for curve in self.pair)
+        ratios = sum(curve.k - 1 for curve in self.pair)
+        return self.misfit + PENALTY * (free - self.equal * ratios)
+
+
+def _fit(pair: Pair, data: tuple, *, equal: bool, worth: float = 0.0) -> _Fit:
+    *pair, misfit = fit_both(*pair, data, equal=equal, worth=worth)
+    return _Fit(tuple(pair), misfit, equal)
+
+
+def _fit_with_windows(start: Pair, data: tuple, *, equal: bool) -> _Fit:
     """
     Fits from a start, and then from what the best fit is with v's or ρ's window
     elsewhere, which no small step leads to, as long as that helps.
     """
-    best = fit_both(*start, data)
+    best = _fit(start, data, equal=equal)
     for _ in range(ROUNDS):
-        before = best[-1]
+        before = best.misfit
         for pair in _better_windows(best, data):
-            best = min(best, fit_both(*pair, data), key=lambda fit: fit[-1])
-            if best[-1] < before - WORTHWHILE:
+            fit = _fit(pair, data, equal=equal)
+            best = min(best, fit, key=lambda fit: fit.misfit)
+            if best.misfit < before - WORTHWHILE:
                 break
         else:
             break
     return best
+
+
+def _revised(best: _Fit, data: tuple, good: float) -> _Fit:
+    """With other masses and with fewer Gaussians, as far as they are worth it: the
+    network knows equal masses only, and as many Gaussians in v as in ρ."""
+    ratios = sum(curve.k - 1 for curve in best.pair)
+    if best.misfit > good:
+        free = _fit_with_windows(best.pair, data, equal=False)
+    elif ratios:
+        free = _fit(best.pair, data, equal=False, worth=PENALTY * ratios)
+    else:
+        free = best
+    best = min(best, free, key=_Fit.score)
+    while (pair := _with_one_less(best, data)) is not None:
+        fit = _fit(pair, data, equal=best.equal)
+        if fit.score() >= best.score():
+            break
+        best = fit
+    return best
+
+
+def _with_one_less(fit: _Fit, data: tuple) -> Pair | None:
+    """The fit with two Gaussians of a curve merged, those that are missed least; None
+    if they are expected to be missed."""
+    signal, density = fit.pair
+    signals, densities = (_merged(curve) for curve in fit.pair)
+    if not len(signals) + len(densities):
+        return None
+    expected = _expected(signal, density, signals, densities, data)
+    i = int(np.argmin(np.round(expected, 3)))
+    if expected[i] > fit.misfit + PENALTY * (2 if fit.equal else 3):
+        return None
+    if i < len(signals):
+        return signals[i : i + 1], density
+    i -= len(signals)
+    return signal, densities[i : i + 1]
+
+
+def _merged(curve: Curves) -> Curves:
+    """The curve with each pair of its Gaussians replaced by one of the same mass, mean
+    and variance."""
+    k, rows = curve.k, []
+    centres, widths, heights = curve.parameters[0, :-1].reshape(3, k)
+    for i, j in combinations(range(k), 2):
+        two, others = [i, j], [x for x in range(k) if x not in (i, j)]
+        masses = np.exp(widths[two] + heights[two])
+        mean = np.average(centres[two], weights=masses)
+        squares = np.exp(2 * widths[two]) + (centres[two] - mean) ** 2
+        width = np.log(np.average(squares, weights=masses)) / 2
+        height = np.log(masses.sum()) - width
+        pairs = zip((centres, widths, heights), (mean, width, height), strict=True)
+        rows.append(np.append([np.append(p[others], x) for p, x in pairs], 0.0))
+    parameters = np.reshape(rows, (len(rows), 3 * max(k - 1, 1) + 1))
+    return Curves(parameters, curve.windows.repeat(len(rows)), curve.n, curve.density)
 
 
 @cache
@@ -172,10 +250,10 @@ def _starts(signals: Curves, densities: Curves, data: tuple) -> list[Pair]:
     return [candidate[3:] for candidate in found]
 
 
-def _better_windows(fit: tuple, data: tuple) -> list[Pair]:
+def _better_windows(fit: _Fit, data: tuple) -> list[Pair]:
     """The pairs of least misfit to be expected among those with one other window, if it
     is less than what the fit has."""
-    signal, density, value = fit
+    signal, density = fit.pair
     signals, densities = (_with_other_windows(curve) for curve in (signal, density))
     pairs = [(signals[i : i + 1], density) for i in range(len(signals))]
     pairs += [(signal, densities[i : i + 1]) for i in range(len(densities))]
@@ -183,7 +261,7 @@ def _better_windows(fit: tuple, data: tuple) -> list[Pair]:
         return []
     expected = _expected(signal, density, signals, densities, data)
     order = np.argsort(np.round(expected, 3), kind="stable")[:OTHERS]
-    return [pairs[i] for i in order if expected[i] < value - WORTHWHILE]
+    return [pairs[i] for i in order if expected[i] < fit.misfit - WORTHWHILE]
 
 
 def _with_other_windows(curve: Curves) -> Curves:

@@ -40,8 +40,8 @@ class Hypotheses(NamedTuple):
         :param n: Sample points, the middles of n cells of the window.
         :return: Curves of sum one, cut off at the ends, (batch, alternatives, n).
         """
-        x = (torch.arange(n, device=self.centres.device) + 0.5) / n - 0.5
-        x = x.to(self.centres.dtype)
+        like = {"dtype": self.centres.dtype, "device": self.centres.device}
+        x = (torch.arange(n, **like) + 0.5) / n - 0.5
         scaled = (x - self.centres[..., None]) * torch.exp(-self.log_widths[..., None])
         terms = torch.exp(-0.5 * scaled**2 - self.log_widths[..., None])
         return terms.sum(-2) / terms.sum((-2, -1))[..., None]
@@ -199,7 +199,8 @@ class MixtureEncoder(nn.Module):
         entries = second[:, k, l] / mean**2
         # The first moment says the same as column 0 with less noise.
         entries = torch.where(l == 0, first[:, k] / mean, entries)
-        angle = torch.angle(first[:, 1:2])
+        # Of data of mean 1: their sign may be the other.
+        angle = torch.angle(first[:, 1:2] / mean)
         turn = torch.polar(torch.ones_like(angle), -angle * (k - l))
         entries = entries * turn * (power[:, k] * power[:, l.abs()]).rsqrt()
         across = entries[:, (k == 2) & (l == 1)].imag

@@ -6,6 +6,7 @@ decided by the data, as in the package's three-dimensional default.
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import block_diag
 
 from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
 from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom, misfit
@@ -63,26 +64,18 @@ def mixture_fit(
     data = (moments, n_observations, sigma)
     start = _expand(data, np.roll(v, -peak), rho)
     best_score, best = np.inf, start
-    current = start
+    current, good = start, degrees_of_freedom(n) + GOOD * n
     for i in range(ROUNDS):
         score, current = _round(current, data, everywhere=i > 0)
         if score < best_score:
             best_score, best = score, current
-        if best.value < good_misfit(n) or best.value > HOPELESS * degrees_of_freedom(n):
+        if best.value < good or best.value > HOPELESS * degrees_of_freedom(n):
             break
     unrestricted = start.value + PENALTY * (2 * n - 1)
     if best_score > unrestricted:
         best_score, best = unrestricted, start
     v, rho = best.at[:n], to_distribution(best.at[n:])
     return fix_gauge(sign * np.roll(v, peak), rho), best_score
-
-
-def good_misfit(n: int) -> float:
-    """
-    :param n: Samples.
-    :return: Misfit up to which a fit counts as good, no further search being needed.
-    """
-    return degrees_of_freedom(n) + GOOD * n
 
 
 def _round(
@@ -131,7 +124,12 @@ def _round(
 
 
 def fit_both(
-    signal: Curves, density: Curves, data: tuple
+    signal: Curves,
+    density: Curves,
+    data: tuple,
+    *,
+    equal: bool = False,
+    worth: float = 0.0,
 ) -> tuple[Curves, Curves, float]:
     """
     Minimise the misfit itself over the parameters of v and ρ but for offsets, by
@@ -140,33 +138,31 @@ def fit_both(
     :param signal: Start of v, one curve.
     :param density: Start of ρ, one curve.
     :param data: Moments on samples, N and σ.
+    :param equal: Keep the ratios of the Gaussians' masses, in each curve.
+    :param worth: Gain foreseen, to second order, for which to start at all.
     :return: Both curves, and their misfit.
     """
     n, p = signal.n, signal.parameters.shape[1]
     low, high = (
         np.hstack(b)[0] for b in zip(signal.bounds(), density.bounds(), strict=True)
     )
-    free = np.delete(np.arange(p + density.parameters.shape[1]), [p - 1, -1])
+    ways = block_diag(*(_ways(curves, equal) for curves in (signal, density)))
 
     def expand(parameters):
         v, by_v = signal.with_parameters(parameters[None, :p]).values()
         rho, by_rho = density.with_parameters(parameters[None, p:]).values()
-        moves = np.zeros((len(parameters), 2 * n))
-        moves[:p, :n], moves[p:, n:] = by_v[0], by_rho[0]
-        return _expand(data, v[0], rho[0], moves[free])
+        return _expand(data, v[0], rho[0], ways @ block_diag(by_v[0], by_rho[0]))
 
     parameters = np.hstack((signal.parameters, density.parameters))[0]
     expected, slow = degrees_of_freedom(n), 0
     current, damping = expand(parameters), DAMPING
-    for _ in range(STEPS):
+    for i in range(STEPS):
         size = np.diag(current.hessian)
         matrix = current.hessian + np.diag(damping * size + 1e-7 * size.max() + 1e-30)
         step = np.linalg.solve(matrix, current.gradient)
-        if step @ current.gradient < CONVERGED:
+        if step @ current.gradient < max(CONVERGED, worth if i == 0 else 0):
             break
-        tried = parameters.copy()
-        tried[free] += step
-        tried = np.clip(tried, low, high)
+        tried = np.clip(parameters + step @ ways, low, high)
         there = expand(tried)
         gain = current.value - there.value
         if gain > 0:
@@ -183,6 +179,18 @@ def fit_both(
         density.with_parameters(parameters[None, p:]),
         current.value,
     )
+
+
+def _ways(curves: Curves, equal: bool) -> np.ndarray:
+    """Rows: directions in which a curve's parameters may move."""
+    k, every = curves.k, np.eye(3 * curves.k + 1)
+    if not equal:
+        return every[:-1]
+    ways = every[: 2 * k]
+    # Wider Gaussians are lower.
+    ways[k:, 2 * k : 3 * k] = -np.eye(k)
+    together = every[2 * k : 3 * k].sum(0, keepdims=True)
+    return ways if curves.density else np.vstack((ways, together))
 
 
 def _without_offset(curves: Curves) -> Curves:

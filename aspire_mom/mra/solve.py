@@ -15,7 +15,7 @@ from aspire_mom.mra.least_squares import least_squares
 from aspire_mom.mra.marching import march
 from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom
 from aspire_mom.mra.moments import forward_moments, to_samples
-from aspire_mom.mra.prior import good_misfit, mixture_fit
+from aspire_mom.mra.prior import mixture_fit
 from aspire_mom.mra.spectral import spectral
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def _learned(
     """What the network leads to; the better of that and the search for a mixture where
     the misfit is not good, unless it is to be taken `always`."""
     quick = learned_fit(first, second, **noise)
-    if quick is not None and (always or quick.misfit < good_misfit(len(first))):
+    if quick is not None and (always or quick.good):
         return quick.pair
     pair, score = _mixture(first, second, *march(first, second, **noise), noise)
     return pair if quick is None or score < quick.score else quick.pair

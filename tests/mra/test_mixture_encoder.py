@@ -171,7 +171,8 @@ def test_surprise_is_what_its_docstring_says():
             fits -= TAIL / 2 * np.log(errors**2 + NEAR**2)
             p = h.log_probabilities[i].exp().detach().numpy()
             total -= (1 - ALL) * np.log(p @ np.exp(fits)) + ALL * fits.mean()
-    assert surprise(encoder, problems).item() == pytest.approx(total / 8, rel=1e-3)
+    # The shift of `squared_errors` is found less exactly than that of the metric.
+    assert surprise(encoder, problems).item() == pytest.approx(total / 8, abs=0.01)
 
 
 @pytest.mark.parametrize(
