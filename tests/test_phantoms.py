@@ -50,9 +50,7 @@ def test_phantoms_have_unit_norm_fit_the_ball_and_repeat(make, L):
     assert np.abs(voxels - make(L, seed=4).asnumpy()[0]).max() > 0.01
 
 
-@pytest.mark.parametrize(
-    "make", [gaussian_phantom, chain_phantom, helix_bundle_phantom]
-)
+@pytest.mark.parametrize("make", [gaussian_phantom, chain_phantom])
 def test_phantoms_have_no_mirror_symmetry_in_their_axes(make):
     """Three distinct principal moments, so reflections in them are not hidden."""
     voxels = make(25).asnumpy()[0].astype(np.float64)
