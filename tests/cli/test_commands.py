@@ -216,7 +216,7 @@ def test_lowpass_removes_fine_shells(tmp_path, monkeypatch, moments):
 
 def test_priors_are_those_of_the_inversion():
     (option,) = (p for p in reconstruct.params if p.name == "prior")
-    assert set(option.type.choices) == set(PRIORS)
+    assert set(option.type.choices) == {*PRIORS, "paper"}
 
 
 @pytest.mark.parametrize("hand", [1, -1])
