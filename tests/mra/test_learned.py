@@ -113,9 +113,8 @@ def test_shifting_reversing_and_turning_the_data_over(n):
         (-m.first, m.second, (-found, density)),
     ):
         other = solve(first, second, **NOISE, method="learned")
-        # Fits end where they gain less than CONVERGED, which rounding moves.
         for a, b in zip(other, expected, strict=True):
-            assert np.linalg.norm(a - b) < 2e-3 * np.linalg.norm(b)
+            assert np.linalg.norm(a - b) < 1e-8 * np.linalg.norm(b)
 
 
 def test_few_samples_are_left_to_the_search():
