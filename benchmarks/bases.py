@@ -153,7 +153,9 @@ def cost() -> None:
     network = FourierNet(N / 2)
     design = SphericalDesign(13, n_points=100)
     times = []
-    small = (60, 120)
+    # Enough nodes that layers are evaluated again for the gradient, as with 1,200, and
+    # numbers of in-plane angles that share no values: eq. 20 as it is written.
+    small = (120, 360)
     for n_nodes in small:
         quadrature = SO3Quadrature.product(SphericalDesign(5), n_nodes // 12)
         evaluate = loss_of(CartesianBasis(N), quadrature, network)
