@@ -278,9 +278,8 @@ def moments(
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
-    default=10_000,
-    show_default=True,
-    help="Epochs at each of the two learning rates of the paper's configuration.",
+    help="Epochs at each of the two learning rates of the paper's configuration."
+    "  [default: 10000]",
 )
 @click.option(
     "--support-radius",
@@ -304,7 +303,7 @@ def reconstruct(
     moments: Path,
     out: Path,
     prior: str,
-    epochs: int,
+    epochs: int | None,
     support_radius: float | None,
     lowpass: float | None,
     starts: int | None,
@@ -351,16 +350,18 @@ def reconstruct(
         check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
     checkpoint = out / CHECKPOINT
     common = {"seed": seed, "checkpoint": checkpoint}
-    common["device"] = processes.own_device(check_device(device))
+    common["device"] = check_device(processes.own_device(device))
     if prior == "paper":
         if starts is not None or options:
             raise ValueError("--prior paper has no --starts and no --support-radius")
-        inversion = paper_inversion(estimate, n_epochs=epochs, **common)
+        inversion = paper_inversion(estimate, n_epochs=epochs or 10_000, **common)
+    elif epochs is not None:
+        raise ValueError("--epochs is for --prior paper only")
     else:
         common |= options
         inversion = MomentInversion(estimate, prior, n_starts=starts, **common)
     out.mkdir(parents=True, exist_ok=True)
-    with processes.joined(common["device"]):
+    with processes.joined(inversion.device):
         reconstruction = estimated(inversion, overwrite)
         if not processes.is_first():
             return

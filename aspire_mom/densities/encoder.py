@@ -25,8 +25,7 @@ class LatentEncoder(nn.Module):
     channels, scaled to unit RMS over all its entries: neither the scale of the data nor
     the ratio of the moments' sizes matters. A branch of two convolutions per moment
     gives 3 channels; both are stacked to 6, two more convolutions and a fully connected
-    layer follow, then one to the nodes and a softmax. Other layers end in a
-    LeakyReLU(0.02).
+    layer follow, then one to the outputs. Other layers end in a LeakyReLU(0.02).
 
     The figure that states the paper's layer sizes (A.11) gives no text, so they are our
     choice: for Cartesian moments the window of 15 and the fully connected 256 of the

@@ -162,7 +162,7 @@ class CartesianLoss(torch.nn.Module):
         difference = p @ slices / self.first_unit - self.first
         first = difference.square().sum() + self.first_rest**2
         cross, own = _SecondMomentProducts.apply(
-            slices / math.sqrt(self.second_unit), p, self.second
+            slices / math.sqrt(self.second_unit), p, self.second.to(slices.dtype)
         )
         second = (1 - 2 * cross + own).clamp_min(0)
         # The root's slope is infinite at an exact fit.
@@ -216,7 +216,13 @@ def in_chunks(
     if len(rows) * len(points) <= POINTS_KEPT:
         return torch.cat([evaluate(chunk, points) for chunk in chunks])
     return torch.cat(
-        [checkpoint(evaluate, chunk, points, use_reentrant=False) for chunk in chunks]
+        [
+            # Nothing is random, so there is no state of generators to keep.
+            checkpoint(
+                evaluate, chunk, points, use_reentrant=False, preserve_rng_state=False
+            )
+            for chunk in chunks
+        ]
     )
 
 

@@ -267,6 +267,9 @@ class MomentInversion:
         best = ranking[0]
         L, pixel_size = self.moments.basis.L, self.moments.pixel_size
         with torch.no_grad():
+            for candidate in ranking:
+                # A stage that is taken from the checkpoint has set no latent variable.
+                problem.encode(candidate.volume)
             probabilities = problem.probabilities(best.density).double().cpu().numpy()
         volumes = [c.volume.to_volume(L, pixel_size).asnumpy()[0] for c in ranking]
         starts = [
@@ -377,10 +380,21 @@ class MomentInversion:
         for model in (self.volume, self.density):
             if isinstance(model, torch.nn.Module):
                 arrays += [t.cpu().numpy() for t in model.state_dict().values()]
+                digest.update(repr(plain_attributes(model)).encode())
         for array in arrays:
             digest.update(repr(np.shape(array)).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+def plain_attributes(model: torch.nn.Module) -> list[tuple]:
+    """Names and values of what is no tensor but tells models apart, such as limits."""
+    return [
+        (name, key, value)
+        for name, module in model.named_modules()
+        for key, value in sorted(vars(module).items())
+        if isinstance(value, bool | int | float | str) and key != "training"
+    ]
 
 
 def mean_coefficient(moments: Moments) -> float:

@@ -148,7 +148,9 @@ def minimise(
             kept = copy.deepcopy(optimizer.state_dict())
             save({"optimizer": kept, "step": step, "loss": loss})
         stop = status and status(OptimizerStatus(stage, step, n_steps, loss))
-        if agreed(torch.tensor(float(bool(stop)))):
+        stop = torch.tensor(float(bool(stop)), device=parameters[0].device)
+        if agreed(stop):
+            bar.close()
             raise StoppedByUser(stage)
     bar.close()
     return loss

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 
+from aspire_mom.checks import check_integer
 from aspire_mom.densities import LatentEncoder, MomentEncoder
-from aspire_mom.inversion.inversion import MomentInversion, mean_coefficient
+from aspire_mom.inversion.inversion import MomentInversion
+from aspire_mom.inversion.loss import ring_rms
 from aspire_mom.inversion.optimise import StatusCallback
 from aspire_mom.moments import CartesianBasis, Moments
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
@@ -36,8 +38,9 @@ def paper_inversion(
 
     What the paper leaves open is as follows. λ = 1 with each norm divided by that of
     the estimate, so that both moments count alike whatever the scale of the data.
-    `FourierNet` has 128 wide layers and ω = 5 (see there), its scale that of the mean
-    image, and reaches into the corners of the Fourier square, √2 · n/2 cycles per box.
+    `FourierNet` has 128 wide layers and ω = 5 (see there), the strongest of the three
+    innermost rings' RMS as its scale, and reaches into the corners of the Fourier
+    square, √2 · n/2 cycles per box.
     `MomentEncoder` has the sizes that it states.
 
     :param moments: Moments in a `CartesianBasis`.
@@ -60,12 +63,14 @@ def paper_inversion(
             f"moments are of {moments.basis}; the paper's configuration takes those of"
             " a CartesianBasis"
         )
+    check_integer("n_epochs", n_epochs, 1)
+    check_integer("n_latent", n_latent, 0)
     L = moments.basis.L
     quadrature = SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
     encoder = LatentEncoder.cartesian(L, n_latent, seed=seed) if n_latent else None
     volume = FourierNet(
         L / math.sqrt(2),
-        scale=L * abs(mean_coefficient(moments)),
+        scale=L * float(ring_rms(moments)[:3].max()),
         encoder=encoder,
         seed=seed,
     )

@@ -31,28 +31,32 @@ def is_first() -> bool:
 def joined(device: torch.device) -> Iterator[None]:
     """
     Join the processes that `torchrun` has started, if it has, for as long as the
-    context lasts.
+    context lasts. A script opens it around `MomentInversion(…).estimate()` and writes
+    results where :func:`is_first`; `aspire-mom reconstruct` does.
 
     :param device: Device of the tensors that are exchanged: nccl for cuda, else gloo.
     """
     if _started() or "WORLD_SIZE" not in os.environ:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def own_device(device: str) -> torch.device:
+def own_device(device: str) -> str:
     """
     :param device: Name of a device; "cuda" stands for all GPUs of a machine.
     :return: The one of this process: GPU number LOCAL_RANK, which `torchrun` sets.
     """
     if device == "cuda" and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return torch.device(device)
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return device
 
 
 def wait() -> None:

@@ -99,11 +99,14 @@ class Reconstruction:
         try:
             with np.load(folder / FILES[1], allow_pickle=False) as file:
                 density = file["density"]
+            text = json.loads((folder / FILES[2]).read_text())
+            if text.get("moment_errors") is not None:
+                text["moment_errors"] = tuple(text["moment_errors"])
             return cls(
                 volume=Volume.load(str(folder / FILES[0])),
                 density=density,
                 quadrature=quadrature,
-                **json.loads((folder / FILES[2]).read_text()),
+                **text,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} holds no reconstruction: {error}") from error

@@ -60,7 +60,7 @@ def solve(
       where marching does not meet them; where they are noisy, "learned", and "mixture"
       where that leaves a misfit that noise does not explain.
     - "learned": v and ρ as one to three Gaussians each, fitted from where a trained
-      network says. Quick, and for such signals only.
+      network says. Quick, and for such signals only. Exact moments: as "auto".
     - "mixture": v and ρ as a few Gaussians each, their number decided by the data, or
       regularised least squares where that describes the data better.
     - "marching": frequency marching along the diagonals of the second moment.
@@ -120,6 +120,8 @@ def _learned(
     the misfit is not good, unless it is to be taken `always`."""
     quick = learned_fit(first, second, **noise)
     if quick is not None and (always or quick.good):
+        if not quick.good:
+            logger.warning(NOT_MET)
         return quick.pair
     pair, score = _mixture(first, second, *march(first, second, **noise), noise)
     return pair if quick is None or score < quick.score else quick.pair

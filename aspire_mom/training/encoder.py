@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from aspire_mom.checks import check_integer
+
 # Rings fainter than this share of the strongest are as good as empty.
 FAINT = 1e-3
 # Bounds of what the network is told, in standard deviations over the family.
@@ -57,6 +59,15 @@ class StartEncoder(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
+        for name, value, least in (
+            ("n_gaussians", n_gaussians, 1),
+            ("n_rings", n_rings, 2),
+            ("max_order", max_order, 0),
+            ("degree", degree, 1),
+            ("width", width, 1),
+            ("n_blocks", n_blocks, 0),
+        ):
+            check_integer(name, value, least)
         self.settings = {
             "n_gaussians": n_gaussians,
             "n_rings": n_rings,

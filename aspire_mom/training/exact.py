@@ -35,6 +35,7 @@ class ExactMoments(nn.Module):
     :param max_order: Angular orders 0 … max_order.
     :param degree: Largest degree l.
     :param design_degree: Degree of the design of viewing directions.
+    :raises ValueError: orders beyond the degree.
     """
 
     def __init__(
@@ -45,6 +46,11 @@ class ExactMoments(nn.Module):
         design_degree: int = 17,
     ):
         super().__init__()
+        if max_order > degree:
+            raise ValueError(
+                f"max_order is {max_order}; harmonics of degree {degree} have orders up"
+                " to that"
+            )
         self.n_rings, self.max_order, self.degree = n_rings, max_order, degree
         #: Viewing directions (n_points, 3); point j + n_points/2 is -(point j).
         self.points = SphericalDesign(design_degree).points

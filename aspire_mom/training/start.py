@@ -12,7 +12,7 @@ from aspire_mom.moments import Moments, PolarBasis
 from aspire_mom.quadrature import SO3Quadrature
 from aspire_mom.training.encoder import StartEncoder
 from aspire_mom.training.problems import power_errors
-from aspire_mom.training.weights import pretrained
+from aspire_mom.training.weights import shipped
 from aspire_mom.volumes import GaussianMixture
 
 
@@ -24,7 +24,7 @@ def predict(
     encoder: StartEncoder | None = None,
 ) -> tuple[GaussianMixture, DiscreteDensity]:
     """
-    A volume and a density of views from moments alone, in milliseconds: one pass of an
+    A volume and a density of views from moments alone, at once: one pass of an
     encoder, without any optimisation. `MomentInversion(moments, *predict(moments))`
     goes on from there.
 
@@ -35,13 +35,13 @@ def predict(
         encoder's rings and orders at least.
     :param quadrature: Nodes that the density is wanted on; by default those that
         `MomentInversion(moments)` has.
-    :param encoder: The encoder; by default :func:`pretrained`.
+    :param encoder: The encoder; by default that of `pretrained()`.
     :return: The volume, `GaussianMixture`, and its views, a smooth `DiscreteDensity`.
     :raises TypeError: no moments.
     :raises ValueError: moments of another basis, with too few rings or orders, or
         without power.
     """
-    encoder = pretrained() if encoder is None else encoder
+    encoder = shipped() if encoder is None else encoder
     device = encoder.mean.device
     inputs = [t.to(device) for t in encoder_inputs(moments, encoder)]
     (centres, sigmas, weights), coefficients = encoder(*inputs)

@@ -76,7 +76,14 @@ def train(
     :raises FloatingPointError: the loss is not finite.
     """
     kept = Checkpoint(checkpoint, repr((encoder.settings, asdict(training))))
-    exact = ExactMoments(encoder.n_rings, encoder.max_order).to(device)
+    # What an object within 0.4 of the box has; directions that tell harmonics apart.
+    reach = math.ceil(0.8 * math.pi * (encoder.n_rings - 1))
+    exact = ExactMoments(
+        encoder.n_rings,
+        encoder.max_order,
+        degree=max(reach, encoder.max_order + 2),
+        design_degree=max(17, 2 * encoder.degree),
+    ).to(device)
     errors = GaugeFreeErrors(encoder.n_rings, exact.points, encoder.degree).to(device)
     encoder.to(device).train()
     optimizer = torch.optim.AdamW(
@@ -103,8 +110,9 @@ def train(
         optimizer.zero_grad()
         volume, density, _ = evaluate(encoder, problems, errors)
         (volume + density).mean().backward()
-        nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
+        norm = nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        if torch.isfinite(norm):
+            optimizer.step()
         step += 1
         if step % training.validate_every and step < training.n_steps:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import zipfile
 from functools import lru_cache
@@ -59,13 +60,18 @@ def load_weights(path: str | Path) -> StartEncoder:
     return encoder.eval()
 
 
-@lru_cache(maxsize=1)
 def pretrained() -> StartEncoder:
     """
     The encoder that comes with the package, made by `aspire-mom train`.
 
-    :return: The encoder, float32, for evaluation; the same object every time.
+    :return: A new encoder, float32, for evaluation.
     """
+    return copy.deepcopy(shipped())
+
+
+@lru_cache(maxsize=1)
+def shipped() -> StartEncoder:
+    """:func:`pretrained`, read once: one object, which is not to be changed."""
     with as_file(files("aspire_mom.training") / "data" / SHIPPED) as path:
         return load_weights(path)
 

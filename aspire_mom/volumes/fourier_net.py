@@ -87,6 +87,7 @@ class FourierNet(FourierVolume):
     ):
         super().__init__()
         check_positive("band_limit", band_limit)
+        check_positive("scale", scale)
         check_integer("hidden", hidden, 1)
         check_integer("layers", layers, 1)
         self.band_limit = float(band_limit)
@@ -142,7 +143,10 @@ class FourierNet(FourierVolume):
         :param volume: One ASPIRE `Volume`.
         :param options: Those of :func:`fit_volume`.
         :return: ‖to_volume(L) - v‖/‖v‖.
+        :raises ValueError: there is an encoder: one volume has nothing to teach it.
         """
+        if self.encoder is not None:
+            raise ValueError("a FourierNet with an encoder cannot fit a volume")
         self.scale.fill_(np.abs(volume_transform(volume)).max())
         return super().fit(volume, **options)
 

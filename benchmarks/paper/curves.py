@@ -49,20 +49,20 @@ class Curve:
         return times[0] if times else None
 
 
-def default_curve(estimate: Moments, truth, seed: int) -> Curve:
+def default_curve(estimate: Moments, truth: Volume, **options) -> Curve:
     """The default inversion; moments compared on all rings, in-plane averaged."""
     start = time.perf_counter()
-    inversion = MomentInversion(estimate, seed=seed)
+    inversion = MomentInversion(estimate, **options)
     curve = Curve(inversion, truth, time.perf_counter() - start)
     inversion.status = curve
     inversion.estimate()
     return curve
 
 
-def preset_curve(estimate: Moments, truth, seed: int, epochs: int) -> Curve:
+def preset_curve(estimate: Moments, truth: Volume, epochs: int, **options) -> Curve:
     """The paper's configuration, for the first epochs."""
     start = time.perf_counter()
-    inversion = paper_inversion(estimate, seed=seed)
+    inversion = paper_inversion(estimate, **options)
     curve = Curve(inversion, truth, time.perf_counter() - start)
 
     def status(now: OptimizerStatus) -> bool:
@@ -98,10 +98,11 @@ def main() -> None:
     network, _ = ground_truth(options)
     truth = network.to_volume(case.L, case.pixel_size)
     cartesian, polar = moments(options, network)
+    common = {"seed": options.seed, "device": options.device}
     curves = {
-        "default": default_curve(polar, truth, options.seed),
+        "default": default_curve(polar, truth, **common),
         "paper's configuration": preset_curve(
-            cartesian, truth, options.seed, options.epochs
+            cartesian, truth, options.epochs, **common
         ),
     }
     floors = {

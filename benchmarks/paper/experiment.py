@@ -78,9 +78,14 @@ def parser(description: str) -> argparse.ArgumentParser:
     return options
 
 
+def n_images(options: argparse.Namespace) -> int:
+    """Images asked for, or as many as two cores simulate in minutes."""
+    return options.images or (50_000 if CASES[options.volume].L <= 32 else 20_000)
+
+
 def folder(options: argparse.Namespace) -> Path:
-    """Where a case's results are kept."""
-    path = options.out / f"{options.volume}_{options.seed}"
+    """Where results of a case and a number of images are kept."""
+    path = options.out / f"{options.volume}_{options.seed}" / str(n_images(options))
     path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -106,7 +111,7 @@ def _download(name: str) -> str:
 
 def ground_truth(options: argparse.Namespace) -> tuple[FourierNet, dict]:
     """The network that represents the volume, and the error of eq. 27 with its time."""
-    case, path = CASES[options.volume], folder(options) / "ground_truth.pt"
+    case, path = CASES[options.volume], folder(options).parent / "ground_truth.pt"
     volume = original(options.volume, options.seed)
     network = FourierNet(case.L / 2, seed=options.seed).to(options.device)
     if path.is_file():
@@ -129,7 +134,7 @@ def views(options: argparse.Namespace) -> VonMisesFisherMixture:
 
 def source(options: argparse.Namespace, volume: Volume) -> Simulation:
     """Noisy images of a volume, eq. 29, σ = 0.5 in the paper's units."""
-    n = options.images or (50_000 if volume.resolution <= 32 else 20_000)
+    n = n_images(options)
     return Simulation(
         n=n,
         vols=volume,

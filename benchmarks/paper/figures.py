@@ -45,7 +45,6 @@ def figure_5(density: VonMisesFisherMixture, seed: int, path: Path) -> None:
 
 def figure_6(options, truth: Volume, path: Path) -> None:
     """A clean projection and its noisy counterpart, each on its own gray scale."""
-    options.images = 4
     images = source(options, truth)
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots(2, 4)

@@ -35,12 +35,14 @@ def preset(
     options: argparse.Namespace, estimate: Moments
 ) -> tuple[Volume, tuple[float, float], dict]:
     """The paper's configuration: volume, eq. 22 errors, epochs and time so far."""
-    path = folder(options) / "preset.pt"
-    start, stop_at = time.perf_counter(), time.perf_counter() + 60 * options.minutes
-    seen: list[OptimizerStatus] = []
+    stop_at = time.perf_counter() + 60 * options.minutes
+    seen: list[tuple[int, float]] = []
+    last: OptimizerStatus | None = None
 
     def status(now: OptimizerStatus) -> bool:
-        seen.append(now)
+        nonlocal last
+        last = now
+        seen.append((now.step, time.perf_counter()))
         return now.step >= options.epochs or time.perf_counter() > stop_at
 
     inversion = paper_inversion(
@@ -48,21 +50,20 @@ def preset(
         seed=options.seed,
         device=options.device,
         status=status,
-        checkpoint=path,
+        checkpoint=folder(options) / "preset.pt",
     )
+    found = None
     with suppress(StoppedByUser):
-        inversion.estimate()
-    last = seen[-1]
-    errors = inversion.moment_errors(last.volume, last.density)
-    seconds = (time.perf_counter() - start) / max(1, last.step - first_step(seen))
+        found = inversion.estimate()
+    report = {"epochs": inversion.n_steps, "of": inversion.n_steps}
+    if len(seen) > 1:
+        (first, start), (step, end) = seen[0], seen[-1]
+        report["seconds_per_epoch"] = (end - start) / (step - first)
+    if found is not None:
+        return found.volume, found.moment_errors, report
+    report["epochs"] = last.step
     volume = last.volume.to_volume(estimate.basis.L, estimate.pixel_size)
-    report = {"epochs": last.step, "of": last.n_steps, "seconds_per_epoch": seconds}
-    return volume, errors, report
-
-
-def first_step(seen: list[OptimizerStatus]) -> int:
-    """Epochs that were done before this run."""
-    return seen[0].step - 50
+    return volume, inversion.moment_errors(last.volume, last.density), report
 
 
 def ours(

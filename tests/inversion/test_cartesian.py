@@ -52,9 +52,10 @@ def test_a_quarter_of_the_nodes_is_evaluated():
 
 @SIZES
 @pytest.mark.parametrize("lam", [1.0, 0.3])
-def test_loss_is_eq_28_and_so_is_its_gradient(L, lam):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loss_is_eq_28_and_so_is_its_gradient(L, lam, dtype):
     """Without ever forming the model's second moment, but as if it were formed."""
-    basis, quadrature, p, model = problem(L, 4)
+    basis, quadrature, p, model = problem(L, 4, dtype)
     truth = exact_moments(mixture(seed=1), p[::-1].copy(), quadrature, basis)
     forward = forward_model(basis, quadrature)
     logits = torch.from_numpy(np.log(p)).requires_grad_()
@@ -64,7 +65,7 @@ def test_loss_is_eq_28_and_so_is_its_gradient(L, lam):
         (MomentLoss(truth, weighting="none", lam=lam), forward),
         (CartesianLoss(truth, lam=lam), lambda m, p: (forward.slices(m), p)),
     ):
-        value = loss(*values(model, logits.softmax(0).float()))
+        value = loss(*values(model, logits.softmax(0).to(dtype)))
         results.append((value, *torch.autograd.grad(value, parameters)))
     for formed, factored in zip(*results, strict=True):
         assert largest_difference(factored, formed) < 1e-4

@@ -336,6 +336,14 @@ def test_checkpoint_of_another_model_is_refused(small, tmp_path):
         quick(small, given[1], checkpoint=path).estimate()
 
 
+def test_models_of_equal_weights_are_told_apart(small, tmp_path):
+    """A network's limit is no weight, yet decides what it can be."""
+    path, options = tmp_path / "c.pt", {"hidden": 8, "scale": 10.0}
+    quick(small, FourierNet(4.0, **options), checkpoint=path, n_steps=2).estimate()
+    with pytest.raises(ForeignCheckpoint, match="other moments or settings"):
+        quick(small, FourierNet(2.0, **options), checkpoint=path, n_steps=2).estimate()
+
+
 def test_seed_decides_and_global_state_stays(small):
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002

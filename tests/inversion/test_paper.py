@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -58,6 +59,8 @@ def test_stops_and_goes_on_to_the_same_end(tmp_path, n_latent, monkeypatch):
     assert seen[0].volume.to_volume(L).asnumpy().any()
     assert seen[0].density is not None
     found = paper_inversion(moments, **options, checkpoint=path).estimate()
+    again = paper_inversion(moments, **options, checkpoint=path).estimate()
+    np.testing.assert_array_equal(again.volume.asnumpy(), found.volume.asnumpy())
     assert found.history[-1]["loss"] == pytest.approx(
         expected.history[-1]["loss"], rel=1e-5
     )
@@ -77,6 +80,13 @@ def test_latent_variable_is_of_the_moments_and_learns():
     before = volume(torch.ones(3)).detach()
     volume.encode(*(torch.flip(m, [0]) for m in problem.estimates))
     assert (volume(torch.ones(3)) - before).abs() > 1e-6 * before.abs()
+
+
+def test_counts_are_named():
+    moments = truth(CartesianBasis(L))
+    for name, value in (("n_epochs", 0), ("n_epochs", 1.5), ("n_latent", -1)):
+        with pytest.raises(ValueError, match=name):
+            paper_inversion(moments, **{name: value})
 
 
 def test_other_moments_are_refused():
