@@ -76,9 +76,15 @@ def train(
     :param checkpoint: File to keep the state in, and to go on from where it exists.
     :param status: Called after each validation; returning True stops.
     :return: The best validation loss.
-    :raises ValueError: the checkpoint is damaged or of another run.
+    :raises ValueError: the checkpoint is damaged or of another run, or signals have
+        more Gaussians than the encoder knows of.
     :raises FloatingPointError: the loss is not finite.
     """
+    if isinstance(encoder, MixtureEncoder) and max(training.ks) > encoder.most:
+        raise ValueError(
+            f"ks are {training.ks}; this encoder knows of at most {encoder.most}"
+            " Gaussians"
+        )
     encoder.to(device).train()
     optimizer = torch.optim.AdamW(
         encoder.parameters(),

@@ -138,3 +138,9 @@ def test_bad_settings(tmp_path):
         train(encoder, PAPERS, checkpoint=path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         train(encoder, PAPERS, checkpoint=tmp_path / "no" / "c")
+
+
+def test_more_gaussians_than_the_encoder_knows_of_are_refused():
+    encoder = MixtureEncoder(width=8, n_blocks=1, most=2)
+    with pytest.raises(ValueError, match="at most 2 Gaussians"):
+        train(encoder, Training(ks=(1, 3), n_steps=1))
