@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from aspire_mom.inversion.processes import is_first
@@ -88,3 +90,30 @@ class Checkpoint:
     def _write_now_and_then(self) -> None:
         if time.monotonic() - self.last_write > SECONDS_BETWEEN_WRITES:
             self.write()
+
+
+def fingerprint(
+    settings: dict, arrays: list[np.ndarray | None], models: list[torch.nn.Module]
+) -> str:
+    """
+    :param settings: Options.
+    :param arrays: Data; None where there are none.
+    :param models: Models that the work starts from: their tensors, and what else tells
+        them apart, such as limits.
+    :return: A digest that is another one where any of these is another one.
+    """
+    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
+    arrays = [np.zeros(0) if array is None else array for array in arrays]
+    for model in models:
+        arrays += [t.cpu().numpy() for t in model.state_dict().values()]
+        for name, module in model.named_modules():
+            plain = {
+                key: value
+                for key, value in vars(module).items()
+                if isinstance(value, bool | int | float | str) and key != "training"
+            }
+            digest.update(repr((name, sorted(plain.items()))).encode())
+    for array in arrays:
+        digest.update(repr(np.shape(array)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import math
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from aspire_mom.densities import DiscreteDensity, MomentEncoder
 from aspire_mom.inversion.cartesian import CartesianLoss
-from aspire_mom.inversion.checkpoint import Checkpoint
+from aspire_mom.inversion.checkpoint import Checkpoint, fingerprint
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.loss import (
     MomentLoss,
@@ -371,30 +370,17 @@ class MomentInversion:
 
     def _fingerprint(self) -> str:
         """Of all that decides the result; the device does not."""
-        settings = {k: v for k, v in self.settings.items() if k != "device"}
-        digest = hashlib.sha256(repr(sorted(settings.items())).encode())
-        arrays = [self.quadrature.rotations.matrices, self.quadrature.weights]
-        for name in ("first", "second", "first_error", "second_error"):
-            value = getattr(self.moments, name)
-            arrays.append(np.zeros(0) if value is None else value)
-        for model in (self.volume, self.density):
-            if isinstance(model, torch.nn.Module):
-                arrays += [t.cpu().numpy() for t in model.state_dict().values()]
-                digest.update(repr(plain_attributes(model)).encode())
-        for array in arrays:
-            digest.update(repr(np.shape(array)).encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
-
-
-def plain_attributes(model: torch.nn.Module) -> list[tuple]:
-    """Names and values of what is no tensor but tells models apart, such as limits."""
-    return [
-        (name, key, value)
-        for name, module in model.named_modules()
-        for key, value in sorted(vars(module).items())
-        if isinstance(value, bool | int | float | str) and key != "training"
-    ]
+        moments = self.moments
+        return fingerprint(
+            {k: v for k, v in self.settings.items() if k != "device"},
+            [
+                self.quadrature.rotations.matrices,
+                self.quadrature.weights,
+                *(moments.first, moments.second),
+                *(moments.first_error, moments.second_error),
+            ],
+            [m for m in (self.volume, self.density) if isinstance(m, torch.nn.Module)],
+        )
 
 
 def mean_coefficient(moments: Moments) -> float:
