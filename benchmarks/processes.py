@@ -1,6 +1,7 @@
 """
 One inversion's loss and gradient on several processes against one: `torchrun` splits
-the quadrature's nodes. Prints relative differences and seconds per loss and gradient.
+the quadrature's nodes. Prints relative differences and seconds per loss and gradient,
+in single precision, where sums in another order differ by rounding, and in double.
 
     python benchmarks/processes.py                  # 2 and 4 processes on this machine
     torchrun --nproc-per-node 8 benchmarks/processes.py --L 63
@@ -35,7 +36,9 @@ from aspire_mom.inversion import forward_model, processes
 BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 
 
-def loss_and_gradients(kind: str, L: int) -> tuple[list[torch.Tensor], float]:
+def loss_and_gradients(
+    kind: str, L: int, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], float]:
     """Of a FourierNet and free probabilities; seconds of a second evaluation."""
     quadrature = SO3Quadrature.product(SphericalDesign(5), 12)
     basis = BASES[kind](L)
@@ -45,9 +48,9 @@ def loss_and_gradients(kind: str, L: int) -> tuple[list[torch.Tensor], float]:
             truth, torch.full((len(quadrature),), 1 / len(quadrature))
         )
     moments = Moments(*(m.numpy().astype(np.complex128) for m in made), basis)
-    volume = FourierNet(L / 2, hidden=32, scale=L)
+    volume = FourierNet(L / 2, hidden=32, scale=L).to(dtype)
     inversion = MomentInversion(
-        moments, volume, DiscreteDensity(len(quadrature)), quadrature
+        moments, volume, DiscreteDensity(len(quadrature)).to(dtype), quadrature
     )
     problem, density = inversion._problem(inversion.n_rings), inversion.density
     parameters = [*volume.parameters(), *density.parameters()]
@@ -77,7 +80,7 @@ def compare_with_one(counts: list[int], L: int) -> None:
         one = torch.load(Path(folder) / "1.pt", weights_only=True)
         for count in counts:
             several = torch.load(Path(folder) / f"{count}.pt", weights_only=True)
-            for kind in BASES:
+            for kind in one:
                 (alone, seconds), (split, split_seconds) = one[kind], several[kind]
                 apart = relative(split[:1], alone[:1]), relative(split[1:], alone[1:])
                 print(
@@ -106,7 +109,13 @@ def main() -> None:
         compare_with_one(options.counts, options.L)
         return
     with processes.joined(torch.device("cpu")):
-        found = {kind: loss_and_gradients(kind, options.L) for kind in BASES}
+        found = {
+            f"{kind} {dtype}".replace("torch.", ""): loss_and_gradients(
+                kind, options.L, dtype
+            )
+            for kind in BASES
+            for dtype in (torch.float32, torch.float64)
+        }
         if not processes.is_first():
             return
         if options.save:
