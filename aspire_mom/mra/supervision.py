@@ -72,6 +72,10 @@ class Training:
             raise ValueError(
                 f"learning_rate is {self.learning_rate}; it must be finite and above 0"
             )
+        if not 0 <= self.exact_share <= 1:
+            raise ValueError(
+                f"exact_share is {self.exact_share}; it must lie in [0, 1]"
+            )
         if self.set_size is not None and self.noisy:
             raise ValueError(
                 f"set_size is {self.set_size} and noisy is True; a training set of a"

@@ -23,6 +23,7 @@ from aspire_mom.mra.supervision import (
     draw_problems,
     training_set,
 )
+from aspire_mom.networks import warm_cosine
 
 # Errors below which a problem counts as solved, so that it is not all that is trained.
 SOLVED = 1e-3
@@ -31,7 +32,6 @@ SOLVED = 1e-3
 TAIL, NEAR, ALL = 2.0, 1e-2, 0.03
 # Distances of parameters that count as much as a factor of e^(1/TAIL) in error.
 CENTRES, LOG_WIDTHS = 0.1, 0.3
-WARM_UP = 200
 OVERSAMPLING, NEWTON_STEPS = 4, 3
 UNREADABLE = (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError)
 
@@ -105,7 +105,7 @@ def train(
     late = training.patience * training.validate_every
     while step < training.n_steps and step - best_at < late:
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * _schedule(step, training.n_steps)
+            group["lr"] = training.learning_rate * warm_cosine(step, training.n_steps)
         problems = draw_problems(
             training, training.batch_size, (TRAINING, step), fixed=fixed, device=device
         )
@@ -252,11 +252,6 @@ def _validate(encoder, problems, training) -> tuple[float, float, float]:
         rho_error = float(squared_errors(problems.rho, rho).sqrt().mean())
     encoder.train()
     return value, v_error, rho_error
-
-
-def _schedule(step: int, n_steps: int) -> float:
-    warm = min(1.0, (step + 1) / min(WARM_UP, n_steps / 10))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
 
 def _copy(encoder: nn.Module) -> dict:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from contextlib import AbstractContextManager
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import nn
 
 from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
+from aspire_mom.networks import UNREADABLE, read_weights, write_weights
 
 KINDS = {
     "marching": MarchingEncoder,
@@ -21,7 +18,6 @@ KINDS = {
     "paper": PaperEncoder,
 }
 PRETRAINED = ("marching", "mixture", "paper-1", "paper-2", "paper-3")
-SETTINGS = "settings"
 
 
 def save_weights(encoder: nn.Module, path: str | Path, how: dict | None = None) -> None:
@@ -35,14 +31,7 @@ def save_weights(encoder: nn.Module, path: str | Path, how: dict | None = None) 
     """
     kind = next(name for name, cls in KINDS.items() if type(encoder) is cls)
     settings = {"kind": kind, **encoder.settings, "how": how or {}}
-    arrays = {SETTINGS: np.array(json.dumps(settings))}
-    for name, value in encoder.state_dict().items():
-        value = value.detach().cpu().numpy()
-        if value.dtype.kind == "f":
-            value = value.astype(np.float16 if value.ndim > 1 else np.float32)
-        arrays[name] = value
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_weights(path, encoder, settings)
 
 
 def load_weights(path: str | Path) -> nn.Module:
@@ -53,16 +42,13 @@ def load_weights(path: str | Path) -> nn.Module:
     :raises ValueError: the file is damaged or of another kind.
     """
     try:
-        settings, arrays = _read(path)
+        settings, state = read_weights(path)
         settings.pop("how")
         encoder = KINDS[settings.pop("kind")](**settings)
-        encoder.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
+        encoder.load_state_dict(state)
     except FileNotFoundError:
         raise
-    except (
-        *(OSError, ValueError, TypeError, AttributeError, LookupError, EOFError),
-        *(RuntimeError, zipfile.BadZipFile),
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} holds no weights of an encoder") from error
     return encoder.eval()
 
@@ -90,7 +76,7 @@ def how_trained(name: str) -> dict:
     :raises ValueError: another name.
     """
     with _shipped(name) as path:
-        return _read(path)[0]["how"]
+        return read_weights(path)[0]["how"]
 
 
 def _shipped(name: str) -> AbstractContextManager[Path]:
@@ -98,10 +84,3 @@ def _shipped(name: str) -> AbstractContextManager[Path]:
         names = ", ".join(f'"{known}"' for known in PRETRAINED)
         raise ValueError(f"name is {name!r}; it must be one of {names}")
     return as_file(files("aspire_mom.mra") / "data" / f"{name}.npz")
-
-
-def _read(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
-    # Opened here, since np.load leaves damaged files open.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    return json.loads(str(arrays.pop(SETTINGS))), arrays

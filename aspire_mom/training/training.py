@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aspire_mom.inversion.checkpoint import Checkpoint
+from aspire_mom.networks import warm_cosine
 from aspire_mom.training.encoder import StartEncoder
 from aspire_mom.training.exact import ExactMoments
 from aspire_mom.training.gauge import GaugeFreeErrors
@@ -24,7 +25,6 @@ from aspire_mom.training.problems import (
     draw_problems,
 )
 
-WARM_UP = 200
 STAGE = "training"
 
 
@@ -105,7 +105,7 @@ def train(
     late = training.patience * training.validate_every
     while step < training.n_steps and step - best_at < late:
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * _schedule(step, training.n_steps)
+            group["lr"] = training.learning_rate * warm_cosine(step, training.n_steps)
         problems = draw_problems(training, training.batch_size, (TRAINING, step), exact)
         optimizer.zero_grad()
         volume, density, _ = evaluate(encoder, problems, errors)
@@ -166,11 +166,6 @@ def _validate(encoder, problems, errors, step, n_steps, best) -> TrainingStatus:
     return TrainingStatus(
         step, n_steps, volume_error, divergence, correlations, min(best, value)
     )
-
-
-def _schedule(step: int, n_steps: int) -> float:
-    warm = min(1.0, (step + 1) / min(WARM_UP, n_steps / 10))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
 
 def _copy(encoder: nn.Module) -> dict:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
-import zipfile
 from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
-import numpy as np
-import torch
-
+from aspire_mom.networks import UNREADABLE, read_weights, write_weights
 from aspire_mom.training.encoder import StartEncoder
 
 FORMAT = "aspire_mom.StartEncoder.1"
 SHIPPED = "start.npz"
-SETTINGS = "settings"
 
 
 def save_weights(
@@ -31,12 +26,7 @@ def save_weights(
     :param how: How it was trained, of what JSON can hold.
     """
     settings = {"format": FORMAT, "encoder": encoder.settings, "how": how or {}}
-    arrays = {SETTINGS: np.array(json.dumps(settings))}
-    for name, value in encoder.state_dict().items():
-        dtype = np.float16 if value.ndim > 1 else np.float32
-        arrays[name] = value.detach().cpu().numpy().astype(dtype)
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_weights(path, encoder, settings)
 
 
 def load_weights(path: str | Path) -> StartEncoder:
@@ -47,15 +37,14 @@ def load_weights(path: str | Path) -> StartEncoder:
     :raises ValueError: the file is damaged or of another kind.
     """
     try:
-        settings, arrays = _read(path)
+        settings, state = read_weights(path)
+        if settings["format"] != FORMAT:
+            raise ValueError(f"its format is {settings['format']!r}")
         encoder = StartEncoder(**settings["encoder"])
-        encoder.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
+        encoder.load_state_dict(state)
     except FileNotFoundError:
         raise
-    except (
-        *(OSError, ValueError, TypeError, LookupError, EOFError, RuntimeError),
-        zipfile.BadZipFile,
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} holds no weights of a StartEncoder") from error
     return encoder.eval()
 
@@ -82,14 +71,4 @@ def how_trained() -> dict:
         the training, its steps and the best validation loss.
     """
     with as_file(files("aspire_mom.training") / "data" / SHIPPED) as path:
-        return _read(path)[0]["how"]
-
-
-def _read(path: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
-    # Opened here, since np.load leaves damaged files open.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    settings = json.loads(str(arrays.pop(SETTINGS)))
-    if settings["format"] != FORMAT:
-        raise ValueError(f"its format is {settings['format']!r}")
-    return settings, arrays
+        return read_weights(path)[0]["how"]
