@@ -38,9 +38,17 @@ class CartesianForward(torch.nn.Module):
 
     :param basis: `CartesianBasis` of the moments.
     :param quadrature: Nodes on SO(3), view-major.
+    :param shift_std: Standard deviation along each axis, pixels, of Gaussian shifts
+        that the images have: f(k) f(k')* shrinks by exp(-2π² (std/L)² |k - k'|²).
     """
 
-    def __init__(self, basis: CartesianBasis, quadrature: SO3Quadrature):
+    def __init__(
+        self,
+        basis: CartesianBasis,
+        quadrature: SO3Quadrature,
+        *,
+        shift_std: float = 0.0,
+    ):
         super().__init__()
         self.L = L = basis.L
         self.n_nodes = len(quadrature)
@@ -50,6 +58,8 @@ class CartesianForward(torch.nn.Module):
         self.register_buffer("behind", behind)
         self.register_buffer("frequencies", frequencies[ahead])
         self.n_pixels = len(frequencies)
+        self.shift_std = shift_std / L
+        self.register_buffer("every_frequency", frequencies, persistent=False)
         n = quadrature.n_inplane
         self.n_turns = 4 if n % 4 == 0 else 1
         rotations = torch.from_numpy(quadrature.rotations.matrices)
@@ -108,7 +118,13 @@ class CartesianForward(torch.nn.Module):
         slices[:, self.behind] = half.conj()
         slices[:, self.ahead] = half
         weighted = slices * probabilities[:, None].to(half.real.dtype)
-        return weighted.sum(0), weighted.T @ slices.conj()
+        first, second = weighted.sum(0), weighted.T @ slices.conj()
+        if self.shift_std:
+            k = self.every_frequency.to(half.real.dtype)
+            a = 2 * math.pi**2 * self.shift_std**2
+            first = first * torch.exp(-a * k.square().sum(1))
+            second = second * torch.exp(-a * torch.cdist(k, k).square())
+        return first, second
 
 
 class CartesianLoss(torch.nn.Module):

@@ -27,6 +27,9 @@ class PolarForward(torch.nn.Module):
     :param quadrature: Nodes on SO(3).
     :param n_rings: Use rings 0 … n_rings - 1 only.
     :param max_order: Use angular orders 0 … max_order only.
+    :param shift_std: Standard deviation along each axis, pixels, of shifts that the
+        images have (see :class:`Shifts`).
+    :raises ValueError: shifts where in-plane angles are not averaged.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class PolarForward(torch.nn.Module):
         *,
         n_rings: int | None = None,
         max_order: int | None = None,
+        shift_std: float = 0.0,
     ):
         super().__init__()
         self.n_rings = min(n_rings or basis.n_rings, basis.n_rings)
@@ -43,6 +47,14 @@ class PolarForward(torch.nn.Module):
         self.max_order = min(limit, basis.max_order)
         self.L = basis.L
         self.inplane_average = basis.inplane_average
+        if shift_std and not self.inplane_average:
+            raise ValueError(
+                f"the images have shifts of {shift_std:g} pixels; these are modelled in"
+                " Cartesian bases and in polar ones that average over in-plane angles"
+            )
+        self.shifts = None
+        if shift_std:
+            self.shifts = Shifts(shift_std / basis.L, self.n_rings, self.max_order)
         self.n_inplane = quadrature.n_inplane
         rotations = torch.from_numpy(quadrature.view_rotations)
         self.n_quadrature_views = len(rotations)
@@ -124,7 +136,8 @@ class PolarForward(torch.nn.Module):
         if self.antipodal:
             p = odd
         cross = (im * p) @ rt
-        return first, torch.complex(real, cross - cross.transpose(1, 2))
+        second = torch.complex(real, cross - cross.transpose(1, 2))
+        return (first, second) if self.shifts is None else self.shifts(first, second)
 
     def _all_orders(self, c: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """Moments with no in-plane average, probabilities (n_views, n_inplane)."""
@@ -150,12 +163,56 @@ class PolarForward(torch.nn.Module):
         return first, torch.stack(blocks)
 
 
+class Shifts(torch.nn.Module):
+    """
+    What Gaussian shifts of the images do to their in-plane averaged moments. A shift by
+    o multiplies f(k) by exp(2πi k·o/L), whose means are, with a = 2π² (std/L)²,
+
+        E f(k)        → exp(-a |k|²) E f(k),
+        E f(k) f(k')* → exp(-a |k - k'|²) E f(k) f(k')*,
+
+    |k - k'|² = r² + r'² - 2 r r' cos θ: a factor for every angle θ between frequencies,
+    of which the orders m are the Fourier coefficients.
+
+    :param std: Standard deviation along each axis, in boxes.
+    :param n_rings: Rings of the moments.
+    :param max_order: Largest angular order of the moments.
+    """
+
+    def __init__(self, std: float, n_rings: int, max_order: int):
+        super().__init__()
+        a = 2 * math.pi**2 * std**2
+        r = torch.arange(n_rings).double()
+        # The factor's orders reach as far as those of exp(2a r r' cos θ).
+        reach = 2 * a * (n_rings - 1) ** 2
+        self.n_angles = 2 * (max_order + math.ceil(reach + 6 * reach**0.5) + 8)
+        angles = 2 * math.pi / self.n_angles * torch.arange(self.n_angles).double()
+        apart = (
+            r[:, None] ** 2 + r**2 - 2 * torch.outer(r, r) * angles.cos()[:, None, None]
+        )
+        self.register_buffer("first", torch.exp(-a * r**2))
+        self.register_buffer("second", torch.exp(-a * apart))
+
+    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        :param first: First moment (n_rings,) of centred images.
+        :param second: Second moment (max_order + 1, n_rings, n_rings) of them.
+        :return: Both of shifted images.
+        """
+        dtype = second.real.dtype
+        # Orders -m are the conjugates of orders m: values at angles are real.
+        at_angles = torch.fft.irfft(second, self.n_angles, dim=0)
+        shifted = torch.fft.rfft(at_angles * self.second.to(dtype), dim=0)
+        return first * self.first.to(dtype), shifted[: len(second)]
+
+
 def forward_model(
     basis: Basis,
     quadrature: SO3Quadrature,
     *,
     n_rings: int | None = None,
     max_order: int | None = None,
+    shift_std: float = 0.0,
 ) -> PolarForward | CartesianForward:
     """
     The map from (volume, probabilities) to moments in a basis.
@@ -164,8 +221,15 @@ def forward_model(
     :param quadrature: Nodes on SO(3).
     :param n_rings: Rings to use of a polar basis.
     :param max_order: Angular orders to use of a polar basis.
+    :param shift_std: Standard deviation along each axis, pixels, of the images' shifts.
     :return: A module to call with a volume model and the nodes' probabilities.
     """
     if isinstance(basis, CartesianBasis):
-        return CartesianForward(basis, quadrature)
-    return PolarForward(basis, quadrature, n_rings=n_rings, max_order=max_order)
+        return CartesianForward(basis, quadrature, shift_std=shift_std)
+    return PolarForward(
+        basis,
+        quadrature,
+        n_rings=n_rings,
+        max_order=max_order,
+        shift_std=shift_std,
+    )

@@ -243,8 +243,7 @@ class MomentInversion:
             slices = problem.forward.slices(volume)
             errors = problem.loss.relative_errors(slices, probabilities)
             return tuple(float(error) for error in errors)
-        whole = forward_model(self.moments.basis, self.quadrature).to(self.device)
-        made = whole(volume, probabilities)
+        made = self._forward()(volume, probabilities)
         first, second = (m.cpu().numpy().astype(np.complex128) for m in made)
         return Moments(first, second, self.moments.basis).relative_error(self.moments)
 
@@ -300,17 +299,27 @@ class MomentInversion:
         cut = {}
         if not self.cartesian:
             cut = {"n_rings": n_rings, "max_order": self._max_order(n_rings)}
-        basis, moments = self.moments.basis, self.moments
-        if self.cartesian and self.weighting == "none":
+        moments = self.moments
+        # Shifts act on pairs of pixels, which `CartesianLoss` never forms.
+        if self.cartesian and self.weighting == "none" and not moments.shift_std:
             loss = CartesianLoss(moments, lam=self.lam)
         else:
             loss = MomentLoss(moments, weighting=self.weighting, lam=self.lam, **cut)
         return Problem(
-            forward=forward_model(basis, self.quadrature, **cut).to(self.device),
+            forward=self._forward(**cut),
             loss=loss.to(self.device),
             n_rings=n_rings,
             estimates=self._estimates,
         )
+
+    def _forward(self, **cut: int) -> torch.nn.Module:
+        model = forward_model(
+            self.moments.basis,
+            self.quadrature,
+            shift_std=self.moments.shift_std,
+            **cut,
+        )
+        return model.to(self.device)
 
     @cached_property
     def _estimates(self) -> tuple[Tensor, ...]:
@@ -378,6 +387,7 @@ class MomentInversion:
                 self.quadrature.weights,
                 *(moments.first, moments.second),
                 *(moments.first_error, moments.second_error),
+                np.array(moments.shift_std),
             ],
             [m for m in (self.volume, self.density) if isinstance(m, torch.nn.Module)],
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments.weights import LEAST_SHARE
 
 Weighting = Literal["noise", "rings", "none"]
 # What quadrature and model may miss of an entry, relative to its rings' RMS: errors
@@ -87,6 +88,8 @@ class MomentLoss(torch.nn.Module):
                     weights = weights * _order_multiplicity(value, name)
             elif weighting == "rings":
                 weights = np.where(weights > 0, 1 / scale**2, 0)
+            if weighting != "noise":
+                weights = weights * cut(_information(moments, name))
             weights = weights * cut(_usable(moments, name))
             if weighting != "noise":
                 weights = weights / np.sum(weights * np.abs(value) ** 2)
@@ -160,6 +163,25 @@ def informative_rings(moments: Moments) -> int:
     return int(np.clip(count, min(4, n_rings), n_rings))
 
 
+def _information(moments: Moments, name: str) -> np.ndarray:
+    """
+    How well entries are known, relative to the best: what CTFs leave of entries near
+    their zeros is noise, which eq. 28 as it stands would fit.
+    """
+    shape = getattr(moments.basis, f"{name}_shape")
+    if moments.second_weight is None:
+        return np.ones(shape)
+    if name == "first":
+        known = moments.first_weight
+    else:
+        known = moments.effective_images
+        if not isinstance(moments.basis, CartesianBasis):
+            average = moments.basis.inplane_average
+            known = known if average else known[None, :, None, :]
+    known = np.where(known > LEAST_SHARE * moments.n_images, known / known.max(), 0)
+    return np.broadcast_to(known, shape)
+
+
 def _square(values: Tensor) -> Tensor:
     return values.real**2 + values.imag**2
 
@@ -196,12 +218,16 @@ def _entry_scale(moments: Moments, name: str, rms: np.ndarray) -> np.ndarray:
 
 
 def _usable(moments: Moments, name: str) -> np.ndarray:
-    """False on the Nyquist row and column of even sizes, which carry no signal."""
+    """
+    False on the Nyquist row and column of even sizes, which carry no signal, and where
+    CTFs let nothing pass.
+    """
     basis = moments.basis
+    usable = _information(moments, name) > 0
     if not isinstance(basis, CartesianBasis) or basis.L % 2:
-        return np.ones(getattr(basis, f"{name}_shape"), dtype=bool)
+        return usable
     inside = (basis.frequencies > -basis.L / 2).all(1)
-    return inside if name == "first" else np.outer(inside, inside)
+    return usable & (inside if name == "first" else np.outer(inside, inside))
 
 
 def _cutter(basis, n_rings: int | None, max_order: int | None):

@@ -3,5 +3,13 @@
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.moments.estimator import MomentEstimator
 from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.noise import estimate_noise_filter
 
-__all__ = ["Basis", "CartesianBasis", "MomentEstimator", "Moments", "PolarBasis"]
+__all__ = [
+    "Basis",
+    "CartesianBasis",
+    "MomentEstimator",
+    "Moments",
+    "PolarBasis",
+    "estimate_noise_filter",
+]

@@ -95,16 +95,23 @@ class CartesianBasis:
         images = check_images(images, self.L)
         return fft.centered_fft2(images).reshape(len(images), -1)
 
-    def sums(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def sums(
+        self, images: np.ndarray, H: np.ndarray | None = None
+    ) -> tuple[np.ndarray, ...]:
         """
         What :meth:`finish` needs of images, summed over them. The sum of f f* is left
         in pixels, x xᵀ, where it is real and takes no transform per batch; squared
         moduli |f|² of real images are needed on half of the frequencies only.
 
         :param images: Images (n, L, L), real.
+        :param H: Real and even functions (n, L, L) to multiply the images' transforms
+            by.
         :return: Sums, to be added over batches in double precision.
         """
         images = check_images(images, self.L)
+        if H is not None:
+            filtered = fft.centered_fft2(images) * H.astype(images.dtype)
+            images = fft.centered_ifft2(filtered).real
         pixels = images.reshape(len(images), -1)
         half_planes = scipy.fft.rfft2(images, workers=-1).reshape(len(images), -1)
         power = _squared_modulus(half_planes)
@@ -252,9 +259,13 @@ class PolarBasis:
         kx, ky = np.outer(radii, np.cos(angles)), np.outer(radii, np.sin(angles))
         return kx.ravel(), ky.ravel()
 
-    def coefficients(self, images: np.ndarray) -> np.ndarray:
+    def coefficients(
+        self, images: np.ndarray, H: np.ndarray | None = None
+    ) -> np.ndarray:
         """
         :param images: Images (n, L, L), real.
+        :param H: Real and even functions to multiply the images' transforms by, on half
+            rings: (n, n_rings, n_angles), or (n, n_rings, 1) for radial ones.
         :return: Coefficients c (n, max_order + 1, n_rings), complex of the images'
             precision.
         :raises ValueError: wrong shape or values that are not finite.
@@ -263,6 +274,8 @@ class PolarBasis:
         plan = _ring_plan(self, len(images), images.dtype.name)
         scaled = np.multiply(images, 0.5 / self.n_angles, dtype=plan.dtype)
         half = plan.execute(scaled).reshape(-1, self.n_rings, self.n_angles)
+        if H is not None:
+            half *= H.astype(images.dtype)
         return self.orders(half)
 
     def orders(self, half: np.ndarray) -> np.ndarray:
@@ -276,15 +289,18 @@ class PolarBasis:
         orders = scipy.fft.fft(rings, workers=-1, overwrite_x=True)
         return orders[..., : self.max_order + 1].transpose(0, 2, 1)
 
-    def sums(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
+    def sums(
+        self, images: np.ndarray, H: np.ndarray | None = None
+    ) -> tuple[np.ndarray, ...]:
         """
         Sums over images of f, f f* and the squared modulus of f f*'s entries, averaged
         over in-plane angles where the basis is.
 
         :param images: Images (n, L, L), real.
+        :param H: As in :meth:`coefficients`.
         :return: Sums, to be added over batches in double precision.
         """
-        c = self.coefficients(images)
+        c = self.coefficients(images, H)
         first = (c[:, 0] if self.inplane_average else c).sum(0, dtype=np.complex128)
         left, right = self.factors(c)
         squares = _squared_modulus(left) @ _squared_modulus(right).swapaxes(-1, -2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from aspire.noise import NoiseEstimator
@@ -11,8 +13,18 @@ from aspire.source import ImageSource
 from aspire.utils import grid_2d, trange
 
 from aspire_mom.checks import check_integer
+from aspire_mom.moments.amplitudes import correct_amplitudes
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis, check_images
+from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.noise import stationary_noise_second
+from aspire_mom.moments.weights import (
+    divide,
+    expand,
+    multiply,
+    solve_entries,
+    weight_sums,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -20,18 +32,26 @@ logger = logging.getLogger(__name__)
 # empty. White noise has 2 by `_edge_power`; a ramp subtracted from images after
 # downsampling leaves less than 1e-2.
 EMPTY_NYQUIST = 0.1
-# Spread of a filter's values, relative to the largest, below which it is flat.
-FLAT_FILTER = 1e-4
 
 
 class MomentEstimator:
     """
-    First and second moments of the images of a source, noise bias removed (eq. 30).
+    First and second moments of the images of a source as if they had no CTF, were
+    centred and free of noise (eq. 30).
 
     Images are read once, `batch_size` at a time; memory is that of one batch and of the
-    result. The noise is white; images have no CTF and no shifts. Products of a batch
-    are in the images' precision, integers counting as float32, sums over batches in
-    double precision.
+    result. Products of a batch are in the images' precision, integers counting as
+    float32, sums over batches in double precision.
+
+    - CTFs and other filters of the source, one for all images or one for each, are
+      undone by least squares: every entry of a moment has its own normal equation (see
+      `weights`), so no CTF is ever divided by. `first_weight` and `second_weight` of
+      the result tell how many images without a CTF would be worth as much.
+    - Shifts that the source knows are undone by ASPIRE's `Image.shift`. What is left of
+      them, `shift_std`, is handed on to the inversion, whose model is shifted likewise.
+    - Amplitudes that vary multiply the second moment by 1 + `amplitude_std`², which is
+      divided out; the first moment is that of the mean amplitude.
+    - Noise is white or has a given power spectrum.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: `CartesianBasis` or `PolarBasis` of the source's image size.
@@ -41,12 +61,20 @@ class MomentEstimator:
         as ASPIRE's `WhiteNoiseEstimator` has it, from the same pass. Where even-sized
         images' Nyquist row and column are empty, as ASPIRE's downsampling leaves them,
         the noise is taken to lie within the other frequencies.
+    :param noise_filter: Power spectrum of noise that is not white, variance per pixel
+        and frequency, as an ASPIRE `Filter` (:func:`estimate_noise_filter` has one);
+        instead of `noise_variance`.
+    :param phase_flipped: Whether the images' phases were flipped; None to see whether
+        `source.phase_flip()` was called, which `source.cache()` makes it forget.
+    :param shift_std: Standard deviation of the residual shifts along each axis, pixels.
+    :param amplitude_std: Standard deviation of the images' amplitudes relative to their
+        mean; None to estimate it from the images' sums.
     :param batch_size: Images read and transformed at once.
     :param ignore_ctf: Take images that have a CTF as if they had none.
     :param ignore_shifts: Take images that have shifts as if they had none.
-    :raises TypeError: `source`, `basis` or `noise_variance` is of another type.
-    :raises ValueError: an empty source, a size that is not the basis's, a negative
-        noise variance, a batch size below 1, a CTF or shifts that are not ignored.
+    :raises TypeError: `source`, `basis` or the noise is of another type.
+    :raises ValueError: an empty source, a size that is not the basis's, numbers out of
+        range, or astigmatic CTFs with in-plane angles that are not averaged.
     """
 
     def __init__(
@@ -55,6 +83,10 @@ class MomentEstimator:
         basis: Basis,
         *,
         noise_variance: float | NoiseEstimator | None = None,
+        noise_filter: Filter | None = None,
+        phase_flipped: bool | None = None,
+        shift_std: float = 0.0,
+        amplitude_std: float | None = 0.0,
         batch_size: int = 512,
         ignore_ctf: bool = False,
         ignore_shifts: bool = False,
@@ -65,81 +97,176 @@ class MomentEstimator:
             noise_variance, NoiseEstimator
         ):
             noise_variance = _checked_variance(noise_variance)
-        if not ignore_ctf:
-            _refuse_ctf(source)
-        if not ignore_shifts:
-            _refuse_shifts(source)
-        _mention_amplitudes(source)
+        _check_noise_filter(noise_filter, noise_variance)
         self.source = source
         self.basis = basis
         self.noise_variance = noise_variance
+        self.noise_filter = noise_filter
+        self.shift_std = _checked_std("shift_std", shift_std, source.L / 4)
+        if amplitude_std is not None:
+            amplitude_std = _checked_std("amplitude_std", amplitude_std, 1.0)
+        self.amplitude_std = amplitude_std
         self.batch_size = batch_size
+        transfer = TransferFunctions(source, basis, phase_flipped)
+        self.transfer = None if ignore_ctf or transfer.flat else transfer
+        _check_astigmatism(self.transfer, basis)
+        self.offsets = None if ignore_shifts else _known_offsets(source)
+        self.treatment = _treatment(self, transfer)
+        if amplitude_std == 0:
+            _mention_amplitudes(source)
 
     def estimate(self) -> Moments:
         """
         Read the source and average.
 
         :return: The source's `Moments`. Standard errors are those of averaging images,
-            None for a single one; the noise variance counts as known.
+            None for a single one; noise and transfer functions count as known.
         :raises ValueError: an image with values that are not finite.
         """
         source, basis, n = self.source, self.basis, self.source.n
         variance = self.noise_variance
         if isinstance(variance, NoiseEstimator):
             variance = _checked_variance(variance.estimate())
-        sums, corner_variance, nyquist = self._read()
-        if variance is None:
-            variance = corner_variance
-        first, second, squares = basis.finish(sums)
-        del sums
-        for total in (first, second, squares):
-            total /= n
-        first_variance = basis.power(second) - np.abs(first) ** 2
-        squares -= np.abs(second) ** 2
-        second -= variance * basis.noise_second(nyquist)
-        logger.info(
-            f"Moments of {n} images, noise variance {variance:.6g} per pixel"
-            f"{'' if nyquist else ' (Nyquist row and column empty)'}"
+        sums = self._read()
+        nyquist = basis.L % 2 == 1 or bool(
+            sums["edge"][0] > EMPTY_NYQUIST * sums["edge"][1]
         )
-        return Moments(
-            first=first,
-            second=second,
+        # Orders beyond the basis's reach into it along with astigmatic CTFs.
+        wide = basis
+        if self.transfer is not None and self.transfer.n_harmonics > 1:
+            orders = basis.max_order + 2 * self.transfer.n_harmonics
+            wide = replace(basis, max_order=orders)
+        if self.noise_filter is not None:
+            spectrum = _spectrum(self.noise_filter, source)
+            variance = float(spectrum.mean())
+            noise = stationary_noise_second(wide, spectrum, nyquist)
+        else:
+            if variance is None:
+                variance = _corner_variance(sums["corner"], n, basis.L)
+            noise = variance * wide.noise_second(nyquist)
+        if self.transfer is None:
+            noise = n * noise
+        else:
+            noise = multiply(noise, sums["noise_weights"], wide)
+            noise = noise[: len(sums["second"])]
+        moments = Moments(
+            **self._solve(sums, noise),
             basis=basis,
             n_images=n,
             noise_variance=variance,
             pixel_size=None if source.pixel_size is None else float(source.pixel_size),
-            first_error=_standard_error(first_variance, n),
-            second_error=_standard_error(squares, n),
             nyquist=nyquist,
+            shift_std=self.shift_std,
+            treatment=self.treatment,
         )
+        logger.info(
+            f"Moments of {n} images, noise variance {variance:.6g} per pixel"
+            f"{'' if nyquist else ' (Nyquist row and column empty)'};"
+            f" {self.treatment}"
+        )
+        return correct_amplitudes(moments, self.amplitude_std)
 
-    def _read(self) -> tuple[list[np.ndarray], float, bool]:
-        """
-        The pass over the images: the basis's sums, the variance of pixels outside the
-        inscribed disc, and whether the Nyquist row and column have any power.
-        """
-        L, n = self.basis.L, self.source.n
-        outside = grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1
-        sums, corner, edge = None, np.zeros(2), np.zeros(2)
+    def _solve(self, sums: dict[str, np.ndarray], noise: np.ndarray) -> dict:
+        """Moments and their standard errors from sums over images, noise's included."""
+        basis, n = self.basis, self.source.n
+        first, second, squares = basis.finish(
+            (sums["first"], sums["second"], sums["squares"])
+        )
+        # Deviations from the mean product, which CTFs that vary add a little to.
+        first_variance = basis.power(second) - np.abs(first) ** 2 / n
+        squares -= np.abs(second) ** 2 / n
+        second -= noise
+        weights = weights_2 = None
+        if self.transfer is None:
+            first, second = first / n, second / n
+        else:
+            weights, weights_2 = sums["weights"], sums["second_weights"]
+            first = solve_entries(first, weights, n)
+            second = divide(second, weights_2, basis, n)
+        return {
+            "first": first,
+            "second": second,
+            "first_error": _standard_error(first_variance, weights, n),
+            "second_error": _standard_error(
+                squares, None if weights_2 is None else expand(weights_2, basis), n
+            ),
+            "first_weight": weights,
+            "second_weight": weights_2,
+        }
+
+    def _read(self) -> dict[str, np.ndarray]:
+        """The pass over the images: sums of all that :meth:`_batch_sums` has."""
+        n, total = self.source.n, {}
         for start in trange(0, n, self.batch_size, desc="Averaging images"):
-            images = self.source.images[start : start + self.batch_size].asnumpy()
-            images = check_images(images, L, start)
-            pixels = images[:, outside].astype(np.float64)
-            corner += pixels.sum(), (pixels**2).sum()
-            edge += _edge_power(images)
-            parts = self.basis.sums(images)
-            if sums is None:
-                sums = [np.zeros(p.shape, np.result_type(p, np.float64)) for p in parts]
-            for total, part in zip(sums, parts, strict=True):
-                total += part
-        mean, mean_square = corner / (n * np.count_nonzero(outside))
-        nyquist = L % 2 == 1 or edge[0] > EMPTY_NYQUIST * edge[1]
-        return sums, max(float(mean_square - mean**2), 0.0), bool(nyquist)
+            images = self._images(start, min(start + self.batch_size, n))
+            for name, part in self._batch_sums(images, start).items():
+                if name in total:
+                    total[name] += part
+                else:
+                    total[name] = part.astype(np.result_type(part, np.float64))
+        return total
+
+    def _images(self, start: int, stop: int) -> np.ndarray:
+        """Images of the source, centred."""
+        images = self.source.images[start:stop]
+        if self.offsets is not None:
+            images = images.shift(-self.offsets[start:stop])
+        return images.asnumpy()
+
+    def _batch_sums(self, images: np.ndarray, start: int) -> dict[str, np.ndarray]:
+        """
+        Sums over a batch: the basis's; Σ and Σ² of the pixels outside the inscribed
+        disc; powers that tell whether the Nyquist row and column are empty; weights.
+        """
+        basis = self.basis
+        images = check_images(images, basis.L, start)
+        pixels = images[:, _outside(basis.L)].astype(np.float64)
+        sums = {
+            "corner": np.array([pixels.sum(), (pixels**2).sum()]),
+            "edge": _edge_power(images),
+        }
+        H = None
+        if self.transfer is not None:
+            H = self.transfer.of_images(start, start + len(images))
+            sums |= weight_sums(basis, H, self.transfer.n_harmonics)
+        names = ("first", "second", "squares")
+        return sums | dict(zip(names, basis.sums(images, H), strict=True))
 
 
-def _standard_error(mean_square: np.ndarray, n: int) -> np.ndarray | None:
-    """Of a mean of n values, from their mean square deviation from it."""
-    return None if n < 2 else np.sqrt(np.maximum(mean_square, 0) / (n - 1))
+def _standard_error(
+    squares: np.ndarray, weights: np.ndarray | None, n: int
+) -> np.ndarray | None:
+    """Of a sum of n values over their weights (n without), from the sum of their square
+    deviations from the mean."""
+    if n < 2:
+        return None
+    error = np.sqrt(np.maximum(squares, 0) * n / (n - 1))
+    return error / n if weights is None else solve_entries(error, weights, n)
+
+
+@lru_cache(maxsize=4)
+def _outside(L: int) -> np.ndarray:
+    """Pixels outside the inscribed disc."""
+    return grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1
+
+
+def _corner_variance(corner: np.ndarray, n: int, L: int) -> float:
+    mean, mean_square = corner / (n * np.count_nonzero(_outside(L)))
+    return max(float(mean_square - mean**2), 0.0)
+
+
+def _spectrum(noise_filter: Filter, source: ImageSource) -> np.ndarray:
+    """Power spectrum on 2L - 1 frequencies along each axis."""
+    size = 2 * source.L - 1
+    values = noise_filter.evaluate_grid(
+        size, dtype=np.float64, pixel_size=source.pixel_size
+    )
+    if not (np.isfinite(values).all() and values.mean() >= 0):
+        raise ValueError(
+            f"the noise filter has values from {values.min():g} to {values.max():g}; a"
+            " power spectrum is finite and its mean, a variance, 0 or more"
+        )
+    return values
 
 
 def _edge_power(images: np.ndarray) -> np.ndarray:
@@ -184,30 +311,66 @@ def _checked_variance(variance: float) -> float:
     return float(variance)
 
 
-def _refuse_ctf(source: ImageSource) -> None:
-    filters = [f for f in source.unique_filters or [] if not _is_flat(f, source)]
-    if filters:
+def _checked_std(name: str, value: float, most: float) -> float:
+    if not isinstance(value, float | int | np.number) or not 0 <= value <= most:
+        raise ValueError(f"{name} is {value!r}; it must lie between 0 and {most:g}")
+    return float(value)
+
+
+def _check_noise_filter(noise_filter, noise_variance) -> None:
+    if noise_filter is None:
+        return
+    if not isinstance(noise_filter, Filter):
+        raise TypeError(
+            f"noise_filter is a {type(noise_filter).__name__}; an ASPIRE Filter is"
+            " needed"
+        )
+    if noise_variance is not None:
         raise ValueError(
-            f"the source has {len(filters)} CTF or other filter(s) that vary with"
-            " frequency, which are not corrected for; pass ignore_ctf=True"
-            " (--ignore-ctf) to take the images as they are"
+            "both noise_variance and noise_filter are given; noise is either white or"
+            " has a power spectrum"
         )
 
 
-def _is_flat(image_filter: Filter, source: ImageSource) -> bool:
-    """Whether a filter is the same for all frequencies, as after white whitening."""
-    values = image_filter.evaluate_grid(source.L, pixel_size=source.pixel_size)
-    return bool(np.ptp(values) <= FLAT_FILTER * np.abs(values).max())
-
-
-def _refuse_shifts(source: ImageSource) -> None:
-    shifts = np.abs(np.asarray(source.offsets, dtype=float))
-    if not (shifts == 0).all():
+def _check_astigmatism(transfer: TransferFunctions | None, basis: Basis) -> None:
+    if transfer is None or isinstance(basis, CartesianBasis):
+        return
+    if not basis.inplane_average and not transfer.radial:
         raise ValueError(
-            f"the source has shifts of up to {shifts.max():.3g} pixels, which are not"
-            " corrected for; pass ignore_shifts=True (--ignore-shifts) to take the"
-            " images as they are"
+            "the source has astigmatic CTFs, which a polar basis corrects for only"
+            " where it averages over in-plane angles; pass inplane_average=True or a"
+            " CartesianBasis"
         )
+
+
+def _known_offsets(source: ImageSource) -> np.ndarray | None:
+    """Shifts (n, 2) in pixels, None where there are none."""
+    if source.pixel_size is None:
+        return None
+    offsets = np.asarray(source.offsets, dtype=float)
+    if not np.isfinite(offsets).all():
+        raise ValueError("the source has shifts that are NaN or infinite")
+    return np.broadcast_to(offsets, (source.n, 2)) if offsets.any() else None
+
+
+def _treatment(estimator: MomentEstimator, transfer: TransferFunctions) -> str:
+    """What the moments are corrected for and what they leave out, in one line."""
+    used = estimator.transfer
+    if used is not None:
+        kind = "" if used.radial else "astigmatic "
+        flipped = ", phases flipped" if used.phase_flipped else ""
+        parts = [f"corrected for {len(used.filters)} {kind}filter(s){flipped}"]
+    else:
+        parts = ["no CTF" if transfer.flat else "CTFs ignored"]
+    if estimator.offsets is not None:
+        parts.append(f"centred by shifts of up to {abs(estimator.offsets).max():.3g}")
+    elif _known_offsets(estimator.source) is not None:
+        parts.append("known shifts ignored")
+    if estimator.shift_std:
+        parts.append(f"residual shifts of {estimator.shift_std:g} pixels modelled")
+    white = estimator.noise_filter is None
+    parts.append("white noise" if white else "noise of a given spectrum")
+    return "; ".join(parts)
 
 
 def _mention_amplitudes(source: ImageSource) -> None:
@@ -215,5 +378,5 @@ def _mention_amplitudes(source: ImageSource) -> None:
     if np.ptp(amplitudes) > 0:
         logger.warning(
             f"The images' amplitudes vary from {amplitudes.min():.3g} to"
-            f" {amplitudes.max():.3g}; moments are of the images as they are"
+            f" {amplitudes.max():.3g}; pass amplitude_std to correct the second moment"
         )

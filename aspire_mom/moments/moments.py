@@ -12,10 +12,19 @@ import numpy as np
 
 from aspire_mom.checks import check_integer, check_new, check_positive
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.moments.weights import divide, expand, multiply, solve_entries
 
-FORMAT = "aspire_mom.Moments.1"
+FORMAT = "aspire_mom.Moments.2"
 BASES = {"CartesianBasis": CartesianBasis, "PolarBasis": PolarBasis}
-ARRAYS = ("first", "second", "third", "first_error", "second_error")
+ARRAYS = (
+    "first",
+    "second",
+    "third",
+    "first_error",
+    "second_error",
+    "first_weight",
+    "second_weight",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +45,14 @@ class Moments:
     :param second_error: The same for `second`.
     :param nyquist: False for even-sized images whose Nyquist row and column are zero,
         as ASPIRE's downsampling leaves them: noise is white in the other frequencies.
+    :param first_weight: How many images without a CTF would be worth as much for each
+        frequency, Σ H² over images: (n_rings,) or (L²,), float64; None without a CTF.
+    :param second_weight: The same for pairs of frequencies, Σ H² H'²: (L², L²), or
+        (orders, n_rings, n_rings), where orders 0, 2, … are of the angle between them
+        (see `weights`) and order 0 is the number of images.
+    :param shift_std: Standard deviation along each axis, pixels, of shifts that the
+        images still have: the inversion's model is shifted likewise.
+    :param treatment: What the moments were corrected for, in words.
     :raises TypeError: `basis` is no basis, or a moment or an error no array.
     :raises ValueError: shapes that are not the basis's, values that are not finite, or
         numbers out of range.
@@ -51,6 +68,10 @@ class Moments:
     first_error: np.ndarray | None = None
     second_error: np.ndarray | None = None
     nyquist: bool = True
+    first_weight: np.ndarray | None = None
+    second_weight: np.ndarray | None = None
+    shift_std: float = 0.0
+    treatment: str = ""
 
     def __post_init__(self):
         if not isinstance(self.basis, Basis):
@@ -63,6 +84,8 @@ class Moments:
             check_positive("noise_variance", self.noise_variance)
         if self.pixel_size is not None:
             check_positive("pixel_size", self.pixel_size)
+        if self.shift_std != 0:
+            check_positive("shift_std", self.shift_std)
         for name in ("first", "second", "first_error", "second_error"):
             value = getattr(self, name)
             if value is None and name.endswith("_error"):
@@ -78,6 +101,19 @@ class Moments:
                 )
             if not np.isfinite(value).all():
                 raise ValueError(f"{name} has values that are NaN or infinite")
+
+    @property
+    def effective_images(self) -> np.ndarray:
+        """
+        How many images without a CTF would determine an entry of the second moment as
+        well, on average over the angle between frequencies: (n_rings, n_rings), or (L²,
+        L²) of a Cartesian basis; all `n_images` without a CTF.
+        """
+        if self.second_weight is not None:
+            weight = self.second_weight
+            return weight[0].real if weight.ndim == 3 else weight
+        n = getattr(self.basis, "n_rings", self.basis.L**2)
+        return np.full((n, n), float(self.n_images))
 
     def __repr__(self):
         return (
@@ -119,6 +155,8 @@ class Moments:
         """
         self._check_mergeable(other)
         n = self.n_images + other.n_images
+        if self.first_weight is not None or other.first_weight is not None:
+            return self._merge_weighted(other)
         a, b = self.n_images / n, other.n_images / n
         noise = self.basis.noise_second(self.nyquist)
         # Entries of f f* scatter about their mean, noise included.
@@ -133,6 +171,29 @@ class Moments:
                 other, "first_error", self.first - other.first
             ),
             second_error=self._merged_error(other, "second_error", raw[0] - raw[1]),
+        )
+
+    def _merge_weighted(self, other: Moments) -> Moments:
+        """Both sets' normal equations together; errors as of independent sets."""
+        basis, both = self.basis, (self, other)
+        n = self.n_images + other.n_images
+        w = [_first_weight(m) for m in both]
+        first = sum(w_i * m.first for w_i, m in zip(w, both, strict=True))
+        w2 = _equally_long([_second_weight(m) for m in both])
+        second = sum(
+            multiply(m.second, w_i, basis) for w_i, m in zip(w2, both, strict=True)
+        )
+        e2 = [expand(w_i, basis) for w_i in w2]
+        return replace(
+            self,
+            first=solve_entries(first, sum(w), n),
+            second=divide(second, sum(w2), basis, n),
+            n_images=n,
+            noise_variance=sum(m.n_images * m.noise_variance for m in both) / n,
+            first_error=_weighted_error([m.first_error for m in both], w, n),
+            second_error=_weighted_error([m.second_error for m in both], e2, n),
+            first_weight=sum(w),
+            second_weight=sum(w2),
         )
 
     def _merged_error(
@@ -171,6 +232,11 @@ class Moments:
                 f"n_images is {self.n_images} and {other.n_images}; only moments"
                 " estimated from images can be merged"
             )
+        if self.shift_std != other.shift_std:
+            raise ValueError(
+                f"residual shifts are of {self.shift_std:g} and {other.shift_std:g}"
+                " pixels; only images with the same can be averaged"
+            )
         if self.third is not None or other.third is not None:
             raise ValueError("moments with a third moment cannot be merged yet")
 
@@ -202,6 +268,8 @@ class Moments:
                     noise_variance=self.noise_variance,
                     pixel_size=np.nan if self.pixel_size is None else self.pixel_size,
                     nyquist=self.nyquist,
+                    shift_std=self.shift_std,
+                    treatment=self.treatment,
                     **{f"basis_{k}": v for k, v in asdict(self.basis).items()},
                     **{k: v for k, v in arrays.items() if v is not None},
                 )
@@ -255,6 +323,8 @@ class Moments:
             noise_variance=float(fields["noise_variance"]),
             pixel_size=None if np.isnan(pixel_size) else pixel_size,
             nyquist=bool(fields["nyquist"]),
+            shift_std=float(fields["shift_std"]),
+            treatment=str(fields["treatment"]),
             first=fields["first"],
             second=fields["second"],
             **{name: fields[name] for name in ARRAYS[2:] if name in fields},
@@ -272,6 +342,36 @@ class Moments:
 def weighted_norm(values: np.ndarray, weights: np.ndarray) -> float:
     """√Σ weights |values|², in float64."""
     return float(np.sqrt(np.sum(weights * np.abs(values).astype(np.float64) ** 2)))
+
+
+def _first_weight(moments: Moments) -> np.ndarray:
+    if moments.first_weight is not None:
+        return moments.first_weight
+    n = getattr(moments.basis, "n_rings", moments.basis.L**2)
+    return np.full(n, float(moments.n_images))
+
+
+def _second_weight(moments: Moments) -> np.ndarray:
+    if moments.second_weight is not None:
+        return moments.second_weight
+    same = moments.effective_images
+    return same if isinstance(moments.basis, CartesianBasis) else same[None]
+
+
+def _equally_long(weights: list[np.ndarray]) -> list[np.ndarray]:
+    """Weights of different orders, the shorter ones continued by zeros."""
+    n = max(len(w) for w in weights)
+    return [np.pad(w, ((0, n - len(w)),) + ((0, 0),) * (w.ndim - 1)) for w in weights]
+
+
+def _weighted_error(
+    errors: list[np.ndarray | None], weights: list[np.ndarray], n: int
+) -> np.ndarray | None:
+    """Of the weighted mean of two independent values."""
+    if any(error is None for error in errors):
+        return None
+    squares = sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True))
+    return solve_entries(np.sqrt(squares), sum(weights), n)
 
 
 def _same_pixel_size(a: float | None, b: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""Second moments of white noise in a polar basis."""
+"""Second moments of noise, white or of any power spectrum."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from aspire.noise import LegacyNoiseEstimator
+from aspire.numeric import fft
+from aspire.operators import ArrayFilter
+from aspire.source import ImageSource
+from aspire.utils import grid_2d
 
 if TYPE_CHECKING:
-    from aspire_mom.moments.bases import PolarBasis
+    from aspire_mom.moments.bases import Basis, PolarBasis
 
 # Images transformed at once.
 CHUNK = 32
@@ -27,6 +32,103 @@ def white_noise_second(basis: PolarBasis, nyquist: bool) -> np.ndarray:
         second = (L / (L - 1)) ** 2 * (second - _of_nyquist(basis))
     second.setflags(write=False)
     return second
+
+
+def stationary_noise_second(
+    basis: Basis, spectrum: np.ndarray, nyquist: bool
+) -> np.ndarray:
+    """
+    Second moment of stationary noise: waves exp(iω·x) of random amplitude, cut to the
+    image, E A A* = Σ_ω S(ω) a(ω) a(ω)* / (2L - 1)², a(ω) the coefficients of a wave.
+
+    :param basis: The basis.
+    :param spectrum: Power spectrum S (2L - 1, 2L - 1), [ωy, ωx], zero frequency in the
+        middle: so many frequencies that covariances of all pixels of an image are
+        their own. S = 1 is white noise of unit variance.
+    :param nyquist: False for even-sized images whose Nyquist row and column are 0.
+    :return: Array of the second moment's shape, complex128.
+    """
+    if not hasattr(basis, "n_rings"):
+        return _of_covariances(basis.L, spectrum, nyquist)
+    L = basis.L
+    pixels = np.arange(L) - L // 2
+    kept = np.eye(L)
+    if not nyquist:
+        a = (-1.0) ** pixels / np.sqrt(L)
+        kept -= np.outer(a, a)
+    omega = 2 * np.pi / (2 * L - 1) * np.arange(1 - L, L)
+    waves = kept @ np.exp(1j * np.outer(pixels, omega))
+    across, down = (
+        waves.T @ np.exp(-1j * np.outer(pixels, k)) for k in basis.half_rings
+    )
+    # Frequencies ω and -ω together: the real waves cos(ω·x) and sin(ω·x). Rows ωy ≥ 0
+    # have one of each pair, row 0 both.
+    power = (spectrum + spectrum[::-1, ::-1])[L - 1 :] / (2 * L - 1) ** 2
+    power[0] /= 2
+    # Estimated spectra may be negative where they are small.
+    amplitudes, signs = np.sqrt(np.abs(power)), np.sign(power)
+    second = 0
+    for i in range(L):
+        for j in range(0, 2 * L - 1, CHUNK):
+            chunk = slice(j, j + CHUNK)
+            plus = across[chunk] * down[L - 1 + i]
+            minus = across[::-1][chunk] * down[L - 1 - i]
+            scale = amplitudes[i, chunk, None] / 2
+            both = np.concatenate(
+                (scale * (plus + minus), -1j * scale * (plus - minus))
+            )
+            left, right = basis.factors(_coefficients(basis, both))
+            left = left * np.tile(signs[i, chunk], 2)
+            second = second + basis.product(left, right)
+    return second
+
+
+def estimate_noise_filter(
+    source: ImageSource, *, n_images: int = 10_000, batch_size: int = 512
+) -> ArrayFilter:
+    """
+    Isotropic power spectrum of the noise from the pixels outside the inscribed disc:
+    ASPIRE's covariances at distances of up to a third of the image
+    (`LegacyNoiseEstimator`), transformed without its window, which smears the spectrum
+    by more than the signal under it.
+
+    :param source: ASPIRE `ImageSource`.
+    :param n_images: Images to look at, evenly spread over the source.
+    :param batch_size: Images read at once.
+    :return: Power spectrum on 2L - 1 frequencies along each axis, for
+        `MomentEstimator(…, noise_filter=)`. Estimation may leave some values negative.
+    :raises ValueError: an empty source.
+    """
+    if source.n < 1:
+        raise ValueError("the source has 0 images; at least 1 is needed")
+    L = source.L
+    if source.n > n_images:
+        source = source[np.linspace(0, source.n - 1, n_images).astype(int)]
+    outside = grid_2d(L, normalized=False, shifted=True)["r"] >= L // 2 - 1
+    covariances, distances, _ = (
+        LegacyNoiseEstimator._estimate_power_spectrum_distribution_1d(
+            source.images, outside, L // 3, batch_size=batch_size
+        )
+    )
+    axis = np.arange(1 - L, L)
+    apart = np.hypot(axis[:, None], axis)
+    by_pixel = np.interp(apart, distances, covariances, right=0)
+    return ArrayFilter(fft.centered_fft2(by_pixel).real)
+
+
+def _of_covariances(L: int, spectrum: np.ndarray, nyquist: bool) -> np.ndarray:
+    """Of all Fourier pixels: covariances of image pixels, transformed on both sides."""
+    covariance = fft.centered_ifft2(spectrum).real
+    axis = np.arange(L)
+    apart = axis[:, None] - axis + L - 1
+    pairs = covariance[apart[:, None, :, None], apart[None, :, None, :]]
+    if not nyquist:
+        a = (-1.0) ** axis / np.sqrt(L)
+        kept = np.eye(L) - np.outer(a, a)
+        for i in range(4):
+            pairs = np.moveaxis(np.tensordot(kept, pairs, (1, i)), 0, i)
+    half = fft.centered_fft2(pairs.astype(np.complex128)).conj()
+    return fft.centered_fft2(half, axes=(0, 1)).reshape(L**2, L**2)
 
 
 def _by_distance(basis: PolarBasis) -> np.ndarray:

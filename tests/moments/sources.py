@@ -13,11 +13,11 @@ VARIANCE = (0.5 / 25) ** 2
 def simulation(L, *, n=100, dtype=np.float32, noise=VARIANCE, **options):
     """ASPIRE's own noisy projections of the four-Gaussian phantom."""
     angles = Rotation.generate_random_rotations(n, seed=L, dtype=np.float64).angles
-    options = {"offsets": 0, "amplitudes": 1} | options
+    options = {"offsets": 0, "amplitudes": 1, "angles": angles} | options
+    options["angles"] = options["angles"].astype(dtype)
     return Simulation(
         vols=gaussian_phantom(L, pixel_size=2.0).astype(dtype),
         n=n,
-        angles=angles.astype(dtype),
         seed=L,
         noise_adder=WhiteNoiseAdder(noise, seed=L) if noise else None,
         **options,

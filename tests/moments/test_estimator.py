@@ -4,7 +4,7 @@ import mrcfile
 import numpy as np
 import pytest
 from aspire.noise import AnisotropicNoiseEstimator, WhiteNoiseEstimator
-from aspire.operators import CTFFilter, IdentityFilter, RadialCTFFilter, ScalarFilter
+from aspire.operators import IdentityFilter, ScalarFilter
 from aspire.source import ArrayImageSource, RelionSource
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -249,26 +249,6 @@ def test_bad_image_is_named_by_its_index(n_bad):
         estimate(array_source(images), "polar", noise_variance=1, batch_size=16)
 
 
-CTF = CTFFilter(voltage=300, defocus_u=15000, defocus_v=16000)
-
-
-@pytest.mark.parametrize(
-    ("filters", "prepare"),
-    [
-        ([CTF], lambda s: s),
-        ([CTF], lambda s: s.downsample(12)),
-        ([CTF], lambda s: s.phase_flip()),
-        ([RadialCTFFilter(), IdentityFilter()], lambda s: s.whiten()),
-        ([IdentityFilter()], lambda s: s.whiten(AnisotropicNoiseEstimator(s))),
-    ],
-)
-def test_ctfs_are_refused(filters, prepare):
-    source = prepare(simulation(16, n=20, unique_filters=filters))
-    with pytest.raises(ValueError, match=r"1 CTF or other filter.* ignore_ctf=True"):
-        estimate(source, "polar")
-    assert estimate(source, "polar", ignore_ctf=True).n_images == 20
-
-
 @pytest.mark.parametrize("filters", [None, [IdentityFilter()], [ScalarFilter(value=2)]])
 @pytest.mark.parametrize(
     "prepare",
@@ -286,22 +266,65 @@ def test_flat_filters_are_not_refused(filters, prepare):
     assert np.abs(estimate(source, "polar").second).max() > 0
 
 
-def test_shifts_are_refused():
-    source = simulation(16, n=4, offsets=np.array([[0, 0], [0, -2.5], [1, 0], [0, 0]]))
-    with pytest.raises(ValueError, match=r"up to 2\.5 pixels.* ignore_shifts=True"):
-        estimate(source, "polar")
-    with pytest.raises(ValueError, match=r"up to 1\.25 pixels"):
-        estimate(source.downsample(8), "polar")
-    assert estimate(source, "polar", ignore_shifts=True).n_images == 4
+@bases
+def test_known_shifts_are_undone(basis):
+    rng = np.random.default_rng(0)
+    offsets = rng.normal(0, 1.5, (20, 2))
+    source = simulation(25, n=20, offsets=offsets, dtype=np.float64, noise=0)
+    centred = simulation(25, n=20, dtype=np.float64, noise=0)
+    expected = estimate(centred, basis, noise_variance=0)
+    moments = estimate(source, basis, noise_variance=0)
+    assert max(expected.relative_error(moments)) < 1e-6
+    assert "centred by shifts of up to" in moments.treatment
+    left = estimate(source, basis, noise_variance=0, ignore_shifts=True)
+    assert min(expected.relative_error(left)) > 0.05
+    assert "known shifts ignored" in left.treatment
 
 
-def test_varying_amplitudes_are_only_mentioned(caplog):
+def test_known_shifts_are_undone_after_downsampling():
+    offsets = np.random.default_rng(0).normal(0, 1.5, (20, 2))
+    options = {"n": 20, "dtype": np.float64, "noise": 0}
+    shifted = simulation(32, offsets=offsets, **options).downsample(24)
+    centred = simulation(32, **options).downsample(24)
+    expected = estimate(centred, "polar", noise_variance=0)
+    moments = estimate(shifted, "polar", noise_variance=0)
+    assert max(expected.relative_error(moments)) < 1e-6
+
+
+def test_varying_amplitudes_are_mentioned(caplog):
     amplitudes = np.linspace(0.5, 2, 20)
     with caplog.at_level(logging.WARNING, "aspire_mom.moments.estimator"):
         estimate(simulation(9, n=20), "polar")
         assert not caplog.messages
         estimate(simulation(9, n=20, amplitudes=amplitudes), "polar")
-    assert "amplitudes vary from 0.5 to 2" in caplog.text
+    assert "amplitudes vary from 0.5 to 2; pass amplitude_std" in caplog.text
+
+
+@bases
+def test_amplitudes_that_vary(basis):
+    """The sums of clean images tell the amplitudes' variance exactly, noisy ones to
+    four standard errors; first moments are of the mean amplitude."""
+    amplitudes = 1 + 0.3 * np.sqrt(3) * np.linspace(-1, 1, 300)
+    std = amplitudes.std()
+    # One view, so that amplitudes cannot go with views by chance.
+    angles = {"angles": np.zeros((300, 3))}
+    options = {"n": 300, "dtype": np.float64, "noise": 0} | angles
+    varying = simulation(13, amplitudes=amplitudes, **options)
+    expected = estimate(simulation(13, **options), basis, noise_variance=0)
+    for known in (std, None):
+        moments = estimate(varying, basis, noise_variance=0, amplitude_std=known)
+        assert max(expected.relative_error(moments)) < 2e-3
+        assert "amplitudes vary by 30.1 %" in moments.treatment
+    left = estimate(varying, basis, noise_variance=0)
+    assert expected.relative_error(left)[1] == pytest.approx(
+        std**2 / (1 + std**2), rel=0.05
+    )
+
+
+def test_amplitudes_cannot_be_seen_in_sums_that_noise_hides():
+    source = array_source(noise_images(50, 9))
+    with pytest.raises(ValueError, match="no better than to .*; pass amplitude_std"):
+        estimate(source, "polar", amplitude_std=None)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +337,15 @@ def test_varying_amplitudes_are_only_mentioned(caplog):
         ({"noise_variance": -1}, ValueError, "noise variance is -1; .* 0 or more"),
         ({"noise_variance": np.nan}, ValueError, "noise variance is nan"),
         ({"noise_variance": "white"}, TypeError, "noise_variance is a str"),
+        ({"noise_filter": 1.0}, TypeError, "noise_filter is a float; an ASPIRE Filter"),
+        (
+            {"noise_filter": IdentityFilter(), "noise_variance": 1},
+            ValueError,
+            "both noise_variance and noise_filter",
+        ),
+        ({"shift_std": -1}, ValueError, "shift_std is -1; it must lie between 0 and"),
+        ({"shift_std": np.nan}, ValueError, "shift_std is nan"),
+        ({"amplitude_std": 3}, ValueError, "amplitude_std is 3; .* between 0 and 1"),
         ({"batch_size": 0}, ValueError, "batch_size is 0; it must be an integer"),
         ({"batch_size": 2.5}, ValueError, r"batch_size is 2\.5; it must be"),
     ],

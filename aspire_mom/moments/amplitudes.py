@@ -1,0 +1,64 @@
+"""Images whose amplitudes vary."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from aspire_mom.moments.bases import CartesianBasis
+from aspire_mom.moments.moments import Moments
+
+# Largest standard error of a relative variance of amplitudes that is put to use.
+WEAK_SUMS = 0.05
+
+
+def correct_amplitudes(moments: Moments, std: float | None) -> Moments:
+    """
+    Second moments of images whose amplitudes vary are 1 + std² times those of images of
+    the mean amplitude.
+
+    :param moments: Moments of such images.
+    :param std: Standard deviation of amplitudes relative to their mean; None to see it
+        from the sums of images, which depend on no orientation.
+    :return: Moments of images of the mean amplitude.
+    :raises ValueError: the sums are too weak, as they are behind a CTF.
+    """
+    if std is None:
+        std = estimate_amplitude_std(moments)
+    if std == 0:
+        return moments
+    scale = 1 / (1 + std**2)
+    error = moments.second_error
+    return replace(
+        moments,
+        second=scale * moments.second,
+        second_error=None if error is None else scale * error,
+        treatment=f"{moments.treatment}; amplitudes vary by {100 * std:.3g} %",
+    )
+
+
+def estimate_amplitude_std(moments: Moments) -> float:
+    """
+    Spread of the images' sums: E c(0)² / (E c(0))² = 1 + std² at zero frequency.
+
+    :param moments: Moments of images whose amplitudes vary.
+    :return: Standard deviation of amplitudes relative to their mean.
+    :raises ValueError: its square is known no better than to 0.05.
+    """
+    basis = moments.basis
+    where = 0
+    if isinstance(basis, CartesianBasis):
+        where = basis.L // 2 * (basis.L + 1)
+    mean = np.abs(moments.first.ravel()[where]) ** 2
+    second = basis.power(moments.second).ravel()[where]
+    error = np.inf
+    if moments.second_error is not None and mean > 0:
+        error = basis.power(moments.second_error).ravel()[where] / mean
+        mean -= moments.first_error.ravel()[where] ** 2
+    if not error < WEAK_SUMS:
+        raise ValueError(
+            "the images' sums determine the variance of their amplitudes no better than"
+            f" to {error:.2g}; pass amplitude_std"
+        )
+    return float(np.sqrt(max(second / mean - 1, 0)))
