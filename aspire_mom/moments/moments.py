@@ -12,10 +12,11 @@ import numpy as np
 
 from aspire_mom.checks import check_integer, check_new, check_positive
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.moments.third import ThirdMomentBasis
 
 FORMAT = "aspire_mom.Moments.1"
 BASES = {"CartesianBasis": CartesianBasis, "PolarBasis": PolarBasis}
-ARRAYS = ("first", "second", "third", "first_error", "second_error")
+ARRAYS = ("first", "second", "first_error", "second_error", "third", "third_error")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +31,15 @@ class Moments:
     :param noise_variance: Variance of the noise per pixel of the images as they were,
         whose share `noise_variance * basis.noise_second(nyquist)` was removed.
     :param pixel_size: Ångström per pixel, None where unknown.
-    :param third: E f f f in the basis's own form, or None.
+    :param third: Third moment less the noise bias, (third_basis.size,), complex128, or
+        None.
     :param first_error: Standard error of each entry of `first` (the root of the
         variance of its complex value), float64, or None where unknown.
     :param second_error: The same for `second`.
     :param nyquist: False for even-sized images whose Nyquist row and column are zero,
         as ASPIRE's downsampling leaves them: noise is white in the other frequencies.
+    :param third_basis: `ThirdMomentBasis` of `third`, None where there is none.
+    :param third_error: The same for `third`, as :meth:`ThirdMomentBasis.finish` has it.
     :raises TypeError: `basis` is no basis, or a moment or an error no array.
     :raises ValueError: shapes that are not the basis's, values that are not finite, or
         numbers out of range.
@@ -51,6 +55,8 @@ class Moments:
     first_error: np.ndarray | None = None
     second_error: np.ndarray | None = None
     nyquist: bool = True
+    third_basis: ThirdMomentBasis | None = None
+    third_error: np.ndarray | None = None
 
     def __post_init__(self):
         if not isinstance(self.basis, Basis):
@@ -64,20 +70,44 @@ class Moments:
         if self.pixel_size is not None:
             check_positive("pixel_size", self.pixel_size)
         for name in ("first", "second", "first_error", "second_error"):
-            value = getattr(self, name)
-            if value is None and name.endswith("_error"):
+            if name.endswith("_error") and getattr(self, name) is None:
                 continue
-            if not isinstance(value, np.ndarray):
-                raise TypeError(
-                    f"{name} is a {type(value).__name__}; it must be a NumPy array"
-                )
             expected = getattr(self.basis, name.split("_")[0] + "_shape")
-            if value.shape != expected:
+            self._check_array(name, expected, self.basis)
+        self._check_third()
+
+    def _check_third(self) -> None:
+        kept = self.third_basis
+        if kept is None:
+            if self.third is not None or self.third_error is not None:
                 raise ValueError(
-                    f"{name} has shape {value.shape}; {self.basis} has {expected}"
+                    "a third moment is given without the third_basis that it is in"
                 )
-            if not np.isfinite(value).all():
-                raise ValueError(f"{name} has values that are NaN or infinite")
+            return
+        if not isinstance(kept, ThirdMomentBasis):
+            raise TypeError(
+                f"third_basis is a {type(kept).__name__}; it must be a ThirdMomentBasis"
+            )
+        if kept.basis != self.basis:
+            raise ValueError(
+                f"third_basis is for {kept.basis}; the moments are in {self.basis}"
+            )
+        self._check_array("third", (kept.size,), kept)
+        if self.third_error is not None:
+            self._check_array("third_error", (kept.size,), kept)
+
+    def _check_array(
+        self, name: str, shape: tuple[int, ...], basis: Basis | ThirdMomentBasis
+    ) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, np.ndarray):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}; it must be a NumPy array"
+            )
+        if value.shape != shape:
+            raise ValueError(f"{name} has shape {value.shape}; {basis} has {shape}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name} has values that are NaN or infinite")
 
     def __repr__(self):
         return (
@@ -109,13 +139,15 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """
         Moments of the union of two disjoint sets of images, errors included: the same
-        as if all had been averaged at once with the mean noise variance.
+        as if all had been averaged at once with the mean noise variance. The noise's
+        share of third moments is the one that each had removed; with unlike noise
+        variances that is nearer the truth than the mean one's.
 
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
         :raises TypeError: no moments.
         :raises ValueError: another basis, pixel size or state of the Nyquist row and
-            column, exact moments (n_images = 0), or third moments.
+            column, exact moments (n_images = 0), or third moments of other numbers.
         """
         self._check_mergeable(other)
         n = self.n_images + other.n_images
@@ -133,7 +165,22 @@ class Moments:
                 other, "first_error", self.first - other.first
             ),
             second_error=self._merged_error(other, "second_error", raw[0] - raw[1]),
+            **self._merged_third(other, noise),
         )
+
+    def _merged_third(self, other: Moments, noise: np.ndarray) -> dict[str, np.ndarray]:
+        """The fields `third` and `third_error` of the union."""
+        if self.third is None:
+            return {}
+        n = self.n_images + other.n_images
+        raw = [
+            m.third + m.third_basis.noise_bias(m.first, m.noise_variance * noise)
+            for m in (self, other)
+        ]
+        return {
+            "third": (self.n_images * self.third + other.n_images * other.third) / n,
+            "third_error": self._merged_error(other, "third_error", raw[0] - raw[1]),
+        }
 
     def _merged_error(
         self, other: Moments, name: str, difference: np.ndarray
@@ -171,8 +218,11 @@ class Moments:
                 f"n_images is {self.n_images} and {other.n_images}; only moments"
                 " estimated from images can be merged"
             )
-        if self.third is not None or other.third is not None:
-            raise ValueError("moments with a third moment cannot be merged yet")
+        if self.third_basis != other.third_basis:
+            raise ValueError(
+                "third moments are of different numbers, or only one has them; estimate"
+                " both with one ThirdMomentBasis"
+            )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
@@ -191,6 +241,8 @@ class Moments:
             raise FileNotFoundError(f"{path.parent}: no such folder to write to")
         check_new(path, overwrite)
         arrays = {name: getattr(self, name) for name in ARRAYS}
+        if self.third_basis is not None:
+            arrays |= self.third_basis.to_arrays()
         partial = path.with_name(path.name + ".part")
         try:
             with open(partial, "wb") as file:
@@ -249,14 +301,18 @@ class Moments:
         if name not in BASES:
             raise ValueError(f"its basis is {name!r}; known are {', '.join(BASES)}")
         pixel_size = float(fields["pixel_size"])
+        basis, kept = BASES[name](**settings), None
+        if "third" in fields:
+            kept = ThirdMomentBasis.from_arrays(basis, fields)
         return cls(
-            basis=BASES[name](**settings),
+            basis=basis,
             n_images=int(fields["n_images"]),
             noise_variance=float(fields["noise_variance"]),
             pixel_size=None if np.isnan(pixel_size) else pixel_size,
             nyquist=bool(fields["nyquist"]),
             first=fields["first"],
             second=fields["second"],
+            third_basis=kept,
             **{name: fields[name] for name in ARRAYS[2:] if name in fields},
         )
 
