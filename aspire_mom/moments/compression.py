@@ -237,9 +237,15 @@ class RadialCompression:
         :param arrays: What :meth:`to_arrays` returned, among others.
         :return: The basis of third moments.
         :raises KeyError: an array is missing.
+        :raises ValueError: arrays that do not fit each other.
         """
-        ends = np.cumsum(arrays["third_counts"])[:-1]
-        return cls(basis, tuple(np.split(arrays["third_vectors"], ends, axis=1)))
+        vectors, ends = arrays["third_vectors"], np.cumsum(arrays["third_counts"])
+        if vectors.ndim != 2 or vectors.shape[1] != ends[-1]:
+            raise ValueError(
+                f"third_vectors has shape {vectors.shape}; third_counts asks for"
+                f" {ends[-1]} columns"
+            )
+        return cls(basis, tuple(np.split(vectors, ends[:-1], axis=1)))
 
 
 def check_basis(basis: PolarBasis) -> None:
