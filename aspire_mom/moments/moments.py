@@ -165,21 +165,19 @@ class Moments:
                 other, "first_error", self.first - other.first
             ),
             second_error=self._merged_error(other, "second_error", raw[0] - raw[1]),
-            **self._merged_third(other, noise),
+            **self._merged_third(other),
         )
 
-    def _merged_third(self, other: Moments, noise: np.ndarray) -> dict[str, np.ndarray]:
+    def _merged_third(self, other: Moments) -> dict[str, np.ndarray]:
         """The fields `third` and `third_error` of the union."""
         if self.third is None:
             return {}
         n = self.n_images + other.n_images
-        raw = [
-            m.third + m.third_basis.noise_bias(m.first, m.noise_variance * noise)
-            for m in (self, other)
-        ]
+        # Its scatter, unlike the second's, is that with the noise's share removed.
+        difference = self.third - other.third
         return {
             "third": (self.n_images * self.third + other.n_images * other.third) / n,
-            "third_error": self._merged_error(other, "third_error", raw[0] - raw[1]),
+            "third_error": self._merged_error(other, "third_error", difference),
         }
 
     def _merged_error(

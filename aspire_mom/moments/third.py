@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -114,23 +114,31 @@ class ThirdMomentBasis(RadialCompression):
         :param weights: Real factors H (n, n_rings) that rings of each image were
             multiplied by once in formation (a CTF) and once since, for least squares:
             c = H (H f + noise).
-        :param errors: Sum squared moduli too, for standard errors.
-        :return: `third`, Σ a a conj a; `third_first`, Σ a[0]; `third_squares` where
-            errors are asked for. With weights, `third_first` is Σ a[0, r] H[s] H[t] and
-            `third_weights` is Σ H²[r] H²[s] H²[t], both (n_rings,)³.
+        :param errors: Sum what standard errors need, too.
+        :return: `third`, Σ a a conj a, and `third_first`, Σ a[0]. With weights,
+            `third_first` is Σ a[0, r] H[s] H[t] and there is `third_weights`,
+            Σ H²[r] H²[s] H²[t], both (n_rings,)³. For errors, `third_squares`,
+            Σ |a a conj a|², and without weights `third_zeroth`, Σ a[0] a[0], and
+            `third_cross`, Σ a[0]² a[m] conj a[m].
         :raises ValueError: wrong shapes, values that are not finite, or weights where
             rings are compressed.
         """
         parts = self.compressed(c)
         conjugates = [a.conj() for a in parts]
+        zeroth = parts[0].real
         sums = {"third": np.concatenate(list(self._products(parts, conjugates)))}
         if errors:
-            parts_squared = [a.real**2 + a.imag**2 for a in parts]
-            squares = self._products(parts_squared, parts_squared)
+            moduli = [a.real**2 + a.imag**2 for a in parts]
+            squares = self._products(moduli, moduli)
             sums["third_squares"] = np.concatenate(list(squares))
-        if weights is None:
-            return sums | {"third_first": parts[0].sum(1, dtype=np.complex128)}
-        return sums | self._weighted_sums(parts[0].real, weights)
+        if weights is not None:
+            return sums | self._weighted_sums(zeroth, weights)
+        sums["third_first"] = zeroth.sum(1, dtype=np.float64)
+        if errors:
+            sums["third_zeroth"] = zeroth @ zeroth.T
+            cross = self._products(parts, conjugates, [parts[0] ** 2])
+            sums["third_cross"] = np.concatenate(list(cross))
+        return sums
 
     def finish(
         self,
@@ -165,9 +173,9 @@ class ThirdMomentBasis(RadialCompression):
         :param floor: Share of the largest denominator Σ H² H² H² that smaller ones are
             raised to, which draws entries that hardly any image tells of to zero.
         :return: The third moment (size,), complex128, and its standard error, float64,
-            or None without `errors` or for one image. The error takes the mean that is
-            subtracted with the noise's share for known, which overstates it by up to
-            60 % (m1 = m2 = 0, noise only); with weights it is that about zero.
+            or None without `errors` or for one image. The noise counts as known. With
+            weights the error is that of entries which are 0 and have no bias removed:
+            where noise prevails, right for m1 > 0, up to 60 % too large for m1 = 0.
         :raises ValueError: wrong shape of the noise.
         """
         weighted = "third_weights" in sums
@@ -175,15 +183,14 @@ class ThirdMomentBasis(RadialCompression):
         if weighted:
             scale = self._by_rings(sums["third_weights"])
             scale = np.maximum(scale, floor * scale.max())
-        noise = self._noise_share(self._mean_of(sums["third_first"]), noise_second)
-        third = (sums["third"] - noise) / scale
+        noise = self._compressed_noise(noise_second)
+        third = (sums["third"] - self._noise_share(sums["third_first"], noise)) / scale
         if "third_squares" not in sums or n_images < 2:
             return third, None
         if weighted:
             return third, np.sqrt(sums["third_squares"]) / scale
-        about = sums["third_squares"] / n_images
-        about = about - np.abs(sums["third"] / n_images) ** 2
-        return third, np.sqrt(np.maximum(about, 0) / (n_images - 1))
+        variance = self._squares(sums, noise) / n_images - np.abs(third) ** 2
+        return third, np.sqrt(np.maximum(variance, 0) / (n_images - 1))
 
     def noise_bias(self, first: np.ndarray, noise_second: np.ndarray) -> np.ndarray:
         """
@@ -194,8 +201,8 @@ class ThirdMomentBasis(RadialCompression):
         :return: The bias (size,), complex128.
         :raises ValueError: wrong shape of the noise.
         """
-        mean = self.vectors[0].conj().T @ first
-        return self._noise_share(self._mean_of(mean), noise_second)
+        mean = self.vectors[0].T @ np.real(first)
+        return self._noise_share(mean, self._compressed_noise(noise_second))
 
     def of_views(self, c: Tensor, probabilities: Tensor) -> Tensor:
         """
@@ -224,11 +231,14 @@ class ThirdMomentBasis(RadialCompression):
     ) -> Iterator:
         """
         Flat blocks Σ a[m1] a[m2] conj a[m1 + m2] over the last axis, of NumPy arrays
-        or tensors. Products are made of the two higher orders, which have the fewest
-        numbers, and lie in the cache when the lowest order's matrix product reads them.
+        or tensors, for those m1 that there are `firsts` of. Products are made of the
+        two higher orders, which have the fewest numbers, and are in the cache when the
+        matrix product with the lowest order's reads them.
         """
         firsts = parts if firsts is None else firsts
         for m1, m2 in self.pairs:
+            if m1 >= len(firsts):
+                break
             rows = parts[m2][:, None] * conjugates[m1 + m2]
             rows = rows.reshape(-1, rows.shape[-1])
             yield (rows @ firsts[m1].T).reshape(-1)
@@ -262,30 +272,59 @@ class ThirdMomentBasis(RadialCompression):
             self.block(flat, m1, m2)[:] = block
         return flat
 
-    def _mean_of(self, first: np.ndarray) -> Callable[[int], np.ndarray]:
-        """E a[0, i] (times weights of j, k) per order m of j, k: (q[0], q[m], q[m])."""
-        if first.ndim == 1:
-            return lambda m: first[:, None, None]
-        rings = self.ring_indices
-        return lambda m: first[np.ix_(rings[0], rings[m], rings[m])]
-
-    def _noise_share(
-        self, mean: Callable[[int], np.ndarray], noise_second: np.ndarray
-    ) -> np.ndarray:
-        """The three terms of :meth:`finish`, (size,)."""
+    def _compressed_noise(self, noise_second: np.ndarray) -> list[np.ndarray]:
+        """Second moment of the noise of a[m], (q[m], q[m]) per order."""
         noise_second = np.asarray(noise_second)
         if noise_second.shape != self.basis.second_shape:
             raise ValueError(
                 f"noise_second has shape {noise_second.shape}; {self.basis} has second"
                 f" moments of {self.basis.second_shape}"
             )
-        share = np.zeros(self.size, np.complex128)
-        for m1, m in self.pairs:
-            if m1 > 0:
-                continue
-            U = self.vectors[m]
-            term = mean(m) * (U.conj().T @ noise_second[m] @ U)
-            if m == 0:  # a[0] is real: each of the three may be the mean
-                term = term + term.transpose(1, 0, 2) + term.transpose(1, 2, 0)
-            self.block(share, 0, m)[:] = term
+        return [
+            U.conj().T @ noise @ U
+            for U, noise in zip(self.vectors, noise_second, strict=False)
+        ]
+
+    def _noise_share(self, mean: np.ndarray, noise: list[np.ndarray]) -> np.ndarray:
+        """The three terms of :meth:`finish`, (size,), for means of a[0], (q[0],), or of
+        a[0, r] H[s] H[t], (n_rings,)³."""
+        share, rings = np.zeros(self.size, np.complex128), self.ring_indices
+        for m in self._zeroth_orders:
+            if mean.ndim == 1:
+                factor = mean[:, None, None]
+            else:
+                factor = mean[np.ix_(rings[0], rings[m], rings[m])]
+            term = factor * noise[m]
+            self.block(share, 0, m)[:] = term if m else _any_first(term)
         return share
+
+    def _squares(
+        self, sums: dict[str, np.ndarray], noise: list[np.ndarray]
+    ) -> np.ndarray:
+        """
+        Σ |p - b|² over images, (size,), of products p = a a conj a less their noise's
+        share b, which is a[0] E x conj x for m1 = 0 and a sum of three such for m2 = 0.
+        """
+        squares, of_zeroth = sums["third_squares"].copy(), sums["third_zeroth"]
+        for m in self._zeroth_orders:
+            N = noise[m]
+            cross = self.block(sums["third_cross"], 0, m)
+            change = (np.abs(N) ** 2) * of_zeroth.diagonal()[:, None, None]
+            change = change - 2 * (cross * N.conj()).real
+            if m == 0:
+                N = N.real
+                change += 2 * N[:, :, None] * N[:, None] * of_zeroth
+                change = _any_first(change)
+            self.block(squares, 0, m)[:] += change
+        return squares
+
+    @property
+    def _zeroth_orders(self) -> list[int]:
+        """Orders m2 of the blocks with m1 = 0."""
+        return [m2 for m1, m2 in self.pairs if m1 == 0]
+
+
+def _any_first(term: np.ndarray) -> np.ndarray:
+    """Sum of an array (i, j, k), symmetric in j and k, over which index comes first: of
+    three factors a[0], which are real, each may be the one set apart."""
+    return term + term.transpose(1, 0, 2) + term.transpose(1, 2, 0)
