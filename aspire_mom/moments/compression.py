@@ -21,9 +21,6 @@ BUDGET = 16 * 10**6
 BYTES = np.dtype(np.complex128).itemsize
 # Share of the largest eigenvalue below which others are rounding.
 ROUNDING = 1e-10
-# By how much an eigenvalue must exceed what noise alone is expected to reach: the
-# largest of some hundred draws stays within it.
-MARGIN = 1.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +86,7 @@ class RadialCompression:
         """
         The leading eigenvectors of second moments, as many as fit in memory: those of
         the largest eigenvalues of all orders together. An eigenvalue counts only if it
-        exceeds what noise alone would give it: R rings of N images of pure noise of
-        variance v have sample variances up to (1 + √(R/N))² v (Marchenko and Pastur).
+        exceeds what the scatter of noise alone would give it.
 
         :param moments: In-plane averaged moments in a polar basis, of a few thousand
             images (a pilot), say.
@@ -111,9 +107,9 @@ class RadialCompression:
             if noise_second is None:
                 noise = basis.noise_second(moments.nyquist)
                 noise_second = moments.noise_variance * noise
-            gamma = basis.n_rings / moments.n_images
             level = (vectors.conj() * (noise_second @ vectors)).sum(1).real
-            least = np.maximum(least, MARGIN * (2 * gamma**0.5 + gamma) * level)
+            excess = _largest_excess(basis.n_rings, moments.n_images)
+            least = np.maximum(least, excess * level)
         orders, ranks = np.nonzero(values > least)
         falling = np.argsort(-values[orders, ranks], kind="stable")
         counts = _largest_within(orders[falling], budget_bytes)
@@ -300,6 +296,17 @@ def _eigen(second: np.ndarray, basis: PolarBasis) -> tuple[np.ndarray, np.ndarra
     values, vectors = np.linalg.eigh(scaled)
     values[0], vectors[0] = np.linalg.eigh(scaled[0].real)
     return values[:, ::-1], roots[:, None] * vectors[:, :, ::-1]
+
+
+def _largest_excess(n_rings: int, n_images: int) -> float:
+    """
+    How far the largest eigenvalue of a sample covariance is above 1, for R numbers of
+    variance 1 in N images: (1 + √γ)² - 1, γ = R/N (Marchenko and Pastur), and twice the
+    scale of its scatter (Tracy and Widom), which one order in 10⁴ exceeds.
+    """
+    root = np.sqrt(n_rings / n_images)
+    scatter = n_images ** (-2 / 3) * root ** (-1 / 3) * (1 + root) ** (4 / 3)
+    return 2 * root + root**2 + 2 * scatter
 
 
 def _largest_within(orders: np.ndarray, budget_bytes: int) -> np.ndarray:

@@ -169,7 +169,8 @@ class ThirdMomentBasis(RadialCompression):
         :param sums: What :meth:`sums` returned, added over batches.
         :param n_images: Number of images.
         :param noise_second: Second moment of the noise of f (of H f + noise, with
-            weights), of the basis's second moment's shape, its variance included.
+            weights), alike in all images, of the basis's second moment's shape, its
+            variance included.
         :param floor: Share of the largest denominator Σ H² H² H² that smaller ones are
             raised to, which draws entries that hardly any image tells of to zero.
         :return: The third moment (size,), complex128, and its standard error, float64,
@@ -305,7 +306,8 @@ class ThirdMomentBasis(RadialCompression):
         Σ |p - b|² over images, (size,), of products p = a a conj a less their noise's
         share b, which is a[0] E x conj x for m1 = 0 and a sum of three such for m2 = 0.
         """
-        squares, of_zeroth = sums["third_squares"].copy(), sums["third_zeroth"]
+        squares = sums["third_squares"].astype(np.float64)
+        of_zeroth = sums["third_zeroth"]
         for m in self._zeroth_orders:
             N = noise[m]
             cross = self.block(sums["third_cross"], 0, m)
