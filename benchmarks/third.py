@@ -136,9 +136,7 @@ def budgets(name: str, c: np.ndarray, basis: PolarBasis) -> None:
     print(
         f"\n{name}: share of the exact third moment's squared norm that is lost within"
     )
-    print(
-        f"a budget; all of it, on all {basis.n_rings} rings, is {whole.nbytes / 1e6:.0f} MB"
-    )
+    print(f"a budget; on all {basis.n_rings} rings it is {whole.nbytes / 1e6:.0f} MB")
     print(f"{'budget':>8} {'eigenvectors':>13} {'orders':>7} {'lost':>9}", end="")
     print(f" {'rings':>6} {'lost':>9}")
     for budget in (10**6, 4 * 10**6, 16 * 10**6, 64 * 10**6):
