@@ -108,7 +108,7 @@ def flops(kept: ThirdMomentBasis) -> float:
     return 8 * q.sum() * rings + 6 * products + 8 * kept.size
 
 
-def best(*calls: Callable[[], object], rounds: int = 7) -> list[float]:
+def best(*calls: Callable[[], object], rounds: int = 15) -> list[float]:
     """Least wall time of each, taken in turns, since other jobs may be running."""
     times = np.full(len(calls), np.inf)
     for _ in range(rounds):
