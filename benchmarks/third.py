@@ -7,7 +7,7 @@ moments, cost beside the first two moments.
 Views are drawn from the 864 points of a spherical design and turned by angles drawn
 uniformly, so that exact moments are sums over 864 slices of the volume; images are
 ASPIRE's projections with white noise added, 0.5 per pixel for a volume of unit norm and
-plain-sum projections (the paper's). Times are of one process, the best of several.
+plain-sum projections (the paper's). Times are CPU times, the best of several.
 """
 
 from __future__ import annotations
@@ -109,13 +109,13 @@ def flops(kept: ThirdMomentBasis) -> float:
 
 
 def best(*calls: Callable[[], object], rounds: int = 15) -> list[float]:
-    """Least wall time of each, taken in turns, since other jobs may be running."""
+    """Least CPU time of each, taken in turns, since other jobs may be running."""
     times = np.full(len(calls), np.inf)
     for _ in range(rounds):
         for i, call in enumerate(calls):
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            times[i] = min(times[i], time.perf_counter() - start)
+            times[i] = min(times[i], time.process_time() - start)
     return times.tolist()
 
 
