@@ -39,6 +39,7 @@ __all__ = [
     "Reconstruction",
     "SO3Quadrature",
     "SphericalDesign",
+    "ThirdMomentBasis",
     "VonMisesFisherMixture",
     "compare",
     "paper_inversion",

@@ -145,14 +145,20 @@ def exact_moments(
     volume: Volume, views: np.ndarray, weights: np.ndarray, basis: PolarBasis
 ) -> Moments:
     """In-plane averaged moments of clean projections, from the volume's slices."""
+    return average(slice_coefficients(volume, views, basis), weights, basis)
+
+
+def slice_coefficients(
+    volume: Volume, views: np.ndarray, basis: PolarBasis
+) -> np.ndarray:
+    """Coefficients (views, orders, rings) of clean projections from slices."""
     n_angles = 2 * (basis.max_order + 8)
     theta = 2 * np.pi * np.arange(n_angles) / n_angles
     circle = np.stack((np.cos(theta), np.sin(theta)))
     directions = (views[:, :, :2] @ circle).transpose(0, 2, 1).reshape(-1, 3)
     values = volume_on_rings(volume, directions, np.arange(basis.n_rings))
     values = values.reshape(len(views), n_angles, -1) / volume.resolution
-    c = np.fft.fft(values, axis=1)[:, : basis.max_order + 1] / n_angles
-    return average(c, weights, basis)
+    return np.fft.fft(values, axis=1)[:, : basis.max_order + 1] / n_angles
 
 
 def average(c: np.ndarray, weights: np.ndarray, basis: PolarBasis) -> Moments:

@@ -4,6 +4,7 @@ from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.moments.estimator import MomentEstimator
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.noise import estimate_noise_filter
+from aspire_mom.moments.third import ThirdMomentBasis
 
 __all__ = [
     "Basis",
@@ -12,4 +13,5 @@ __all__ = [
     "Moments",
     "PolarBasis",
     "estimate_noise_filter",
+    "ThirdMomentBasis",
 ]

@@ -16,7 +16,7 @@ WEAK_SUMS = 0.05
 def correct_amplitudes(moments: Moments, std: float | None) -> Moments:
     """
     Second moments of images whose amplitudes vary are 1 + std² times those of images of
-    the mean amplitude.
+    the mean amplitude, third ones 1 + 3 std² times where amplitudes scatter evenly.
 
     :param moments: Moments of such images.
     :param std: Standard deviation of amplitudes relative to their mean; None to see it
@@ -28,12 +28,14 @@ def correct_amplitudes(moments: Moments, std: float | None) -> Moments:
         std = estimate_amplitude_std(moments)
     if std == 0:
         return moments
-    scale = 1 / (1 + std**2)
-    error = moments.second_error
+    scaled = {}
+    for name, factor in (("second", 1 + std**2), ("third", 1 + 3 * std**2)):
+        for field in (name, f"{name}_error"):
+            value = getattr(moments, field)
+            scaled[field] = None if value is None else value / factor
     return replace(
         moments,
-        second=scale * moments.second,
-        second_error=None if error is None else scale * error,
+        **scaled,
         treatment=f"{moments.treatment}; amplitudes vary by {100 * std:.3g} %",
     )
 

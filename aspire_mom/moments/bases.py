@@ -300,7 +300,13 @@ class PolarBasis:
         :param H: As in :meth:`coefficients`.
         :return: Sums, to be added over batches in double precision.
         """
-        c = self.coefficients(images, H)
+        return self.coefficient_sums(self.coefficients(images, H))
+
+    def coefficient_sums(self, c: np.ndarray) -> tuple[np.ndarray, ...]:
+        """
+        :param c: Coefficients (n, max_order + 1, n_rings) of images.
+        :return: What :meth:`sums` returns of the images.
+        """
         first = (c[:, 0] if self.inplane_average else c).sum(0, dtype=np.complex128)
         left, right = self.factors(c)
         squares = _squared_modulus(left) @ _squared_modulus(right).swapaxes(-1, -2)

@@ -18,6 +18,7 @@ from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis, check_im
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.noise import stationary_noise_second
+from aspire_mom.moments.third import ThirdMomentBasis
 from aspire_mom.moments.weights import (
     divide,
     expand,
@@ -69,6 +70,8 @@ class MomentEstimator:
     :param shift_std: Standard deviation of the residual shifts along each axis, pixels.
     :param amplitude_std: Standard deviation of the images' amplitudes relative to their
         mean; None to estimate it from the images' sums.
+    :param third: Third moments to estimate too, in-plane averaged; those of images with
+        CTFs cannot be compressed (`ThirdMomentBasis.rings`).
     :param batch_size: Images read and transformed at once.
     :param ignore_ctf: Take images that have a CTF as if they had none.
     :param ignore_shifts: Take images that have shifts as if they had none.
@@ -87,6 +90,7 @@ class MomentEstimator:
         phase_flipped: bool | None = None,
         shift_std: float = 0.0,
         amplitude_std: float | None = 0.0,
+        third: ThirdMomentBasis | None = None,
         batch_size: int = 512,
         ignore_ctf: bool = False,
         ignore_shifts: bool = False,
@@ -110,6 +114,8 @@ class MomentEstimator:
         transfer = TransferFunctions(source, basis, phase_flipped)
         self.transfer = None if ignore_ctf or transfer.flat else transfer
         _check_astigmatism(self.transfer, basis)
+        self.third = third
+        _check_third(third, basis, self.transfer)
         self.offsets = None if ignore_shifts else _known_offsets(source)
         self.treatment = _treatment(self, transfer)
         if amplitude_std == 0:
@@ -144,6 +150,7 @@ class MomentEstimator:
             if variance is None:
                 variance = _corner_variance(sums["corner"], n, basis.L)
             noise = variance * wide.noise_second(nyquist)
+        third = self._solve_third(sums, noise)
         if self.transfer is None:
             noise = n * noise
         else:
@@ -151,6 +158,7 @@ class MomentEstimator:
             noise = noise[: len(sums["second"])]
         moments = Moments(
             **self._solve(sums, noise),
+            **third,
             basis=basis,
             n_images=n,
             noise_variance=variance,
@@ -165,6 +173,14 @@ class MomentEstimator:
             f" {self.treatment}"
         )
         return correct_amplitudes(moments, self.amplitude_std)
+
+    def _solve_third(self, sums: dict[str, np.ndarray], noise: np.ndarray) -> dict:
+        """The third moment and its standard errors."""
+        if self.third is None:
+            return {}
+        sums = {k: v for k, v in sums.items() if k.startswith("third")}
+        third, error = self.third.finish(sums, self.source.n, noise)
+        return {"third": third, "third_error": error, "third_basis": self.third}
 
     def _solve(self, sums: dict[str, np.ndarray], noise: np.ndarray) -> dict:
         """Moments and their standard errors from sums over images, noise's included."""
@@ -230,7 +246,11 @@ class MomentEstimator:
             H = self.transfer.of_images(start, start + len(images))
             sums |= weight_sums(basis, H, self.transfer.n_harmonics)
         names = ("first", "second", "squares")
-        return sums | dict(zip(names, basis.sums(images, H), strict=True))
+        if self.third is None:
+            return sums | dict(zip(names, basis.sums(images, H), strict=True))
+        c = basis.coefficients(images, H)
+        sums |= dict(zip(names, basis.coefficient_sums(c), strict=True))
+        return sums | self.third.sums(c, H if H is None else H[..., 0], errors=True)
 
 
 def _standard_error(
@@ -340,6 +360,29 @@ def _check_astigmatism(transfer: TransferFunctions | None, basis: Basis) -> None
             "the source has astigmatic CTFs, which a polar basis corrects for only"
             " where it averages over in-plane angles; pass inplane_average=True or a"
             " CartesianBasis"
+        )
+
+
+def _check_third(
+    third: ThirdMomentBasis | None, basis: Basis, transfer: TransferFunctions | None
+) -> None:
+    if third is None:
+        return
+    if not isinstance(third, ThirdMomentBasis):
+        raise TypeError(f"third is a {type(third).__name__}, not a ThirdMomentBasis")
+    if third.basis != basis:
+        raise ValueError(f"third moments are in {third.basis}, the others in {basis}")
+    if transfer is None:
+        return
+    if third.ring_indices is None:
+        raise ValueError(
+            "third moments of images with CTFs cannot be compressed; pass"
+            " third=ThirdMomentBasis.rings(basis, n_rings)"
+        )
+    if not transfer.radial:
+        raise ValueError(
+            "third moments of images with astigmatic CTFs are not corrected for; leave"
+            " them out or pass ignore_ctf=True"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import zipfile
 from dataclasses import asdict, dataclass, replace
@@ -12,16 +11,18 @@ import numpy as np
 
 from aspire_mom.checks import check_integer, check_new, check_positive
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
-from aspire_mom.moments.weights import divide, expand, multiply, solve_entries
+from aspire_mom.moments.merging import merged
+from aspire_mom.moments.third import ThirdMomentBasis
 
 FORMAT = "aspire_mom.Moments.2"
 BASES = {"CartesianBasis": CartesianBasis, "PolarBasis": PolarBasis}
 ARRAYS = (
     "first",
     "second",
-    "third",
     "first_error",
     "second_error",
+    "third",
+    "third_error",
     "first_weight",
     "second_weight",
 )
@@ -39,7 +40,8 @@ class Moments:
     :param noise_variance: Variance of the noise per pixel of the images as they were,
         whose share `noise_variance * basis.noise_second(nyquist)` was removed.
     :param pixel_size: Ångström per pixel, None where unknown.
-    :param third: E f f f in the basis's own form, or None.
+    :param third: Third moment less the noise bias, (third_basis.size,), complex128, or
+        None.
     :param first_error: Standard error of each entry of `first` (the root of the
         variance of its complex value), float64, or None where unknown.
     :param second_error: The same for `second`.
@@ -53,6 +55,8 @@ class Moments:
     :param shift_std: Standard deviation along each axis, pixels, of shifts that the
         images still have: the inversion's model is shifted likewise.
     :param treatment: What the moments were corrected for, in words.
+    :param third_basis: `ThirdMomentBasis` of `third`, None where there is none.
+    :param third_error: The same for `third`, as :meth:`ThirdMomentBasis.finish` has it.
     :raises TypeError: `basis` is no basis, or a moment or an error no array.
     :raises ValueError: shapes that are not the basis's, values that are not finite, or
         numbers out of range.
@@ -72,6 +76,8 @@ class Moments:
     second_weight: np.ndarray | None = None
     shift_std: float = 0.0
     treatment: str = ""
+    third_basis: ThirdMomentBasis | None = None
+    third_error: np.ndarray | None = None
 
     def __post_init__(self):
         if not isinstance(self.basis, Basis):
@@ -87,20 +93,44 @@ class Moments:
         if self.shift_std != 0:
             check_positive("shift_std", self.shift_std)
         for name in ("first", "second", "first_error", "second_error"):
-            value = getattr(self, name)
-            if value is None and name.endswith("_error"):
+            if name.endswith("_error") and getattr(self, name) is None:
                 continue
-            if not isinstance(value, np.ndarray):
-                raise TypeError(
-                    f"{name} is a {type(value).__name__}; it must be a NumPy array"
-                )
             expected = getattr(self.basis, name.split("_")[0] + "_shape")
-            if value.shape != expected:
+            self._check_array(name, expected, self.basis)
+        self._check_third()
+
+    def _check_third(self) -> None:
+        kept = self.third_basis
+        if kept is None:
+            if self.third is not None or self.third_error is not None:
                 raise ValueError(
-                    f"{name} has shape {value.shape}; {self.basis} has {expected}"
+                    "a third moment is given without the third_basis that it is in"
                 )
-            if not np.isfinite(value).all():
-                raise ValueError(f"{name} has values that are NaN or infinite")
+            return
+        if not isinstance(kept, ThirdMomentBasis):
+            raise TypeError(
+                f"third_basis is a {type(kept).__name__}; it must be a ThirdMomentBasis"
+            )
+        if kept.basis != self.basis:
+            raise ValueError(
+                f"third_basis is for {kept.basis}; the moments are in {self.basis}"
+            )
+        self._check_array("third", (kept.size,), kept)
+        if self.third_error is not None:
+            self._check_array("third_error", (kept.size,), kept)
+
+    def _check_array(
+        self, name: str, shape: tuple[int, ...], basis: Basis | ThirdMomentBasis
+    ) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, np.ndarray):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}; it must be a NumPy array"
+            )
+        if value.shape != shape:
+            raise ValueError(f"{name} has shape {value.shape}; {basis} has {shape}")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name} has values that are NaN or infinite")
 
     @property
     def effective_images(self) -> np.ndarray:
@@ -145,100 +175,19 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """
         Moments of the union of two disjoint sets of images, errors included: the same
-        as if all had been averaged at once with the mean noise variance.
+        as if all had been averaged at once with the mean noise variance. The noise's
+        share of third moments is the one that each had removed; with unlike noise
+        variances that is nearer the truth than the mean one's.
 
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
         :raises TypeError: no moments.
         :raises ValueError: another basis, pixel size or state of the Nyquist row and
-            column, exact moments (n_images = 0), or third moments.
+            column, other shifts, exact moments (n_images = 0), third moments of other
+            numbers or of images with CTFs.
         """
-        self._check_mergeable(other)
-        n = self.n_images + other.n_images
-        if self.first_weight is not None or other.first_weight is not None:
-            return self._merge_weighted(other)
-        a, b = self.n_images / n, other.n_images / n
-        noise = self.basis.noise_second(self.nyquist)
-        # Entries of f f* scatter about their mean, noise included.
-        raw = [m.second + m.noise_variance * noise for m in (self, other)]
-        return replace(
-            self,
-            first=a * self.first + b * other.first,
-            second=a * self.second + b * other.second,
-            n_images=n,
-            noise_variance=a * self.noise_variance + b * other.noise_variance,
-            first_error=self._merged_error(
-                other, "first_error", self.first - other.first
-            ),
-            second_error=self._merged_error(other, "second_error", raw[0] - raw[1]),
-        )
-
-    def _merge_weighted(self, other: Moments) -> Moments:
-        """Both sets' normal equations together; errors as of independent sets."""
-        basis, both = self.basis, (self, other)
-        n = self.n_images + other.n_images
-        w = [_first_weight(m) for m in both]
-        first = sum(w_i * m.first for w_i, m in zip(w, both, strict=True))
-        w2 = _equally_long([_second_weight(m) for m in both])
-        second = sum(
-            multiply(m.second, w_i, basis) for w_i, m in zip(w2, both, strict=True)
-        )
-        e2 = [expand(w_i, basis) for w_i in w2]
-        return replace(
-            self,
-            first=solve_entries(first, sum(w), n),
-            second=divide(second, sum(w2), basis, n),
-            n_images=n,
-            noise_variance=sum(m.n_images * m.noise_variance for m in both) / n,
-            first_error=_weighted_error([m.first_error for m in both], w, n),
-            second_error=_weighted_error([m.second_error for m in both], e2, n),
-            first_weight=sum(w),
-            second_weight=sum(w2),
-        )
-
-    def _merged_error(
-        self, other: Moments, name: str, difference: np.ndarray
-    ) -> np.ndarray | None:
-        """Standard error of the mean of two sets from their scatter, the sum of squared
-        deviations, about their own means and that of the means about each other."""
-        scatter = self._scatter(name), other._scatter(name)
-        if scatter[0] is None or scatter[1] is None:
-            return None
-        n = self.n_images + other.n_images
-        between = self.n_images * other.n_images / n * np.abs(difference) ** 2
-        return np.sqrt((scatter[0] + scatter[1] + between) / (n * (n - 1)))
-
-    def _scatter(self, name: str) -> np.ndarray | float | None:
-        """Σ |deviation from the mean|² of the images that an error is of."""
-        n, error = self.n_images, getattr(self, name)
-        if n == 1:
-            return 0.0
-        return None if error is None else n * (n - 1) * error**2
-
-    def _check_mergeable(self, other: Moments) -> None:
         self._check_same_basis(other)
-        if not _same_pixel_size(self.pixel_size, other.pixel_size):
-            raise ValueError(
-                f"pixel sizes differ: {self.pixel_size} and {other.pixel_size} Å; only"
-                " images of one pixel size can be averaged"
-            )
-        if self.nyquist != other.nyquist:
-            raise ValueError(
-                "only one of the two has images with an empty Nyquist row and column;"
-                " prepare all images in the same way (source.downsample empties them)"
-            )
-        if self.n_images < 1 or other.n_images < 1:
-            raise ValueError(
-                f"n_images is {self.n_images} and {other.n_images}; only moments"
-                " estimated from images can be merged"
-            )
-        if self.shift_std != other.shift_std:
-            raise ValueError(
-                f"residual shifts are of {self.shift_std:g} and {other.shift_std:g}"
-                " pixels; only images with the same can be averaged"
-            )
-        if self.third is not None or other.third is not None:
-            raise ValueError("moments with a third moment cannot be merged yet")
+        return replace(self, **merged(self, other))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
@@ -257,6 +206,8 @@ class Moments:
             raise FileNotFoundError(f"{path.parent}: no such folder to write to")
         check_new(path, overwrite)
         arrays = {name: getattr(self, name) for name in ARRAYS}
+        if self.third_basis is not None:
+            arrays |= self.third_basis.to_arrays()
         partial = path.with_name(path.name + ".part")
         try:
             with open(partial, "wb") as file:
@@ -317,8 +268,11 @@ class Moments:
         if name not in BASES:
             raise ValueError(f"its basis is {name!r}; known are {', '.join(BASES)}")
         pixel_size = float(fields["pixel_size"])
+        basis, kept = BASES[name](**settings), None
+        if "third" in fields:
+            kept = ThirdMomentBasis.from_arrays(basis, fields)
         return cls(
-            basis=BASES[name](**settings),
+            basis=basis,
             n_images=int(fields["n_images"]),
             noise_variance=float(fields["noise_variance"]),
             pixel_size=None if np.isnan(pixel_size) else pixel_size,
@@ -327,6 +281,7 @@ class Moments:
             treatment=str(fields["treatment"]),
             first=fields["first"],
             second=fields["second"],
+            third_basis=kept,
             **{name: fields[name] for name in ARRAYS[2:] if name in fields},
         )
 
@@ -342,40 +297,3 @@ class Moments:
 def weighted_norm(values: np.ndarray, weights: np.ndarray) -> float:
     """√Σ weights |values|², in float64."""
     return float(np.sqrt(np.sum(weights * np.abs(values).astype(np.float64) ** 2)))
-
-
-def _first_weight(moments: Moments) -> np.ndarray:
-    if moments.first_weight is not None:
-        return moments.first_weight
-    n = getattr(moments.basis, "n_rings", moments.basis.L**2)
-    return np.full(n, float(moments.n_images))
-
-
-def _second_weight(moments: Moments) -> np.ndarray:
-    if moments.second_weight is not None:
-        return moments.second_weight
-    same = moments.effective_images
-    return same if isinstance(moments.basis, CartesianBasis) else same[None]
-
-
-def _equally_long(weights: list[np.ndarray]) -> list[np.ndarray]:
-    """Weights of different orders, the shorter ones continued by zeros."""
-    n = max(len(w) for w in weights)
-    return [np.pad(w, ((0, n - len(w)),) + ((0, 0),) * (w.ndim - 1)) for w in weights]
-
-
-def _weighted_error(
-    errors: list[np.ndarray | None], weights: list[np.ndarray], n: int
-) -> np.ndarray | None:
-    """Of the weighted mean of two independent values."""
-    if any(error is None for error in errors):
-        return None
-    squares = sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True))
-    return solve_entries(np.sqrt(squares), sum(weights), n)
-
-
-def _same_pixel_size(a: float | None, b: float | None) -> bool:
-    """To the accuracy that file headers keep."""
-    if a is None or b is None:
-        return a is b
-    return math.isclose(a, b, rel_tol=1e-4)

@@ -4,12 +4,18 @@ import mrcfile
 import numpy as np
 import pytest
 from aspire.noise import AnisotropicNoiseEstimator, WhiteNoiseEstimator
-from aspire.operators import IdentityFilter, ScalarFilter
+from aspire.operators import CTFFilter, IdentityFilter, RadialCTFFilter, ScalarFilter
 from aspire.source import ArrayImageSource, RelionSource
+from aspire.utils import Rotation
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis
+from aspire_mom.moments import (
+    CartesianBasis,
+    MomentEstimator,
+    PolarBasis,
+    ThirdMomentBasis,
+)
 from tests.moments.sources import (
     VARIANCE,
     array_source,
@@ -314,7 +320,7 @@ def test_amplitudes_that_vary(basis):
     for known in (std, None):
         moments = estimate(varying, basis, noise_variance=0, amplitude_std=known)
         assert max(expected.relative_error(moments)) < 2e-3
-        assert "amplitudes vary by 30.2 %" in moments.treatment
+        assert "amplitudes vary by 30" in moments.treatment
     left = estimate(varying, basis, noise_variance=0)
     assert expected.relative_error(left)[1] == pytest.approx(
         std**2 / (1 + std**2), rel=0.05
@@ -355,3 +361,57 @@ def test_wrong_arguments_are_named(change, error, message):
     arguments |= change
     with pytest.raises(error, match=message):
         MomentEstimator(**arguments)
+
+
+def test_third_moments_are_estimated_with_the_others():
+    """The same as those of the coefficients of all images at once."""
+    source, basis = simulation(16, n=90), PolarBasis(16)
+    kept = ThirdMomentBasis.rings(basis, 5)
+    moments = estimate(source, "polar", noise_variance=1e-3, third=kept, batch_size=40)
+    c = basis.coefficients(source.images[:].asnumpy())
+    noise = 1e-3 * basis.noise_second()
+    third, error = kept.finish(kept.sums(c, errors=True), 90, noise)
+    assert largest_difference(moments.third, third) < 1e-5
+    assert largest_difference(moments.third_error, error) < 1e-3
+    assert moments.third_basis == kept
+
+
+def test_third_moments_seen_through_ctfs():
+    """Those without a CTF, to what the CTFs spread beyond the box."""
+    basis = PolarBasis(24)
+    kept = ThirdMomentBasis.rings(basis, 5)
+    options = {"n": 40, "noise": 0, "dtype": np.float64}
+    filters = [RadialCTFFilter(voltage=300, defocus=d) for d in (5e3, 7e3, 9e3)]
+    # Every image behind every CTF.
+    angles = Rotation.generate_random_rotations(14, seed=0, dtype=np.float64).angles
+    clean = simulation(24, angles=angles, **options | {"n": 14})
+    seen = simulation(
+        24,
+        angles=np.repeat(angles, 3, 0),
+        unique_filters=filters,
+        **options | {"n": 42},
+    )
+    seen.filter_indices = np.arange(42) % 3
+    expected = estimate(clean, "polar", noise_variance=0, third=kept)
+    moments = estimate(seen, "polar", noise_variance=0, third=kept)
+    difference = np.linalg.norm(kept.weights * (moments.third - expected.third))
+    assert difference < 0.04 * np.linalg.norm(kept.weights * expected.third)
+    with pytest.raises(ValueError, match="of images with CTFs cannot be merged"):
+        moments.merge(moments)
+
+
+def test_third_moments_that_cannot_be():
+    basis = PolarBasis(16)
+    source = simulation(16, n=20, unique_filters=[RadialCTFFilter(defocus=1e4)])
+    pilot = estimate(simulation(16, n=200), "polar")
+    compressed = ThirdMomentBasis.from_moments(pilot)
+    with pytest.raises(ValueError, match="CTFs cannot be compressed; pass third=Third"):
+        MomentEstimator(source, basis, third=compressed)
+    source = simulation(16, n=20, unique_filters=[CTFFilter(defocus_u=9e3)])
+    rings = ThirdMomentBasis.rings(basis, 5)
+    with pytest.raises(ValueError, match="astigmatic CTFs are not corrected for"):
+        MomentEstimator(source, basis, third=rings)
+    with pytest.raises(ValueError, match="third moments are in PolarBasis"):
+        MomentEstimator(array_source(noise_images(5, 9)), PolarBasis(9), third=rings)
+    with pytest.raises(TypeError, match="third is a int, not a ThirdMomentBasis"):
+        MomentEstimator(source, basis, third=5)

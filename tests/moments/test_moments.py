@@ -26,7 +26,7 @@ def some_moments(basis=BASES[1], **changes):
     [
         {},
         {"first_error": None, "second_error": None, "pixel_size": None, "n_images": 0},
-        {"third": np.arange(6.0).reshape(2, 3) * 1j, "nyquist": False},
+        {"nyquist": False},
     ],
 )
 def test_saved_and_loaded(basis, changes, tmp_path):
@@ -213,7 +213,6 @@ def norm(moments):
         (some_moments(pixel_size=None), r"pixel sizes differ: 2\.0 and None Å"),
         (some_moments(nyquist=False), "only one of the two .* Nyquist"),
         (some_moments(n_images=0), "n_images is 10 and 0; only moments estimated"),
-        (some_moments(third=np.ones(1)), "third moment cannot be merged"),
     ],
 )
 def test_what_cannot_be_merged(other, message):

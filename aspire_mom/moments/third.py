@@ -1,0 +1,332 @@
+"""In-plane averaged third moments of polar coefficients, compressed ring by ring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aspire_mom.moments.compression import (
+    BYTES,
+    RadialCompression,
+    order_pairs,
+    third_size,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Share of the largest denominator of weighted least squares that others are raised to.
+FLOOR = 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class ThirdMomentBasis(RadialCompression):
+    """
+    The third moment's entries, and how they are estimated: made by `from_moments`,
+    compressed to leading eigenvectors, or by `rings`, of the innermost rings.
+
+    Of the numbers a[m] = U[m]* c[m] that an image's orders m ≥ 0 are reduced to,
+    T[m1, m2](i, j, k) = E a[m1, i] a[m2, j] conj a[m1 + m2, k] is kept for all pairs
+    0 ≤ m1 ≤ m2 with m1 + m2 ≤ max_order (the bispectrum). It is one flat array of
+    complex128, block after block in the order of `pairs`; :meth:`block` gives views.
+
+    No other pairs are needed. Turning an image by α multiplies a[m1] a[m2] a[m3] by
+    exp(-i(m1 + m2 + m3)α), so the in-plane average has m1 + m2 + m3 = 0 only. It is
+    symmetric in its three factors, and changing all three signs conjugates it, as
+    c[-m] = (-1)^m conj c[m]. Of three orders of sum 0, two have one sign: make it
+    positive by conjugation, sort these two, and the third is -(m1 + m2).
+
+    With `weights`, ‖T‖ is the Cartesian norm of the moment that it stands for.
+    """
+
+    def __repr__(self):
+        return (
+            f"ThirdMomentBasis of {self.counts.sum()} numbers of orders up to"
+            f" {self.max_order}, {self.nbytes / 1e6:.3g} MB, in {self.basis}"
+        )
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Orders (m1, m2) of the blocks that have entries."""
+        return order_pairs(self.counts)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of entries."""
+        return third_size(self.counts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a third moment."""
+        return BYTES * self.size
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """
+        Weights of ‖·‖² over all signs and permutations of three orders, (size,): 12
+        for 0 < m1 < m2, half where m1 = m2 or m1 = 0, 1 where both are 0.
+        """
+        weights = np.empty(self.size)
+        for m1, m2 in self.pairs:
+            weight = 12 / ((1 + (m1 == m2)) * (1 + (m1 == 0)))
+            self.block(weights, m1, m2)[:] = weight if m2 else 1
+        return weights
+
+    @cached_property
+    def _slices(self) -> dict[tuple[int, int], tuple[slice, tuple[int, int, int]]]:
+        """Where in the flat array a block lies, and its shape there: j, k, i."""
+        slices, start, q = {}, 0, self.counts
+        for m1, m2 in self.pairs:
+            shape = (q[m2], q[m1 + m2], q[m1])
+            slices[m1, m2] = slice(start, start + math.prod(shape)), shape
+            start += math.prod(shape)
+        return slices
+
+    def block(self, third: np.ndarray, m1: int, m2: int) -> np.ndarray:
+        """
+        :param third: A third moment (size,).
+        :param m1: Order of the first factor.
+        :param m2: Order of the second factor, at least m1.
+        :return: Its block T[m1, m2], (q[m1], q[m2], q[m1 + m2]), a view.
+        :raises ValueError: no such block.
+        """
+        if (m1, m2) not in self._slices:
+            raise ValueError(
+                f"there is no block ({m1}, {m2}); blocks have 0 <= m1 <= m2 and"
+                f" m1 + m2 <= {self.max_order}"
+            )
+        where, shape = self._slices[m1, m2]
+        return np.moveaxis(third[where].reshape(shape), -1, 0)
+
+    def sums(
+        self, c: np.ndarray, weights: np.ndarray | None = None, *, errors: bool = False
+    ) -> dict[str, np.ndarray]:
+        """
+        Sums over images, to be added over batches in double precision.
+
+        :param c: Coefficients (n, ≥ max_order + 1, n_rings) as the basis has them,
+            times `weights` where given.
+        :param weights: Real factors H (n, n_rings) that rings of each image were
+            multiplied by once in formation (a CTF) and once since, for least squares:
+            c = H (H f + noise).
+        :param errors: Sum what standard errors need, too.
+        :return: `third`, Σ a a conj a, and `third_first`, Σ a[0]. With weights,
+            `third_first` is Σ a[0, r] H[s] H[t] and there is `third_weights`,
+            Σ H²[r] H²[s] H²[t], both (n_rings,)³. For errors, `third_squares`,
+            Σ |a a conj a|², and without weights `third_zeroth`, Σ a[0] a[0], and
+            `third_cross`, Σ a[0]² a[m] conj a[m].
+        :raises ValueError: wrong shapes, values that are not finite, or weights where
+            rings are compressed.
+        """
+        parts = self.compressed(c)
+        conjugates = [a.conj() for a in parts]
+        zeroth = parts[0].real
+        sums = {"third": np.concatenate(list(self._products(parts, conjugates)))}
+        if errors:
+            moduli = [a.real**2 + a.imag**2 for a in parts]
+            squares = self._products(moduli, moduli)
+            sums["third_squares"] = np.concatenate(list(squares))
+        if weights is not None:
+            return sums | self._weighted_sums(zeroth, weights)
+        sums["third_first"] = zeroth.sum(1, dtype=np.float64)
+        if errors:
+            sums["third_zeroth"] = zeroth @ zeroth.T
+            cross = self._products(parts, conjugates, [parts[0] ** 2])
+            sums["third_cross"] = np.concatenate(list(cross))
+        return sums
+
+    def finish(
+        self,
+        sums: dict[str, np.ndarray],
+        n_images: int,
+        noise_second: np.ndarray,
+        *,
+        floor: float = FLOOR,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """
+        The third moment with the noise's share removed. Noise x is added to clean
+        coefficients s, has zero mean and third moment and nothing to do with s. Then
+
+            E c c conj c = E s s conj s + E s[m1] E x[m2] conj x[m3]
+                         + E s[m2] E x[m1] conj x[m3] + conj E s[m3] E x[m1] x[m2],
+
+        m3 = m1 + m2. If in-plane angles are uniform, E s[m] = 0 except for m = 0: the
+        first of the three terms is there for m1 = 0, all three for m1 = m2 = 0, and
+        only noise of equal orders matters, so the result is exact for any noise. If
+        they are not, it is the moment of the images turned by every angle, exact for
+        noise that turning leaves alike, as a radial spectrum's. (White noise on square
+        pixels couples orders that differ by multiples of 4, on rings near Nyquist.)
+
+        E s[0] is the same images' mean. With weights, every entry is the least-squares
+        solution, and the noise's share of Σ is that of H x: the mean over images of
+        a[0, r] H[s] H[t] times the noise before the second multiplication by H.
+
+        :param sums: What :meth:`sums` returned, added over batches.
+        :param n_images: Number of images.
+        :param noise_second: Second moment of the noise of f (of H f + noise, with
+            weights), alike in all images, of the basis's second moment's shape, its
+            variance included.
+        :param floor: Share of the largest denominator Σ H² H² H² that smaller ones are
+            raised to, which draws entries that hardly any image tells of to zero.
+        :return: The third moment (size,), complex128, and its standard error, float64,
+            or None without `errors` or for one image. The noise counts as known. With
+            weights the error is that of entries which are 0 and have no bias removed:
+            where noise prevails, right for m1 > 0, up to 60 % too large for m1 = 0.
+        :raises ValueError: wrong shape of the noise.
+        """
+        weighted = "third_weights" in sums
+        scale = np.float64(n_images)
+        if weighted:
+            scale = self._by_rings(sums["third_weights"])
+            scale = np.maximum(scale, floor * scale.max())
+        noise = self._compressed_noise(noise_second)
+        third = (sums["third"] - self._noise_share(sums["third_first"], noise)) / scale
+        if "third_squares" not in sums or n_images < 2:
+            return third, None
+        if weighted:
+            return third, np.sqrt(sums["third_squares"]) / scale
+        variance = self._squares(sums, noise) / n_images - np.abs(third) ** 2
+        return third, np.sqrt(np.maximum(variance, 0) / (n_images - 1))
+
+    def noise_bias(self, first: np.ndarray, noise_second: np.ndarray) -> np.ndarray:
+        """
+        What noise adds to the third moment of images without weights.
+
+        :param first: First moment (n_rings,).
+        :param noise_second: Second moment of the noise, of the second moment's shape.
+        :return: The bias (size,), complex128.
+        :raises ValueError: wrong shape of the noise.
+        """
+        mean = self.vectors[0].T @ np.real(first)
+        return self._noise_share(mean, self._compressed_noise(noise_second))
+
+    def of_views(self, c: Tensor, probabilities: Tensor) -> Tensor:
+        """
+        The third moment of a model's clean images, differentiable. The mirror images
+        that opposite views see have coefficients `c.conj()` up to turns.
+
+        :param c: Coefficients (≥ max_order + 1, n_rings, n_views), complex.
+        :param probabilities: Weights of the views (n_views,), real.
+        :return: The third moment (size,), of `c`'s precision.
+        :raises ValueError: wrong shapes.
+        """
+        import torch
+
+        self.check_shape(tuple(c.shape[:2]), tuple(c.shape))
+        parts = [
+            torch.as_tensor(U.conj().T, dtype=c.dtype, device=c.device) @ row
+            for U, row in zip(self.vectors, c, strict=False)
+        ]
+        weighted = [a * probabilities for a in parts]
+        return torch.cat(
+            list(self._products(parts, [a.conj() for a in parts], weighted))
+        )
+
+    def _products(
+        self, parts: Sequence, conjugates: Sequence, firsts: Sequence | None = None
+    ) -> Iterator:
+        """
+        Flat blocks Σ a[m1] a[m2] conj a[m1 + m2] over the last axis, of NumPy arrays
+        or tensors, for those m1 that there are `firsts` of. Products are made of the
+        two higher orders, which have the fewest numbers, and are in the cache when the
+        matrix product with the lowest order's reads them.
+        """
+        firsts = parts if firsts is None else firsts
+        for m1, m2 in self.pairs:
+            if m1 >= len(firsts):
+                break
+            rows = parts[m2][:, None] * conjugates[m1 + m2]
+            rows = rows.reshape(-1, rows.shape[-1])
+            yield (rows @ firsts[m1].T).reshape(-1)
+
+    def _weighted_sums(self, a: np.ndarray, H: np.ndarray) -> dict[str, np.ndarray]:
+        """Sums of H for least squares, and of a[0] (q[0], n) H H for its noise."""
+        if self.ring_indices is None:
+            raise ValueError(
+                "weights per ring (a CTF) need a third moment without compression, by"
+                " ThirdMomentBasis.rings: eigenvectors mix rings of unlike weights"
+            )
+        n, rings = a.shape[1], self.basis.n_rings
+        H = np.asarray(H, dtype=a.dtype)
+        if H.shape != (n, rings) or not np.isfinite(H).all():
+            raise ValueError(
+                f"weights have shape {H.shape}; they must be finite, ({n}, {rings})"
+            )
+        of_ring = np.zeros((rings, n), a.dtype)
+        of_ring[self.ring_indices[0]] = a
+        products = (H[:, :, None] * H[:, None]).reshape(n, -1)
+        return {
+            "third_first": (of_ring @ products).reshape(3 * (rings,)),
+            "third_weights": ((H**2).T @ products**2).reshape(3 * (rings,)),
+        }
+
+    def _by_rings(self, values: np.ndarray) -> np.ndarray:
+        """Flat array of an array over three rings, (n_rings,)³."""
+        flat, rings = np.empty(self.size), self.ring_indices
+        for m1, m2 in self.pairs:
+            block = values[np.ix_(rings[m1], rings[m2], rings[m1 + m2])]
+            self.block(flat, m1, m2)[:] = block
+        return flat
+
+    def _compressed_noise(self, noise_second: np.ndarray) -> list[np.ndarray]:
+        """Second moment of the noise of a[m], (q[m], q[m]) per order."""
+        noise_second = np.asarray(noise_second)
+        if noise_second.shape != self.basis.second_shape:
+            raise ValueError(
+                f"noise_second has shape {noise_second.shape}; {self.basis} has second"
+                f" moments of {self.basis.second_shape}"
+            )
+        return [
+            U.conj().T @ noise @ U
+            for U, noise in zip(self.vectors, noise_second, strict=False)
+        ]
+
+    def _noise_share(self, mean: np.ndarray, noise: list[np.ndarray]) -> np.ndarray:
+        """The three terms of :meth:`finish`, (size,), for means of a[0], (q[0],), or of
+        a[0, r] H[s] H[t], (n_rings,)³."""
+        share, rings = np.zeros(self.size, np.complex128), self.ring_indices
+        for m in self._zeroth_orders:
+            if mean.ndim == 1:
+                factor = mean[:, None, None]
+            else:
+                factor = mean[np.ix_(rings[0], rings[m], rings[m])]
+            term = factor * noise[m]
+            self.block(share, 0, m)[:] = term if m else _any_first(term)
+        return share
+
+    def _squares(
+        self, sums: dict[str, np.ndarray], noise: list[np.ndarray]
+    ) -> np.ndarray:
+        """
+        Σ |p - b|² over images, (size,), of products p = a a conj a less their noise's
+        share b, which is a[0] E x conj x for m1 = 0 and a sum of three such for m2 = 0.
+        """
+        squares = sums["third_squares"].astype(np.float64)
+        of_zeroth = sums["third_zeroth"]
+        for m in self._zeroth_orders:
+            N = noise[m]
+            cross = self.block(sums["third_cross"], 0, m)
+            change = (np.abs(N) ** 2) * of_zeroth.diagonal()[:, None, None]
+            change = change - 2 * (cross * N.conj()).real
+            if m == 0:
+                N = N.real
+                change += 2 * N[:, :, None] * N[:, None] * of_zeroth
+                change = _any_first(change)
+            self.block(squares, 0, m)[:] += change
+        return squares
+
+    @property
+    def _zeroth_orders(self) -> list[int]:
+        """Orders m2 of the blocks with m1 = 0."""
+        return [m2 for m1, m2 in self.pairs if m1 == 0]
+
+
+def _any_first(term: np.ndarray) -> np.ndarray:
+    """Sum of an array (i, j, k), symmetric in j and k, over which index comes first: of
+    three factors a[0], which are real, each may be the one set apart."""
+    return term + term.transpose(1, 0, 2) + term.transpose(1, 2, 0)
