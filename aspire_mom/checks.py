@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 from aspire.volume import Volume
 
+# Pixel sizes that differ by less than this fraction are the same: MRC headers hold
+# float32, and calibrations are not known better.
+PIXEL_SIZE_TOLERANCE = 1e-4
+
 
 def check_integer(name: str, value: int, least: int) -> int:
     """
@@ -64,3 +68,24 @@ def check_volume(name: str, volume: Volume) -> np.ndarray:
     if not np.isfinite(voxels).all():
         raise ValueError(f"{name} holds NaN or infinity: all voxels must be finite")
     return voxels
+
+
+def agreed_pixel_size(
+    path: Path, found: float | None, given: float | None
+) -> float | None:
+    """
+    :param path: A file.
+    :param found: Its pixel size in Ångström, None where it has none.
+    :param given: The one on the command line, if any.
+    :return: The file's, or else the one given.
+    :raises ValueError: the file's is not positive, or they differ.
+    """
+    if found is not None and not 0 < found < math.inf:
+        raise ValueError(f"{path} has a pixel size of {found:g} Å; it must be positive")
+    if found is None or given is None:
+        return given if found is None else found
+    if not math.isclose(found, given, rel_tol=PIXEL_SIZE_TOLERANCE):
+        raise ValueError(
+            f"--pixel-size is {given:g} Å, but {path} has one of {found:g} Å"
+        )
+    return found

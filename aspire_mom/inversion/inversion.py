@@ -20,12 +20,7 @@ from aspire_mom.densities import DiscreteDensity, MomentEncoder
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.checkpoint import Checkpoint, fingerprint
 from aspire_mom.inversion.forward import forward_model
-from aspire_mom.inversion.loss import (
-    MomentLoss,
-    Weighting,
-    informative_rings,
-    ring_rms,
-)
+from aspire_mom.inversion.loss import MomentLoss, Weighting
 from aspire_mom.inversion.optimise import Optimizer, StatusCallback
 from aspire_mom.inversion.options import (
     OPTIMIZERS,
@@ -48,6 +43,7 @@ from aspire_mom.inversion.search import (
     search,
 )
 from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments.rings import informative_rings, ring_rms
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import (
     BallHarmonics,

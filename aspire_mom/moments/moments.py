@@ -96,7 +96,7 @@ class Moments:
         :raises TypeError: no moments.
         :raises ValueError: moments of another basis.
         """
-        self._check_same_basis(estimate)
+        self.check_same_basis(estimate)
         return tuple(
             weighted_norm(getattr(self, name) - getattr(estimate, name), weights)
             / weighted_norm(getattr(estimate, name), weights)
@@ -155,7 +155,7 @@ class Moments:
         return None if error is None else n * (n - 1) * error**2
 
     def _check_mergeable(self, other: Moments) -> None:
-        self._check_same_basis(other)
+        self.check_same_basis(other)
         if not _same_pixel_size(self.pixel_size, other.pixel_size):
             raise ValueError(
                 f"pixel sizes differ: {self.pixel_size} and {other.pixel_size} Å; only"
@@ -260,7 +260,12 @@ class Moments:
             **{name: fields[name] for name in ARRAYS[2:] if name in fields},
         )
 
-    def _check_same_basis(self, other: Moments) -> None:
+    def check_same_basis(self, other: Moments) -> None:
+        """
+        :param other: Moments.
+        :raises TypeError: it is something else.
+        :raises ValueError: they are in another basis.
+        """
         if not isinstance(other, Moments):
             raise TypeError(f"a {type(other).__name__} was given, not Moments")
         if self.basis != other.basis:
