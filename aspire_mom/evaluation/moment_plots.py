@@ -61,7 +61,7 @@ def _plot_first(ax: Axes, moments: Moments) -> None:
     ax.axhline(0, color=INK, lw=0.6)
     ax.errorbar(np.arange(len(first)), first.real, error, color=BLUE, fmt="o", ms=3)
     ax.set(xlabel="ring (cycles per box)", ylabel="E c[0, r]")
-    ax.set_yscale("symlog", linthresh=1e-2 * max(np.abs(first).max(), 1e-300))
+    ax.set_yscale("symlog", linthresh=1e-2 * np.abs(first).max() or 1)
 
 
 def _plot_power(ax: Axes, report: RingReport) -> None:

@@ -43,10 +43,11 @@ def check_stack(path: Path) -> tuple[int, int]:
         )
     header = _native_header(head)
     nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
-    if min(nx, ny, nz) < 1 or int(header["nsymbt"]) < 0:
+    extended = int(header["nsymbt"])
+    if min(nx, ny, nz) < 1 or extended < 0:
         raise ValueError(
             f"{path} is no MRC file, or damaged: its header tells of {nz} images of"
-            f" {nx} x {ny} pixels"
+            f" {nx} x {ny} pixels after {extended} bytes of extended header"
         )
     if mode not in MODES:
         name = " (float16)" if mode == 12 else ""
@@ -58,7 +59,7 @@ def check_stack(path: Path) -> tuple[int, int]:
     if utils.spacegroup_is_volume_stack(header["ispg"]):
         raise ValueError(f"{path} holds volumes; a stack of images is needed")
     item = np.dtype(MODES[mode]).itemsize
-    needed = len(head) + int(header["nsymbt"]) + nx * ny * nz * item
+    needed = len(head) + extended + nx * ny * nz * item
     if status.st_size < needed:
         raise ValueError(
             f"{path} is cut short: by its header it has {nz} images of {nx} x {ny}"

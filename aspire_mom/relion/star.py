@@ -183,8 +183,7 @@ class _Reader:
                 )
             self._add_column(values, self.tokens[1])
         columns = wanted(name, list(values))
-        for column, sink in columns.items():
-            sink.add([values[column]])
+        _add([tuple(values[column] for column in columns)], name, columns)
         return columns
 
     def _loop(self, name: str, wanted: Wanted) -> dict[str, Column]:
@@ -211,9 +210,9 @@ class _Reader:
             elif self._starts_block():  # of a table of one column, after another
                 break
             if len(rows) == CHUNK:
-                _flush(rows, columns)
+                _add(rows, name, columns)
             tokens = self.advance()
-        _flush(rows, columns)
+        _add(rows, name, columns)
         return columns
 
     def _add_column(self, columns: dict, value: int | str) -> None:
@@ -224,10 +223,15 @@ class _Reader:
         self.advance()
 
 
-def _flush(rows: list[tuple[str, ...]], columns: dict[str, Column]) -> None:
-    # strict=False: the first column may have come twice.
-    for sink, texts in zip(columns.values(), zip(*rows, strict=True), strict=False):
-        sink.add(texts)
+def _add(rows: list[tuple[str, ...]], name: str, columns: dict[str, Column]) -> None:
+    """Give rows to the columns of a table, and forget them."""
+    try:
+        # The first column may have come twice: a tuple longer than the columns.
+        values = zip(*rows, strict=True)
+        for column, texts in zip(columns.values(), values, strict=False):
+            column.add(texts)
+    except ValueError as error:
+        raise ValueError(f"in data_{name}, {error}") from error
     rows.clear()
 
 
