@@ -103,8 +103,7 @@ class Table:
         if not (values == value).any():
             there = ", ".join(f"{v:g}" for v in np.unique(values)[:8])
             raise ValueError(
-                f"{self.path} has no particle whose {column} is {value}; there are"
-                f" {there}"
+                f"{self.path} has no particle whose {column} is {value}; it is {there}"
             )
         return self.chosen(values == value)
 

@@ -148,6 +148,23 @@ def test_pixel_size_must_be_positive(here, size):
     assert f"{size} is not a positive number" in message
 
 
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--first", 0), "--first"),
+        (("--random-subset", 3), "--random-subset"),
+        (("--random-subset", 1), "no column _rlnRandomSubset"),
+        (("--class", 2), "_rlnClassNumber is 2; it is 1"),
+        (("--downsample", L + 1), f"--downsample is {L + 1}; the images have {L}"),
+        (("--downsample", 3), "--downsample"),
+        (("--data-folder", "nowhere"), "nowhere"),
+    ],
+)
+def test_choices_of_particles(here, options, word):
+    args = ("moments", here / "particles.star", "-o", here / "m.npz", *options)
+    assert word in refused(here, *args)
+
+
 def simulation(**options):
     return Simulation(
         vols=gaussian_phantom(L, pixel_size=PIXEL_SIZE),
