@@ -347,7 +347,7 @@ main.add_command(
     LazyCommand(
         "moments",
         "aspire_mom.moments.cli",
-        "Average the moments of particles, a RELION STAR file, in one pass.",
+        "Average moments of particles, a RELION STAR file.",
     )
 )
 main.add_command(

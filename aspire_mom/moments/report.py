@@ -41,6 +41,8 @@ class RingReport:
         are unknown.
     :param agreement: Correlation of the second moments of two halves of the data, None
         without halves.
+    :param effective: Images without a CTF that would be worth as much; None where the
+        moments do not tell.
     """
 
     moments: Moments
@@ -49,6 +51,7 @@ class RingReport:
     error: np.ndarray | None = None
     evidence: np.ndarray | None = None
     agreement: np.ndarray | None = None
+    effective: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -79,6 +82,7 @@ class RingReport:
             error=error,
             evidence=None if evidence is None else evidence[rings],
             agreement=None if halves is None else ring_agreement(*halves)[rings],
+            effective=_effective(moments, rings),
         )
 
     @property
@@ -128,6 +132,7 @@ class RingReport:
             "snr": self.snr,
             "evidence": self.evidence,
             "half_set_correlation": self.agreement,
+            "effective_images": self.effective,
         }
         return {
             "n_images": moments.n_images,
@@ -152,7 +157,12 @@ class RingReport:
             columns["Å"] = [f"{a:.1f}" for a in self.angstrom]
         columns["signal"] = [f"{power:.3g}" for power in self.signal]
         columns["noise"] = [f"{power:.3g}" for power in self.noise]
-        for name, values in (("signal/error", self.snr), ("halves", self.agreement)):
+        optional = {
+            "signal/error": self.snr,
+            "halves": self.agreement,
+            "images": self.effective,
+        }
+        for name, values in optional.items():
             if values is not None:
                 columns[name] = [f"{value:.3g}" for value in values]
         columns["supported"] = ["yes" if yes else "no" for yes in self.supported]
@@ -220,6 +230,18 @@ def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
     a, b = seconds
     norm = np.sqrt(total(a, a) * total(b, b))
     return np.divide(total(a, b), norm, where=norm > 0, out=np.zeros_like(norm))
+
+
+def _effective(moments: Moments, rings: slice) -> np.ndarray | None:
+    """Effective number of images on each ring, of moments that know of it."""
+    pairs = getattr(moments, "effective_images", None)
+    if pairs is None:
+        return None
+    own = np.diagonal(pairs)
+    if isinstance(moments.basis, CartesianBasis):
+        ring = pixel_rings(moments.basis)
+        own = np.bincount(ring, own) / np.bincount(ring)
+    return own[rings]
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

@@ -142,10 +142,11 @@ class Table:
                 for number, group in self.groups.items()
                 if (numbers == number).any()
             }
-            several = ", ".join(
-                f"{value:g} {unit} (optics group {group})"
-                for group, value in found.items()
-            )
+            if len(set(found.values())) > 1:  # or else they differ within groups
+                several = ", ".join(
+                    f"{value:g} {unit} (optics group {group})"
+                    for group, value in found.items()
+                )
         raise ValueError(
             f"{self.path} has images of different {name}, {several}; only images of one"
             " can be averaged together"

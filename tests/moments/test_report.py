@@ -126,6 +126,25 @@ def test_exact_moments_and_no_pixel_size():
     assert "no signal" in nothing.verdict()
 
 
+@BASES
+def test_effective_images(basis):
+    """Of moments that know how many images without a CTF they are worth."""
+
+    class Weighted(Moments):
+        @property
+        def effective_images(self):
+            n = getattr(basis, "n_rings", L**2)
+            return np.diag(np.linspace(1000, 10, n)) + 0.5
+
+    plain = estimate(basis, 50)
+    assert RingReport.of(plain).effective is None
+    report = RingReport.of(Weighted(plain.first, plain.second, basis))
+    assert len(report.effective) == len(report.signal)
+    assert report.effective.max() < 1000.6
+    assert report.summary()["effective_images"] == list(report.effective)
+    assert "images" in report.table().splitlines()[1].split()
+
+
 def test_few_images_cannot_tell():
     report = RingReport.of(estimate(PolarBasis(L), 5))
     assert report.verdict() == "5 images are too few to tell which rings hold up"
