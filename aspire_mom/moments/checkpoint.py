@@ -124,7 +124,7 @@ class SumsCheckpoint:
         self.last_write = time.monotonic()
 
     def _check_settings(self, found: dict[str, str]) -> None:
-        for name in sorted(found.keys() | self.settings.keys()):
+        for name in found | self.settings:
             before, now = found.get(name), self.settings.get(name)
             if before != now:
                 raise ValueError(

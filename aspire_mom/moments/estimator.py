@@ -46,9 +46,10 @@ class MomentEstimator:
         images' Nyquist row and column are empty, as ASPIRE's downsampling leaves them,
         the noise is taken to lie within the other frequencies.
     :param batch_size: Images read and transformed at once.
-    :param checkpoint: File that keeps the sums so far, written every minute: a new
-        estimator of the same images goes on from there. It stays when all is done;
+    :param checkpoint: File that keeps the sums so far: a new estimator of the same
+        images goes on from there. It stays when all is done;
         `aspire_mom.moments.discard_checkpoint` removes it.
+    :param checkpoint_seconds: Time from one writing of the checkpoint to the next.
     :param ignore_ctf: Take images that have a CTF as if they had none.
     :param ignore_shifts: Take images that have shifts as if they had none.
     :raises TypeError: `source`, `basis` or `noise_variance` is of another type.
@@ -64,6 +65,7 @@ class MomentEstimator:
         noise_variance: float | NoiseEstimator | None = None,
         batch_size: int = 512,
         checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = 60.0,
         ignore_ctf: bool = False,
         ignore_shifts: bool = False,
     ):
@@ -83,6 +85,7 @@ class MomentEstimator:
         self.noise_variance = noise_variance
         self.batch_size = batch_size
         self.checkpoint = checkpoint
+        self.checkpoint_seconds = checkpoint_seconds
 
     def estimate(self) -> Moments:
         """
@@ -153,6 +156,7 @@ class MomentEstimator:
             sums_of,
             checkpoint=self.checkpoint,
             fingerprint=self._fingerprint(),
+            every=self.checkpoint_seconds,
         )
         corner, edge = sums.pop("corner"), sums.pop("edge")
         mean, mean_square = corner / (n * np.count_nonzero(outside))

@@ -40,11 +40,13 @@ def fingerprint_source(source: ImageSource) -> dict[str, str]:
         ),
     }
     if source.has_metadata(["__mrc_filepath", "__mrc_index"]):
-        paths, numbers = source.get_metadata(["__mrc_filepath", "__mrc_index"]).T
-        stacks = sorted(set(paths))
+        paths, numbers = (
+            np.atleast_1d(source.get_metadata(name))
+            for name in ("__mrc_filepath", "__mrc_index")
+        )
+        stacks, which = np.unique(paths.astype(str), return_inverse=True)
         found["stacks"] = f"{len(stacks)}, {_digest(map(_state, stacks))}"
-        order = (f"{Path(p).name} {i}" for p, i in zip(paths, numbers, strict=True))
-        found["images in stacks"] = _digest(order)
+        found["images in stacks"] = _digest([_plain(which), _plain(numbers)])
     return found
 
 
