@@ -25,6 +25,7 @@ def fingerprint_source(source: ImageSource) -> dict[str, str]:
     :return: Values for people to compare, long ones as digests.
     """
     looked_at = np.unique(np.linspace(0, source.n - 1, LOOKED_AT).astype(int))
+    filter_of_each = source.get_metadata("__filter_indices", default_value=-1)
     found = {
         "source": type(source).__name__,
         "images": str(source.n),
@@ -32,7 +33,7 @@ def fingerprint_source(source: ImageSource) -> dict[str, str]:
         "type of pixels": str(source.dtype),
         "pixel size": str(source.pixel_size),
         "filters": _digest(map(_plain, source.unique_filters or [])),
-        "filter of each image": _digest([_plain(source.filter_indices)]),
+        "filter of each image": _digest([_plain(filter_of_each)]),
         "shifts": _digest([_plain(source.offsets)]),
         "amplitudes": _digest([_plain(source.amplitudes)]),
         f"pixels of {len(looked_at)} images": _digest(
