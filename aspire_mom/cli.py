@@ -252,7 +252,7 @@ def reconstruct(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom reconstruct moments.npz -o result --prior fouriernet
     """
-    from aspire_mom import MomentInversion, Moments, paper_inversion
+    from aspire_mom import MomentInversion, Moments, paper_inversion, processes
     from aspire_mom.files import (
         RECONSTRUCTION_FILES,
         check_outputs,
@@ -261,7 +261,6 @@ def reconstruct(
         write_reconstruction,
     )
     from aspire_mom.filters import check_resolution
-    from aspire_mom.inversion import processes
 
     start = time.perf_counter()
     check_outputs([out / name for name in RECONSTRUCTION_FILES], overwrite)

@@ -225,7 +225,8 @@ def estimated(inversion: MomentInversion, overwrite: bool) -> Reconstruction:
     :raises ValueError: The checkpoint is of something else, and is not to be replaced.
     :raises click.ClickException: It was interrupted.
     """
-    from aspire_mom.inversion import ForeignCheckpoint, processes
+    from aspire_mom import processes
+    from aspire_mom.inversion import ForeignCheckpoint
 
     try:
         try:

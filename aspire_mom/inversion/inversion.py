@@ -32,7 +32,6 @@ from aspire_mom.inversion.options import (
     check_rings,
     checked_device,
 )
-from aspire_mom.inversion.processes import is_first, wait
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (
     Candidate,
@@ -44,6 +43,7 @@ from aspire_mom.inversion.search import (
 )
 from aspire_mom.moments import CartesianBasis, Moments
 from aspire_mom.moments.rings import informative_rings, ring_rms
+from aspire_mom.processes import is_first, wait
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import (
     BallHarmonics,

@@ -12,9 +12,14 @@ from aspire.numeric import fft
 from finufft import Plan
 
 from aspire_mom.checks import check_integer
+from aspire_mom.moments.dihedral import dihedral_transform
 from aspire_mom.moments.noise import white_noise_second
 
 MIN_SIZE = 4
+# Image sizes up to which dense matrices beat the non-uniform FFT and have 150 MB.
+DENSE_UP_TO = {"float32": 128, "float64": 64}
+# Images per non-uniform FFT: their values on rings stay in the cache.
+CHUNK = 64
 
 
 def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray:
@@ -256,14 +261,27 @@ class PolarBasis:
         """
         :param images: Images (n, L, L), real.
         :return: Coefficients c (n, max_order + 1, n_rings), complex of the images'
-            precision.
+            precision; the images lie next to one another in memory, as products of
+            :meth:`factors` want them.
         :raises ValueError: wrong shape or values that are not finite.
         """
         images = check_images(images, self.L)
+        if DENSE_UP_TO[images.dtype.name] >= self.L:
+            by_order = dihedral_transform(self, images.dtype.name)(images)
+            return by_order.transpose(2, 0, 1)
+        shape = self.max_order + 1, self.n_rings, len(images)
+        by_order = np.empty(shape, np.result_type(images, np.complex64))
+        c = by_order.transpose(2, 0, 1)
+        for start in range(0, len(images), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            c[chunk] = self.orders(self._half_rings_of(images[chunk]))
+        return c
+
+    def _half_rings_of(self, images: np.ndarray) -> np.ndarray:
+        """Fourier values / (2 n_angles) on half rings, by a non-uniform FFT."""
         plan = _ring_plan(self, len(images), images.dtype.name)
         scaled = np.multiply(images, 0.5 / self.n_angles, dtype=plan.dtype)
-        half = plan.execute(scaled).reshape(-1, self.n_rings, self.n_angles)
-        return self.orders(half)
+        return plan.execute(scaled).reshape(-1, self.n_rings, self.n_angles)
 
     def orders(self, half: np.ndarray) -> np.ndarray:
         """

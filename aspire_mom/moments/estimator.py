@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 from aspire.source import ImageSource
-from aspire.utils import grid_2d, trange
+from aspire.utils import grid_2d
 
 from aspire_mom.checks import check_integer
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis, check_images
+from aspire_mom.moments.fingerprint import fingerprint_source
 from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.streaming import Sums, accumulate
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +31,11 @@ class MomentEstimator:
     """
     First and second moments of the images of a source, noise bias removed (eq. 30).
 
-    Images are read once, `batch_size` at a time; memory is that of one batch and of the
-    result. The noise is white; images have no CTF and no shifts. Products of a batch
-    are in the images' precision, integers counting as float32, sums over batches in
-    double precision.
+    Images are read once, `batch_size` at a time; memory is that of two batches and of
+    the result. The noise is white; images have no CTF and no shifts. Products of a
+    batch are in the images' precision, integers counting as float32, sums over batches
+    in double precision. Under `torchrun`, within `aspire_mom.processes.joined`, each
+    process reads a part of the images and all get the same moments.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: `CartesianBasis` or `PolarBasis` of the source's image size.
@@ -42,6 +46,10 @@ class MomentEstimator:
         images' Nyquist row and column are empty, as ASPIRE's downsampling leaves them,
         the noise is taken to lie within the other frequencies.
     :param batch_size: Images read and transformed at once.
+    :param checkpoint: File that keeps the sums so far: a new estimator of the same
+        images goes on from there. It stays when all is done;
+        `aspire_mom.moments.discard_checkpoint` removes it.
+    :param checkpoint_seconds: Time from one writing of the checkpoint to the next.
     :param ignore_ctf: Take images that have a CTF as if they had none.
     :param ignore_shifts: Take images that have shifts as if they had none.
     :raises TypeError: `source`, `basis` or `noise_variance` is of another type.
@@ -56,6 +64,8 @@ class MomentEstimator:
         *,
         noise_variance: float | NoiseEstimator | None = None,
         batch_size: int = 512,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = 60.0,
         ignore_ctf: bool = False,
         ignore_shifts: bool = False,
     ):
@@ -74,6 +84,8 @@ class MomentEstimator:
         self.basis = basis
         self.noise_variance = noise_variance
         self.batch_size = batch_size
+        self.checkpoint = checkpoint
+        self.checkpoint_seconds = checkpoint_seconds
 
     def estimate(self) -> Moments:
         """
@@ -81,7 +93,9 @@ class MomentEstimator:
 
         :return: The source's `Moments`. Standard errors are those of averaging images,
             None for a single one; the noise variance counts as known.
-        :raises ValueError: an image with values that are not finite.
+        :raises ValueError: an image with values that are not finite, or a checkpoint of
+            other images or settings, or a damaged one.
+        :raises OSError: the checkpoint cannot be written.
         """
         source, basis, n = self.source, self.basis, self.source.n
         variance = self.noise_variance
@@ -120,21 +134,41 @@ class MomentEstimator:
         """
         L, n = self.basis.L, self.source.n
         outside = grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1
-        sums, corner, edge = None, np.zeros(2), np.zeros(2)
-        for start in trange(0, n, self.batch_size, desc="Averaging images"):
-            images = self.source.images[start : start + self.batch_size].asnumpy()
-            images = check_images(images, L, start)
+
+        def read(start: int, stop: int) -> np.ndarray:
+            images = self.source.images[start:stop].asnumpy()
+            return check_images(images, L, start)
+
+        def sums_of(images: np.ndarray, start: int) -> Sums:
             pixels = images[:, outside].astype(np.float64)
-            corner += pixels.sum(), (pixels**2).sum()
-            edge += _edge_power(images)
-            parts = self.basis.sums(images)
-            if sums is None:
-                sums = [np.zeros(p.shape, np.result_type(p, np.float64)) for p in parts]
-            for total, part in zip(sums, parts, strict=True):
-                total += part
+            corner = np.array([pixels.sum(), (pixels**2).sum()])
+            parts = enumerate(self.basis.sums(images))
+            return {
+                "corner": corner,
+                "edge": _edge_power(images),
+                **{f"basis {i}": part for i, part in parts},
+            }
+
+        [sums] = accumulate(
+            n,
+            self.batch_size,
+            read,
+            sums_of,
+            checkpoint=self.checkpoint,
+            fingerprint=self._fingerprint(),
+            every=self.checkpoint_seconds,
+        )
+        corner, edge = sums.pop("corner"), sums.pop("edge")
         mean, mean_square = corner / (n * np.count_nonzero(outside))
         nyquist = L % 2 == 1 or edge[0] > EMPTY_NYQUIST * edge[1]
-        return sums, max(float(mean_square - mean**2), 0.0), bool(nyquist)
+        variance = max(float(mean_square - mean**2), 0.0)
+        return list(sums.values()), variance, bool(nyquist)
+
+    def _fingerprint(self) -> dict[str, str]:
+        """What a checkpoint's sums depend on."""
+        if self.checkpoint is None:
+            return {}
+        return {"basis": repr(self.basis), **fingerprint_source(self.source)}
 
 
 def _standard_error(mean_square: np.ndarray, n: int) -> np.ndarray | None:
