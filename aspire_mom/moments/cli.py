@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+from aspire.source import ImageSource
 
 from aspire_mom.console import (
     INPUT,
@@ -15,11 +16,12 @@ from aspire_mom.console import (
     pixel_size_option,
 )
 from aspire_mom.files import check_name, check_outputs, staged
-from aspire_mom.moments.bases import CartesianBasis, PolarBasis
+from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.moments.checkpoint import discard_checkpoint
 from aspire_mom.moments.estimator import MomentEstimator
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.report import RingReport
-from aspire_mom.relion import ParticleSource, read_particles
+from aspire_mom.relion import Particles, ParticleSource, read_particles
 
 BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 
@@ -80,6 +82,12 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     show_default=True,
     help="Images in memory at once.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the sums so far in a file beside the output whose name ends in"
+    " .checkpoint, and go on from it if it is there; do nothing if the output is.",
+)
 @overwrite_option
 def moments(
     particles: Path,
@@ -94,6 +102,7 @@ def moments(
     ignore_ctf: bool,
     ignore_shifts: bool,
     batch_size: int,
+    resume: bool,
     overwrite: bool,
 ) -> None:
     """
@@ -110,7 +119,8 @@ def moments(
             --downsample 64 --ignore-ctf --ignore-shifts -o half1.npz
     """
     check_name(out, ".npz")
-    check_outputs([out], overwrite)
+    complete = resume and out.is_file() and not overwrite
+    check_outputs([out], overwrite or complete)
     read = read_particles(
         particles,
         pixel_size,
@@ -122,22 +132,53 @@ def moments(
     click.echo(read.summary(), err=True)
     if not ignore_ctf:
         read.check_ctf()
-    source = ParticleSource(read)
-    if downsample is not None:
-        if downsample > source.L:
-            raise ValueError(
-                f"--downsample is {downsample}; the images have {source.L} pixels"
-            )
-        source = source.downsample(downsample)
+    source = _source(read, downsample)
+    coefficients = BASES[basis](source.L)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    if complete:
+        _check_same(out, source, coefficients)
+        discard_checkpoint(checkpoint)  # left by who was killed just then
+        click.echo(f"{out} is complete")
+        return
     options = {
         "batch_size": batch_size,
         "ignore_ctf": ignore_ctf,
         "ignore_shifts": ignore_shifts,
+        "checkpoint": checkpoint if resume else None,
     }
-    estimate = MomentEstimator(source, BASES[basis](source.L), **options).estimate()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        estimate = MomentEstimator(source, coefficients, **options).estimate()
+    except KeyboardInterrupt as error:
+        what = "the same command goes on" if resume else "--resume keeps what is done"
+        raise click.ClickException(f"interrupted; {what}") from error
     with staged(out.parent) as folder:
         estimate.save(folder / out.name)
+    if resume:
+        discard_checkpoint(checkpoint)
     click.echo(f"{estimate} in {out}")
+
+
+def _source(particles: Particles, downsample: int | None) -> ImageSource:
+    """The particles' images, as they are to be averaged."""
+    source = ParticleSource(particles)
+    if downsample is None:
+        return source
+    if downsample > source.L:
+        raise ValueError(
+            f"--downsample is {downsample}; the images have {source.L} pixels"
+        )
+    return source.downsample(downsample)
+
+
+def _check_same(out: Path, source: ImageSource, basis: Basis) -> None:
+    """Raise unless the moments in a file may be those that are wanted."""
+    found = Moments.load(out)
+    if (found.n_images, found.basis) != (source.n, basis):
+        raise ValueError(
+            f"{out} holds moments of {found.n_images} images in {found.basis}, not of"
+            f" {source.n} in {basis}; pass --overwrite to replace it"
+        )
 
 
 @click.command(cls=Command)

@@ -28,7 +28,11 @@ from aspire_mom.evaluation import mirror
 from aspire_mom.files import RECONSTRUCTION_FILES
 from aspire_mom.inversion.options import PRIORS
 from aspire_mom.phantoms import gaussian_phantom
+from aspire_mom.relion import ParticleSource
 from tests.cli.conftest import IMAGES, PIXEL_SIZE, SCRIPT, L, run, succeed
+
+# Checkpoints at once.
+EVERY_BATCH = {**MomentEstimator.__init__.__kwdefaults__, "checkpoint_seconds": 0.0}
 
 
 def test_simulated_particles_are_read_back(star):
@@ -129,6 +133,39 @@ def test_half_sets_make_the_whole(tmp_path, moments, star):
     assert whole.n_images == IMAGES
     # Each half has a noise variance of its own.
     assert max(whole.relative_error(Moments.load(moments))) < 1e-4
+
+
+def test_interrupted_moments_go_on(tmp_path, monkeypatch, moments, star):
+    """Ctrl-C half-way; then the rest of the images, then none."""
+    read, starts = ParticleSource._images, []
+
+    def interrupted(self, indices):
+        starts.append(int(indices[0]))
+        if starts[-1] >= IMAGES // 2 and not resumed:
+            raise KeyboardInterrupt
+        return read(self, indices)
+
+    monkeypatch.setattr(ParticleSource, "_images", interrupted)
+    monkeypatch.setattr(MomentEstimator.__init__, "__kwdefaults__", EVERY_BATCH)
+    out = tmp_path / "new" / "m.npz"
+    command = ("moments", star, "-o", out, "--batch-size", 10, "--resume")
+    resumed = False
+    stopped = run(*command)
+    assert stopped.exit_code == 2
+    assert stopped.stderr.endswith("Error: interrupted; the same command goes on\n")
+    assert not out.exists()
+    before, resumed = len(starts), True
+    succeed(*command)
+    assert min(starts[before + 1 :]) >= IMAGES // 2 - 10  # after one look at the source
+    assert [path.name for path in out.parent.iterdir()] == ["m.npz"]
+    assert max(Moments.load(out).relative_error(Moments.load(moments))) < 1e-5
+    assert "is complete" in succeed(*command).stdout
+    # Of other particles it is not.
+    refused = run(*command, "--first", 20)
+    assert "300 images" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    succeed(*command, "--first", 20, "--overwrite")
+    assert Moments.load(out).n_images == 20
 
 
 def test_the_papers_configuration(tmp_path, star):
