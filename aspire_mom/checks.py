@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 from aspire.volume import Volume
 
+# Pixel sizes that differ by less than this fraction are the same: MRC headers hold
+# float32, and calibrations are not known better.
+PIXEL_SIZE_TOLERANCE = 1e-4
+
 
 def check_integer(name: str, value: int, least: int) -> int:
     """
@@ -64,3 +68,51 @@ def check_volume(name: str, volume: Volume) -> np.ndarray:
     if not np.isfinite(voxels).all():
         raise ValueError(f"{name} holds NaN or infinity: all voxels must be finite")
     return voxels
+
+
+def agreed_pixel_size(
+    path: Path, found: float | None, given: float | None
+) -> float | None:
+    """
+    :param path: A file.
+    :param found: Its pixel size in Ångström, None where it has none.
+    :param given: The one on the command line, if any.
+    :return: The file's, or else the one given.
+    :raises ValueError: the file's is not positive, or they differ.
+    """
+    if found is not None and not 0 < found < math.inf:
+        raise ValueError(f"{path} has a pixel size of {found:g} Å; it must be positive")
+    if found is None or given is None:
+        return given if found is None else found
+    if not math.isclose(found, given, rel_tol=PIXEL_SIZE_TOLERANCE):
+        raise ValueError(
+            f"--pixel-size is {given:g} Å, but {path} has one of {found:g} Å"
+        )
+    return found
+
+
+def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray:
+    """
+    :param images: Images (n, L, L), n ≥ 1, real, [row = y, column = x].
+    :param L: Pixels along an edge that the basis was made for.
+    :param first_index: Index of the first image in its source, for the error message.
+    :return: The images as a contiguous float32 or float64 array.
+    :raises ValueError: wrong shape, or a value that is not finite.
+    :raises TypeError: values that are not real numbers.
+    """
+    images = np.asarray(images)
+    if images.ndim != 3 or images.shape[1:] != (L, L) or len(images) == 0:
+        raise ValueError(
+            f"images have shape {images.shape}; this basis takes (n, {L}, {L}), n ≥ 1"
+        )
+    if images.dtype.kind not in "fiu":
+        raise TypeError(f"images have dtype {images.dtype}; they must be real numbers")
+    dtype = np.float64 if images.dtype.itemsize > 4 else np.float32
+    images = np.ascontiguousarray(images, dtype=dtype)
+    finite = np.isfinite(images).all(axis=(1, 2))
+    if not finite.all():
+        raise ValueError(
+            f"image {first_index + int(np.argmin(finite))} has values that are NaN or"
+            " infinite; only finite images can be averaged"
+        )
+    return images

@@ -13,6 +13,8 @@ from pathlib import Path
 import click
 
 from aspire_mom.console import (
+    INPUT,
+    OUTPUT,
     Group,
     LazyCommand,
     LazyGroup,
@@ -20,20 +22,14 @@ from aspire_mom.console import (
     check_device,
     estimated,
     figures,
+    overwrite_option,
+    pixel_size_option,
 )
 
-INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
-OUTPUT = click.Path(path_type=Path)
 CHECKPOINT = "checkpoint.pt"
 
 out_folder = click.option(
     "-o", "--out", type=OUTPUT, required=True, help="Folder for the results."
-)
-pixel_size_option = click.option(
-    "--pixel-size",
-    type=Positive(),
-    help="Ångström per pixel, where the file does not say; must agree with it if it"
-    " does.",
 )
 seed_option = click.option(
     "--seed",
@@ -44,9 +40,6 @@ seed_option = click.option(
 )
 device_option = click.option(
     "--device", default="cpu", show_default=True, help="torch device: cpu, cuda, …"
-)
-overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace results that exist."
 )
 
 
@@ -70,6 +63,7 @@ def main(ctx: click.Context) -> None:
         aspire-mom demo --out demo
     From images to a model, and how good it is where the truth is known:
         aspire-mom moments particles.star -o moments.npz
+        aspire-mom inspect moments.npz
         aspire-mom reconstruct moments.npz -o result
         aspire-mom evaluate result/volume.mrc truth.mrc
     """
@@ -194,76 +188,6 @@ def simulate(
 
 
 @main.command()
-@click.argument("particles", type=INPUT)
-@click.option(
-    "-o", "--out", type=OUTPUT, required=True, help="Moments file to write (.npz)."
-)
-@pixel_size_option
-@click.option(
-    "--basis",
-    type=click.Choice(["polar", "cartesian"]),
-    default="polar",
-    show_default=True,
-    help="Rings of the images' Fourier transforms, averaged over in-plane angles, or"
-    " all Fourier pixels, which the paper's configuration takes: n⁴ numbers.",
-)
-@click.option(
-    "--ignore-ctf",
-    is_flag=True,
-    help="Take images that have a CTF as if they had none.",
-)
-@click.option(
-    "--ignore-shifts",
-    is_flag=True,
-    help="Take images that have shifts as if they were centred.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Images in memory at once.",
-)
-@overwrite_option
-def moments(
-    particles: Path,
-    out: Path,
-    pixel_size: float | None,
-    basis: str,
-    ignore_ctf: bool,
-    ignore_shifts: bool,
-    batch_size: int,
-    overwrite: bool,
-) -> None:
-    """
-    Average the moments of PARTICLES, a RELION STAR file, in one pass.
-
-    Angles in the file are not used. Paths of stacks are relative to its folder. The
-    noise variance is measured in the corners of the images and its share removed.
-
-    \b
-    Example:
-        aspire-mom moments particles.star -o moments.npz
-    """
-    from aspire_mom import CartesianBasis, MomentEstimator, PolarBasis
-    from aspire_mom.files import check_name, check_outputs, read_particles, staged
-
-    check_name(out, ".npz")
-    check_outputs([out], overwrite)
-    source = read_particles(particles, pixel_size)
-    estimate = MomentEstimator(
-        source,
-        {"polar": PolarBasis, "cartesian": CartesianBasis}[basis](source.L),
-        batch_size=batch_size,
-        ignore_ctf=ignore_ctf,
-        ignore_shifts=ignore_shifts,
-    ).estimate()
-    with staged(out.parent) as folder:
-        estimate.save(folder / out.name)
-    click.echo(f"{estimate} in {out}")
-
-
-@main.command()
 @click.argument("moments", type=INPUT)
 @out_folder
 @click.option(
@@ -328,7 +252,7 @@ def reconstruct(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom reconstruct moments.npz -o result --prior fouriernet
     """
-    from aspire_mom import MomentInversion, Moments, paper_inversion
+    from aspire_mom import MomentInversion, Moments, paper_inversion, processes
     from aspire_mom.files import (
         RECONSTRUCTION_FILES,
         check_outputs,
@@ -337,7 +261,6 @@ def reconstruct(
         write_reconstruction,
     )
     from aspire_mom.filters import check_resolution
-    from aspire_mom.inversion import processes
 
     start = time.perf_counter()
     check_outputs([out / name for name in RECONSTRUCTION_FILES], overwrite)
@@ -419,6 +342,20 @@ def evaluate(
     click.echo(json.dumps(report, indent=2) if as_json else figures(report))
 
 
+main.add_command(
+    LazyCommand(
+        "moments",
+        "aspire_mom.moments.cli",
+        "Average moments of particles, a RELION STAR file.",
+    )
+)
+main.add_command(
+    LazyCommand(
+        "inspect",
+        "aspire_mom.moments.cli",
+        "Tell what is in moments, and how many rings of them hold up.",
+    )
+)
 main.add_command(
     LazyGroup(
         "mra",

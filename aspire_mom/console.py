@@ -35,6 +35,19 @@ class Positive(click.ParamType):
         return number
 
 
+INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUTPUT = click.Path(path_type=Path)
+pixel_size_option = click.option(
+    "--pixel-size",
+    type=Positive(),
+    help="Ångström per pixel, where the file does not say; must agree with it if it"
+    " does.",
+)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace results that exist."
+)
+
+
 class Command(click.Command):
     """A command with ASPIRE's log lines on stderr: stdout is for results."""
 
@@ -212,7 +225,8 @@ def estimated(inversion: MomentInversion, overwrite: bool) -> Reconstruction:
     :raises ValueError: The checkpoint is of something else, and is not to be replaced.
     :raises click.ClickException: It was interrupted.
     """
-    from aspire_mom.inversion import ForeignCheckpoint, processes
+    from aspire_mom import processes
+    from aspire_mom.inversion import ForeignCheckpoint
 
     try:
         try:

@@ -4,7 +4,6 @@ wrong with them, written whole or not at all."""
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,19 +14,15 @@ from tempfile import TemporaryDirectory
 
 import mrcfile
 import numpy as np
-from aspire.source import RelionSource
-from aspire.utils import RelionStarFile
 from aspire.volume import Volume
 
+from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, agreed_pixel_size
 from aspire_mom.evaluation import mirror, plot_isosurfaces, plot_slices, plot_views
-from aspire_mom.evaluation.fsc import PIXEL_SIZE_TOLERANCE
 from aspire_mom.filters import low_pass
 from aspire_mom.inversion import Reconstruction
 from aspire_mom.inversion.reconstruction import FILES
 from aspire_mom.moments import Moments
 
-# What ASPIRE reads of image stacks: int8, int16, float32, uint16.
-STACK_MODES = (0, 1, 2, 6)
 RECONSTRUCTION_FILES = (
     *FILES,
     "volume_mirror.mrc",
@@ -50,7 +45,7 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
     :raises ValueError: the file is damaged, its volume not cubic, not finite or the
         same in all voxels, or its header contradicts `pixel_size`.
     """
-    with _open_mrc(path, mrcfile.open) as mrc:
+    with _open_mrc(path) as mrc:
         voxels, sizes = np.array(mrc.data), mrc.voxel_size.item()
     if voxels.ndim == 4 and len(voxels) == 1:  # as `Volume.save` has it
         voxels = voxels[0]
@@ -63,42 +58,8 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
         raise ValueError(f"{path} is {voxels.flat[0]} in all its voxels")
     if not np.allclose(sizes, sizes[0], rtol=PIXEL_SIZE_TOLERANCE, atol=0):
         raise ValueError(f"{path} has voxels of {sizes} Å; they must be cubes")
-    size = _agreed_pixel_size(path, sizes[0] or None, pixel_size)
+    size = agreed_pixel_size(path, sizes[0] or None, pixel_size)
     return Volume(voxels.astype(np.float32), pixel_size=size)
-
-
-def read_particles(path: Path, pixel_size: float | None = None) -> RelionSource:
-    """
-    Open a RELION STAR file of particles. All stacks it names are looked at, their
-    pixels are not read.
-
-    :param path: STAR file, with or without an optics table; paths of its stacks are
-        relative to its folder.
-    :param pixel_size: Ångström per pixel, where the STAR file has none.
-    :return: ASPIRE `RelionSource`.
-    :raises FileNotFoundError: no such file, or a stack that it names is missing.
-    :raises ValueError: no particles, a damaged file, images of several sizes or pixel
-        sizes, no pixel size, or one that contradicts `pixel_size`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        table = RelionStarFile(path).get_merged_data_block()
-    except Exception as error:  # ASPIRE and gemmi raise many kinds
-        raise ValueError(
-            f"{path} cannot be read as a STAR file of particles: {error}"
-        ) from error
-    if "_rlnImageName" not in table:
-        raise ValueError(f"{path} has no column _rlnImageName, which names the images")
-    names = np.atleast_1d(table["_rlnImageName"])
-    if len(names) == 0:
-        raise ValueError(f"{path} lists 0 particles; at least 1 is needed")
-    size = _agreed_pixel_size(path, _star_pixel_size(path, table), pixel_size)
-    if size is None:
-        raise ValueError(f"{path} gives no pixel size; pass --pixel-size")
-    _check_stacks(path, names)
-    return RelionSource(path, pixel_size=size)
 
 
 def simulated_stacks(star: Path) -> list[Path]:
@@ -229,79 +190,15 @@ def write_reconstruction(
     write_json(folder / "report.json", report)
 
 
-def _open_mrc(path: Path, opener) -> mrcfile.mrcobject.MrcObject:
+def _open_mrc(path: Path) -> mrcfile.mrcobject.MrcObject:
     """An MRC file as leniently as ASPIRE takes it, if only its data are there."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        mrc = opener(path, mode="r", permissive=True)
+        mrc = mrcfile.open(path, mode="r", permissive=True)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as MRC: {error}") from error
     if mrc.data is None:
         mrc.close()
         raise ValueError(f"{path} is cut short, or no MRC file")
     return mrc
-
-
-def _agreed_pixel_size(
-    path: Path, found: float | None, given: float | None
-) -> float | None:
-    """The pixel size of a file, or the one on the command line where it has none."""
-    if found is not None and not 0 < found < math.inf:
-        raise ValueError(f"{path} has a pixel size of {found:g} Å; it must be positive")
-    if found is None or given is None:
-        return given if found is None else found
-    if not math.isclose(found, given, rel_tol=PIXEL_SIZE_TOLERANCE):
-        raise ValueError(
-            f"--pixel-size is {given:g} Å, but {path} has one of {found:g} Å"
-        )
-    return found
-
-
-def _star_pixel_size(path: Path, table: dict) -> float | None:
-    """The pixel size of all particles, as RELION ≥ 3.1 or older versions have it."""
-    if "_rlnImagePixelSize" in table:
-        sizes = np.unique(table["_rlnImagePixelSize"])
-    elif {"_rlnDetectorPixelSize", "_rlnMagnification"} <= set(table):
-        # Micrometres on the detector.
-        sizes = 1e4 * table["_rlnDetectorPixelSize"] / table["_rlnMagnification"]
-        sizes = np.unique(sizes)
-    else:
-        return None
-    if not np.allclose(sizes, sizes[0], rtol=PIXEL_SIZE_TOLERANCE, atol=0):
-        raise ValueError(
-            f"{path} has images of different pixel sizes, {sizes.min():g} to"
-            f" {sizes.max():g} Å; only images of one pixel size can be averaged"
-        )
-    return float(sizes[0])
-
-
-def _check_stacks(star: Path, names: np.ndarray) -> None:
-    """Raise for the first stack of a STAR file that ASPIRE could not read."""
-    parts = np.char.partition(names.astype(str), "@")
-    if not np.char.isdecimal(parts[:, 0]).all() or (parts[:, 2] == "").any():
-        bad = names[~np.char.isdecimal(parts[:, 0]) | (parts[:, 2] == "")][0]
-        raise ValueError(f"{star} names an image {bad!r}; number@file is needed")
-    stacks, which = np.unique(parts[:, 2], return_inverse=True)
-    first, last = np.full(len(stacks), np.iinfo(int).max), np.zeros(len(stacks), int)
-    numbers = parts[:, 0].astype(int)
-    np.minimum.at(first, which, numbers)
-    np.maximum.at(last, which, numbers)
-    L = None
-    for stack, low, high in zip(stacks, first, last, strict=True):
-        path = star.parent / stack
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}, a stack that {star} names, is missing")
-        with _open_mrc(path, mrcfile.mmap) as mrc:
-            shape, mode = mrc.data.shape, int(mrc.header.mode)
-        n = shape[0] if len(shape) == 3 else 1
-        L = L or shape[-1]
-        if shape[-2:] != (L, L) or mode not in STACK_MODES:
-            raise ValueError(
-                f"{path} has images of {shape[-1]} x {shape[-2]} pixels in MRC mode"
-                f" {mode}; all must be square, of one size, in mode 0, 1, 2 or 6"
-            )
-        if low < 1 or high > n:
-            raise ValueError(
-                f"{star} names images {low} to {high} of {path}, which has {n}"
-            )

@@ -30,8 +30,9 @@ from aspire_mom import (
     PolarBasis,
     SO3Quadrature,
     SphericalDesign,
+    processes,
 )
-from aspire_mom.inversion import forward_model, processes
+from aspire_mom.inversion import forward_model
 
 BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 

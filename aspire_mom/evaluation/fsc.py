@@ -6,11 +6,7 @@ import numpy as np
 from aspire.numeric import fft
 from aspire.volume import Volume
 
-from aspire_mom.checks import check_volume
-
-# Pixel sizes that differ by less than this fraction are the same: MRC headers hold
-# float32, and calibrations are not known better.
-PIXEL_SIZE_TOLERANCE = 1e-4
+from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, check_volume
 
 
 def check_pair(volume: Volume, reference: Volume) -> float | None:

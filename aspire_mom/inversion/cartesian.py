@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from aspire_mom.inversion.processes import gathered, own_rows
 from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.processes import gathered, own_rows
 from aspire_mom.quadrature import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 

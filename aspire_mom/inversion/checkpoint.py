@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aspire_mom.inversion.processes import is_first
+from aspire_mom.processes import is_first
 
 SECONDS_BETWEEN_WRITES = 20
 # What torch.load raises on files that it did not write, or not to the end.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from aspire_mom.inversion.cartesian import CartesianForward, check_count, in_chunks
-from aspire_mom.inversion.processes import gathered, own_rows
 from aspire_mom.moments import Basis, CartesianBasis, PolarBasis
+from aspire_mom.processes import gathered, own_rows
 from aspire_mom.quadrature import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 

@@ -20,12 +20,7 @@ from aspire_mom.densities import DiscreteDensity, MomentEncoder
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.checkpoint import Checkpoint, fingerprint
 from aspire_mom.inversion.forward import forward_model
-from aspire_mom.inversion.loss import (
-    MomentLoss,
-    Weighting,
-    informative_rings,
-    ring_rms,
-)
+from aspire_mom.inversion.loss import MomentLoss, Weighting
 from aspire_mom.inversion.optimise import Optimizer, StatusCallback
 from aspire_mom.inversion.options import (
     OPTIMIZERS,
@@ -37,7 +32,6 @@ from aspire_mom.inversion.options import (
     check_rings,
     checked_device,
 )
-from aspire_mom.inversion.processes import is_first, wait
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (
     Candidate,
@@ -48,6 +42,8 @@ from aspire_mom.inversion.search import (
     search,
 )
 from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments.rings import informative_rings, ring_rms
+from aspire_mom.processes import is_first, wait
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import (
     BallHarmonics,

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments.rings import (
+    NEGLIGIBLE,
+    order_multiplicity,
+    pixel_rings,
+    ring_rms,
+)
 from aspire_mom.moments.weights import LEAST_SHARE
 
 Weighting = Literal["noise", "rings", "none"]
 # What quadrature and model may miss of an entry, relative to its rings' RMS: errors
 # below it count no more, however small the noise.
 RELATIVE_FLOOR = 0.003
-# A ring carries signal where its second moments exceed their errors by this in square.
-SIGNIFICANT = 1.5
-# Rings weaker than this, relative to the strongest, count as empty in exact moments.
-NEGLIGIBLE = 1e-4
 
 
 class MomentLoss(torch.nn.Module):
@@ -85,7 +87,7 @@ class MomentLoss(torch.nn.Module):
                 # moment's entries and their transposes.
                 weights = (1.0 if name == "first" else 0.5) / variance
                 if not self.cartesian:
-                    weights = weights * _order_multiplicity(value, name)
+                    weights = weights * order_multiplicity(value, name)
             elif weighting == "rings":
                 weights = np.where(weights > 0, 1 / scale**2, 0)
             if weighting != "noise":
@@ -113,56 +115,6 @@ class MomentLoss(torch.nn.Module):
         return a + self.lam * b
 
 
-def ring_rms(moments: Moments) -> np.ndarray:
-    """
-    Root of the signal power on each ring, Σ_m E|c[m, r]|² or the mean of E|f|² over the
-    pixels nearest the ring.
-
-    :param moments: Moments in any basis.
-    :return: (n_rings,), float64; 0 where noise removal left a negative power.
-    """
-    basis, second = moments.basis, moments.second
-    if isinstance(basis, CartesianBasis):
-        ring = _pixel_rings(basis)
-        power = np.bincount(ring, second.diagonal().real) / np.bincount(ring)
-    elif basis.inplane_average:
-        own = np.einsum("mrr->mr", second).real
-        power = (_order_multiplicity(own, "first") * own).sum(0)
-    else:
-        own = np.einsum("mrmr->mr", second[:, :, basis.max_order :]).real
-        power = (_order_multiplicity(own, "first") * own).sum(0)
-    return np.sqrt(np.maximum(power, 0))
-
-
-def informative_rings(moments: Moments) -> int:
-    """
-    How many rings, from the centre, the data support: up to two rings past the last one
-    on which squared second moments exceed their squared errors by half (exact moments:
-    all whose RMS is at least 1e-4 of the largest).
-
-    :param moments: Moments in the polar basis.
-    :return: A number of rings, at least 4 where the basis has them.
-    """
-    n_rings = moments.basis.n_rings
-    rms = ring_rms(moments)
-    if moments.second_error is None or not moments.basis.inplane_average:
-        strong = np.flatnonzero(rms >= NEGLIGIBLE * rms.max())
-        count = int(strong[-1]) + 1
-    else:
-        # Orders beyond 2πr · 0.4 are empty for an object within 0.4 of the box.
-        order = np.arange(len(moments.second))[:, None]
-        reach = np.ceil(0.8 * np.pi * np.arange(n_rings)) + 1
-        reach[0] = 0  # higher ones of a single point are round-off
-        within = order[:, :, None] <= np.minimum(reach[:, None], reach)
-        seen = within & (moments.second_error > 0)
-        ratio = np.abs(moments.second) ** 2
-        ratio = np.divide(ratio, moments.second_error**2, where=seen, out=0 * ratio)
-        mean = ratio.sum((0, 2)) / np.maximum(seen.sum((0, 2)), 1)
-        strong = np.flatnonzero(mean > SIGNIFICANT)
-        count = (int(strong[-1]) if len(strong) else 0) + 3
-    return int(np.clip(count, min(4, n_rings), n_rings))
-
-
 def _information(moments: Moments, name: str) -> np.ndarray:
     """
     How well entries are known, relative to the best: what CTFs leave of entries near
@@ -186,23 +138,11 @@ def _square(values: Tensor) -> Tensor:
     return values.real**2 + values.imag**2
 
 
-def _pixel_rings(basis: CartesianBasis) -> np.ndarray:
-    return np.round(np.linalg.norm(basis.frequencies, axis=1)).astype(int)
-
-
-def _order_multiplicity(value: np.ndarray, name: str) -> np.ndarray:
-    """1 for angular order 0, 2 for those that stand for ±m, broadcast to `value`."""
-    if name == "first" and value.ndim == 1:
-        return np.ones(1)
-    multiplicity = np.where(np.arange(len(value)) == 0, 1.0, 2.0)
-    return multiplicity.reshape(-1, *[1] * (value.ndim - 1))
-
-
 def _entry_scale(moments: Moments, name: str, rms: np.ndarray) -> np.ndarray:
     """RMS of a moment's entries as ring powers alone would have it."""
     basis = moments.basis
     if isinstance(basis, CartesianBasis):
-        pixel = rms[_pixel_rings(basis)]
+        pixel = rms[pixel_rings(basis)]
         return pixel if name == "first" else np.outer(pixel, pixel)
     # A ring's power spreads over the orders an object within 0.4 of the box has.
     orders = 2 * 0.8 * np.pi * np.arange(basis.n_rings) + 1

@@ -11,7 +11,7 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor
 
-from aspire_mom.inversion.processes import agreed, combine_gradients, is_first
+from aspire_mom.processes import agreed, combine_gradients, is_first
 from aspire_mom.volumes import FourierVolume
 
 Optimizer = Literal["lbfgs", "adam"]

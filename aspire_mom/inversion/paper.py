@@ -10,9 +10,9 @@ import torch
 from aspire_mom.checks import check_integer
 from aspire_mom.densities import LatentEncoder, MomentEncoder
 from aspire_mom.inversion.inversion import MomentInversion
-from aspire_mom.inversion.loss import ring_rms
 from aspire_mom.inversion.optimise import StatusCallback
 from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments.rings import ring_rms
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import FourierNet
 

@@ -1,6 +1,7 @@
 """Image → coefficients → moments."""
 
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.moments.checkpoint import discard_checkpoint
 from aspire_mom.moments.estimator import MomentEstimator
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.noise import estimate_noise_filter
@@ -14,4 +15,5 @@ __all__ = [
     "PolarBasis",
     "estimate_noise_filter",
     "ThirdMomentBasis",
+    "discard_checkpoint",
 ]

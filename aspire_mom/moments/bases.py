@@ -11,37 +11,15 @@ import scipy.fft
 from aspire.numeric import fft
 from finufft import Plan
 
-from aspire_mom.checks import check_integer
+from aspire_mom.checks import check_images, check_integer
+from aspire_mom.moments.dihedral import dihedral_transform
 from aspire_mom.moments.noise import white_noise_second
 
 MIN_SIZE = 4
-
-
-def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray:
-    """
-    :param images: Images (n, L, L), n ≥ 1, real, [row = y, column = x].
-    :param L: Pixels along an edge that the basis was made for.
-    :param first_index: Index of the first image in its source, for the error message.
-    :return: The images as a contiguous float32 or float64 array.
-    :raises ValueError: wrong shape, or a value that is not finite.
-    :raises TypeError: values that are not real numbers.
-    """
-    images = np.asarray(images)
-    if images.ndim != 3 or images.shape[1:] != (L, L) or len(images) == 0:
-        raise ValueError(
-            f"images have shape {images.shape}; this basis takes (n, {L}, {L}), n ≥ 1"
-        )
-    if images.dtype.kind not in "fiu":
-        raise TypeError(f"images have dtype {images.dtype}; they must be real numbers")
-    dtype = np.float64 if images.dtype.itemsize > 4 else np.float32
-    images = np.ascontiguousarray(images, dtype=dtype)
-    finite = np.isfinite(images).all(axis=(1, 2))
-    if not finite.all():
-        raise ValueError(
-            f"image {first_index + int(np.argmin(finite))} has values that are NaN or"
-            " infinite; only finite images can be averaged"
-        )
-    return images
+# Image sizes up to which dense matrices beat the non-uniform FFT and have 150 MB.
+DENSE_UP_TO = {"float32": 128, "float64": 64}
+# Images per non-uniform FFT: their values on rings stay in the cache.
+CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -267,16 +245,32 @@ class PolarBasis:
         :param H: Real and even functions to multiply the images' transforms by, on half
             rings: (n, n_rings, n_angles), or (n, n_rings, 1) for radial ones.
         :return: Coefficients c (n, max_order + 1, n_rings), complex of the images'
-            precision.
+            precision; the images lie next to one another in memory, as products of
+            :meth:`factors` want them.
         :raises ValueError: wrong shape or values that are not finite.
         """
         images = check_images(images, self.L)
+        radial = H is None or H.shape[-1] == 1
+        if radial and DENSE_UP_TO[images.dtype.name] >= self.L:
+            by_order = dihedral_transform(self, images.dtype.name)(images)
+        else:
+            shape = self.max_order + 1, self.n_rings, len(images)
+            by_order = np.empty(shape, np.result_type(images, np.complex64))
+            for start in range(0, len(images), CHUNK):
+                chunk = slice(start, start + CHUNK)
+                half = self._half_rings_of(images[chunk])
+                if not radial:
+                    half *= H[chunk].astype(images.dtype)
+                by_order[..., chunk] = self.orders(half).transpose(1, 2, 0)
+        if radial and H is not None:
+            by_order *= H[:, :, 0].T.astype(images.dtype)
+        return by_order.transpose(2, 0, 1)
+
+    def _half_rings_of(self, images: np.ndarray) -> np.ndarray:
+        """Fourier values / (2 n_angles) on half rings, by a non-uniform FFT."""
         plan = _ring_plan(self, len(images), images.dtype.name)
         scaled = np.multiply(images, 0.5 / self.n_angles, dtype=plan.dtype)
-        half = plan.execute(scaled).reshape(-1, self.n_rings, self.n_angles)
-        if H is not None:
-            half *= H.astype(images.dtype)
-        return self.orders(half)
+        return plan.execute(scaled).reshape(-1, self.n_rings, self.n_angles)
 
     def orders(self, half: np.ndarray) -> np.ndarray:
         """

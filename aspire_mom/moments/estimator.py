@@ -5,19 +5,32 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 from aspire.source import ImageSource
-from aspire.utils import grid_2d, trange
+from aspire.utils import grid_2d
 
-from aspire_mom.checks import check_integer
+from aspire_mom.checks import check_images, check_integer
 from aspire_mom.moments.amplitudes import correct_amplitudes
-from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis, check_images
+from aspire_mom.moments.bases import Basis
+from aspire_mom.moments.checks import (
+    check_astigmatism,
+    check_match,
+    check_noise_filter,
+    check_third,
+    checked_std,
+    checked_variance,
+    known_offsets,
+    mention_amplitudes,
+)
 from aspire_mom.moments.ctf import TransferFunctions
+from aspire_mom.moments.fingerprint import digest, fingerprint_source
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.noise import stationary_noise_second
+from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.moments.third import ThirdMomentBasis
 from aspire_mom.moments.weights import (
     divide,
@@ -40,9 +53,11 @@ class MomentEstimator:
     First and second moments of the images of a source as if they had no CTF, were
     centred and free of noise (eq. 30).
 
-    Images are read once, `batch_size` at a time; memory is that of one batch and of the
-    result. Products of a batch are in the images' precision, integers counting as
-    float32, sums over batches in double precision.
+    Images are read once, `batch_size` at a time; memory is that of two batches and of
+    the result. Products of a batch are in the images' precision, integers counting as
+    float32, sums over batches in double precision. Under `torchrun`, within
+    `aspire_mom.processes.joined`, each process reads a part of the images and all get
+    the same moments.
 
     - CTFs and other filters of the source, one for all images or one for each, are
       undone by least squares: every entry of a moment has its own normal equation (see
@@ -73,6 +88,10 @@ class MomentEstimator:
     :param third: Third moments to estimate too, in-plane averaged; those of images with
         CTFs cannot be compressed (`ThirdMomentBasis.rings`).
     :param batch_size: Images read and transformed at once.
+    :param checkpoint: File that keeps the sums so far: a new estimator of the same
+        images goes on from there. It stays when all is done;
+        `aspire_mom.moments.discard_checkpoint` removes it.
+    :param checkpoint_seconds: Time from one writing of the checkpoint to the next.
     :param ignore_ctf: Take images that have a CTF as if they had none.
     :param ignore_shifts: Take images that have shifts as if they had none.
     :raises TypeError: `source`, `basis` or the noise is of another type.
@@ -92,34 +111,38 @@ class MomentEstimator:
         amplitude_std: float | None = 0.0,
         third: ThirdMomentBasis | None = None,
         batch_size: int = 512,
+        checkpoint: str | Path | None = None,
+        checkpoint_seconds: float = 60.0,
         ignore_ctf: bool = False,
         ignore_shifts: bool = False,
     ):
-        _check_match(source, basis)
+        check_match(source, basis)
         check_integer("batch_size", batch_size, 1)
         if noise_variance is not None and not isinstance(
             noise_variance, NoiseEstimator
         ):
-            noise_variance = _checked_variance(noise_variance)
-        _check_noise_filter(noise_filter, noise_variance)
+            noise_variance = checked_variance(noise_variance)
+        check_noise_filter(noise_filter, noise_variance)
         self.source = source
         self.basis = basis
         self.noise_variance = noise_variance
         self.noise_filter = noise_filter
-        self.shift_std = _checked_std("shift_std", shift_std, source.L / 4)
+        self.shift_std = checked_std("shift_std", shift_std, source.L / 4)
         if amplitude_std is not None:
-            amplitude_std = _checked_std("amplitude_std", amplitude_std, 1.0)
+            amplitude_std = checked_std("amplitude_std", amplitude_std, 1.0)
         self.amplitude_std = amplitude_std
         self.batch_size = batch_size
+        self.checkpoint = checkpoint
+        self.checkpoint_seconds = checkpoint_seconds
         transfer = TransferFunctions(source, basis, phase_flipped)
         self.transfer = None if ignore_ctf or transfer.flat else transfer
-        _check_astigmatism(self.transfer, basis)
+        check_astigmatism(self.transfer, basis)
         self.third = third
-        _check_third(third, basis, self.transfer)
-        self.offsets = None if ignore_shifts else _known_offsets(source)
+        check_third(third, basis, self.transfer)
+        self.offsets = None if ignore_shifts else known_offsets(source)
         self.treatment = _treatment(self, transfer)
         if amplitude_std == 0:
-            _mention_amplitudes(source)
+            mention_amplitudes(source)
 
     def estimate(self) -> Moments:
         """
@@ -127,41 +150,76 @@ class MomentEstimator:
 
         :return: The source's `Moments`. Standard errors are those of averaging images,
             None for a single one; noise and transfer functions count as known.
-        :raises ValueError: an image with values that are not finite.
+        :raises ValueError: an image with values that are not finite, or a checkpoint of
+            other images or settings, or a damaged one.
+        :raises OSError: the checkpoint cannot be written.
         """
-        source, basis, n = self.source, self.basis, self.source.n
+        [moments] = self._estimates(1)
+        return moments
+
+    def estimate_halves(self) -> tuple[Moments, Moments]:
+        """
+        Moments of both halves of the images (every other batch), read in one pass: two
+        reconstructions from them share no noise, and merged they are the whole.
+
+        :return: The moments of either half.
+        :raises ValueError: as :meth:`estimate`, or fewer images than two batches.
+        """
+        if self.source.n <= self.batch_size:
+            raise ValueError(
+                f"the source has {self.source.n} images, one batch of"
+                f" {self.batch_size}; halves need two batches or more"
+            )
+        first, second = self._estimates(2)
+        return first, second
+
+    def _estimates(self, n_groups: int) -> list[Moments]:
         variance = self.noise_variance
         if isinstance(variance, NoiseEstimator):
-            variance = _checked_variance(variance.estimate())
-        sums = self._read()
-        nyquist = basis.L % 2 == 1 or bool(
-            sums["edge"][0] > EMPTY_NYQUIST * sums["edge"][1]
-        )
-        # Orders beyond the basis's reach into it along with astigmatic CTFs.
-        wide = basis
-        if self.transfer is not None and self.transfer.n_harmonics > 1:
-            orders = basis.max_order + 2 * self.transfer.n_harmonics
-            wide = replace(basis, max_order=orders)
-        if self.noise_filter is not None:
-            spectrum = _spectrum(self.noise_filter, source)
-            variance = float(spectrum.mean())
-            noise = stationary_noise_second(wide, spectrum, nyquist)
-        else:
-            if variance is None:
-                variance = _corner_variance(sums["corner"], n, basis.L)
-            noise = variance * wide.noise_second(nyquist)
-        third = self._solve_third(sums, noise)
+            variance = checked_variance(variance.estimate())
+        groups = self._read(n_groups)
+        edge = sum(sums["edge"] for sums in groups)
+        nyquist = self.basis.L % 2 == 1 or bool(edge[0] > EMPTY_NYQUIST * edge[1])
+        if variance is None and self.noise_filter is None:
+            corner = sum(sums["corner"] for sums in groups)
+            variance = _corner_variance(corner, self.source.n, self.basis.L)
+        noise, variance = self._noise(variance, nyquist)
+        return [self._moments(sums, noise, variance, nyquist) for sums in groups]
+
+    def _noise(self, variance: float | None, nyquist: bool) -> tuple[np.ndarray, float]:
+        """Second moment of the noise in `_noise_basis`, and its variance."""
+        basis = self._noise_basis
+        if self.noise_filter is None:
+            return variance * basis.noise_second(nyquist), variance
+        spectrum = _spectrum(self.noise_filter, self.source)
+        return stationary_noise_second(basis, spectrum, nyquist), spectrum.mean()
+
+    @property
+    def _noise_basis(self) -> Basis:
+        """The basis, with the orders that astigmatic CTFs carry into it."""
+        if self.transfer is None or self.transfer.n_harmonics == 1:
+            return self.basis
+        orders = self.basis.max_order + 2 * self.transfer.n_harmonics
+        return replace(self.basis, max_order=orders)
+
+    def _moments(
+        self, sums: Sums, noise: np.ndarray, variance: float, nyquist: bool
+    ) -> Moments:
+        """Moments from sums over images."""
+        source, basis = self.source, self.basis
+        n = round(float(sums["n_images"]))
+        third = self._solve_third(sums, noise, n)
         if self.transfer is None:
             noise = n * noise
         else:
-            noise = multiply(noise, sums["noise_weights"], wide)
+            noise = multiply(noise, sums["noise_weights"], self._noise_basis)
             noise = noise[: len(sums["second"])]
         moments = Moments(
-            **self._solve(sums, noise),
+            **self._solve(sums, noise, n),
             **third,
             basis=basis,
             n_images=n,
-            noise_variance=variance,
+            noise_variance=float(variance),
             pixel_size=None if source.pixel_size is None else float(source.pixel_size),
             nyquist=nyquist,
             shift_std=self.shift_std,
@@ -174,17 +232,17 @@ class MomentEstimator:
         )
         return correct_amplitudes(moments, self.amplitude_std)
 
-    def _solve_third(self, sums: dict[str, np.ndarray], noise: np.ndarray) -> dict:
+    def _solve_third(self, sums: Sums, noise: np.ndarray, n: int) -> dict:
         """The third moment and its standard errors."""
         if self.third is None:
             return {}
         sums = {k: v for k, v in sums.items() if k.startswith("third")}
-        third, error = self.third.finish(sums, self.source.n, noise)
+        third, error = self.third.finish(sums, n, noise)
         return {"third": third, "third_error": error, "third_basis": self.third}
 
-    def _solve(self, sums: dict[str, np.ndarray], noise: np.ndarray) -> dict:
+    def _solve(self, sums: Sums, noise: np.ndarray, n: int) -> dict:
         """Moments and their standard errors from sums over images, noise's included."""
-        basis, n = self.basis, self.source.n
+        basis = self.basis
         first, second, squares = basis.finish(
             (sums["first"], sums["second"], sums["squares"])
         )
@@ -210,34 +268,47 @@ class MomentEstimator:
             "second_weight": weights_2,
         }
 
-    def _read(self) -> dict[str, np.ndarray]:
+    def _read(self, n_groups: int) -> list[Sums]:
         """The pass over the images: sums of all that :meth:`_batch_sums` has."""
-        n, total = self.source.n, {}
-        for start in trange(0, n, self.batch_size, desc="Averaging images"):
-            images = self._images(start, min(start + self.batch_size, n))
-            for name, part in self._batch_sums(images, start).items():
-                if name in total:
-                    total[name] += part
-                else:
-                    total[name] = part.astype(np.result_type(part, np.float64))
-        return total
+        return accumulate(
+            self.source.n,
+            self.batch_size,
+            self._images,
+            self._batch_sums,
+            n_groups=n_groups,
+            checkpoint=self.checkpoint,
+            fingerprint=self._fingerprint(),
+            every=self.checkpoint_seconds,
+        )
 
     def _images(self, start: int, stop: int) -> np.ndarray:
         """Images of the source, centred."""
         images = self.source.images[start:stop]
         if self.offsets is not None:
             images = images.shift(-self.offsets[start:stop])
-        return images.asnumpy()
+        return check_images(images.asnumpy(), self.basis.L, start)
 
-    def _batch_sums(self, images: np.ndarray, start: int) -> dict[str, np.ndarray]:
+    def _fingerprint(self) -> dict[str, str]:
+        """What a checkpoint's sums depend on."""
+        if self.checkpoint is None:
+            return {}
+        return {
+            "basis": repr(self.basis),
+            "treatment": self.treatment,
+            "third": "" if self.third is None else digest(self.third.to_arrays()),
+            **fingerprint_source(self.source),
+        }
+
+    def _batch_sums(self, images: np.ndarray, start: int) -> Sums:
         """
-        Sums over a batch: the basis's; Σ and Σ² of the pixels outside the inscribed
-        disc; powers that tell whether the Nyquist row and column are empty; weights.
+        Sums over a batch: the number of images; the basis's; Σ and Σ² of the pixels
+        outside the inscribed disc; powers that tell whether the Nyquist row and column
+        are empty; weights.
         """
         basis = self.basis
-        images = check_images(images, basis.L, start)
         pixels = images[:, _outside(basis.L)].astype(np.float64)
         sums = {
+            "n_images": np.array(float(len(images))),
             "corner": np.array([pixels.sum(), (pixels**2).sum()]),
             "edge": _edge_power(images),
         }
@@ -299,103 +370,6 @@ def _edge_power(images: np.ndarray) -> np.ndarray:
     return (rows**2).sum((0, 2)) + (columns**2).sum((0, 1))
 
 
-def _check_match(source: ImageSource, basis: Basis) -> None:
-    if not isinstance(source, ImageSource):
-        raise TypeError(
-            f"source is a {type(source).__name__}; an ASPIRE ImageSource is needed"
-        )
-    if not isinstance(basis, CartesianBasis | PolarBasis):
-        raise TypeError(
-            f"basis is a {type(basis).__name__}; a CartesianBasis or a PolarBasis"
-            " is needed"
-        )
-    if source.n < 1:
-        raise ValueError("the source has 0 images; at least 1 is needed")
-    if source.L != basis.L:
-        raise ValueError(
-            f"the source's images have {source.L} pixels along an edge, the basis"
-            f" is for {basis.L}"
-        )
-
-
-def _checked_variance(variance: float) -> float:
-    if not isinstance(variance, float | int | np.number):
-        raise TypeError(
-            f"noise_variance is a {type(variance).__name__}; a number or an ASPIRE"
-            " NoiseEstimator is needed"
-        )
-    if not (np.isfinite(variance) and variance >= 0):
-        raise ValueError(
-            f"the noise variance is {variance}; it must be finite and 0 or more"
-        )
-    return float(variance)
-
-
-def _checked_std(name: str, value: float, most: float) -> float:
-    if not isinstance(value, float | int | np.number) or not 0 <= value <= most:
-        raise ValueError(f"{name} is {value!r}; it must lie between 0 and {most:g}")
-    return float(value)
-
-
-def _check_noise_filter(noise_filter, noise_variance) -> None:
-    if noise_filter is None:
-        return
-    if not isinstance(noise_filter, Filter):
-        raise TypeError(
-            f"noise_filter is a {type(noise_filter).__name__}; an ASPIRE Filter is"
-            " needed"
-        )
-    if noise_variance is not None:
-        raise ValueError(
-            "both noise_variance and noise_filter are given; noise is either white or"
-            " has a power spectrum"
-        )
-
-
-def _check_astigmatism(transfer: TransferFunctions | None, basis: Basis) -> None:
-    if transfer is None or isinstance(basis, CartesianBasis):
-        return
-    if not basis.inplane_average and not transfer.radial:
-        raise ValueError(
-            "the source has astigmatic CTFs, which a polar basis corrects for only"
-            " where it averages over in-plane angles; pass inplane_average=True or a"
-            " CartesianBasis"
-        )
-
-
-def _check_third(
-    third: ThirdMomentBasis | None, basis: Basis, transfer: TransferFunctions | None
-) -> None:
-    if third is None:
-        return
-    if not isinstance(third, ThirdMomentBasis):
-        raise TypeError(f"third is a {type(third).__name__}, not a ThirdMomentBasis")
-    if third.basis != basis:
-        raise ValueError(f"third moments are in {third.basis}, the others in {basis}")
-    if transfer is None:
-        return
-    if third.ring_indices is None:
-        raise ValueError(
-            "third moments of images with CTFs cannot be compressed; pass"
-            " third=ThirdMomentBasis.rings(basis, n_rings)"
-        )
-    if not transfer.radial:
-        raise ValueError(
-            "third moments of images with astigmatic CTFs are not corrected for; leave"
-            " them out or pass ignore_ctf=True"
-        )
-
-
-def _known_offsets(source: ImageSource) -> np.ndarray | None:
-    """Shifts (n, 2) in pixels, None where there are none."""
-    if source.pixel_size is None:
-        return None
-    offsets = np.asarray(source.offsets, dtype=float)
-    if not np.isfinite(offsets).all():
-        raise ValueError("the source has shifts that are NaN or infinite")
-    return np.broadcast_to(offsets, (source.n, 2)) if offsets.any() else None
-
-
 def _treatment(estimator: MomentEstimator, transfer: TransferFunctions) -> str:
     """What the moments are corrected for and what they leave out, in one line."""
     used = estimator.transfer
@@ -407,19 +381,10 @@ def _treatment(estimator: MomentEstimator, transfer: TransferFunctions) -> str:
         parts = ["no CTF" if transfer.flat else "CTFs ignored"]
     if estimator.offsets is not None:
         parts.append(f"centred by shifts of up to {abs(estimator.offsets).max():.3g}")
-    elif _known_offsets(estimator.source) is not None:
+    elif known_offsets(estimator.source) is not None:
         parts.append("known shifts ignored")
     if estimator.shift_std:
         parts.append(f"residual shifts of {estimator.shift_std:g} pixels modelled")
     white = estimator.noise_filter is None
     parts.append("white noise" if white else "noise of a given spectrum")
     return "; ".join(parts)
-
-
-def _mention_amplitudes(source: ImageSource) -> None:
-    amplitudes = source.amplitudes
-    if np.ptp(amplitudes) > 0:
-        logger.warning(
-            f"The images' amplitudes vary from {amplitudes.min():.3g} to"
-            f" {amplitudes.max():.3g}; pass amplitude_std to correct the second moment"
-        )

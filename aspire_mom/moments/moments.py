@@ -97,7 +97,19 @@ class Moments:
                 continue
             expected = getattr(self.basis, name.split("_")[0] + "_shape")
             self._check_array(name, expected, self.basis)
+        self._check_weights()
         self._check_third()
+
+    def _check_weights(self) -> None:
+        if (self.first_weight is None) != (self.second_weight is None):
+            raise ValueError("first_weight and second_weight belong together")
+        if self.first_weight is None:
+            return
+        n = getattr(self.basis, "n_rings", self.basis.L**2)
+        self._check_array("first_weight", (n,), self.basis)
+        polar = isinstance(self.basis, PolarBasis)
+        orders = (len(self.second_weight),) if polar else ()
+        self._check_array("second_weight", (*orders, n, n), self.basis)
 
     def _check_third(self) -> None:
         kept = self.third_basis
@@ -162,7 +174,7 @@ class Moments:
         :raises TypeError: no moments.
         :raises ValueError: moments of another basis.
         """
-        self._check_same_basis(estimate)
+        self.check_same_basis(estimate)
         return tuple(
             weighted_norm(getattr(self, name) - getattr(estimate, name), weights)
             / weighted_norm(getattr(estimate, name), weights)
@@ -186,7 +198,7 @@ class Moments:
             column, other shifts, exact moments (n_images = 0), third moments of other
             numbers or of images with CTFs.
         """
-        self._check_same_basis(other)
+        self.check_same_basis(other)
         return replace(self, **merged(self, other))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -285,7 +297,12 @@ class Moments:
             **{name: fields[name] for name in ARRAYS[2:] if name in fields},
         )
 
-    def _check_same_basis(self, other: Moments) -> None:
+    def check_same_basis(self, other: Moments) -> None:
+        """
+        :param other: Moments.
+        :raises TypeError: it is something else.
+        :raises ValueError: they are in another basis.
+        """
         if not isinstance(other, Moments):
             raise TypeError(f"a {type(other).__name__} was given, not Moments")
         if self.basis != other.basis:

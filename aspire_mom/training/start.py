@@ -7,8 +7,8 @@ import torch
 
 from aspire_mom.densities import DiscreteDensity
 from aspire_mom.inversion import MomentInversion
-from aspire_mom.inversion.loss import ring_rms
 from aspire_mom.moments import Moments, PolarBasis
+from aspire_mom.moments.rings import ring_rms
 from aspire_mom.quadrature import SO3Quadrature
 from aspire_mom.training.encoder import StartEncoder
 from aspire_mom.training.problems import power_errors

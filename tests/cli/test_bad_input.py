@@ -18,6 +18,9 @@ from tests.cli.conftest import IMAGES, PIXEL_SIZE, SCRIPT, L, run
 
 STACK = f"particles_0_{IMAGES - 1}.mrcs"
 
+# What `moments` tells of particles before it reads them.
+SUMMARY = ("Particles: ", "CTF: ", "Shifts: ")
+
 CUBE = np.arange(216).reshape(6, 6, 6)
 
 
@@ -32,11 +35,11 @@ def refused(folder, *args):
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)
     assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("Error: ")
+    *told, last = result.stderr.splitlines()
+    assert all(line.startswith(SUMMARY) for line in told), result.stderr
+    assert last.startswith("Error: ")
     assert contents(folder) == before
-    return lines[0]
+    return last
 
 
 @pytest.fixture
@@ -93,15 +96,15 @@ DAMAGED_STARS = {
     ),
     "odd image name": (lambda f: edit_star(f, "000002@", "second@"), "second@"),
     "image beyond the stack": (lambda f: edit_star(f, "000002@", "000999@"), "999"),
-    "image 0": (lambda f: edit_star(f, "000002@", "000000@"), "images 0 to"),
+    "image 0": (lambda f: edit_star(f, "000002@", "000000@"), "image 0 of"),
     "no stack": (lambda f: (f / STACK).unlink(), "missing"),
     "stack cut short": (lambda f: cut_short(f / STACK, 5000), "cut short"),
     "stack's header cut short": (lambda f: cut_short(f / STACK, 500), STACK),
     "empty stack": (lambda f: cut_short(f / STACK, 0), STACK),
     "NaN": (lambda f: spoil_pixel(f, np.nan), "image 17"),
     "infinity": (lambda f: spoil_pixel(f, np.inf), "image 17"),
-    "negative pixel size": (lambda f: edit_star(f, " 2.0 ", " -2.0 "), "-2 Å"),
-    "zero pixel size": (lambda f: edit_star(f, " 2.0 ", " 0.0 "), "0 Å"),
+    "negative pixel size": (lambda f: edit_star(f, " 2.0 ", " -2.0 "), "-2 as"),
+    "zero pixel size": (lambda f: edit_star(f, " 2.0 ", " 0.0 "), "0 as"),
     "no pixel size": (
         lambda f: edit_star(f, "_rlnImagePixelSize", "_rlnVoid"),
         "--pixel-size",
@@ -143,6 +146,23 @@ def test_pixel_size_must_be_positive(here, size):
     args = ("moments", here / "particles.star", "-o", here / "m.npz")
     message = refused(here, *args, "--pixel-size", size)
     assert f"{size} is not a positive number" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--first", 0), "--first"),
+        (("--random-subset", 3), "--random-subset"),
+        (("--random-subset", 1), "no column _rlnRandomSubset"),
+        (("--class", 2), "_rlnClassNumber is 2; it is 1"),
+        (("--downsample", L + 1), f"--downsample is {L + 1}; the images have {L}"),
+        (("--downsample", 3), "--downsample"),
+        (("--data-folder", "nowhere"), "nowhere"),
+    ],
+)
+def test_choices_of_particles(here, options, word):
+    args = ("moments", here / "particles.star", "-o", here / "m.npz", *options)
+    assert word in refused(here, *args)
 
 
 def simulation(**options):

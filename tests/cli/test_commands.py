@@ -28,7 +28,11 @@ from aspire_mom.evaluation import mirror
 from aspire_mom.files import RECONSTRUCTION_FILES
 from aspire_mom.inversion.options import PRIORS
 from aspire_mom.phantoms import gaussian_phantom
+from aspire_mom.relion import ParticleSource
 from tests.cli.conftest import IMAGES, PIXEL_SIZE, SCRIPT, L, run, succeed
+
+# Checkpoints at once.
+EVERY_BATCH = {**MomentEstimator.__init__.__kwdefaults__, "checkpoint_seconds": 0.0}
 
 
 def test_simulated_particles_are_read_back(star):
@@ -96,6 +100,72 @@ def test_batches_do_not_change_moments(tmp_path, moments, star):
     succeed("moments", star, "-o", tmp_path / "m.npz", "--batch-size", 7)
     errors = Moments.load(tmp_path / "m.npz").relative_error(Moments.load(moments))
     assert max(errors) < 1e-5
+
+
+def test_some_of_the_particles_downsampled(tmp_path, star):
+    options = ("--first", 100, "--downsample", 8, "--data-folder", star.parent)
+    succeed("moments", star, "-o", tmp_path / "m.npz", *options)
+    source = RelionSource(star)[:100].downsample(8)
+    expected = MomentEstimator(source, PolarBasis(8)).estimate()
+    found = Moments.load(tmp_path / "m.npz")
+    assert (found.n_images, found.nyquist) == (100, False)
+    assert found.pixel_size == pytest.approx(PIXEL_SIZE * L / 8)
+    assert max(found.relative_error(expected)) < 1e-6
+
+
+def test_half_sets_make_the_whole(tmp_path, moments, star):
+    """Their moments merge into those of all particles."""
+    text = star.read_text()
+    rows = [line for line in text.splitlines() if "@" in line]
+    tags = text.count("#", text.index("data_particles"))
+    text = text.replace(rows[0], f"_rlnRandomSubset #{tags + 1}\n{rows[0]}")
+    for i, row in enumerate(rows):
+        text = text.replace(row, f"{row} {i % 2 + 1}")
+    own = star.with_name("subsets.star")
+    own.write_text(text)
+    halves = []
+    for subset in (1, 2):
+        out = tmp_path / f"{subset}.npz"
+        told = succeed("moments", own, "-o", out, "--random-subset", subset).stderr
+        assert f"{IMAGES // 2} of {IMAGES}" in told
+        halves.append(Moments.load(out))
+    whole = halves[0].merge(halves[1])
+    assert whole.n_images == IMAGES
+    # Each half has a noise variance of its own.
+    assert max(whole.relative_error(Moments.load(moments))) < 1e-4
+
+
+def test_interrupted_moments_go_on(tmp_path, monkeypatch, moments, star):
+    """Ctrl-C half-way; then the rest of the images, then none."""
+    read, starts = ParticleSource._images, []
+
+    def interrupted(self, indices):
+        starts.append(int(indices[0]))
+        if starts[-1] >= IMAGES // 2 and not resumed:
+            raise KeyboardInterrupt
+        return read(self, indices)
+
+    monkeypatch.setattr(ParticleSource, "_images", interrupted)
+    monkeypatch.setattr(MomentEstimator.__init__, "__kwdefaults__", EVERY_BATCH)
+    out = tmp_path / "new" / "m.npz"
+    command = ("moments", star, "-o", out, "--batch-size", 10, "--resume")
+    resumed = False
+    stopped = run(*command)
+    assert stopped.exit_code == 2
+    assert stopped.stderr.endswith("Error: interrupted; the same command goes on\n")
+    assert not out.exists()
+    before, resumed = len(starts), True
+    succeed(*command)
+    assert min(starts[before + 1 :]) >= IMAGES // 2 - 10  # after one look at the source
+    assert [path.name for path in out.parent.iterdir()] == ["m.npz"]
+    assert max(Moments.load(out).relative_error(Moments.load(moments))) < 1e-5
+    assert "is complete" in succeed(*command).stdout
+    # Of other particles it is not.
+    refused = run(*command, "--first", 20)
+    assert "300 images" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    succeed(*command, "--first", 20, "--overwrite")
+    assert Moments.load(out).n_images == 20
 
 
 def test_the_papers_configuration(tmp_path, star):
@@ -296,7 +366,8 @@ def test_help_is_fast(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "simulate", "moments", "reconstruct", "evaluate"]
+    "command",
+    ["", "demo", "simulate", "moments", "inspect", "reconstruct", "evaluate"],
 )
 def test_help_has_an_example(command):
     text = succeed(*command.split(), "--help").stdout
@@ -314,7 +385,11 @@ def test_real_particles(tmp_path):
     star = folder / "relion31_optics.star"
     assert "--ignore-ctf" in run("moments", star, "-o", out).stderr
     flags = ("--ignore-ctf", "--ignore-shifts")
-    succeed("moments", star, "-o", out, *flags)
+    told = succeed("moments", star, "-o", out, *flags).stderr
+    assert "5 in 1 stack of 256 x 256 pixels of 2.806 Å, 1 optics group" in told
+    assert "300 kV, Cs 0.01 mm, amplitude contrast 0.1" in told
+    assert "defocus 1.237 to 1.298 µm, astigmatism 0.02625 µm, 5 distinct" in told
+    assert "Shifts: 0.192 pixels RMS" in told
     assert Moments.load(out).n_images == 5
     assert Moments.load(out).basis.L == 256
     assert not list(tmp_path.glob(".partial-*"))

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aspire_mom.inversion import MomentLoss, forward_model, loss
-from aspire_mom.inversion.loss import informative_rings, ring_rms
 from aspire_mom.moments import CartesianBasis, MomentEstimator, Moments, PolarBasis
+from aspire_mom.moments.rings import informative_rings, ring_rms
 from tests.inversion.models import (
     closed_form,
     exact_moments,

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from aspire_mom import CartesianBasis, MomentInversion, Moments, PolarBasis
 from aspire_mom.cli import main
 from aspire_mom.inversion.forward import PolarForward
-from aspire_mom.inversion.loss import ring_rms
+from aspire_mom.moments.rings import ring_rms
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
 from aspire_mom.training import (
     StartEncoder,

@@ -1,9 +1,11 @@
 """
 Work split over the processes of `torch.distributed`, as `torchrun` starts them.
 
-Each process evaluates the volume at its share of the quadrature's nodes and hands the
-values to all others; the moment algebra, cheap beside that, is done by all alike. With
-one process, or without `torch.distributed`, nothing here does anything.
+In an inversion each process evaluates the volume at its share of the quadrature's nodes
+and hands the values to all others; the moment algebra, cheap beside that, is done by
+all alike. In an average over images each process has its share of them, and sums are
+added at the end. With one process, or without `torch.distributed`, nothing here does
+anything.
 """
 
 from __future__ import annotations
@@ -12,14 +14,23 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# The process that started this one, as it was when this one joined the others.
+_parent: int | None = None
 
 
 def n_processes() -> int:
     """Processes that share the work."""
     return dist.get_world_size() if _started() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if _started() else 0
 
 
 def is_first() -> bool:
@@ -39,6 +50,8 @@ def joined(device: torch.device) -> Iterator[None]:
     if _started() or "WORLD_SIZE" not in os.environ:
         yield
         return
+    global _parent
+    _parent = os.getppid()
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
@@ -63,6 +76,19 @@ def wait() -> None:
     """Until all processes have come here."""
     if _started():
         dist.barrier()
+
+
+def check_parent() -> None:
+    """
+    To be called before anything is written that a new run may be writing, too.
+
+    :raises ConnectionError: `torchrun` has been killed, which leaves its processes
+        running.
+    """
+    if _started() and _parent is not None and os.getppid() != _parent:
+        raise ConnectionError(
+            "torchrun, which started this process, has ended; so does this process"
+        )
 
 
 def own_rows(n: int) -> slice:
@@ -109,6 +135,31 @@ def combine_gradients(
             parts = flat.split([g.numel() for g in gradients])
             for gradient, part in zip(gradients, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
+
+
+def add_up(array: np.ndarray) -> None:
+    """
+    Make an array the sum of all processes', the same on all of them and in every run
+    with as many of them.
+
+    :param array: Real or complex numbers, in memory of the CPU, of the same shape and
+        type in all processes; replaced in place.
+    """
+    if _started():
+        tensor = torch.from_numpy(array)
+        dist.all_reduce(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+
+
+def from_first(value: object) -> object:
+    """
+    :param value: Anything small that can be pickled.
+    :return: The first process's.
+    """
+    if not _started():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+    return values[0]
 
 
 def agreed(value: Tensor) -> Tensor:

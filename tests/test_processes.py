@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from aspire_mom.inversion import processes
+from aspire_mom import processes
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "processes.py"
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "processes.py"
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])

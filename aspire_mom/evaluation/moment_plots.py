@@ -1,0 +1,116 @@
+"""A picture of moments."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from aspire_mom.evaluation.plots import BLUE, GREEN, INK, ORANGE
+from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments.report import RingReport
+from aspire_mom.moments.rings import order_blocks
+
+ORDERS = (0, 1, 2, 4, 8)
+
+
+def plot_moments(
+    moments: Moments, report: RingReport, path: str | PathLike | None = None
+) -> Figure:
+    """
+    First moment, power of each ring, signal over its error, and second moments: of the
+    first angular orders, or of the whole Cartesian basis.
+
+    :param moments: The moments.
+    :param report: The report on them.
+    :param path: Image file to write, if any.
+    :return: matplotlib `Figure`.
+    """
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    top, bottom = figure.subfigures(2, 1)
+    first, power, ratio = top.subplots(1, 3)
+    _plot_first(first, moments)
+    _plot_power(power, report)
+    _plot_ratio(ratio, report)
+    blocks = _blocks(moments)
+    bottom.suptitle("square root of |second moment|")
+    axes = bottom.subplots(1, len(blocks), squeeze=False)[0]
+    for ax, (title, block) in zip(axes, blocks.items(), strict=True):
+        # The square root shows weak rings beside strong ones.
+        ax.imshow(np.sqrt(np.abs(block)), cmap="viridis", origin="lower")
+        ax.set(title=title, xlabel="ring r'", ylabel="ring r")
+    if isinstance(moments.basis, CartesianBasis):
+        axes[0].set(xlabel="pixel", ylabel="pixel")
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _plot_first(ax: Axes, moments: Moments) -> None:
+    basis, first = moments.basis, moments.first
+    ax.set_title("first moment")
+    if isinstance(basis, CartesianBasis):
+        ax.imshow(np.sqrt(np.abs(first.reshape(basis.L, basis.L))), origin="lower")
+        ax.set(xlabel="kx", ylabel="ky", xticks=[], yticks=[])
+        return
+    error = moments.first_error
+    if not basis.inplane_average:
+        first, error = first[0], None if error is None else error[0]
+    ax.axhline(0, color=INK, lw=0.6)
+    ax.errorbar(np.arange(len(first)), first.real, error, color=BLUE, fmt="o", ms=3)
+    ax.set(xlabel="ring (cycles per box)", ylabel="E c[0, r]")
+    ax.set_yscale("symlog", linthresh=1e-2 * np.abs(first).max() or 1)
+
+
+def _plot_power(ax: Axes, report: RingReport) -> None:
+    rings = np.arange(len(report.signal))
+    above = report.signal > 0
+    error = None if report.error is None else report.error[above]
+    ax.errorbar(
+        *(rings[above], report.signal[above], error),
+        color=BLUE,
+        marker="o",
+        ms=3,
+        label="signal",
+    )
+    if (report.noise > 0).any():
+        ax.plot(rings, report.noise, color=ORANGE, label="noise of an image")
+    if above.any():
+        ax.set_yscale("log")
+    ax.set(title="power of each ring", xlabel="ring (cycles per box)")
+    ax.legend(frameon=False)
+    _mark_last(ax, report)
+
+
+def _plot_ratio(ax: Axes, report: RingReport) -> None:
+    rings = np.arange(len(report.signal))
+    ax.set(title="signal over its error", xlabel="ring (cycles per box)")
+    if report.snr is None:
+        ax.text(0.5, 0.5, "errors unknown", ha="center", transform=ax.transAxes)
+    else:
+        finite = np.isfinite(report.snr)
+        ax.plot(rings[finite], report.snr[finite], color=BLUE, marker="o", ms=3)
+        ax.axhline(0, color=INK, lw=0.6)
+        ax.set_yscale("symlog", linthresh=1)
+        _mark_last(ax, report)
+    if report.agreement is not None:
+        right = ax.twinx()
+        right.plot(rings, report.agreement, color=GREEN, ls="--")
+        right.set(ylim=(-0.1, 1.05), ylabel="correlation of halves (dashed)")
+
+
+def _mark_last(ax: Axes, report: RingReport) -> None:
+    if report.last_ring is not None:
+        ax.axvline(report.last_ring, color=GREEN, lw=1, ls=":")
+
+
+def _blocks(moments: Moments) -> dict[str, np.ndarray]:
+    """Second moments to show, by title."""
+    basis = moments.basis
+    if isinstance(basis, CartesianBasis):
+        return {"all pixels": moments.second}
+    blocks = order_blocks(basis, moments.second)
+    orders = [m for m in ORDERS if m <= basis.max_order]
+    return {f"order {m}": blocks[m] for m in orders}

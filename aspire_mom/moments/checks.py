@@ -1,0 +1,121 @@
+"""Checks of what an estimator of moments is given, with a sentence for each."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from aspire.operators import Filter
+from aspire.source import ImageSource
+
+from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.moments.ctf import TransferFunctions
+from aspire_mom.moments.third import ThirdMomentBasis
+
+logger = logging.getLogger(__name__)
+
+
+def check_match(source: ImageSource, basis: Basis) -> None:
+    if not isinstance(source, ImageSource):
+        raise TypeError(
+            f"source is a {type(source).__name__}; an ASPIRE ImageSource is needed"
+        )
+    if not isinstance(basis, CartesianBasis | PolarBasis):
+        raise TypeError(
+            f"basis is a {type(basis).__name__}; a CartesianBasis or a PolarBasis"
+            " is needed"
+        )
+    if source.n < 1:
+        raise ValueError("the source has 0 images; at least 1 is needed")
+    if source.L != basis.L:
+        raise ValueError(
+            f"the source's images have {source.L} pixels along an edge, the basis"
+            f" is for {basis.L}"
+        )
+
+
+def checked_variance(variance: float) -> float:
+    if not isinstance(variance, float | int | np.number):
+        raise TypeError(
+            f"noise_variance is a {type(variance).__name__}; a number or an ASPIRE"
+            " NoiseEstimator is needed"
+        )
+    if not (np.isfinite(variance) and variance >= 0):
+        raise ValueError(
+            f"the noise variance is {variance}; it must be finite and 0 or more"
+        )
+    return float(variance)
+
+
+def checked_std(name: str, value: float, most: float) -> float:
+    if not isinstance(value, float | int | np.number) or not 0 <= value <= most:
+        raise ValueError(f"{name} is {value!r}; it must lie between 0 and {most:g}")
+    return float(value)
+
+
+def check_noise_filter(noise_filter, noise_variance) -> None:
+    if noise_filter is None:
+        return
+    if not isinstance(noise_filter, Filter):
+        raise TypeError(
+            f"noise_filter is a {type(noise_filter).__name__}; an ASPIRE Filter is"
+            " needed"
+        )
+    if noise_variance is not None:
+        raise ValueError(
+            "both noise_variance and noise_filter are given; noise is either white or"
+            " has a power spectrum"
+        )
+
+
+def check_astigmatism(transfer: TransferFunctions | None, basis: Basis) -> None:
+    if transfer is None or isinstance(basis, CartesianBasis):
+        return
+    if not basis.inplane_average and not transfer.radial:
+        raise ValueError(
+            "the source has astigmatic CTFs, which a polar basis corrects for only"
+            " where it averages over in-plane angles; pass inplane_average=True or a"
+            " CartesianBasis"
+        )
+
+
+def check_third(
+    third: ThirdMomentBasis | None, basis: Basis, transfer: TransferFunctions | None
+) -> None:
+    if third is None:
+        return
+    if not isinstance(third, ThirdMomentBasis):
+        raise TypeError(f"third is a {type(third).__name__}, not a ThirdMomentBasis")
+    if third.basis != basis:
+        raise ValueError(f"third moments are in {third.basis}, the others in {basis}")
+    if transfer is None:
+        return
+    if third.ring_indices is None:
+        raise ValueError(
+            "third moments of images with CTFs cannot be compressed; pass"
+            " third=ThirdMomentBasis.rings(basis, n_rings)"
+        )
+    if not transfer.radial:
+        raise ValueError(
+            "third moments of images with astigmatic CTFs are not corrected for; leave"
+            " them out or pass ignore_ctf=True"
+        )
+
+
+def known_offsets(source: ImageSource) -> np.ndarray | None:
+    """Shifts (n, 2) in pixels, None where there are none."""
+    if source.pixel_size is None:
+        return None
+    offsets = np.asarray(source.offsets, dtype=float)
+    if not np.isfinite(offsets).all():
+        raise ValueError("the source has shifts that are NaN or infinite")
+    return np.broadcast_to(offsets, (source.n, 2)) if offsets.any() else None
+
+
+def mention_amplitudes(source: ImageSource) -> None:
+    amplitudes = source.amplitudes
+    if np.ptp(amplitudes) > 0:
+        logger.warning(
+            f"The images' amplitudes vary from {amplitudes.min():.3g} to"
+            f" {amplitudes.max():.3g}; pass amplitude_std to correct the second moment"
+        )

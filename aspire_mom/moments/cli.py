@@ -1,0 +1,218 @@
+"""`aspire-mom moments` and `aspire-mom inspect`: moments from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from aspire.source import ImageSource
+
+from aspire_mom.console import (
+    INPUT,
+    OUTPUT,
+    Command,
+    overwrite_option,
+    pixel_size_option,
+)
+from aspire_mom.files import check_name, check_outputs, staged
+from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.moments.checkpoint import discard_checkpoint
+from aspire_mom.moments.estimator import MomentEstimator
+from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.report import RingReport
+from aspire_mom.relion import Particles, ParticleSource, read_particles
+
+BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
+
+
+@click.command(cls=Command)
+@click.argument("particles", type=INPUT)
+@click.option(
+    "-o", "--out", type=OUTPUT, required=True, help="Moments file to write (.npz)."
+)
+@pixel_size_option
+@click.option(
+    "--data-folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that paths of stacks start from.  [default: the first that has the"
+    " first stack: the STAR file's, those above it, the current one]",
+)
+@click.option(
+    "--first", type=click.IntRange(min=1), help="Take this many particles only."
+)
+@click.option(
+    "--random-subset",
+    type=click.IntRange(1, 2),
+    help="Take the particles of this half set (_rlnRandomSubset) only.",
+)
+@click.option(
+    "--class",
+    "class_number",
+    type=click.IntRange(min=1),
+    help="Take the particles of this class (_rlnClassNumber) only.",
+)
+@click.option(
+    "--downsample",
+    type=click.IntRange(min=4),
+    help="Crop the images' Fourier transforms to this many pixels along an edge.",
+)
+@click.option(
+    "--basis",
+    type=click.Choice(list(BASES)),
+    default="polar",
+    show_default=True,
+    help="Rings of the images' Fourier transforms, averaged over in-plane angles, or"
+    " all Fourier pixels, which the paper's configuration takes: n⁴ numbers.",
+)
+@click.option(
+    "--ignore-ctf",
+    is_flag=True,
+    help="Take images that have a CTF as if they had none.",
+)
+@click.option(
+    "--ignore-shifts",
+    is_flag=True,
+    help="Take images that have shifts as if they were centred.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Images in memory at once.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the sums so far in a file beside the output whose name ends in"
+    " .checkpoint, and go on from it if it is there; do nothing if the output is.",
+)
+@overwrite_option
+def moments(
+    particles: Path,
+    out: Path,
+    pixel_size: float | None,
+    data_folder: Path | None,
+    first: int | None,
+    random_subset: int | None,
+    class_number: int | None,
+    downsample: int | None,
+    basis: str,
+    ignore_ctf: bool,
+    ignore_shifts: bool,
+    batch_size: int,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """
+    Average the moments of PARTICLES, a RELION STAR file, in one pass.
+
+    Files of RELION 3.0 to 5 are read, and cryoSPARC's as pyem's csparc2star.py converts
+    them. Angles in the file are not used. What was read is summed up before the pass.
+    The noise variance is measured in the corners of the images and its share removed.
+
+    \b
+    Examples:
+        aspire-mom moments particles.star -o moments.npz
+        aspire-mom moments Refine3D/job020/run_data.star --random-subset 1 \\
+            --downsample 64 --ignore-ctf --ignore-shifts -o half1.npz
+    """
+    check_name(out, ".npz")
+    complete = resume and out.is_file() and not overwrite
+    check_outputs([out], overwrite or complete)
+    read = read_particles(
+        particles,
+        pixel_size,
+        data_folder=data_folder,
+        first=first,
+        random_subset=random_subset,
+        class_number=class_number,
+    )
+    click.echo(read.summary(), err=True)
+    if not ignore_ctf:
+        read.check_ctf()
+    source = _source(read, downsample)
+    coefficients = BASES[basis](source.L)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    if complete:
+        _check_same(out, source, coefficients)
+        discard_checkpoint(checkpoint)  # left by who was killed just then
+        click.echo(f"{out} is complete")
+        return
+    options = {
+        "batch_size": batch_size,
+        "ignore_ctf": ignore_ctf,
+        "ignore_shifts": ignore_shifts,
+        "checkpoint": checkpoint if resume else None,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        estimate = MomentEstimator(source, coefficients, **options).estimate()
+    except KeyboardInterrupt as error:
+        what = "the same command goes on" if resume else "--resume keeps what is done"
+        raise click.ClickException(f"interrupted; {what}") from error
+    with staged(out.parent) as folder:
+        estimate.save(folder / out.name)
+    if resume:
+        discard_checkpoint(checkpoint)
+    click.echo(f"{estimate} in {out}")
+
+
+def _source(particles: Particles, downsample: int | None) -> ImageSource:
+    """The particles' images, as they are to be averaged."""
+    source = ParticleSource(particles)
+    if downsample is None:
+        return source
+    if downsample > source.L:
+        raise ValueError(
+            f"--downsample is {downsample}; the images have {source.L} pixels"
+        )
+    return source.downsample(downsample)
+
+
+def _check_same(out: Path, source: ImageSource, basis: Basis) -> None:
+    """Raise unless the moments in a file may be those that are wanted."""
+    found = Moments.load(out)
+    if (found.n_images, found.basis) != (source.n, basis):
+        raise ValueError(
+            f"{out} holds moments of {found.n_images} images in {found.basis}, not of"
+            f" {source.n} in {basis}; pass --overwrite to replace it"
+        )
+
+
+@click.command(cls=Command)
+@click.argument("moments", type=INPUT)
+@click.argument("other", type=INPUT, required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+@click.option("--plot", type=OUTPUT, help="Picture to write (.png, .pdf or .svg).")
+@overwrite_option
+def inspect(
+    moments: Path, other: Path | None, as_json: bool, plot: Path | None, overwrite: bool
+) -> None:
+    """
+    Tell what is in MOMENTS, an .npz file, and how many rings of them hold up.
+
+    For each ring of the images' Fourier transforms there are the power of the signal
+    and its standard error, the power of the noise that was removed, and whether second
+    moments rise above their errors. With OTHER, moments of other images, the table is
+    of both together and has the correlation between the two.
+
+    \b
+    Examples:
+        aspire-mom inspect moments.npz --plot moments.png
+        aspire-mom inspect half1.npz half2.npz
+    """
+    from aspire_mom.evaluation.moment_plots import plot_moments
+
+    if plot is not None:
+        check_name(plot, ".png", ".pdf", ".svg")
+        check_outputs([plot], overwrite)
+    halves = [Moments.load(path) for path in (moments, other) if path is not None]
+    whole = halves[0] if other is None else halves[0].merge(halves[1])
+    report = RingReport.of(whole, halves if other is not None else None)
+    if plot is not None:
+        with staged(plot.parent) as folder:
+            plot_moments(whole, report, folder / plot.name)
+    words = json.dumps(report.summary(), indent=2) if as_json else report.table()
+    click.echo(words)

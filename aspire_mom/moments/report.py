@@ -1,0 +1,247 @@
+"""What moments are worth, ring by ring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aspire_mom.moments.bases import CartesianBasis
+from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.rings import (
+    NEGLIGIBLE,
+    SIGNIFICANT,
+    order_blocks,
+    order_multiplicity,
+    pixel_rings,
+    ring_evidence,
+    ring_power,
+    ring_power_error,
+)
+
+# Errors that are estimated from fewer images are too uncertain themselves.
+FEW = 100
+
+
+@dataclass(frozen=True, eq=False)
+class RingReport:
+    """
+    Signal and noise of moments on each ring within Nyquist, one entry per ring from
+    ring 0. Powers are those of coefficients, E|f|² summed over a ring's angular orders
+    or averaged over the pixels nearest to it, in squared units of the transform.
+
+    :param moments: The moments reported on.
+    :param signal: Power less that of the noise.
+    :param noise: Power of the noise, which was removed.
+    :param error: Standard error of `signal`, as if those of different orders were
+        independent; None where errors are unknown.
+    :param evidence: Mean of squared second moments over their squared errors: 1 for
+        noise alone, and SIGNIFICANT or more where there is signal; None where errors
+        are unknown.
+    :param agreement: Correlation of the second moments of two halves of the data, None
+        without halves.
+    :param effective: Images without a CTF that would be worth as much; None where the
+        moments do not tell.
+    """
+
+    moments: Moments
+    signal: np.ndarray
+    noise: np.ndarray
+    error: np.ndarray | None = None
+    evidence: np.ndarray | None = None
+    agreement: np.ndarray | None = None
+    effective: np.ndarray | None = None
+
+    @classmethod
+    def of(
+        cls, moments: Moments, halves: Sequence[Moments] | None = None
+    ) -> RingReport:
+        """
+        :param moments: Moments in any basis.
+        :param halves: Moments of two disjoint halves of their images, if there are any.
+        :return: The report.
+        :raises TypeError: A half is no `Moments`.
+        :raises ValueError: The halves are of different bases.
+        """
+        basis, evidence = moments.basis, ring_evidence(moments)
+        rings = slice(
+            (basis.L + 1) // 2 if isinstance(basis, CartesianBasis) else basis.n_rings
+        )
+        noise = np.zeros(len(ring_power(basis, moments.second)))
+        if moments.noise_variance > 0:
+            unit = ring_power(basis, basis.noise_second(moments.nyquist))
+            noise = moments.noise_variance * unit
+        error = None
+        if moments.second_error is not None:
+            error = ring_power_error(basis, moments.second_error)[rings]
+        return cls(
+            moments,
+            signal=ring_power(basis, moments.second)[rings],
+            noise=noise[rings],
+            error=error,
+            evidence=None if evidence is None else evidence[rings],
+            agreement=None if halves is None else ring_agreement(*halves)[rings],
+            effective=_effective(moments, rings),
+        )
+
+    @property
+    def snr(self) -> np.ndarray | None:
+        """Signal over its standard error."""
+        if self.error is None:
+            return None
+        return np.divide(
+            self.signal,
+            self.error,
+            where=self.error > 0,
+            out=np.full(len(self.signal), np.inf),
+        )
+
+    @property
+    def supported(self) -> np.ndarray:
+        """Whether there is more on a ring than noise explains; in exact moments, more
+        than round-off."""
+        if self.evidence is not None:
+            return (self.evidence > SIGNIFICANT) & (self.signal > 0)
+        return self.signal > NEGLIGIBLE**2 * self.signal.max()
+
+    @property
+    def last_ring(self) -> int | None:
+        """The last ring with signal, up to which the data support a model."""
+        rings = np.flatnonzero(self.supported)
+        return int(rings[-1]) if len(rings) else None
+
+    @property
+    def angstrom(self) -> np.ndarray | None:
+        """Å of each ring, infinite for ring 0; None without a pixel size."""
+        size, L = self.moments.pixel_size, self.moments.basis.L
+        if size is None:
+            return None
+        with np.errstate(divide="ignore"):
+            return L * size / np.arange(len(self.signal))
+
+    def summary(self) -> dict:
+        """All figures, ready for JSON; infinity is None, as is what is unknown."""
+        moments, last = self.moments, self.last_ring
+        angstrom = self.angstrom
+        rings = {
+            "ring_angstrom": angstrom,
+            "signal_power": self.signal,
+            "signal_error": self.error,
+            "noise_power": self.noise,
+            "snr": self.snr,
+            "evidence": self.evidence,
+            "half_set_correlation": self.agreement,
+            "effective_images": self.effective,
+        }
+        return {
+            "n_images": moments.n_images,
+            "basis": repr(moments.basis),
+            "box": moments.basis.L,
+            "pixel_size": moments.pixel_size,
+            "nyquist_angstrom": None if angstrom is None else 2 * moments.pixel_size,
+            "noise_variance": moments.noise_variance,
+            "third_moment": moments.third is not None,
+            "last_ring": last,
+            "last_ring_angstrom": (
+                None if angstrom is None or not last else float(angstrom[last])
+            ),
+            **{k: None if v is None else _plain(v) for k, v in rings.items()},
+            "supported": self.supported.tolist(),
+        }
+
+    def table(self) -> str:
+        """What people look at first: one line on the whole, one for each ring."""
+        columns = {"ring": [str(ring) for ring in range(len(self.signal))]}
+        if self.angstrom is not None:
+            columns["Å"] = [f"{a:.1f}" for a in self.angstrom]
+        columns["signal"] = [f"{power:.3g}" for power in self.signal]
+        columns["noise"] = [f"{power:.3g}" for power in self.noise]
+        optional = {
+            "signal/error": self.snr,
+            "halves": self.agreement,
+            "images": self.effective,
+        }
+        for name, values in optional.items():
+            if values is not None:
+                columns[name] = [f"{value:.3g}" for value in values]
+        columns["supported"] = ["yes" if yes else "no" for yes in self.supported]
+        widths = {name: max(map(len, [name, *v])) for name, v in columns.items()}
+        rows = [columns, *zip(*columns.values(), strict=True)]
+        lines = [
+            "  ".join(v.rjust(w) for v, w in zip(row, widths.values(), strict=True))
+            for row in rows
+        ]
+        return "\n".join([self._head(), *lines, self.verdict()])
+
+    def _head(self) -> str:
+        moments = self.moments
+        images = f"{moments.n_images:,} images" if moments.n_images else "exact moments"
+        box = f"{moments.basis.L} x {moments.basis.L} pixels"
+        if moments.pixel_size is not None:
+            size = moments.pixel_size
+            box += f" of {size:.5g} Å (Nyquist {2 * size:.5g} Å)"
+        third = ", with third moments" if moments.third is not None else ""
+        return (
+            f"{images} of {box}, {moments.basis}{third}, noise variance"
+            f" {moments.noise_variance:.6g}"
+        )
+
+    def verdict(self) -> str:
+        """Up to which ring the data support a model, in one sentence."""
+        last, n = self.last_ring, self.moments.n_images
+        if 0 < n < FEW:
+            return f"{n} images are too few to tell which rings hold up"
+        if last is None:
+            return "the data show no signal on any ring"
+        where = f"ring {last}"
+        if self.angstrom is not None and last > 0:
+            where += f", {self.angstrom[last]:.1f} Å"
+        return f"the data support a model up to {where}"
+
+
+def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
+    """
+    Correlation of the second moments of two halves of the data, over each ring's
+    entries with all rings: 0 on average where there is noise alone, as in a Fourier
+    shell correlation of half maps.
+
+    :param one: Moments of some images.
+    :param other: Moments of others in the same basis.
+    :return: (n_rings,), float64; 0 on rings without any power.
+    :raises TypeError: no moments.
+    :raises ValueError: another basis.
+    """
+    one.check_same_basis(other)
+    basis = one.basis
+    seconds = [one.second, other.second]
+    if isinstance(basis, CartesianBasis):
+        ring = pixel_rings(basis)
+
+        def total(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return np.bincount(ring, (a * b.conj()).real.sum(1))
+    else:
+        seconds = [order_blocks(basis, second) for second in seconds]
+        weights = order_multiplicity(seconds[0], "second")
+
+        def total(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return (weights * (a * b.conj()).real).sum((0, 2))
+
+    a, b = seconds
+    norm = np.sqrt(total(a, a) * total(b, b))
+    return np.divide(total(a, b), norm, where=norm > 0, out=np.zeros_like(norm))
+
+
+def _effective(moments: Moments, rings: slice) -> np.ndarray | None:
+    """Effective number of images on each ring, of images that have a CTF."""
+    if moments.second_weight is None:
+        return None
+    own = np.diagonal(moments.effective_images)
+    if isinstance(moments.basis, CartesianBasis):
+        ring = pixel_rings(moments.basis)
+        own = np.bincount(ring, own) / np.bincount(ring)
+    return own[rings]
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in values]

@@ -1,0 +1,127 @@
+"""Sums over millions of images: one pass that can be interrupted and shared out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from aspire.utils import tqdm
+
+from aspire_mom import processes
+from aspire_mom.checks import check_integer
+from aspire_mom.moments.checkpoint import Sums, SumsCheckpoint
+
+
+def accumulate(
+    n: int,
+    batch_size: int,
+    read: Callable[[int, int], np.ndarray],
+    sums_of: Callable[[np.ndarray, int], Sums],
+    *,
+    n_groups: int = 1,
+    checkpoint: str | Path | None = None,
+    fingerprint: dict[str, str] | None = None,
+    every: float = 60.0,
+    desc: str = "Averaging images",
+) -> list[Sums]:
+    """
+    Read images once, batch by batch, and add up what is computed of each batch.
+
+    A batch is read while the one before it is computed, so two are in memory. Sums are
+    added in double precision in the order of the batches. Under `torchrun` each process
+    has a contiguous share of the batches, and all get the sums of all; with as many
+    processes, sums are the same to the last bit, interrupted or not, where `sums_of`
+    is.
+
+    :param n: Number of images, 1 or more.
+    :param batch_size: Images per batch; the last may have fewer.
+    :param read: Reads images start … stop - 1 as (stop - start, L, L); called in
+        another thread, never twice at a time.
+    :param sums_of: Sums over the images of a batch, by name, from the images and the
+        number of the first; arrays of the same shapes and types for every batch.
+    :param n_groups: Batch j counts in group j mod n_groups: 2 for half-sets.
+    :param checkpoint: File that keeps the sums so far. Where it is there already, the
+        pass goes on from it; at the end it has the whole result, for
+        :func:`~aspire_mom.moments.checkpoint.discard_checkpoint` to remove.
+    :param fingerprint: What tells these images and sums from others, by name:
+        :func:`~aspire_mom.moments.fingerprint.fingerprint_source` and settings.
+    :param every: Seconds between writings of the checkpoint, all that is ever repeated.
+    :param desc: What the progress bar says.
+    :return: One dictionary of sums per group, float64 or complex128. Groups that no
+        batch falls to have zeros.
+    :raises ValueError: `n`, `batch_size` or `n_groups` is below 1, or the checkpoint is
+        damaged or of something else.
+    :raises OSError: the checkpoint cannot be written; the former one is still there.
+    """
+    for name, value in (("n", n), ("batch_size", batch_size), ("n_groups", n_groups)):
+        check_integer(name, value, 1)
+    starts = range(0, n, batch_size)
+    own = processes.own_rows(len(starts))
+    settings = {
+        "images": str(n),
+        "batch_size": str(batch_size),
+        "groups": str(n_groups),
+        **(fingerprint or {}),
+    }
+    kept = SumsCheckpoint(checkpoint, settings, every)
+    first, totals = kept.read() or (own.start, {})
+    batches = [
+        (start, min(start + batch_size, n)) for start in starts[first : own.stop]
+    ]
+    with closing(_read_ahead(read, batches)) as stream:
+        for number, images in enumerate(_with_bar(stream, own, first, desc), first):
+            parts = sums_of(images, starts[number])
+            _add(totals, parts, number % n_groups, n_groups)
+            kept.write_now_and_then(number + 1, totals)
+    if batches:
+        kept.write(own.stop, totals)
+    _of_all_processes(totals)
+    return [{name: t[group] for name, t in totals.items()} for group in range(n_groups)]
+
+
+def _read_ahead(
+    read: Callable[[int, int], np.ndarray], batches: list[tuple[int, int]]
+) -> Iterator[np.ndarray]:
+    """
+    Images of the batches in turn, the next being read while one is in use. Errors of
+    the reader are raised here; the thread ends with the generator.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="read-images") as reader:
+        coming = [reader.submit(read, *batch) for batch in batches[:1]]
+        for batch in batches[1:]:
+            images = coming.pop().result()
+            coming.append(reader.submit(read, *batch))
+            yield images
+            del images  # or it would stay while the next but one is read
+        for last in coming:
+            yield last.result()
+
+
+def _with_bar(
+    stream: Iterator[np.ndarray], own: slice, first: int, desc: str
+) -> Iterable[np.ndarray]:
+    """The stream with a progress bar over this process's batches."""
+    if not processes.is_first():
+        return stream
+    return tqdm(
+        stream, desc=desc, total=own.stop - own.start, initial=first - own.start
+    )
+
+
+def _add(totals: Sums, parts: Sums, group: int, n_groups: int) -> None:
+    """Add a batch's sums to its group's, in double precision: totals[name][group]."""
+    for name, part in parts.items():
+        if name not in totals:
+            dtype = np.result_type(part, np.float64)
+            totals[name] = np.zeros((n_groups, *np.shape(part)), dtype)
+        totals[name][group] += part
+
+
+def _of_all_processes(totals: Sums) -> None:
+    """Make this process's totals those of all; it may have had no batch at all."""
+    shapes = {name: (t.shape, t.dtype.str) for name, t in totals.items()}
+    for name, (shape, dtype) in processes.from_first(shapes).items():
+        processes.add_up(totals.setdefault(name, np.zeros(shape, dtype)))

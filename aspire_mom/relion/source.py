@@ -1,0 +1,51 @@
+"""Particles as an ASPIRE source."""
+
+from __future__ import annotations
+
+import numpy as np
+from aspire.operators import CTFFilter
+from aspire.source import RelionSource
+
+from aspire_mom.relion.particles import Particles
+
+
+class ParticleSource(RelionSource):
+    """
+    ASPIRE's `RelionSource` of particles that have been read and checked: it reads their
+    images; the STAR file is not read again.
+
+    Images are float32, whatever the modes of their stacks are, where ASPIRE casts all
+    to the mode of the first. Angles are left out. With the CTF of `Particles.ctfs`, one
+    filter for each, or none at all.
+
+    :param particles: The particles.
+    """
+
+    def __init__(self, particles: Particles):
+        self._particles = particles
+        super().__init__(particles.table.path, pixel_size=particles.pixel_size)
+        self.dtype = np.dtype(np.float32)
+        ctfs, indices = particles.ctfs
+        if len(ctfs) > 0:
+            self.unique_filters = [
+                CTFFilter(voltage, u, v, np.radians(angle), Cs=cs, alpha=contrast)
+                for voltage, u, v, angle, cs, contrast in ctfs
+            ]
+            self.filter_indices = indices
+        del self._particles  # which copies of the source need not have
+
+    def populate_metadata(self) -> dict[str, np.ndarray]:
+        """What ASPIRE keeps of a STAR file, from which it finds images."""
+        particles, table = self._particles, self._particles.table
+        shifts = particles.shifts * particles.pixel_size
+        paths = np.array([str(path) for path in particles.stacks], dtype=object)
+        metadata = {
+            "__mrc_filepath": paths[table.stack_indices],
+            "__mrc_index": table.numbers,
+            "_rlnImagePixelSize": np.full(len(particles), particles.pixel_size),
+            "_rlnOriginXAngst": shifts[:, 0].copy(),
+            "_rlnOriginYAngst": shifts[:, 1].copy(),
+        }
+        if "_aspireAmplitude" in table.columns:
+            metadata["_aspireAmplitude"] = table.columns["_aspireAmplitude"]
+        return metadata

@@ -1,0 +1,159 @@
+"""Image stacks, judged by their headers and sizes alone: no pixel is read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+from mrcfile import utils
+from mrcfile.dtypes import HEADER_DTYPE
+
+from aspire_mom.relion.table import Table
+
+# What ASPIRE reads of image stacks.
+MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16"}
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"PK": "zip"}
+
+
+def check_stack(path: Path) -> tuple[int, int]:
+    """
+    Look whether ASPIRE can read an image stack.
+
+    :param path: MRC file.
+    :return: Number of images, and pixels along an edge.
+    :raises OSError: no such file, or none that may be read.
+    :raises ValueError: no MRC file of square images in a mode that ASPIRE reads, or one
+        that is cut short.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
+        raise ValueError(f"{path} is {kind}; a stack of images is needed")
+    with open(path, "rb") as file:
+        head = file.read(HEADER_DTYPE.itemsize)
+    for mark, program in COMPRESSED.items():
+        if head.startswith(mark):
+            raise ValueError(f"{path} is compressed by {program}; unpack it first")
+    if len(head) < HEADER_DTYPE.itemsize:
+        raise ValueError(
+            f"{path} has {len(head)} bytes; a stack of images has a header of"
+            f" {HEADER_DTYPE.itemsize} bytes"
+        )
+    header = _native_header(head)
+    nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
+    extended = int(header["nsymbt"])
+    if min(nx, ny, nz) < 1 or extended < 0:
+        raise ValueError(
+            f"{path} is no MRC file, or damaged: its header tells of {nz} images of"
+            f" {nx} x {ny} pixels after {extended} bytes of extended header"
+        )
+    if mode not in MODES:
+        name = " (float16)" if mode == 12 else ""
+        raise ValueError(
+            f"{path} is in MRC mode {mode}{name}; ASPIRE reads modes"
+            f" {', '.join(f'{k} ({v})' for k, v in MODES.items())}: convert it to"
+            " float32"
+        )
+    if utils.spacegroup_is_volume_stack(header["ispg"]):
+        raise ValueError(f"{path} holds volumes; a stack of images is needed")
+    item = np.dtype(MODES[mode]).itemsize
+    needed = len(head) + extended + nx * ny * nz * item
+    if status.st_size < needed:
+        raise ValueError(
+            f"{path} is cut short: by its header it has {nz} images of {nx} x {ny}"
+            f" pixels in {needed} bytes, but there are {status.st_size}"
+        )
+    if nx != ny:
+        raise ValueError(
+            f"{path} has images of {nx} x {ny} pixels; they must be square"
+        )
+    return nz, nx
+
+
+def _native_header(head: bytes) -> np.ndarray:
+    """The header in the byte order that mrcfile reads it in when it is lenient."""
+    header = np.frombuffer(head, HEADER_DTYPE)[0]
+    try:
+        order = utils.byte_order_from_machine_stamp(header["machst"])
+    except ValueError:
+        order = "<"
+    orders = [HEADER_DTYPE.newbyteorder(o) for o in (order, "<>".replace(order, ""))]
+    headers = [np.frombuffer(head, dtype)[0] for dtype in orders]
+    known = [h for h in headers if int(h["mode"]) in (*MODES, 4, 12)]
+    return (known or headers)[0]
+
+
+def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
+    """
+    Find the stacks that a STAR file names. RELION's paths are relative to the project's
+    folder, from which its jobs run and in which their files lie some levels deeper.
+
+    :param table: The file's particles.
+    :param data_folder: Folder that relative paths start from. By default the first that
+        has the first of the stacks: the STAR file's, those above it, the current one.
+    :return: Paths of all stacks in the file, there or not.
+    """
+    relative = [table.stacks[i] for i in np.unique(table.stack_indices)]
+    relative = [name for name in relative if not os.path.isabs(name)]
+    star = Path(os.path.abspath(table.path))
+    folders = [star.parent, *star.parents, Path.cwd(), *star.resolve().parents]
+    if data_folder is not None:
+        folders = [data_folder]
+    base = folders[0]
+    if relative:
+        # A link that leads nowhere is there, too, and will be told of.
+        there = (f for f in folders if os.path.lexists(f / relative[0]))
+        base = next(there, folders[0])
+    return tuple(base / stack for stack in table.stacks)
+
+
+def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
+    """
+    :param table: Particles.
+    :param stacks: Paths of their stacks.
+    :return: Pixels along the edge of all their images.
+    :raises OSError: a stack is missing, or may not be read.
+    :raises ValueError: ASPIRE could not read a stack, or it has not the images that the
+        particles name, or images of another size than the others.
+    """
+    counts, L, model = np.zeros(len(stacks), dtype=np.int64), None, None
+    for index in np.unique(table.stack_indices):
+        path = stacks[index]
+        counts[index], size = _checked(table.path, path)
+        if L is None:
+            L, model = size, path
+        if size != L:
+            raise ValueError(
+                f"{path} has images of {size} x {size} pixels, {model} of {L} x {L};"
+                " only images of one size can be averaged together"
+            )
+    available = counts[table.stack_indices]
+    lost = (table.numbers < 1) | (table.numbers > available)
+    if lost.any():
+        first = int(np.argmax(lost))
+        path = stacks[table.stack_indices[first]]
+        raise ValueError(
+            f"{table.path}: row {table.rows[first]} names image"
+            f" {table.numbers[first]} of {path}, which has images 1 to"
+            f" {available[first]}"
+        )
+    return L
+
+
+def _checked(star: Path, path: Path) -> tuple[int, int]:
+    try:
+        return check_stack(path)
+    except FileNotFoundError as error:
+        where = "is missing"
+        if path.is_symlink():
+            where = f"is a link to {os.readlink(path)}, which is missing"
+        raise FileNotFoundError(
+            f"{path}, a stack that {star} names, {where}; pass --data-folder if its"
+            " paths start from another folder"
+        ) from error
+    except OSError as error:
+        raise OSError(
+            f"{path}, a stack that {star} names, cannot be read: {error.strerror}"
+        ) from error

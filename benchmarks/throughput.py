@@ -1,0 +1,167 @@
+"""
+Images per second of M1 and M2 in the polar basis, from memory and from stacks on disk,
+beside ASPIRE's coefficients of the same images and beside physical limits.
+
+    OMP_NUM_THREADS=1 python benchmarks/throughput.py
+    python benchmarks/throughput.py --sizes 63 --images 8192      # all cores
+
+Times are of CPU and of the wall: where other programs run, the former tell more. Each
+is the best of several runs, set-up apart, which is once per run of a program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+from aspire.basis import FLEBasis2D, FPSWFBasis2D
+from aspire.image import Image
+from aspire.source import ArrayImageSource, RelionSource
+from aspire.utils.logging import setConsoleLoggingLevel
+
+from aspire_mom import MomentEstimator, PolarBasis
+from aspire_mom.moments import bases
+from aspire_mom.moments.dihedral import dihedral_transform
+
+RUNS = 3
+
+
+def best(function: Callable[[], object], n: int) -> tuple[float, float]:
+    """CPU and wall seconds per image, of n images; the first run sets things up."""
+    function()
+    times = []
+    for _ in range(RUNS):
+        wall, cpu = time.perf_counter(), time.process_time()
+        function()
+        times.append((time.process_time() - cpu, time.perf_counter() - wall))
+    return tuple(np.min(times, axis=0) / n)
+
+
+def row(name: str, seconds: tuple[float, float], of: tuple[float, float]) -> None:
+    """:param of: Seconds of the moments from memory."""
+    cpu, wall = seconds
+    print(f"  {name:44} {1 / cpu:9.0f} {1 / wall:9.0f} {cpu / of[0]:10.2f}", flush=True)
+
+
+def throughput(L: int, n: int) -> None:
+    images = np.random.default_rng(0).standard_normal((n, L, L), dtype=np.float32)
+    basis = PolarBasis(L)
+    source = ArrayImageSource(images, pixel_size=1.0)
+    print(f"\nL = {L}, {n} images, images per second of CPU time and of wall time, and")
+    print("CPU time over that of the moments from memory")
+    ours = best(lambda: MomentEstimator(source, basis).estimate(), n)
+    row("M1 + M2, in memory", ours, ours)
+    with tempfile.TemporaryDirectory() as folder:
+        star = write_stack(Path(folder), images)
+        on_disk = RelionSource(star, pixel_size=1.0)
+        row(
+            "M1 + M2, from .mrcs, float32",
+            best(lambda: MomentEstimator(on_disk, basis).estimate(), n),
+            ours,
+        )
+        stack = star.with_suffix(".mrcs")
+        cold, warm = read_speed(stack, cold=True), read_speed(stack, cold=False)
+    few = images[:512]
+    row(
+        "polar coefficients alone",
+        best(lambda: basis.coefficients(few), len(few)),
+        ours,
+    )
+    row("bare batched NUFFT onto half rings", bare_transform(basis, few), ours)
+    for ours_of_aspire in (FPSWFBasis2D, FLEBasis2D):
+        other = ours_of_aspire((L, L), dtype=np.float32)
+        some = Image(images[:256])
+        row(
+            f"ASPIRE's {ours_of_aspire.__name__}.evaluate_t",
+            best(lambda other=other, some=some: other.evaluate_t(some), 256),
+            ours,
+        )
+    limits(basis, ours, cold, warm)
+
+
+def bare_transform(basis: PolarBasis, images: np.ndarray) -> tuple[float, float]:
+    """Its best batch size, input already complex, output not looked at."""
+    found = []
+    for size in (32, 64, 128, 256, 512):
+        plan = bases._ring_plan(basis, size, "float32")
+        batch = images[:size].astype(np.complex64)
+        found.append(best(lambda plan=plan, batch=batch: plan.execute(batch), size))
+    return min(found)
+
+
+def write_stack(folder: Path, images: np.ndarray) -> Path:
+    with mrcfile.new(folder / "particles.mrcs") as file:
+        file.set_data(images)
+    star = folder / "particles.star"
+    rows = "\n".join(f"{i + 1:06d}@particles.mrcs" for i in range(len(images)))
+    star.write_text(f"data_\n\nloop_\n_rlnImageName #1\n{rows}\n")
+    return star
+
+
+def read_speed(path: Path, cold: bool) -> float:
+    """Bytes per second of reading a file, out of the page cache or into it first."""
+    with open(path, "rb", buffering=0) as file:
+        if cold:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        block, size = bytearray(1 << 20), 0
+        start = time.perf_counter()
+        while count := file.readinto(block):
+            size += count
+        return size / (time.perf_counter() - start)
+
+
+def limits(
+    basis: PolarBasis, ours: tuple[float, float], cold: float, warm: float
+) -> None:
+    L, R, M = basis.L, basis.n_rings, basis.max_order
+    size = 4 * L * L
+    print(
+        f"  disk: {cold / 1e6:.0f} MB/s with an empty page cache,"
+        f" {warm / 1e6:.0f} MB/s from it: {cold / size:.0f} and {warm / size:.0f}"
+        " images/s of float32"
+    )
+    blocks = dihedral_transform(basis, "float32").blocks
+    transform = sum(
+        2 * block.matrix.size * (1 + remainder % 2)
+        for (remainder, _), own in blocks.items()
+        for block in own
+    )
+    # f f* is Hermitian, which the products do not make use of; squares are real.
+    products = (8 + 2) * (M + 1) * R * R
+    peak = gemm_speed()
+    print(
+        f"  arithmetic: {transform / 1e6:.1f} Mflop per image for coefficients,"
+        f" {products / 1e6:.1f} for products; single-precision products of 1024 x 1024"
+        f" matrices run at {peak / 1e9:.0f} Gflop per second of CPU time:"
+        f" {peak / (transform + products):.0f} images/s, of which"
+        f" {(transform + products) / ours[0] / peak:.0%} are reached"
+    )
+
+
+def gemm_speed() -> float:
+    a = np.ones((1024, 1024), np.float32)
+    b = a.copy()
+    return 2 * 1024**3 / best(lambda: a @ b, 1)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[63, 128])
+    parser.add_argument("--images", type=int, default=4096)
+    options = parser.parse_args()
+    setConsoleLoggingLevel("WARNING")
+    threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
+    print(f"threads: {threads}")
+    for L in options.sizes:
+        throughput(L, options.images)
+
+
+if __name__ == "__main__":
+    main()

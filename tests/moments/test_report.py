@@ -1,0 +1,156 @@
+"""Reports on rings, against images whose signal and noise are known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from aspire_mom import CartesianBasis, MomentEstimator, Moments, PolarBasis
+from aspire_mom.moments.report import RingReport, ring_agreement
+from aspire_mom.moments.rings import informative_rings, ring_rms
+from tests.moments.sources import VARIANCE, array_source, noise_images, simulation
+
+L, N = 17, 3000
+BASES = pytest.mark.parametrize(
+    "basis",
+    [
+        PolarBasis(L),
+        CartesianBasis(L),
+        PolarBasis(L, n_rings=6, max_order=8, inplane_average=False),
+    ],
+    ids=["polar", "cartesian", "polar, all angles"],
+)
+
+
+def estimate(basis, n=N, seed=0, **options):
+    """Moments of the phantom's images under noise that leaves the centre alone."""
+    images = simulation(L, n=n, noise=None, **options).images[:].asnumpy()
+    return MomentEstimator(
+        array_source(images + noise_images(n, L, VARIANCE, seed=seed)),
+        basis,
+        noise_variance=VARIANCE,
+    ).estimate()
+
+
+@BASES
+def test_powers_are_those_of_the_images(basis):
+    clean = MomentEstimator(
+        simulation(L, n=N, noise=None), basis, noise_variance=0
+    ).estimate()
+    moments = estimate(basis)
+    report = RingReport.of(moments)
+    truth = ring_rms(clean)[: len(report.signal)] ** 2
+    assert len(report.signal) == getattr(basis, "n_rings", (L + 1) // 2)
+    assert np.abs((report.signal - truth) / report.error).max() < 4
+    np.testing.assert_array_equal(report.snr, report.signal / report.error)
+    np.testing.assert_allclose(report.angstrom[1:], L * 2 / np.arange(1, len(truth)))
+    # White noise has the same power at all frequencies, L² σ² in a pixel.
+    if isinstance(basis, CartesianBasis):
+        np.testing.assert_allclose(report.noise, L**2 * VARIANCE)
+    elif basis.inplane_average:
+        np.testing.assert_allclose(report.noise, L**2 * VARIANCE, rtol=0.05)
+
+
+@BASES
+def test_errors_are_those_of_noise(basis):
+    """Scatter of 40 estimates from noise alone."""
+    reports = [
+        RingReport.of(
+            MomentEstimator(
+                array_source(noise_images(200, L, seed=seed)), basis, noise_variance=1
+            ).estimate()
+        )
+        for seed in range(40)
+    ]
+    scatter = np.std([report.signal for report in reports], axis=0)
+    expected = np.mean([report.error for report in reports], axis=0)
+    ratio = expected / scatter
+    assert (np.abs(np.log(ratio)) < np.log(1.6)).all(), ratio
+    assert np.mean([r.evidence for r in reports]) == pytest.approx(1, abs=0.1)
+    assert np.mean([r.supported for r in reports]) < 0.05
+
+
+@BASES
+def test_last_ring_has_signal(basis):
+    """It moves out with more images, and is what the inversion goes by."""
+    few, many = (RingReport.of(estimate(basis, n)) for n in (100, N))
+    assert 0 < few.last_ring <= many.last_ring
+    assert f"ring {many.last_ring}, {many.angstrom[many.last_ring]:.1f} Å" in (
+        many.verdict()
+    )
+    if isinstance(basis, PolarBasis) and basis.inplane_average:
+        expected = min(many.last_ring + 3, basis.n_rings)
+        assert informative_rings(many.moments) == expected
+
+
+@BASES
+def test_halves_agree_where_there_is_signal(basis):
+    whole = simulation(L, n=2 * N, noise=None).images[:].asnumpy()
+    halves = [
+        MomentEstimator(
+            array_source(whole[i::2] + noise_images(N, L, VARIANCE, seed=i)),
+            basis,
+            noise_variance=VARIANCE,
+        ).estimate()
+        for i in (0, 1)
+    ]
+    curve = ring_agreement(*halves)
+    assert curve[:2].min() > 0.98
+    noise = [
+        MomentEstimator(
+            array_source(noise_images(N, L, seed=i)), basis, noise_variance=1
+        ).estimate()
+        for i in (0, 1)
+    ]
+    assert np.abs(ring_agreement(*noise)).max() < 0.5
+    np.testing.assert_allclose(ring_agreement(halves[0], halves[0]), 1)
+    report = RingReport.of(halves[0].merge(halves[1]), halves)
+    np.testing.assert_array_equal(report.agreement, curve[: len(report.signal)])
+    assert "halves" in report.table().splitlines()[1]
+
+
+def test_exact_moments_and_no_pixel_size():
+    basis = PolarBasis(8)
+    second = np.zeros(basis.second_shape, complex)
+    second[0, :3, :3] = 1
+    moments = Moments(np.ones(basis.first_shape, complex), second, basis)
+    report = RingReport.of(moments)
+    assert report.last_ring == 2
+    assert report.snr is None
+    assert report.angstrom is None
+    assert "exact moments of 8 x 8 pixels, PolarBasis" in report.table()
+    assert "up to ring 2" in report.verdict()
+    assert report.summary()["signal_error"] is None
+    nothing = RingReport.of(replace(moments, second=0 * second))
+    assert nothing.last_ring is None
+    assert "no signal" in nothing.verdict()
+
+
+@BASES
+def test_effective_images(basis):
+    """How many images without a CTF moments are worth."""
+    plain = estimate(basis, 50)
+    assert RingReport.of(plain).effective is None
+    n = getattr(basis, "n_rings", L**2)
+    weights = np.diag(np.linspace(1000, 10, n)) + 0.5
+    report = RingReport.of(
+        replace(
+            plain,
+            first_weight=np.sqrt(weights.diagonal()),
+            second_weight=weights if n == L**2 else weights[None],
+        )
+    )
+    assert len(report.effective) == len(report.signal)
+    assert report.effective.max() < 1000.6
+    assert report.summary()["effective_images"] == list(report.effective)
+    assert "images" in report.table().splitlines()[1].split()
+
+
+def test_few_images_cannot_tell():
+    report = RingReport.of(estimate(PolarBasis(L), 5))
+    assert report.verdict() == "5 images are too few to tell which rings hold up"
+
+
+def test_halves_must_be_of_one_basis():
+    with pytest.raises(ValueError, match="different bases"):
+        ring_agreement(estimate(PolarBasis(L), 5), estimate(PolarBasis(L, 3), 5))
