@@ -66,7 +66,7 @@ class NoisyViews(ImageSource):
     def _images(self, indices: np.ndarray) -> Image:
         if self.log and len(indices) == BLOCK:
             with open(self.log, "a") as log:
-                log.write(f"{indices[0]}\n")
+                log.write(f"{processes.rank()} {indices[0]}\n")
         images = np.empty((len(indices), self.L, self.L), np.float32)
         blocks = indices // BLOCK
         for block in np.unique(blocks):
@@ -90,7 +90,7 @@ def clean_projections(n_views: int = N_VIEWS) -> np.ndarray:
 
 def work(options: argparse.Namespace) -> None:
     """The pass that is killed, split or starved of room."""
-    source = NoisyViews(clean_projections(100), options.n, options.log)
+    source = NoisyViews(clean_projections(100), options.images, options.batches)
     print("ready", flush=True)
     estimator = MomentEstimator(
         source,
@@ -107,13 +107,13 @@ def work(options: argparse.Namespace) -> None:
 
 def command(folder: Path, n: int, *words: str, save: str = "found.npz") -> list[str]:
     return [
-        *(__file__, "work", f"--n={n}", f"--save={folder / save}"),
+        *(__file__, "work", f"--images={n}", f"--save={folder / save}"),
         *words,
     ]
 
 
 def kills(options: argparse.Namespace) -> None:
-    n, rng = options.n, random.Random(0)
+    n, rng = options.images, random.Random(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint, log = folder / "sums", folder / "read"
@@ -123,7 +123,7 @@ def kills(options: argparse.Namespace) -> None:
         assert started.wait() == 0
         seconds = time.perf_counter() - begun
         print(f"unbroken: {n} images in {seconds:.1f} s", flush=True)
-        words = [f"--checkpoint={checkpoint}", f"--log={log}", "--every=0.2"]
+        words = [f"--checkpoint={checkpoint}", f"--batches={log}", "--every=0.2"]
         killed, repeated, runs, partial = 0, [], 0, 0
         while killed < KILLS:
             worker = start(python + command(folder, n, *words))
@@ -183,24 +183,35 @@ def finish(
     )
     for name in ("first", "second", "first_error", "second_error", "noise_variance"):
         assert np.array_equal(getattr(found, name), getattr(unbroken, name)), name
-    read = len(log.read_text().split()) * BLOCK
+    read = len(log.read_text().splitlines()) * BLOCK
     for file in (checkpoint, log, folder / "found.npz"):
         file.unlink()
     return runs + 1, read - n // BLOCK * BLOCK
 
 
 def split(options: argparse.Namespace) -> None:
-    """Several processes against one, and what a killed torchrun leaves."""
+    """
+    Several processes against one, and what a killed torchrun leaves. Numbers of single
+    precision add up in double without rounding until there are very many of them, so
+    that differences of 0 are no mistake.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for count in (1, 2, 4):
-            begun = time.perf_counter()
-            run_torch(folder, count, options.n, save=f"{count}.npz").wait()
+        for count in (1, *options.counts):
+            log, begun = folder / f"batches-{count}", time.perf_counter()
+            words = [f"--batches={log}"]
+            run = run_torch(folder, count, options.images, *words, save=f"{count}.npz")
+            assert run.wait() == 0
+            seconds = time.perf_counter() - begun
+            ranks = [line.split()[0] for line in log.read_text().splitlines()]
+            shares = [ranks.count(str(rank)) for rank in range(count)]
             print(
-                f"{count} processes: {time.perf_counter() - begun:.0f} s with imports"
+                f"{count} process(es): whole batches {shares}, {seconds:.0f} s with"
+                " imports",
+                flush=True,
             )
         one = Moments.load(folder / "1.npz")
-        for count in (2, 4):
+        for count in options.counts:
             several = Moments.load(folder / f"{count}.npz")
             apart = [
                 np.abs(getattr(several, key) - getattr(one, key)).max()
@@ -214,7 +225,7 @@ def split(options: argparse.Namespace) -> None:
             )
         checkpoint = folder / "sums"
         parent = run_torch(
-            folder, 2, 100 * options.n, f"--checkpoint={checkpoint}", "--every=0"
+            folder, 2, 100 * options.images, f"--checkpoint={checkpoint}", "--every=0"
         )
         parent.stdout.readline()
         while len(list(folder.glob("sums.*-of-2"))) < 2:
@@ -237,16 +248,16 @@ def run_torch(folder: Path, count: int, n: int, *words: str, save: str = "found.
 
 
 def disk(options: argparse.Namespace) -> None:
-    """A checkpoint of 4 MB on a disk of 6 MB: the second one does not fit beside it."""
+    """A checkpoint of 2.4 MB on a disk of 4 MB: a second does not fit beside it."""
     with tempfile.TemporaryDirectory() as folder:
-        mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder]
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
         subprocess.run(mount, check=True)
         try:
             checkpoint = Path(folder) / "sums"
             words = [f"--checkpoint={checkpoint}", "--every=0"]
             with tempfile.TemporaryDirectory() as other:
                 run = subprocess.run(
-                    [sys.executable, *command(Path(other), options.n, *words)],
+                    [sys.executable, *command(Path(other), options.images, *words)],
                     capture_output=True,
                     text=True,
                 )
@@ -259,7 +270,7 @@ def disk(options: argparse.Namespace) -> None:
 
 def million(options: argparse.Namespace) -> None:
     clean = clean_projections()
-    source, basis = NoisyViews(clean, options.n), PolarBasis(clean.shape[-1])
+    source, basis = NoisyViews(clean, options.images), PolarBasis(clean.shape[-1])
     exact = MomentEstimator(
         ArrayImageSource(clean.astype(np.float64), pixel_size=2.5),
         basis,
@@ -282,9 +293,9 @@ def million(options: argparse.Namespace) -> None:
         )
     ]
     print(
-        f"{options.n} images of {source.L} x {source.L}, drawn as they are read, SNR"
-        f" 1/{NOISE**2:.0f}: {seconds:.0f} s ({cpu:.0f} s of CPU time),"
-        f" {options.n / seconds:.0f} images/s"
+        f"{options.images} images of {source.L} x {source.L}, drawn as they are read,"
+        f" SNR 1/{NOISE**2:.0f}: {seconds:.0f} s ({cpu:.0f} s of CPU time),"
+        f" {options.images / seconds:.0f} images/s"
     )
     print(f"peak memory above the interpreter with its imports: {peak - BARE:.0f} MB")
     print(
@@ -313,13 +324,16 @@ def main() -> None:
         ("work", work, 10_000),
     ):
         one = commands.add_parser(name, help=function.__doc__)
-        one.add_argument("--n", type=int, default=n, help="number of images")
+        one.add_argument("--images", type=int, default=n, help="number of images")
         one.set_defaults(function=function)
     one.add_argument("--save", type=Path)
     one.add_argument("--checkpoint", type=Path)
-    one.add_argument("--log", type=Path)
+    one.add_argument("--batches", type=Path)
     one.add_argument("--every", type=float, default=60)
     commands.choices["million"].add_argument("--batch-size", type=int, default=256)
+    commands.choices["processes"].add_argument(
+        "--counts", type=int, nargs="+", default=[2, 4]
+    )
     options = parser.parse_args()
     setConsoleLoggingLevel("WARNING")
     options.function(options)

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import click
+import torch
 from aspire.source import ImageSource
 
+from aspire_mom import processes
 from aspire_mom.console import (
     INPUT,
     OUTPUT,
@@ -20,7 +22,9 @@ from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.moments.checkpoint import discard_checkpoint
 from aspire_mom.moments.estimator import MomentEstimator
 from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.noise import estimate_noise_filter
 from aspire_mom.moments.report import RingReport
+from aspire_mom.moments.third import ThirdMomentBasis
 from aspire_mom.relion import Particles, ParticleSource, read_particles
 
 BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
@@ -66,6 +70,39 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     " all Fourier pixels, which the paper's configuration takes: n⁴ numbers.",
 )
 @click.option(
+    "--noise",
+    type=click.Choice(["white", "coloured"]),
+    default="white",
+    show_default=True,
+    help="Noise of one variance at all frequencies, or of a radial power spectrum seen"
+    " in the corners of up to 10,000 images, which are read once more.",
+)
+@click.option(
+    "--shift-std",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Standard deviation along each axis, in pixels, of shifts that the images"
+    " still have; reconstruct models them.",
+)
+@click.option(
+    "--amplitude-std",
+    metavar="NUMBER|auto",
+    default="0",
+    help="Standard deviation of the images' amplitudes relative to their mean, divided"
+    " out of the second moment; auto sees it in the images' sums.",
+)
+@click.option(
+    "--third-rings",
+    type=click.IntRange(min=1),
+    help="Estimate third moments of this many rings, too.",
+)
+@click.option(
+    "--halves",
+    is_flag=True,
+    help="Write moments of both halves of the images beside those of all, in files"
+    " whose names end in _half1 and _half2.",
+)
+@click.option(
     "--ignore-ctf",
     is_flag=True,
     help="Take images that have a CTF as if they had none.",
@@ -99,6 +136,11 @@ def moments(
     class_number: int | None,
     downsample: int | None,
     basis: str,
+    noise: str,
+    shift_std: float,
+    amplitude_std: str,
+    third_rings: int | None,
+    halves: bool,
     ignore_ctf: bool,
     ignore_shifts: bool,
     batch_size: int,
@@ -109,18 +151,24 @@ def moments(
     Average the moments of PARTICLES, a RELION STAR file, in one pass.
 
     Files of RELION 3.0 to 5 are read, and cryoSPARC's as pyem's csparc2star.py converts
-    them. Angles in the file are not used. What was read is summed up before the pass.
-    The noise variance is measured in the corners of the images and its share removed.
+    them. Angles in the file are not used; CTFs are corrected for and origins centred.
+    What was read is summed up before the pass. The noise is measured in the corners of
+    the images and its share removed.
+
+    Several processes share the images where torchrun --no-python starts the command.
 
     \b
     Examples:
-        aspire-mom moments particles.star -o moments.npz
-        aspire-mom moments Refine3D/job020/run_data.star --random-subset 1 \\
-            --downsample 64 --ignore-ctf --ignore-shifts -o half1.npz
+        aspire-mom moments particles.star -o moments.npz --resume
+        aspire-mom moments Refine3D/job020/run_data.star --downsample 64 \\
+            --noise coloured --halves -o moments.npz
+        torchrun --nproc-per-node 4 --no-python \\
+            aspire-mom moments particles.star -o moments.npz
     """
     check_name(out, ".npz")
-    complete = resume and out.is_file() and not overwrite
-    check_outputs([out], overwrite or complete)
+    outputs = [out, *_half_names(out)] if halves else [out]
+    complete = resume and all(p.is_file() for p in outputs) and not overwrite
+    check_outputs(outputs, overwrite or complete)
     read = read_particles(
         particles,
         pixel_size,
@@ -129,34 +177,78 @@ def moments(
         random_subset=random_subset,
         class_number=class_number,
     )
-    click.echo(read.summary(), err=True)
     if not ignore_ctf:
         read.check_ctf()
     source = _source(read, downsample)
     coefficients = BASES[basis](source.L)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    if complete:
-        _check_same(out, source, coefficients)
-        discard_checkpoint(checkpoint)  # left by who was killed just then
-        click.echo(f"{out} is complete")
-        return
     options = {
+        "phase_flipped": read.phase_flipped or None,
+        "shift_std": shift_std,
+        "amplitude_std": _amplitude_std(amplitude_std),
+        "third": _third(coefficients, third_rings),
         "batch_size": batch_size,
         "ignore_ctf": ignore_ctf,
         "ignore_shifts": ignore_shifts,
         "checkpoint": checkpoint if resume else None,
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if complete:
+        for path in outputs:
+            _check_same(path, source, coefficients, whole=path == out)
+        discard_checkpoint(checkpoint)  # left by who was killed just then
+        click.echo(f"{out} is complete")
+        return
+    with processes.joined(torch.device("cpu")):
+        if processes.is_first():
+            click.echo(read.summary(), err=True)
+        if noise == "coloured":
+            options["noise_filter"] = estimate_noise_filter(source)
+        estimator = MomentEstimator(source, coefficients, **options)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            estimates = _estimates(estimator, halves)
+        except KeyboardInterrupt as error:
+            what = "the same command goes on" if resume else "--resume keeps the sums"
+            raise click.ClickException(f"interrupted; {what}") from error
+        if not processes.is_first():
+            return
+        with staged(out.parent) as folder:
+            for path, estimate in zip(outputs, estimates, strict=True):
+                estimate.save(folder / path.name)
+        if resume:
+            discard_checkpoint(checkpoint)
+        click.echo(f"{estimates[0]}; {estimates[0].treatment}; in {out}")
+
+
+def _estimates(estimator: MomentEstimator, halves: bool) -> list[Moments]:
+    """Moments of all images and, if wanted, of both halves."""
+    if not halves:
+        return [estimator.estimate()]
+    first, second = estimator.estimate_halves()
+    return [first.merge(second), first, second]
+
+
+def _half_names(out: Path) -> list[Path]:
+    return [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
+
+
+def _amplitude_std(value: str) -> float | None:
+    if value == "auto":
+        return None
     try:
-        estimate = MomentEstimator(source, coefficients, **options).estimate()
-    except KeyboardInterrupt as error:
-        what = "the same command goes on" if resume else "--resume keeps what is done"
-        raise click.ClickException(f"interrupted; {what}") from error
-    with staged(out.parent) as folder:
-        estimate.save(folder / out.name)
-    if resume:
-        discard_checkpoint(checkpoint)
-    click.echo(f"{estimate} in {out}")
+        return float(value)
+    except ValueError as error:
+        raise ValueError(
+            f"--amplitude-std is {value!r}; a number or auto is needed"
+        ) from error
+
+
+def _third(basis: Basis, n_rings: int | None) -> ThirdMomentBasis | None:
+    if n_rings is None:
+        return None
+    if not isinstance(basis, PolarBasis):
+        raise ValueError("--third-rings is for --basis polar only")
+    return ThirdMomentBasis.rings(basis, n_rings)
 
 
 def _source(particles: Particles, downsample: int | None) -> ImageSource:
@@ -171,10 +263,10 @@ def _source(particles: Particles, downsample: int | None) -> ImageSource:
     return source.downsample(downsample)
 
 
-def _check_same(out: Path, source: ImageSource, basis: Basis) -> None:
+def _check_same(out: Path, source: ImageSource, basis: Basis, whole: bool) -> None:
     """Raise unless the moments in a file may be those that are wanted."""
     found = Moments.load(out)
-    if (found.n_images, found.basis) != (source.n, basis):
+    if found.basis != basis or (whole and found.n_images != source.n):
         raise ValueError(
             f"{out} holds moments of {found.n_images} images in {found.basis}, not of"
             f" {source.n} in {basis}; pass --overwrite to replace it"

@@ -83,38 +83,40 @@ class DihedralTransform:
             for block in self.blocks[remainder, wave]:
                 np.multiply(block.times(pixels), sign, out=part[block.place])
         # Of odd orders, sines of the image are cosines of the image mirrored in x = y.
-        cosines = np.take(odd_even, self.quarter.here, axis=1)
-        sines = np.take(even_odd, self.quarter.mirrored, axis=1)
+        cosines, sines = odd_even[self.quarter.here], even_odd[self.quarter.mirrored]
         for remainder, sign in ((1, -1), (3, 1)):
             for block in self.blocks[remainder, np.cos]:
                 np.multiply(block.times(cosines), sign, out=c.imag[block.place])
                 np.negative(block.times(sines), out=c.real[block.place])
 
     def _folded(self, images: np.ndarray) -> list[np.ndarray]:
-        """Pixels at ±x and ±y added up, four quarters (n, (L//2 + 1)²): even in x and
-        y, odd in x only, odd in y only, odd in both."""
+        """
+        Pixels at ±x and ±y added up, four quarters ((L//2 + 1)², n): even in x and y,
+        odd in x only, odd in y only, odd in both. Images come last, so that everything
+        here runs along them.
+        """
         n, L, h = len(images), self.basis.L, self.half
+        pixels = np.ascontiguousarray(images.reshape(n, -1).T).reshape(L, L, n)
         if L % 2 == 0:  # which have a row and a column at -L/2 and none at L/2
-            images = np.pad(images, ((0, 0), (0, 1), (0, 1)))
-        down, up = images[:, h:], images[:, h::-1]
+            pixels = np.pad(pixels, ((0, 1), (0, 1), (0, 0)))
+        down, up = pixels[h:], pixels[h::-1]
         quarters = []
         for rows in (down + up, down - up):
-            right, left = rows[..., h:], rows[..., h::-1]
+            right, left = rows[:, h:], rows[:, h::-1]
             quarters += [right + left, right - left]
         for quarter in quarters[:2]:
-            quarter[:, 0] /= 2
+            quarter[0] /= 2
         for quarter in quarters[::2]:
-            quarter[:, :, 0] /= 2
-        return [quarter.reshape(n, -1) for quarter in quarters]
+            quarter[:, 0] /= 2
+        return [quarter.reshape(-1, n) for quarter in quarters]
 
     def _eighth(self, quarter: np.ndarray, sign: int) -> np.ndarray:
         """A quarter's pixels at (x, y) and (y, x) added up or subtracted."""
-        here = np.take(quarter, self.eighth.here, axis=1)
-        mirrored = np.take(quarter, self.eighth.mirrored, axis=1)
+        here, mirrored = quarter[self.eighth.here], quarter[self.eighth.mirrored]
         if sign < 0:
             return np.subtract(here, mirrored, out=here)
         here += mirrored
-        here *= self.twice
+        here *= self.twice[:, None]
         return here
 
 
@@ -158,9 +160,9 @@ class _Block:
             self.matrix[:, ring - self.place[1].start] *= factor
 
     def times(self, pixels: np.ndarray) -> np.ndarray:
-        """From pixels (n, all) to (orders, rings, n)."""
+        """From pixels (all, n) to (orders, rings, n)."""
         orders, rings, own = self.matrix.shape
-        values = self.matrix.reshape(-1, own) @ pixels[:, self.first :].T
+        values = self.matrix.reshape(-1, own) @ pixels[self.first :]
         return values.reshape(orders, rings, -1)
 
 

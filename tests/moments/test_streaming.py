@@ -2,8 +2,12 @@
 
 import errno
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -304,8 +308,24 @@ def test_wrong_numbers_are_named(change):
         accumulate(n, batch_size, None, None, **numbers)
 
 
-# With several processes; `benchmarks/streaming.py` starts real ones, see
-# test_processes.py.
+# Processes that torchrun starts take seconds to import PyTorch and ASPIRE.
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun():
+    """The same moments as one, each its share of the images, and no orphan writes."""
+    script = Path(__file__).parents[2] / "benchmarks" / "streaming.py"
+    words = [sys.executable, str(script), "processes", "--images=2048", "--counts"]
+    environment = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
+    printed = subprocess.run(
+        [*words, "2", "4"], check=True, capture_output=True, text=True, env=environment
+    ).stdout
+    assert "whole batches [4, 4]" in printed
+    assert "whole batches [2, 2, 2, 2]" in printed
+    apart = re.findall(r"largest entry: (\S+) (\S+) (\S+) (\S+) \(", printed)
+    assert len(apart) == 2, printed
+    assert max(float(a) for line in apart for a in line) < 1e-6, printed
+    assert float(re.search(r"wrote for (\S+) s", printed)[1]) < 2, printed
 
 
 @pytest.mark.parametrize("count", [2, 4, 16])
