@@ -26,6 +26,7 @@ from aspire_mom.moments.checks import (
     known_offsets,
     mention_amplitudes,
 )
+from aspire_mom.moments.contrast import bright
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.fingerprint import digest, fingerprint_source
 from aspire_mom.moments.moments import Moments
@@ -61,8 +62,9 @@ class MomentEstimator:
 
     - CTFs and other filters of the source, one for all images or one for each, are
       undone by least squares: every entry of a moment has its own normal equation (see
-      `weights`), so no CTF is ever divided by. `first_weight` and `second_weight` of
-      the result tell how many images without a CTF would be worth as much.
+      `weights`), so no CTF is ever divided by. Molecules come out bright.
+      `first_weight` and `second_weight` of the result tell how many images without a
+      CTF would be worth as much.
     - Shifts that the source knows are undone by ASPIRE's `Image.shift`. What is left of
       them, `shift_std`, is handed on to the inversion, whose model is shifted likewise.
     - Amplitudes that vary multiply the second moment by 1 + `amplitude_std`², which is
@@ -230,7 +232,8 @@ class MomentEstimator:
             f"{'' if nyquist else ' (Nyquist row and column empty)'};"
             f" {self.treatment}"
         )
-        return correct_amplitudes(moments, self.amplitude_std)
+        moments = correct_amplitudes(moments, self.amplitude_std)
+        return moments if self.transfer is None else bright(moments)
 
     def _solve_third(self, sums: Sums, noise: np.ndarray, n: int) -> dict:
         """The third moment and its standard errors."""

@@ -142,6 +142,7 @@ class RingReport:
             "nyquist_angstrom": None if angstrom is None else 2 * moments.pixel_size,
             "noise_variance": moments.noise_variance,
             "third_moment": moments.third is not None,
+            "treatment": moments.treatment,
             "last_ring": last,
             "last_ring_angstrom": (
                 None if angstrom is None or not last else float(angstrom[last])
@@ -182,10 +183,11 @@ class RingReport:
             size = moments.pixel_size
             box += f" of {size:.5g} Å (Nyquist {2 * size:.5g} Å)"
         third = ", with third moments" if moments.third is not None else ""
-        return (
+        head = (
             f"{images} of {box}, {moments.basis}{third}, noise variance"
             f" {moments.noise_variance:.6g}"
         )
+        return f"{head}; {moments.treatment}" if moments.treatment else head
 
     def verdict(self) -> str:
         """Up to which ring the data support a model, in one sentence."""

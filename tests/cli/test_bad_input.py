@@ -8,7 +8,6 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
-from aspire.operators import CTFFilter
 from aspire.source import Simulation
 from aspire.volume import Volume
 
@@ -163,30 +162,6 @@ def test_pixel_size_must_be_positive(here, size):
 def test_choices_of_particles(here, options, word):
     args = ("moments", here / "particles.star", "-o", here / "m.npz", *options)
     assert word in refused(here, *args)
-
-
-def simulation(**options):
-    return Simulation(
-        vols=gaussian_phantom(L, pixel_size=PIXEL_SIZE),
-        n=4,
-        amplitudes=1,
-        **{"offsets": 0, **options},
-    )
-
-
-@pytest.mark.parametrize(
-    ("options", "flag"),
-    [
-        ({"unique_filters": [CTFFilter(defocus_u=1e4, defocus_v=1e4)]}, "--ignore-ctf"),
-        ({"offsets": np.full((4, 2), 1.5)}, "--ignore-shifts"),
-    ],
-)
-def test_ctf_and_shifts_must_be_ignored_on_purpose(tmp_path, options, flag):
-    star, out = tmp_path / "p.star", tmp_path / "m.npz"
-    simulation(**options).save(str(star))
-    assert flag in refused(tmp_path, "moments", star, "-o", out)
-    assert run("moments", star, "-o", out, flag).exit_code == 0
-    assert Moments.load(out).n_images == 4
 
 
 def rest(tmp_path):

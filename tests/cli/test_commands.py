@@ -383,15 +383,18 @@ def test_real_particles(tmp_path):
         pytest.skip(f"{folder} is not there")
     out = tmp_path / "m.npz"
     star = folder / "relion31_optics.star"
-    assert "--ignore-ctf" in run("moments", star, "-o", out).stderr
-    flags = ("--ignore-ctf", "--ignore-shifts")
-    told = succeed("moments", star, "-o", out, *flags).stderr
+    told = succeed("moments", star, "-o", out).stderr
     assert "5 in 1 stack of 256 x 256 pixels of 2.806 Å, 1 optics group" in told
     assert "300 kV, Cs 0.01 mm, amplitude contrast 0.1" in told
     assert "defocus 1.237 to 1.298 µm, astigmatism 0.02625 µm, 5 distinct" in told
     assert "Shifts: 0.192 pixels RMS" in told
     assert Moments.load(out).n_images == 5
     assert Moments.load(out).basis.L == 256
+    treatment = Moments.load(out).treatment
+    assert treatment.startswith("corrected for 5 astigmatic filter(s); centred by")
+    flags = ("--ignore-ctf", "--ignore-shifts", "--overwrite")
+    succeed("moments", star, "-o", out, *flags)
+    assert Moments.load(out).treatment.startswith("CTFs ignored; known shifts ignored")
     assert not list(tmp_path.glob(".partial-*"))
 
 

@@ -236,3 +236,16 @@ def test_different_envelopes_are_refused():
     filters = [CTFFilter(B=0), CTFFilter(B=20)]
     with pytest.raises(ValueError, match=r"factors B from 0 to 20"):
         estimate(simulation(16, filters))
+
+
+@pytest.mark.parametrize("basis", POLAR.values())
+@pytest.mark.parametrize("sign", [1, -1])
+def test_molecules_come_out_bright(basis, sign):
+    """Whatever the sign of the CTF: RELION's is minus ASPIRE's."""
+    source = simulation(17, ctfs(200))
+    images = ArrayImageSource(sign * source.images[:].asnumpy(), pixel_size=PIXEL_SIZE)
+    images.unique_filters = source.unique_filters
+    images.filter_indices = source.filter_indices
+    moments = estimate(images, basis)
+    assert max(estimate(simulation(17, None), basis).relative_error(moments)) < 0.02
+    assert ("contrast inverted" in moments.treatment) == (sign < 0)

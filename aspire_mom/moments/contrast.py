@@ -1,0 +1,74 @@
+"""Whether molecules are bright or dark, of which second moments know nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from scipy.special import j0
+
+from aspire_mom.moments.bases import CartesianBasis
+from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.rings import pixel_rings
+
+# The molecule and the background, in radii of the inscribed disc, as ASPIRE's
+# `ImageSource.invert_contrast` has them.
+MOLECULE, BACKGROUND = 0.5, 0.8
+
+
+def bright(moments: Moments) -> Moments:
+    """
+    Moments of bright molecules. ASPIRE's CTF is negative at low frequencies, where
+    RELION's is positive, so correcting bright particles of RELION's for it leaves them
+    dark; as `ImageSource.invert_contrast` does, the sign is changed where the mean of
+    the images is darker in the middle than around it.
+
+    :param moments: Moments of images that were corrected for CTFs.
+    :return: The same, or with the first and third moments negated.
+    """
+    if _contrast(moments) >= 0:
+        return moments
+    third = moments.third
+    return replace(
+        moments,
+        first=-moments.first,
+        third=None if third is None else -third,
+        treatment=f"{moments.treatment}; contrast inverted",
+    )
+
+
+def _contrast(moments: Moments) -> float:
+    """
+    Mean over the molecule's disc less that over the ring around it of the mean image,
+    turned by all angles: Σ_r 2πr f(r) J_0(2πr|x|/L) up to a factor.
+    """
+    basis = moments.basis
+    if isinstance(basis, CartesianBasis):
+        ring = pixel_rings(basis)
+        profile = np.bincount(ring, moments.first.real) / np.bincount(ring)
+    else:
+        profile = moments.first.reshape(-1, basis.n_rings)[0].real
+    r = np.arange(len(profile))
+    weights = r.astype(float)
+    weights[0] = 1 / 12
+    if moments.first_error is not None and moments.first_weight is not None:
+        # Rings that a CTF hardly lets pass are noise.
+        known = np.abs(profile) > _ring_errors(moments)
+        weights = weights * known
+    distances = np.linspace(0, 1, 101)
+    image = j0(np.pi * np.outer(distances, r)) @ (weights * profile)
+    inside, around = distances <= MOLECULE, distances >= BACKGROUND
+    return float(
+        np.average(image[inside], weights=distances[inside])
+        - np.average(image[around], weights=distances[around])
+    )
+
+
+def _ring_errors(moments: Moments) -> np.ndarray:
+    """Standard errors of the first moment on rings."""
+    basis = moments.basis
+    if isinstance(basis, CartesianBasis):
+        ring = pixel_rings(basis)
+        variance = np.bincount(ring, moments.first_error**2)
+        return np.sqrt(variance) / np.bincount(ring)
+    return moments.first_error.reshape(-1, basis.n_rings)[0]
