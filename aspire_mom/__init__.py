@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         MomentEstimator,
         Moments,
         PolarBasis,
+        ThirdMomentBasis,
+        estimate_noise_filter,
     )
     from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
     from aspire_mom.volumes import BallHarmonics, FourierNet, GaussianMixture
@@ -42,6 +44,7 @@ __all__ = [
     "ThirdMomentBasis",
     "VonMisesFisherMixture",
     "compare",
+    "estimate_noise_filter",
     "paper_inversion",
 ]
 
