@@ -22,6 +22,7 @@ from experiment import (
     ground_truth,
     keep,
     moments,
+    n_images,
     noise_floor,
     original,
     parser,
@@ -113,20 +114,20 @@ def main() -> None:
         f" ground truth eq. 27 error {fit['error']:.4f} in {fit['seconds']:.0f} s"
         f" (paper {case.paper[4]})"
     )
-    cartesian, polar = moments(options, network)
     truths = {"neural ground truth": truth, "original map": volume}
     m1, m2, angstrom, box, _ = case.paper
-    print(f"  {cartesian.n_images} images, σ = 0.5 (paper: 5,000,000)")
+    print(f"  {n_images(options)} images, σ = 0.5 (paper: 5,000,000)")
     print(
         f"  Table 2, paper: {m1} {m2}; Table 3: {angstrom} Å,"
         f" {box / angstrom:.1f} shells"
     )
-    for name, method, estimate in (
-        ("preset", preset, cartesian),
-        ("ours", ours, polar),
+    for name, method, basis in (
+        ("preset", preset, "cartesian"),
+        ("ours", ours, "polar"),
     ):
         if options.only not in (None, name):
             continue
+        (estimate,) = moments(options, network, basis)
         found, errors, report = method(options, estimate)
         floor = noise_floor(estimate)
         print(
