@@ -53,13 +53,16 @@ def preset(
         status=status,
         checkpoint=folder(options) / "preset.pt",
     )
+    start = inversion._start(options.seed)
+    first, second = inversion.moment_errors(start.volume, start.density)
+    print(f"  preset before its first epoch: moment errors {first:.4f} {second:.4f}")
     found = None
     with suppress(StoppedByUser):
         found = inversion.estimate()
     report = {"epochs": inversion.n_steps, "of": inversion.n_steps}
     if len(seen) > 1:
-        (first, start), (step, end) = seen[0], seen[-1]
-        report["seconds_per_epoch"] = (end - start) / (step - first)
+        (step, begun), (last_step, end) = seen[0], seen[-1]
+        report["seconds_per_epoch"] = (end - begun) / (last_step - step)
     if found is not None:
         return found.volume, found.moment_errors, report
     report["epochs"] = last.step
@@ -103,7 +106,7 @@ def main() -> None:
         "--epochs", type=int, default=200, help="of the preset, in all"
     )
     options.add_argument("--minutes", type=float, default=1e6, help="for the preset")
-    options.add_argument("--only", choices=["ours", "preset"])
+    options.add_argument("--only", choices=["truth", "ours", "preset"])
     options = options.parse_args()
     case = CASES[options.volume]
     network, fit = ground_truth(options)
