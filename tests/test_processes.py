@@ -27,7 +27,7 @@ def test_loss_and_gradients_are_those_of_one_process(count):
     found = re.findall(line, printed)
     assert len(found) == 4, printed
     for bits, loss, gradients in found:
-        tolerance = {"32": 5e-6, "64": 1e-8}[bits]
+        tolerance = {"32": 1e-6, "64": 1e-8}[bits]
         assert max(float(loss), float(gradients)) < tolerance, printed
 
 

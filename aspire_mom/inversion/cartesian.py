@@ -15,15 +15,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from aspire_mom.moments import CartesianBasis, Moments
 from aspire_mom.processes import gathered, own_rows
 from aspire_mom.quadrature import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
-# Fourier values evaluated at once: as many as keep a network's layers in cache.
-POINTS_PER_CHUNK = 2**14
+# Fourier values evaluated at once: as many as keep a network's layers in cache, or more
+# where it takes more to keep a device busy.
+POINTS_PER_CHUNK = {"cpu": 2**12, "elsewhere": 2**14}
 # Up to so many in all, what a network keeps for its gradient fits in memory (1.5 GB for
 # the paper's); of more, each chunk is evaluated again when it is differentiated.
 POINTS_KEPT = 2**17
@@ -83,7 +84,7 @@ class CartesianForward(torch.nn.Module):
         dtype = next(volume.parameters()).dtype
         frequencies, n = self.frequencies.to(dtype), len(self.rotations)
         rotations = self.rotations.to(dtype)[own_rows(n)]
-        values = in_chunks(volume.slices, rotations, frequencies)
+        values = in_chunks(volume, volume.slices, rotations, frequencies)
         turns = [gathered(values, n) / self.L]
         flip = self.flip.to(dtype)
         for _ in range(self.n_turns - 1):
@@ -217,29 +218,68 @@ class _SecondMomentProducts(torch.autograd.Function):
 
 
 def in_chunks(
-    evaluate: Callable[[Tensor, Tensor], Tensor], rows: Tensor, points: Tensor
+    volume: FourierVolume,
+    evaluate: Callable[[Tensor, Tensor], Tensor],
+    rows: Tensor,
+    points: Tensor,
 ) -> Tensor:
     """
     Evaluate rows × points in pieces that fit into cache, and differentiate them within
-    memory.
+    memory, by the volume alone.
 
-    :param evaluate: (rows (r, ...), points (p, ...)) ↦ (r, p).
+    :param volume: The volume model.
+    :param evaluate: Its method, (rows (r, ...), points (p, ...)) ↦ (r, p), complex.
     :param rows: All rows (n, ...).
     :param points: Points (p, ...).
     :return: Values (n, p).
     """
-    chunks = rows.split(max(1, POINTS_PER_CHUNK // len(points)))
-    if len(rows) * len(points) <= POINTS_KEPT:
-        return torch.cat([evaluate(chunk, points) for chunk in chunks])
-    return torch.cat(
-        [
-            # Nothing is random, so there is no state of generators to keep.
-            checkpoint(
-                evaluate, chunk, points, use_reentrant=False, preserve_rng_state=False
-            )
-            for chunk in chunks
-        ]
-    )
+    where = "cpu" if rows.device.type == "cpu" else "elsewhere"
+    chunks = rows.split(max(1, POINTS_PER_CHUNK[where] // len(points)))
+    by = [v for v in volume.variables() if v.requires_grad]
+    kept = len(rows) * len(points) <= POINTS_KEPT and torch.is_grad_enabled()
+    return _InChunks.apply(lambda chunk: evaluate(chunk, points), chunks, kept, *by)
+
+
+class _InChunks(torch.autograd.Function):
+    """
+    Values of all chunks in one tensor, with or without what their gradients take kept.
+
+    Beside `torch.utils.checkpoint`, nothing outlives a chunk but its values, written to
+    where they belong: blocks of memory that outlive others keep those from being used
+    again. Gradients are summed in float64: the sum is then the same, whatever process
+    evaluates which rows.
+    """
+
+    @staticmethod
+    def forward(ctx, evaluate, chunks: tuple[Tensor, ...], kept: bool, *by: Tensor):
+        ctx.evaluate, ctx.chunks, ctx.by, ctx.kept = evaluate, chunks, by, []
+        values, start = None, 0
+        for chunk in chunks:
+            with torch.set_grad_enabled(kept):
+                own = evaluate(chunk)
+            if kept:
+                ctx.kept.append(own)
+            if values is None:
+                n = sum(len(c) for c in chunks)
+                values = own.new_empty((n, *own.shape[1:]))
+            values[start : start + len(chunk)] = own.detach()
+            start += len(chunk)
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_values: Tensor):
+        sums = [torch.zeros_like(v, dtype=torch.float64) for v in ctx.by]
+        parts = by_values.split([len(chunk) for chunk in ctx.chunks])
+        for i, (chunk, part) in enumerate(zip(ctx.chunks, parts, strict=True)):
+            with torch.enable_grad():
+                own = ctx.kept[i] if ctx.kept else ctx.evaluate(chunk)
+            gradients = torch.autograd.grad(own, ctx.by, part, allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient
+        ctx.kept = []
+        return None, None, None, *(s.to(v) for s, v in zip(sums, ctx.by, strict=True))
 
 
 def check_count(probabilities: Tensor, n_nodes: int) -> None:

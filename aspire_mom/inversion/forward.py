@@ -96,7 +96,7 @@ class PolarForward(torch.nn.Module):
         if volume.rings_at_once:
             values = volume.on_rings(directions, radii)
         else:
-            values = in_chunks(volume.on_rings, directions, radii)
+            values = in_chunks(volume, volume.on_rings, directions, radii)
         rings = gathered(values, n) / self.L
         rings = rings.reshape(self.n_views, self.n_angles, self.n_rings)
         fourier = torch.view_as_complex(self.fourier.to(dtype))

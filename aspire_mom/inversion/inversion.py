@@ -199,7 +199,7 @@ class MomentInversion:
         plan = Plan(
             self.optimizer, self.n_steps, self.learning_rates, self.status, checkpoint
         )
-        problems = [self._problem(n_rings) for n_rings in self._levels()]
+        problems = [*map(self._problem, self._levels()[:-1]), self._whole]
         candidates = [self._start(self.seed + i) for i in range(self.n_starts)]
         logger.info(f"Inverting {self.moments} with {self.settings}")
         try:
@@ -218,7 +218,7 @@ class MomentInversion:
             checkpoint.write()
             raise
         checkpoint.write()
-        return self._result(ranking, problems[-1])
+        return self._result(ranking)
 
     @torch.no_grad()
     def moment_errors(
@@ -232,7 +232,7 @@ class MomentInversion:
         :param density: A density model of this inversion's nodes.
         :return: Relative errors of the first and the second moment.
         """
-        problem = self._problem(self.n_rings)
+        problem = self._whole
         problem.encode(volume)
         probabilities = problem.probabilities(density)
         if isinstance(problem.loss, CartesianLoss):
@@ -257,8 +257,8 @@ class MomentInversion:
         finally:
             torch.set_num_threads(n_threads)
 
-    def _result(self, ranking: list[Candidate], problem: Problem) -> Reconstruction:
-        best = ranking[0]
+    def _result(self, ranking: list[Candidate]) -> Reconstruction:
+        best, problem = ranking[0], self._whole
         L, pixel_size = self.moments.basis.L, self.moments.pixel_size
         with torch.no_grad():
             for candidate in ranking:
@@ -316,6 +316,11 @@ class MomentInversion:
             **cut,
         )
         return model.to(self.device)
+
+    @cached_property
+    def _whole(self) -> Problem:
+        """All rings in use: kept, for Cartesian moments take seconds to prepare."""
+        return self._problem(self.n_rings)
 
     @cached_property
     def _estimates(self) -> tuple[Tensor, ...]:

@@ -38,6 +38,12 @@ class FourierVolume(torch.nn.Module):
         """
         raise NotImplementedError
 
+    def variables(self) -> list[Tensor]:
+        """
+        :return: All that Fourier values may be differentiated by, other than k.
+        """
+        return list(self.parameters())
+
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
         """
         Fourier values on the points radius × direction. A subclass for which this

@@ -16,6 +16,10 @@ from aspire_mom.volumes.base import FourierVolume, volume_transform
 
 # Models with no more parameters than this are polished with L-BFGS.
 SMALL_MODEL = 5000
+# Frequencies evaluated at once: as many as keep a network's layers in cache.
+POINTS_PER_CHUNK = 2**11
+# Shells of less power than this, relative to the strongest, count as if they had it.
+FAINT = 1e-6
 
 
 def fit_volume(
@@ -37,6 +41,11 @@ def fit_volume(
     Adam on random batches, its learning rate falling to zero along a cosine; then
     L-BFGS on all frequencies where the model has at most 5000 parameters.
 
+    A volume's power falls by orders of magnitude from the centre, and Adam does not get
+    to the outer shells while errors count as they are; counted relative to their
+    shells, they would cost the inner ones. Adam's squares are divided by the RMS of
+    their shells, halfway between the two; L-BFGS takes them as they are.
+
     :param model: Any model, changed in place.
     :param volume: One ASPIRE `Volume`, of odd or even size L.
     :param n_steps: Steps of Adam; L-BFGS takes at most a quarter as many.
@@ -44,7 +53,7 @@ def fit_volume(
     :param batch_size: Frequencies per step of Adam.
     :param seed: Seed of the batches.
     :param callback: Called with the step and the loss (relative to the volume's
-        power) after each step of Adam; stops the fit by returning True.
+        power, both weighted) after each step of Adam; stops the fit by returning True.
     :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation. It counts the
         corners, where the model is whatever it is.
     """
@@ -53,26 +62,29 @@ def fit_volume(
     if power == 0:
         raise ValueError("the volume to fit is zero at all frequencies |k| < L/2")
 
-    def loss(rows: Tensor | slice, total: Tensor) -> Tensor:
-        return (model(k[rows]) - target[rows]).abs().square().sum() / total
+    def loss(rows: Tensor | slice, weights: Tensor | float) -> Tensor:
+        return (weights * (model(k[rows]) - target[rows]).abs().square()).sum()
 
     generator = torch.Generator().manual_seed(seed)
     batch_size = min(batch_size, len(k))
-    batch_power = power * batch_size / len(k)
+    weights = _shell_weights(k, target) * len(k) / batch_size
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     for step in tqdm(range(n_steps), desc="Fitting volume", leave=False):
-        rows = torch.randperm(len(k), generator=generator)[:batch_size]
+        batch = torch.randperm(len(k), generator=generator)[:batch_size].to(k.device)
         optimizer.zero_grad()
-        value = loss(rows.to(k.device), batch_power)
-        value.backward()
+        value = 0.0
+        for rows in batch.split(POINTS_PER_CHUNK):
+            part = loss(rows, weights[rows])
+            part.backward()
+            value += part.item()
         optimizer.step()
         schedule.step()
-        if callback is not None and callback(step, value.item()):
+        if callback is not None and callback(step, value):
             break
     else:
         if sum(p.numel() for p in model.parameters()) <= SMALL_MODEL:
-            _polish(model, lambda: loss(slice(None), power), n_steps // 4)
+            _polish(model, lambda: loss(slice(None), 1 / power), n_steps // 4)
     return relative_error(model, volume)
 
 
@@ -111,6 +123,19 @@ def _polish(model: FourierVolume, loss: Callable[[], Tensor], n_steps: int) -> N
         optimizer.step(closure)
     except FloatingPointError:
         model.load_state_dict(best)
+
+
+def _shell_weights(k: Tensor, target: Tensor) -> Tensor:
+    """
+    :param k: Frequencies (n, 3).
+    :param target: V there (n,), complex.
+    :return: The inverse RMS of V on the shell of each (n,), such that weighted squares
+        of V sum to one.
+    """
+    power, shell = target.abs().square(), torch.linalg.norm(k, dim=1).round().long()
+    mean = torch.bincount(shell, power) / torch.bincount(shell).clamp_min(1)
+    weights = (mean + FAINT * mean.max()).rsqrt()[shell].to(power)
+    return weights / (weights * power).sum()
 
 
 def _integer_frequencies(volume: Volume, like: Tensor) -> tuple[Tensor, Tensor]:

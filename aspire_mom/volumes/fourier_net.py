@@ -113,6 +113,14 @@ class FourierNet(FourierVolume):
         if self.encoder is not None:
             self.latent = self.encoder(first, second)
 
+    def variables(self) -> list[Tensor]:
+        """
+        :return: Parameters, with z_v in place of those of the encoder that it is from.
+        """
+        networks = (self.envelope, self.real, self.imaginary)
+        own = [self.decay, *(p for net in networks for p in net.parameters())]
+        return own if self.latent is None else [*own, self.latent]
+
     def forward(self, k: Tensor) -> Tensor:
         """
         Fourier values.

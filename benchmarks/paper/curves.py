@@ -97,7 +97,7 @@ def main() -> None:
     case, out = CASES[options.volume], folder(options)
     network, _ = ground_truth(options)
     truth = network.to_volume(case.L, case.pixel_size)
-    cartesian, polar = moments(options, network)
+    cartesian, polar = moments(options, network, "cartesian", "polar")
     common = {"seed": options.seed, "device": options.device}
     curves = {
         "default": default_curve(polar, truth, **common),

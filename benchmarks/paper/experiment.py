@@ -51,11 +51,11 @@ class Case:
     L: int
     pixel_size: float | None
     paper: tuple[float, ...]
-    fit: tuple[int, int] = (8000, 4096)
+    fit: tuple[int, int] = (4000, 4096)
 
 
 CASES = {
-    "gaussians": Case(None, 25, 1.0, (0.007, 0.016, 4.45, 25.0, 0.004), (4000, 2048)),
+    "gaussians": Case(None, 25, 1.0, (0.007, 0.016, 4.45, 25.0, 0.004), (2000, 2048)),
     "ribosome": Case(
         "ribosome_70s_65.mrc", 63, 5.0, (0.003, 0.013, 16.86, 143.0, 0.043)
     ),
@@ -149,19 +149,19 @@ def source(options: argparse.Namespace, volume: Volume) -> Simulation:
 
 
 def moments(
-    options: argparse.Namespace, network: FourierNet
-) -> tuple[Moments, Moments]:
-    """Moments of the images in the Cartesian and the polar basis, eq. 30."""
-    paths = [folder(options) / f"{basis}.npz" for basis in ("cartesian", "polar")]
-    if not all(path.is_file() for path in paths):
-        case = CASES[options.volume]
-        volume = network.to_volume(case.L, original(options.volume, 0).pixel_size)
+    options: argparse.Namespace, network: FourierNet, *bases: str
+) -> tuple[Moments, ...]:
+    """Moments of the images in the named bases, "cartesian" and "polar", eq. 30."""
+    L = CASES[options.volume].L
+    made = {"cartesian": CartesianBasis, "polar": PolarBasis}
+    paths = {basis: folder(options) / f"{basis}.npz" for basis in bases}
+    missing = {basis: path for basis, path in paths.items() if not path.is_file()}
+    if missing:
+        volume = network.to_volume(L, original(options.volume, 0).pixel_size)
         images = source(options, volume).cache()
-        for path, basis in zip(
-            paths, (CartesianBasis(case.L), PolarBasis(case.L)), strict=True
-        ):
-            MomentEstimator(images, basis).estimate().save(path, overwrite=True)
-    return tuple(Moments.load(path) for path in paths)
+        for basis, path in missing.items():
+            MomentEstimator(images, made[basis](L)).estimate().save(path)
+    return tuple(Moments.load(path) for path in paths.values())
 
 
 def noise_floor(estimate: Moments) -> tuple[float, float]:

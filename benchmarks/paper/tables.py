@@ -22,6 +22,7 @@ from experiment import (
     ground_truth,
     keep,
     moments,
+    n_images,
     noise_floor,
     original,
     parser,
@@ -52,13 +53,16 @@ def preset(
         status=status,
         checkpoint=folder(options) / "preset.pt",
     )
+    start = inversion._start(options.seed)
+    first, second = inversion.moment_errors(start.volume, start.density)
+    print(f"  preset before its first epoch: moment errors {first:.4f} {second:.4f}")
     found = None
     with suppress(StoppedByUser):
         found = inversion.estimate()
     report = {"epochs": inversion.n_steps, "of": inversion.n_steps}
     if len(seen) > 1:
-        (first, start), (step, end) = seen[0], seen[-1]
-        report["seconds_per_epoch"] = (end - start) / (step - first)
+        (step, begun), (last_step, end) = seen[0], seen[-1]
+        report["seconds_per_epoch"] = (end - begun) / (last_step - step)
     if found is not None:
         return found.volume, found.moment_errors, report
     report["epochs"] = last.step
@@ -102,7 +106,7 @@ def main() -> None:
         "--epochs", type=int, default=200, help="of the preset, in all"
     )
     options.add_argument("--minutes", type=float, default=1e6, help="for the preset")
-    options.add_argument("--only", choices=["ours", "preset"])
+    options.add_argument("--only", choices=["truth", "ours", "preset"])
     options = options.parse_args()
     case = CASES[options.volume]
     network, fit = ground_truth(options)
@@ -113,20 +117,20 @@ def main() -> None:
         f" ground truth eq. 27 error {fit['error']:.4f} in {fit['seconds']:.0f} s"
         f" (paper {case.paper[4]})"
     )
-    cartesian, polar = moments(options, network)
     truths = {"neural ground truth": truth, "original map": volume}
     m1, m2, angstrom, box, _ = case.paper
-    print(f"  {cartesian.n_images} images, σ = 0.5 (paper: 5,000,000)")
+    print(f"  {n_images(options)} images, σ = 0.5 (paper: 5,000,000)")
     print(
         f"  Table 2, paper: {m1} {m2}; Table 3: {angstrom} Å,"
         f" {box / angstrom:.1f} shells"
     )
-    for name, method, estimate in (
-        ("preset", preset, cartesian),
-        ("ours", ours, polar),
+    for name, method, basis in (
+        ("preset", preset, "cartesian"),
+        ("ours", ours, "polar"),
     ):
         if options.only not in (None, name):
             continue
+        (estimate,) = moments(options, network, basis)
         found, errors, report = method(options, estimate)
         floor = noise_floor(estimate)
         print(

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from aspire_mom.inversion import MomentLoss, forward_model
+from aspire_mom.densities import LatentEncoder
+from aspire_mom.inversion import MomentLoss, cartesian, forward_model
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.volumes import FourierNet
 from tests.inversion.models import (
     closed_form,
     exact_moments,
@@ -107,3 +109,38 @@ def test_bad_input():
     slices = forward_model(basis, quadrature).slices(model)
     with pytest.raises(ValueError, match=r"shape \(2,\).* 3 nodes"):
         CartesianLoss(truth)(slices, torch.ones(2))
+
+
+@pytest.mark.parametrize("kept", [0, 10**6])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_chunks_have_the_values_and_gradients_of_the_whole(monkeypatch, kept, encoded):
+    """Those of an encoder of the volume's latent variable, too."""
+    monkeypatch.setattr(cartesian, "POINTS_KEPT", kept)
+    monkeypatch.setattr(cartesian, "POINTS_PER_CHUNK", {"cpu": 30})
+    encoder = LatentEncoder.polar(3, 4, 2) if encoded else None
+    net = FourierNet(5, hidden=8, encoder=encoder).double()
+    rows = torch.from_numpy(random_rotations(11))
+    points = torch.randn(7, 2, dtype=torch.float64)
+    weights = torch.randn(11, 7, 2, dtype=torch.float64)
+
+    def differentiated(values):
+        net.zero_grad()
+        (weights * torch.view_as_real(values)).sum().backward(retain_graph=True)
+        return [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+
+    moments = torch.randn(4), torch.randn(3, 4, 4)
+    net.encode(*(m.to(torch.complex128) for m in moments))
+    whole = net.slices(rows, points)
+    in_chunks = cartesian.in_chunks(net, net.slices, rows, points)
+    torch.testing.assert_close(in_chunks, whole)
+    torch.testing.assert_close(differentiated(in_chunks), differentiated(whole))
+    with torch.no_grad():
+        again = cartesian.in_chunks(net, net.slices, rows, points)
+    torch.testing.assert_close(again, whole)
+
+
+def test_models_without_gradients_are_evaluated():
+    net = FourierNet(5, hidden=8).requires_grad_(False)
+    rotations = torch.from_numpy(random_rotations(2)).float()
+    values = cartesian.in_chunks(net, net.slices, rotations, torch.randn(7, 2))
+    assert not values.requires_grad

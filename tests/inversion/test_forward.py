@@ -296,7 +296,7 @@ def test_chunks_make_no_difference(model, basis, monkeypatch):
     """Nor to gradients, recomputed chunk by chunk."""
     quadrature, results = QUADRATURES["antipodal"], []
     for points, kept in ((2**18, 2**18), (500, 2**18), (500, 0)):
-        monkeypatch.setattr(cartesian, "POINTS_PER_CHUNK", points)
+        monkeypatch.setattr(cartesian, "POINTS_PER_CHUNK", {"cpu": points})
         monkeypatch.setattr(cartesian, "POINTS_KEPT", kept)
         (first, second), _ = moments_of(model, quadrature, basis)
         loss = first.abs().square().sum() + second.abs().square().sum()
@@ -316,7 +316,7 @@ def test_harmonics_are_evaluated_once(monkeypatch):
         return harmonics(*args)
 
     monkeypatch.setattr(ball_harmonics, "real_spherical_harmonics", counted)
-    monkeypatch.setattr(cartesian, "POINTS_PER_CHUNK", 500)
+    monkeypatch.setattr(cartesian, "POINTS_PER_CHUNK", {"cpu": 500})
     model = BallHarmonics(4.0, support_radius=0.4)
     quadrature = QUADRATURES["antipodal"]
     module = forward_model(PolarBasis(9), quadrature)

@@ -252,6 +252,19 @@ def test_moment_errors_are_eq_22(basis, with_encoder):
         assert errors == pytest.approx(other.relative_error(truth), rel=1e-4)
 
 
+def test_each_level_is_prepared_once(small, monkeypatch):
+    """Cartesian moments of 63² pixels take seconds to prepare."""
+    prepared, prepare = [], MomentInversion._problem
+
+    def counted(self, n_rings):
+        prepared.append(n_rings)
+        return prepare(self, n_rings)
+
+    monkeypatch.setattr(MomentInversion, "_problem", counted)
+    quick(small).estimate()
+    assert prepared == sorted(set(prepared))
+
+
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_resumes_from_its_checkpoint(small, tmp_path, optimizer):
     """Stopped again and again, at every second report, and resumed as often."""

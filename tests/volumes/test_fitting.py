@@ -3,8 +3,15 @@ import pytest
 import torch
 from aspire.volume import Volume
 
+from aspire_mom.phantoms import gaussian_phantom
+from aspire_mom.volumes import FourierNet
 from aspire_mom.volumes.base import FourierVolume
-from aspire_mom.volumes.fitting import fit_volume, relative_error
+from aspire_mom.volumes.fitting import (
+    _integer_frequencies,
+    _shell_weights,
+    fit_volume,
+    relative_error,
+)
 from tests.references.dft import volume_fourier_values
 
 
@@ -84,3 +91,26 @@ def test_a_line_search_over_a_cliff_keeps_the_best_point():
     assert all(p.isfinite().all() for p in model.parameters())
     assert 50 < model.amplitude < 60
     assert error < before
+
+
+def test_errors_count_by_the_rms_of_their_shells():
+    """Of a shell 100 times weaker, squares count 100 times as much."""
+    k = torch.tensor([[0.0, 0, 3], [0, 3, 0.1], [1, 0, 0], [0, 1, 0.1]])
+    target = torch.tensor([3 + 4j, 5j, 500, 300 - 400j])
+    weights = _shell_weights(k, target)
+    ratio = float(weights[0] / weights[2])
+    assert ratio == pytest.approx(100, rel=0.01)  # a little less: no shell is empty
+    assert weights[0] == weights[1]
+    assert weights[2] == weights[3]
+    assert float((weights * target.abs().square()).sum()) == pytest.approx(1)
+
+
+def test_outer_shells_are_learned():
+    """Within steps in which errors as they are teach the network the inner ones."""
+    volume = gaussian_phantom(15, seed=3)
+    network = FourierNet(7.5, hidden=32, seed=0)
+    network.fit(volume, n_steps=200, learning_rate=3e-3, batch_size=512)
+    k, target = _integer_frequencies(volume, network.decay)
+    outer = torch.linalg.norm(k, dim=1) > 3.5
+    difference = (network(k) - target)[outer].detach()
+    assert torch.linalg.norm(difference) < 0.1 * torch.linalg.norm(target[outer])
