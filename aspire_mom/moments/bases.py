@@ -10,6 +10,7 @@ import numpy as np
 import scipy.fft
 from aspire.numeric import fft
 from finufft import Plan
+from scipy.linalg import get_blas_funcs
 
 from aspire_mom.checks import check_images, check_integer
 from aspire_mom.moments.dihedral import dihedral_transform
@@ -303,8 +304,10 @@ class PolarBasis:
         """
         first = (c[:, 0] if self.inplane_average else c).sum(0, dtype=np.complex128)
         left, right = self.factors(c)
-        squares = _squared_modulus(left) @ _squared_modulus(right).swapaxes(-1, -2)
-        return first, self.product(left, right), squares.reshape(self.second_shape)
+        powers = _squared_modulus(left)
+        others = powers if left is right else _squared_modulus(right)
+        squares = self.product(powers, others)
+        return first, self.product(left, right), squares
 
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """
@@ -340,6 +343,8 @@ class PolarBasis:
         :param right: The second.
         :return: Sum over images of f f*, of the second moment's shape.
         """
+        if left is right:
+            return _gram(left)
         return (left @ right.conj().swapaxes(-1, -2)).reshape(self.second_shape)
 
     def noise_second(self, nyquist: bool = True) -> np.ndarray:
@@ -364,9 +369,28 @@ def signed_orders(c: np.ndarray) -> np.ndarray:
     return np.concatenate((negative[:, ::-1], c), axis=1)
 
 
+def _gram(rows: np.ndarray) -> np.ndarray:
+    """
+    a a* of every matrix a in (orders, R, n). BLAS, called directly, takes half of the
+    time for complex matrices and a quarter of NumPy's for real ones, whose symmetric
+    product OpenBLAS is slow at. It has Fortran's order, in which a is aᵀ.
+    """
+    if np.iscomplexobj(rows):
+        (herk,) = get_blas_funcs(["herk"], [rows])
+        half = np.stack([herk(1, a.T, trans=2) for a in rows])
+        # The upper half of the conjugate: the lower one of its transpose is right.
+        return np.triu(half, 1).conj() + np.triu(half).swapaxes(1, 2)
+    (gemm,) = get_blas_funcs(["gemm"], [rows])
+    return np.stack([gemm(1, a.T, a.T, trans_a=1) for a in rows])
+
+
 def _squared_modulus(values: np.ndarray) -> np.ndarray:
     """|values|², without the square root that np.abs takes."""
-    return values.real**2 + values.imag**2
+    parts = values.view(values.real.dtype) if values.flags.c_contiguous else None
+    if parts is None:
+        return values.real**2 + values.imag**2
+    squares = np.square(parts)
+    return squares[..., ::2] + squares[..., 1::2]
 
 
 def _set_integers(basis: Basis, **least: int) -> None:

@@ -313,7 +313,7 @@ class MomentEstimator:
         sums = {
             "n_images": np.array(float(len(images))),
             "corner": np.array([pixels.sum(), (pixels**2).sum()]),
-            "edge": _edge_power(images),
+            "edge": _edge_power(images) if basis.L % 2 == 0 else np.zeros(2),
         }
         H = None
         if self.transfer is not None:
