@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 import numpy as np
 
 from aspire_mom.moments.bases import CartesianBasis
 from aspire_mom.moments.moments import Moments
+
+logger = logging.getLogger(__name__)
 
 # Largest standard error of a relative variance of amplitudes that is put to use.
 WEAK_SUMS = 0.05
@@ -21,11 +24,17 @@ def correct_amplitudes(moments: Moments, std: float | None) -> Moments:
     :param moments: Moments of such images.
     :param std: Standard deviation of amplitudes relative to their mean; None to see it
         from the sums of images, which depend on no orientation.
-    :return: Moments of images of the mean amplitude.
-    :raises ValueError: the sums are too weak, as they are behind a CTF.
+    :return: Moments of images of the mean amplitude; as they are, with a warning, where
+        the sums are too weak to tell, as they may be behind a CTF.
     """
     if std is None:
-        std = estimate_amplitude_std(moments)
+        try:
+            std = estimate_amplitude_std(moments)
+        except ValueError as error:
+            # After a long pass: what it found must not be lost.
+            logger.warning(f"{error}; amplitudes are not corrected for")
+            unknown = f"{moments.treatment}; amplitudes of unknown spread"
+            return replace(moments, treatment=unknown)
     if std == 0:
         return moments
     scaled = {}

@@ -128,7 +128,9 @@ class MomentEstimator:
         self.source = source
         self.basis = basis
         self.noise_variance = noise_variance
-        self.noise_filter = noise_filter
+        self.noise_spectrum = None
+        if noise_filter is not None:
+            self.noise_spectrum = _spectrum(noise_filter, source)
         self.shift_std = checked_std("shift_std", shift_std, source.L / 4)
         if amplitude_std is not None:
             amplitude_std = checked_std("amplitude_std", amplitude_std, 1.0)
@@ -182,7 +184,7 @@ class MomentEstimator:
         groups = self._read(n_groups)
         edge = sum(sums["edge"] for sums in groups)
         nyquist = self.basis.L % 2 == 1 or bool(edge[0] > EMPTY_NYQUIST * edge[1])
-        if variance is None and self.noise_filter is None:
+        if variance is None and self.noise_spectrum is None:
             corner = sum(sums["corner"] for sums in groups)
             variance = _corner_variance(corner, self.source.n, self.basis.L)
         noise, variance = self._noise(variance, nyquist)
@@ -191,10 +193,10 @@ class MomentEstimator:
     def _noise(self, variance: float | None, nyquist: bool) -> tuple[np.ndarray, float]:
         """Second moment of the noise in `_noise_basis`, and its variance."""
         basis = self._noise_basis
-        if self.noise_filter is None:
+        if self.noise_spectrum is None:
             return variance * basis.noise_second(nyquist), variance
-        spectrum = _spectrum(self.noise_filter, self.source)
-        return stationary_noise_second(basis, spectrum, nyquist), spectrum.mean()
+        second = stationary_noise_second(basis, self.noise_spectrum, nyquist)
+        return second, self.noise_spectrum.mean()
 
     @property
     def _noise_basis(self) -> Basis:
@@ -388,6 +390,6 @@ def _treatment(estimator: MomentEstimator, transfer: TransferFunctions) -> str:
         parts.append("known shifts ignored")
     if estimator.shift_std:
         parts.append(f"residual shifts of {estimator.shift_std:g} pixels modelled")
-    white = estimator.noise_filter is None
+    white = estimator.noise_spectrum is None
     parts.append("white noise" if white else "noise of a given spectrum")
     return "; ".join(parts)
