@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge, to_distribution
-from aspire_mom.mra.misfit import degrees_of_freedom, misfit
+from aspire_mom.mra.misfit import Observed, degrees_of_freedom, misfit
 from aspire_mom.mra.mixture_encoder import MIN_SIZE
 from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
 from aspire_mom.mra.moments import to_samples
@@ -66,7 +66,8 @@ def learned_fit(
         return None
     # Gaussians are positive.
     sign = np.sign(mean)
-    data = (to_samples(sign * first, second), n_observations, sigma)
+    moments = to_samples(sign * first, second)
+    observed = Observed.from_samples(*moments, n_observations, sigma)
     expected = degrees_of_freedom(n)
     good = expected + SURE * np.sqrt(2 * expected)
     counts, pairs = _alternatives(encoder, first, second, n_observations, sigma)
@@ -76,13 +77,13 @@ def learned_fit(
         if done and counts[i] < LIKELY:
             break
         curves = (_curves(h, n, abs(mean) * np.sqrt(n)) for h in pairs[i])
-        for start in _starts(*curves, data)[: 1 if done else TRIED]:
-            fit = _fit_with_windows(start, data, equal=True)
+        for start in _starts(*curves, observed)[: 1 if done else TRIED]:
+            fit = _fit_with_windows(start, observed, equal=True)
             best = fit if best is None else min(best, fit, key=_Fit.score)
             if fit.misfit < good:
                 break
-    best = _revised(best, data, good)
-    v, rho = (curve.values()[0][0] for curve in best.pair)
+    best = _revised(best, observed, good)
+    v, rho = (curve.values(by_offset=False)[0][0] for curve in best.pair)
     pair = fix_gauge(sign * v, to_distribution(rho))
     return LearnedFit(pair, best.misfit < good, best.score())
 
@@ -105,21 +106,21 @@ class _Fit(NamedTuple):
         return self.misfit + PENALTY * (free - self.equal * ratios)
 
 
-def _fit(pair: Pair, data: tuple, *, equal: bool, worth: float = 0.0) -> _Fit:
-    *pair, misfit = fit_both(*pair, data, equal=equal, worth=worth)
+def _fit(pair: Pair, observed: Observed, *, equal: bool, worth: float = 0.0) -> _Fit:
+    *pair, misfit = fit_both(*pair, observed, equal=equal, worth=worth)
     return _Fit(tuple(pair), misfit, equal)
 
 
-def _fit_with_windows(start: Pair, data: tuple, *, equal: bool) -> _Fit:
+def _fit_with_windows(start: Pair, observed: Observed, *, equal: bool) -> _Fit:
     """
     Fits from a start, and then from what the best fit is with v's or ρ's window
     elsewhere, which no small step leads to, as long as that helps.
     """
-    best = _fit(start, data, equal=equal)
+    best = _fit(start, observed, equal=equal)
     for _ in range(ROUNDS):
         before = best.misfit
-        for pair in _better_windows(best, data):
-            fit = _fit(pair, data, equal=equal)
+        for pair in _better_windows(best, observed):
+            fit = _fit(pair, observed, equal=equal)
             best = min(best, fit, key=lambda fit: fit.misfit)
             if best.misfit < before - WORTHWHILE:
                 break
@@ -128,33 +129,33 @@ def _fit_with_windows(start: Pair, data: tuple, *, equal: bool) -> _Fit:
     return best
 
 
-def _revised(best: _Fit, data: tuple, good: float) -> _Fit:
+def _revised(best: _Fit, observed: Observed, good: float) -> _Fit:
     """With other masses and with fewer Gaussians, as far as they are worth it: the
     network knows equal masses only, and as many Gaussians in v as in ρ."""
     ratios = sum(curve.k - 1 for curve in best.pair)
     if best.misfit > good:
-        free = _fit_with_windows(best.pair, data, equal=False)
+        free = _fit_with_windows(best.pair, observed, equal=False)
     elif ratios:
-        free = _fit(best.pair, data, equal=False, worth=PENALTY * ratios)
+        free = _fit(best.pair, observed, equal=False, worth=PENALTY * ratios)
     else:
         free = best
     best = min(best, free, key=_Fit.score)
-    while (pair := _with_one_less(best, data)) is not None:
-        fit = _fit(pair, data, equal=best.equal)
+    while (pair := _with_one_less(best, observed)) is not None:
+        fit = _fit(pair, observed, equal=best.equal)
         if fit.score() >= best.score():
             break
         best = fit
     return best
 
 
-def _with_one_less(fit: _Fit, data: tuple) -> Pair | None:
+def _with_one_less(fit: _Fit, observed: Observed) -> Pair | None:
     """The fit with two Gaussians of a curve merged, those that are missed least; None
     if they are expected to be missed."""
     signal, density = fit.pair
     signals, densities = (_merged(curve) for curve in fit.pair)
     if not len(signals) + len(densities):
         return None
-    expected = _expected(signal, density, signals, densities, data)
+    expected = _expected(signal, density, signals, densities, observed)
     i = int(np.argmin(np.round(expected, 3)))
     if expected[i] > fit.misfit + PENALTY * (2 if fit.equal else 3):
         return None
@@ -221,22 +222,24 @@ def _curves(hypotheses, n: int, total: float) -> Curves:
     )[likely]
     curves = Curves(parameters, np.zeros(len(parameters), int), n, False)
     k = curves.k
-    parameters[:, 2 * k : 3 * k] += np.log(total / curves.values()[0].sum(1))[:, None]
+    parameters[:, 2 * k : 3 * k] += np.log(
+        total / curves.values(by_offset=False)[0].sum(1)
+    )[:, None]
     return curves
 
 
-def _starts(signals: Curves, densities: Curves, data: tuple) -> list[Pair]:
+def _starts(signals: Curves, densities: Curves, observed: Observed) -> list[Pair]:
     """
     Pairs of curves, ρ's window being where the second moment has it or one sample to
     either side, in order of the misfit to be expected.
     """
     n, found = signals.n, []
-    rho = densities.values()[0]
+    rho = densities.values(by_offset=False)[0]
     rho /= rho.sum(1, keepdims=True)
     lag = (np.arange(n) - np.arange(n)[:, None]) % n
-    for i, v in enumerate(signals.values()[0]):
-        shifted = all_shifts(v - v.mean())
-        strength = ((shifted @ data[0][1]) * shifted).sum(1)
+    for i, v in enumerate(signals.values(by_offset=False)[0]):
+        shifted = all_shifts(v - v.mean()) @ observed.axes
+        strength = shifted**2 @ observed.powers + (shifted @ observed.mean) ** 2
         # Row r of rho[h][lag] is ρ moved by r.
         windows = np.argmax(rho[:, lag] @ strength, 1)[:, None] + [0, -1, 1]
         parameters = densities.parameters.repeat(3, 0)
@@ -244,13 +247,13 @@ def _starts(signals: Curves, densities: Curves, data: tuple) -> list[Pair]:
         moved = Curves(parameters, windows.ravel(), n, True)
         moved = at_windows(moved, windows.ravel() % n)
         signal = signals[i : i + 1]
-        expected = _expected(signal, moved[:1], signal, moved, data)[1:]
+        expected = _expected(signal, moved[:1], signal, moved, observed)[1:]
         found += [(e, i, j, signal, moved[j : j + 1]) for j, e in enumerate(expected)]
     found.sort(key=lambda candidate: candidate[:3])
     return [candidate[3:] for candidate in found]
 
 
-def _better_windows(fit: _Fit, data: tuple) -> list[Pair]:
+def _better_windows(fit: _Fit, observed: Observed) -> list[Pair]:
     """The pairs of least misfit to be expected among those with one other window, if it
     is less than what the fit has."""
     signal, density = fit.pair
@@ -259,34 +262,49 @@ def _better_windows(fit: _Fit, data: tuple) -> list[Pair]:
     pairs += [(signal, densities[i : i + 1]) for i in range(len(densities))]
     if not pairs:
         return []
-    expected = _expected(signal, density, signals, densities, data)
+    expected = _expected(signal, density, signals, densities, observed)
     order = np.argsort(np.round(expected, 3), kind="stable")[:OTHERS]
     return [pairs[i] for i in order if expected[i] < fit.misfit - WORTHWHILE]
 
 
 def _with_other_windows(curve: Curves) -> Curves:
     """The curve with all windows that change it, but not beyond recognition."""
-    curves, value = at_windows(curve, np.arange(curve.n)), curve.values()[0][0]
-    change = np.linalg.norm(curves.values()[0] - value, axis=1) / np.linalg.norm(value)
+    curves, value = (
+        at_windows(curve, np.arange(curve.n)),
+        curve.values(by_offset=False)[0][0],
+    )
+    change = np.linalg.norm(
+        curves.values(by_offset=False)[0] - value, axis=1
+    ) / np.linalg.norm(value)
     return curves[(change > CHANGE[0]) & (change < CHANGE[1])]
 
 
 def _expected(
-    signal: Curves, density: Curves, signals: Curves, densities: Curves, data: tuple
+    signal: Curves,
+    density: Curves,
+    signals: Curves,
+    densities: Curves,
+    observed: Observed,
 ) -> np.ndarray:
     """
     Misfits with one curve of a pair replaced, and all parameters adjusted, to second
     order: first for each of other signals, then for each of other densities.
     """
-    n, parts = signal.n, []
-    (v, by_v), (rho, by_rho) = signal.values(), density.values()
-    ways = signals.values()[0] - v, densities.values()[0] - rho
-    for along, offset in ((by_v[0, :-1], 0), (by_rho[0, :-1], n)):
-        parts.append(np.pad(along, ((0, 0), (offset, n - offset))))
-    free = sum(len(part) for part in parts)
-    for way, offset in zip(ways, (0, n), strict=True):
-        parts.append(np.pad(way, ((0, 0), (offset, n - offset))))
-    whole = misfit(data[0], v[0], rho[0], *data[1:], np.vstack(parts))
-    every = np.eye(len(whole.at))
-    target = whole.minimised_over(every[:free], slice(free, None), RIDGE)
-    return target(every[free:, free:])[0]
+    (v, by_v), (rho, by_rho) = (c.values(by_offset=False) for c in (signal, density))
+    ways = signals.values(by_offset=False)[0] - v
+    moves = np.vstack((by_v[0], ways))
+    whole = misfit(observed, v[0], rho[0], moves)
+    # First what may be adjusted, then the alternatives.
+    p, q = by_v.shape[1], by_rho.shape[1]
+    order = np.r_[:p, p + q : q + len(moves)]
+    directions = np.zeros((len(moves) + q + len(densities), len(moves) + signal.n))
+    directions[order, np.arange(len(moves))] = 1
+    directions[p : p + q, len(moves) :] = by_rho[0]
+    directions[q + len(moves) :, len(moves) :] = (
+        densities.values(by_offset=False)[0] - rho
+    )
+    every = np.eye(p + q)
+    every = np.pad(every, ((0, 0), (0, len(directions) - p - q)))
+    target = whole.along(directions)
+    target = target.minimised_over(every, slice(p + q, None), RIDGE)
+    return target.value - 2 * target.gradient + np.diag(target.hessian)

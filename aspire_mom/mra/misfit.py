@@ -5,23 +5,27 @@ The noise in the moments' entries is far from independent. With m and C the mean
 covariance of clean observations, take second moments about m, in C's eigenvectors: then
 noise gives the entries (a, b) variances (σ²(λ_a + λ_b) + σ⁴)/N (twice that on the
 diagonal) and no correlations, neither with each other nor with the first moment, whose
-entries have σ²/N. The shifts that happened to be drawn add the covariance of N draws
-from ρ, of rank n - 1, which Woodbury's identity takes in. The misfit of the truth is
-therefore distributed as χ² with n + n(n + 1)/2 degrees of freedom.
+entries have σ²/N. C is known from the data well enough for that: what noise does to
+eigenvalues is less than σ² by √(n/N). The shifts that happened to be drawn are a change
+of ρ whose covariance is that of N draws from it, over which the misfit is minimised.
+The misfit of the truth is therefore distributed as χ² with n + n(n + 1)/2 degrees of
+freedom.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
+from scipy.linalg.lapack import dpstrf
 
 from aspire_mom.mra.signals import all_shifts
 
 # Least σ that entries are weighted for, relative to v's root mean square; less makes
 # the weights span too many magnitudes.
 LEAST_NOISE = 1e-3
+# Relative accuracy of sums that weights are taken for.
+ACCURATE = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,15 @@ class Quadratic:
         more = damping * np.diag(diagonal + 1e-3 * mean)
         return Quadratic(self.at, self.hessian + more, self.gradient, self.value)
 
+    def along(self, directions: np.ndarray) -> Quadratic:
+        """
+        :param directions: Rows (d, m).
+        :return: The same as a function of how far one goes in each of them, (d,).
+        """
+        hessian = directions @ self.hessian @ directions.T
+        slope = directions @ self.gradient
+        return Quadratic(np.zeros(len(slope)), hessian, slope, self.value)
+
     def minimised_over(
         self, directions: np.ndarray, keep: slice, ridge: float
     ) -> Quadratic:
@@ -87,79 +100,113 @@ def degrees_of_freedom(n: int) -> int:
     return n + n * (n + 1) // 2
 
 
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """
+    Moments of one problem, in the axes in which noise leaves entries uncorrelated.
+
+    :param axes: Eigenvectors of the observations' covariance, as columns (n, n).
+    :param mean: Mean of the observations in these axes (n,).
+    :param powers: The covariance there, which is diagonal (n,).
+    :param weights: 1/(2 × variance) of the second moment's entries off the diagonal
+        (n, n), so that sums over all entries count each pair (a, b), (b, a) once.
+    :param factors: f (r, n) with weights[a, b] = Σ_t f[t, a] f[t, b], to rounding.
+    :param n_observations: N.
+    :param sigma: σ.
+    """
+
+    axes: np.ndarray
+    mean: np.ndarray
+    powers: np.ndarray
+    weights: np.ndarray
+    factors: np.ndarray
+    n_observations: int
+    sigma: float
+
+    @classmethod
+    def from_samples(
+        cls, first: np.ndarray, second: np.ndarray, n_observations: int, sigma: float
+    ) -> Observed:
+        """
+        :param first: E v_j (n,), on sample points.
+        :param second: E v_j v_jᵀ (n, n), noise bias removed.
+        :param n_observations: N.
+        :param sigma: σ.
+        """
+        sigma = max(sigma, LEAST_NOISE * np.sqrt(np.trace(second) / len(first)))
+        powers, axes = np.linalg.eigh(second - np.outer(first, first))
+        # Eigenvalues that noise alone may have say nothing.
+        edge = 2 * sigma**2 * np.sqrt(len(first) / n_observations)
+        level = np.where(powers > edge, powers, 0) + sigma**2 / 2
+        weights = n_observations / (2 * sigma**2) / (level[:, None] + level)
+        # Of the matrix scaled to a diagonal of 1, so that all entries are as accurate.
+        scale = np.sqrt(weights.diagonal())
+        factor, pivots, rank, _ = dpstrf(weights / np.outer(scale, scale), tol=ACCURATE)
+        factors = np.empty((rank, len(first)))
+        factors[:, pivots - 1] = np.triu(factor)[:rank]
+        factors *= scale
+        mean = first @ axes
+        return cls(axes, mean, powers, weights, factors, n_observations, sigma)
+
+
 def misfit(
-    moments: tuple[np.ndarray, np.ndarray],
-    v: np.ndarray,
-    rho: np.ndarray,
-    n_observations: int,
-    sigma: float,
-    moves: np.ndarray | None = None,
+    observed: Observed, v: np.ndarray, rho: np.ndarray, moves: np.ndarray | None = None
 ) -> Quadratic:
     """
     The misfit of one problem, expanded about a signal and a density to second order in
-    their moments' first-order changes (Gauss-Newton). Weights are theirs as well.
+    their moments' first-order changes (Gauss-Newton).
 
-    :param moments: E v_j (n,) and E v_j v_jᵀ (n, n), noise bias removed, on sample
-        points.
+    :param observed: The moments.
     :param v: Signal (n,).
-    :param rho: Density (n,), sum one; where it is negative weights take it as 0.
-    :param n_observations: N.
-    :param sigma: σ.
-    :param moves: Directions (P, 2n) in which v and then ρ may move; all, one by one, if
-        None.
-    :return: The misfit as a function of v and ρ, (2n,), or, with `moves`, of how far to
-        go in each direction, (P,), from 0.
+    :param rho: Density (n,), sum one; where it is negative its draws count as 0.
+    :param moves: Directions (P, n) in which v may move; all, one by one, if None.
+    :return: The misfit as a function of v and ρ, (2n,), or, with `moves`, of how far v
+        goes in each direction, from 0, and of ρ, (P + n,). ρ may change only by what
+        has the sum 0.
     """
-    n = len(v)
-    sigma = max(sigma, LEAST_NOISE * np.sqrt(np.mean(v**2)))
-    shifted = all_shifts(v)
-    occurs = np.maximum(rho, 0) / np.maximum(rho, 0).sum()
+    n, axes = len(v), observed.axes
+    P = n if moves is None else len(moves)
+    first_weight = observed.n_observations / observed.sigma**2
+    occurs = np.maximum(rho, 0)
+    occurs /= occurs.sum()
+    shifted = all_shifts(v) @ axes
     centre = occurs @ shifted
     centred = shifted - centre
-    powers, axes = np.linalg.eigh((centred.T * occurs) @ centred)
-    powers = np.maximum(powers, 0)
-    a, b, upper = _upper(n)
-    variance = sigma**2 * (powers[a] + powers[b] + sigma**2) * np.where(a == b, 2, 1)
-    scale = np.sqrt(n_observations / variance)
-    first_scale = np.sqrt(n_observations) / sigma
+    weighted = rho[:, None] * centred
 
-    first = moments[0] - rho @ shifted
-    second = moments[1] - (shifted.T * rho) @ shifted
-    second -= np.outer(first, centre) + np.outer(centre, first)
-    residual = np.concatenate(
-        (first * first_scale, (axes.T @ second @ axes)[a, b] * scale)
-    )
+    # What moves change in both moments, and last what is missing in them.
+    moved = all_shifts(np.eye(n) if moves is None else moves) @ axes
+    first, second = np.empty((P + 1, n)), np.empty((P + 1, n, n))
+    np.matmul(rho, moved, out=first[:P])
+    half = moved.swapaxes(-1, -2) @ weighted
+    np.add(half, half.swapaxes(-1, -2), out=second[:P])
+    first[P] = observed.mean - rho @ shifted
+    away = observed.mean - centre
+    second[P] = np.outer(away, away) - centred.T @ weighted
+    second[P].flat[:: n + 1] += observed.powers
 
-    on_axes = centred @ axes
-    products = (on_axes[:, :, None] * on_axes[:, None]).reshape(n, -1)
-    by_density = np.hstack((shifted * first_scale, products[:, upper] * scale))
-    moved = all_shifts(np.eye(n) if moves is None else moves[:, :n])
-    by_signal = ((moved @ axes) * rho[:, None]).swapaxes(-1, -2) @ on_axes
-    by_signal = (by_signal + by_signal.swapaxes(-1, -2)).reshape(len(moved), -1)
-    by_signal = np.hstack(((rho @ moved) * first_scale, by_signal[:, upper] * scale))
-    if moves is None:
-        jacobian = np.vstack((by_signal, by_density))
-    else:
-        jacobian = by_signal + moves[:, n:] @ by_density
+    pull, first_pull = second * observed.weights, first * first_weight
+    normal = np.empty((P + n + 1, P + n + 1))
+    # Order: moves, the residual, ρ.
+    by_moves = first_pull @ first.T
+    by_moves += pull.reshape(P + 1, -1) @ second.reshape(P + 1, -1).T
+    normal[: P + 1, : P + 1] = by_moves
+    cross = ((centred @ pull) * centred).sum(-1) + first_pull @ shifted.T
+    normal[: P + 1, P + 1 :], normal[P + 1 :, : P + 1] = cross, cross.T
+    products = (centred * observed.factors[:, None]) @ centred.T
+    by_density = (products**2).sum(0) + first_weight * (shifted @ shifted.T)
+    normal[P + 1 :, P + 1 :] = by_density
 
-    # (I + J L Lᵀ Jᵀ)⁻¹ with L Lᵀ = (diag ρ - ρρᵀ)/N, J the derivatives by ρ.
+    # Minimised over draws L x, at a cost |x|², L Lᵀ = (diag ρ - ρρᵀ)/N.
     root = np.sqrt(occurs)
-    draws = (np.diag(root) - np.outer(occurs, root)) / np.sqrt(n_observations)
-    drawn = draws.T @ by_density
-    inner = np.eye(n) + drawn @ drawn.T
-    both = np.vstack((jacobian, residual))
-    cross = drawn @ both.T
-    normal = both @ both.T - cross.T @ np.linalg.solve(inner, cross)
+    draws = (np.diag(root) - np.outer(occurs, root)) / np.sqrt(observed.n_observations)
+    drawn = draws.T @ normal[P + 1 :]
+    inner = np.eye(n) + drawn[:, P + 1 :] @ draws
+    normal -= drawn.T @ np.linalg.solve(inner, drawn)
+    every = np.delete(np.arange(P + n + 1), P)
     return Quadratic(
-        np.concatenate((v, rho)) if moves is None else np.zeros(len(moves)),
-        normal[:-1, :-1],
-        normal[:-1, -1],
-        float(normal[-1, -1]),
+        np.concatenate((v if moves is None else np.zeros(P), rho)),
+        normal[np.ix_(every, every)],
+        normal[every, P],
+        float(normal[P, P]),
     )
-
-
-@cache
-def _upper(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where a symmetric matrix's different entries are: rows, columns, flat."""
-    a, b = np.triu_indices(n)
-    return a, b, a * n + b

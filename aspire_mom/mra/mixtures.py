@@ -67,9 +67,11 @@ class Curves:
     def with_parameters(self, parameters: np.ndarray) -> Curves:
         return Curves(parameters, self.windows, self.n, self.density)
 
-    def values(self) -> tuple[np.ndarray, np.ndarray]:
+    def values(self, *, by_offset: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """
-        :return: The curves (S, n) and their derivatives by parameters (S, 3k + 1, n).
+        :param by_offset: Whether the derivative by the offset is wanted.
+        :return: The curves (S, n) and their derivatives by parameters, (S, 3k + 1, n),
+            or (S, 3k, n) without that one.
         """
         n, k, S = self.n, self.k, len(self)
         parameters, offset = self.parameters[:, :-1, None], self.parameters[:, -1]
@@ -95,15 +97,18 @@ class Curves:
             inner -= inner.sum(-1, keepdims=True) * curve[:, None]
             inner /= total[:, None]
         by[:, -1] = curve
+        moving = offset.any()
+        if not (moving or by_offset):
+            return curve, by[:, :-1]
         turns = -2j * np.pi / n * np.arange(n // 2 + 1)
-        if offset.any():
+        if moving:
             moved = np.fft.rfft(by) * np.exp(turns * offset[:, None, None])
             curve = np.fft.irfft(moved[:, -1], n)
             moved[:, -1] *= turns
             by = np.fft.irfft(moved, n)
         else:
             by[:, -1] = np.fft.irfft(np.fft.rfft(curve) * turns, n)
-        return curve, by
+        return curve, by if by_offset else by[:, :-1]
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest parameters, (S, 3k + 1) each."""

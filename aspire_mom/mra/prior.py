@@ -6,10 +6,9 @@ decided by the data, as in the package's three-dimensional default.
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import block_diag
 
 from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
-from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom, misfit
+from aspire_mom.mra.misfit import Observed, Quadratic, degrees_of_freedom, misfit
 from aspire_mom.mra.mixtures import (
     NO_CUT,
     PENALTY,
@@ -32,7 +31,7 @@ JUMPS = 8
 # Steps of the last fit, of v and ρ together, and the gain at which it is done, far less
 # than noise makes. Or it is given up: where steps fail at a damping, and where two in a
 # row gain less than a share of what lies above twice the expectation.
-STEPS, CONVERGED = 50, 1e-3
+STEPS, CONVERGED = 50, 0.1
 DAMPING, STUCK, SLOW = 1e-3, 1e2, 0.05
 
 
@@ -61,12 +60,12 @@ def mixture_fit(
     # With v's peak at 0, so that shifted data take the same path.
     peak = int(np.argmax(v))
     moments = tuple(np.roll(m, -peak, range(m.ndim)) for m in moments)
-    data = (moments, n_observations, sigma)
-    start = _expand(data, np.roll(v, -peak), rho)
+    observed = Observed.from_samples(*moments, n_observations, sigma)
+    start = misfit(observed, np.roll(v, -peak), rho)
     best_score, best = np.inf, start
     current, good = start, degrees_of_freedom(n) + GOOD * n
     for i in range(ROUNDS):
-        score, current = _round(current, data, everywhere=i > 0)
+        score, current = _round(current, observed, everywhere=i > 0)
         if score < best_score:
             best_score, best = score, current
         if best.value < good or best.value > HOPELESS * degrees_of_freedom(n):
@@ -79,7 +78,7 @@ def mixture_fit(
 
 
 def _round(
-    start: Quadratic, data: tuple, *, everywhere: bool
+    start: Quadratic, observed: Observed, *, everywhere: bool
 ) -> tuple[float, Quadratic]:
     """Gaussians for v, ρ being free; then for ρ, v being of these; then both. v's
     window is looked for where v may jump, or everywhere."""
@@ -99,7 +98,7 @@ def _round(
     _, rho = shift_pair(v, rho, -signal.parameters[0, -1])
     signal = _without_offset(signal)
     values, by = signal.values()
-    whole = _expand(data, values[0], rho)
+    whole = misfit(observed, values[0], rho)
     moves = np.zeros((by.shape[1] - 1, 2 * n))
     moves[:, :n] = by[0, :-1]
     target = whole.minimised_over(moves, slice(n, 2 * n), 1e-9)
@@ -115,21 +114,22 @@ def _round(
         parameters = signal.parameters.copy()
         parameters[:, : signal.k] += density.parameters[0, -1]
         *both, value = fit_both(
-            signal.with_parameters(parameters), _without_offset(density), data
+            signal.with_parameters(parameters), _without_offset(density), observed
         )
         score = value + PENALTY * (signal.n_free + density.n_free)[0]
         if score < best_score:
             best_score, best = score, both
-    return best_score, _expand(data, *(curves.values()[0][0] for curves in best))
+    return best_score, misfit(observed, *(curves.values()[0][0] for curves in best))
 
 
 def fit_both(
     signal: Curves,
     density: Curves,
-    data: tuple,
+    observed: Observed,
     *,
     equal: bool = False,
     worth: float = 0.0,
+    bound: float = np.inf,
 ) -> tuple[Curves, Curves, float]:
     """
     Minimise the misfit itself over the parameters of v and ρ but for offsets, by
@@ -137,24 +137,32 @@ def fit_both(
 
     :param signal: Start of v, one curve.
     :param density: Start of ρ, one curve.
-    :param data: Moments on samples, N and σ.
+    :param observed: The moments.
     :param equal: Keep the ratios of the Gaussians' masses, in each curve.
     :param worth: Gain foreseen, to second order, for which to start at all.
+    :param bound: Misfit above which the result is of no use.
     :return: Both curves, and their misfit.
     """
-    n, p = signal.n, signal.parameters.shape[1]
-    low, high = (
-        np.hstack(b)[0] for b in zip(signal.bounds(), density.bounds(), strict=True)
-    )
-    ways = block_diag(*(_ways(curves, equal) for curves in (signal, density)))
+    pair = signal, density
+    low, high = (np.hstack(b)[0] for b in zip(*(c.bounds() for c in pair), strict=True))
+    ways = [_ways(curves, equal) for curves in pair]
+    (p, q), (P, Q) = ([len(w) for w in ways], [w.shape[1] for w in ways])
+    steps = np.zeros((p + q, P + Q))
+    steps[:p, :P], steps[p:, P:] = ways
+    directions = np.zeros((p + q, p + signal.n))
+    directions[:p, :p] = np.eye(p)
 
     def expand(parameters):
-        v, by_v = signal.with_parameters(parameters[None, :p]).values()
-        rho, by_rho = density.with_parameters(parameters[None, p:]).values()
-        return _expand(data, v[0], rho[0], ways @ block_diag(by_v[0], by_rho[0]))
+        v, by_v = signal.with_parameters(parameters[None, :P]).values(by_offset=False)
+        rho, by_rho = density.with_parameters(parameters[None, P:]).values(
+            by_offset=False
+        )
+        directions[p:, p:] = ways[1][:, :-1] @ by_rho[0]
+        whole = misfit(observed, v[0], rho[0], ways[0][:, :-1] @ by_v[0])
+        return whole.along(directions)
 
     parameters = np.hstack((signal.parameters, density.parameters))[0]
-    expected, slow = degrees_of_freedom(n), 0
+    limit, slow = max(2 * degrees_of_freedom(signal.n), 0), 0
     current, damping = expand(parameters), DAMPING
     for i in range(STEPS):
         size = np.diag(current.hessian)
@@ -162,11 +170,11 @@ def fit_both(
         step = np.linalg.solve(matrix, current.gradient)
         if step @ current.gradient < max(CONVERGED, worth if i == 0 else 0):
             break
-        tried = np.clip(parameters + step @ ways, low, high)
+        tried = np.clip(parameters + step @ steps, low, high)
         there = expand(tried)
         gain = current.value - there.value
         if gain > 0:
-            slow = slow + 1 if gain < SLOW * (current.value - 2 * expected) else 0
+            slow = slow + 1 if gain < SLOW * (current.value - min(limit, bound)) else 0
             parameters, current, damping = tried, there, damping / 10
             if gain < CONVERGED or slow == 2:
                 break
@@ -175,8 +183,8 @@ def fit_both(
             if damping > STUCK:
                 break
     return (
-        signal.with_parameters(parameters[None, :p]),
-        density.with_parameters(parameters[None, p:]),
+        signal.with_parameters(parameters[None, :P]),
+        density.with_parameters(parameters[None, P:]),
         current.value,
     )
 
@@ -197,8 +205,3 @@ def _without_offset(curves: Curves) -> Curves:
     parameters = curves.parameters.copy()
     parameters[:, -1] = 0
     return curves.with_parameters(parameters)
-
-
-def _expand(data: tuple, v: np.ndarray, rho: np.ndarray, moves=None) -> Quadratic:
-    moments, n_observations, sigma = data
-    return misfit(moments, v, rho, n_observations, sigma, moves)
