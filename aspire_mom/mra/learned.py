@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cache
-from itertools import combinations
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, islice
 from typing import NamedTuple
 
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge, to_distribution
-from aspire_mom.mra.misfit import Observed, degrees_of_freedom, misfit
+from aspire_mom.mra.misfit import Observed, Quadratic, degrees_of_freedom, misfit
 from aspire_mom.mra.mixture_encoder import MIN_SIZE
 from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
 from aspire_mom.mra.moments import to_samples
-from aspire_mom.mra.prior import fit_both
+from aspire_mom.mra.prior import Pair, fit_both, moved_along, ways_of
+from aspire_mom.mra.quick_encoder import Alternatives, quick_encoder
 from aspire_mom.mra.signals import all_shifts
 
 # Probability below which numbers of Gaussians, and alternatives, are not tried.
@@ -28,8 +31,6 @@ CHANGE = 1e-4, 0.5
 # Precision with which parameters are known (samples, logarithms) when misfits of other
 # curves are foreseen.
 RIDGE = 1.0
-
-Pair = tuple[Curves, Curves]
 
 
 class LearnedFit(NamedTuple):
@@ -60,7 +61,6 @@ def learned_fit(
     :param sigma: σ.
     :return: The best fit; None where n is too small for the network.
     """
-    encoder = _encoder()
     n, mean = len(first), first[0].real
     if n < MIN_SIZE or mean == 0:
         return None
@@ -70,77 +70,145 @@ def learned_fit(
     observed = Observed.from_samples(*moments, n_observations, sigma)
     expected = degrees_of_freedom(n)
     good = expected + SURE * np.sqrt(2 * expected)
-    counts, pairs = _alternatives(encoder, first, second, n_observations, sigma)
+    share = sigma**2 / n_observations
+    counts, alternatives = quick_encoder()(first, second, share, sigma)
     best = None
     for i in np.argsort(-counts, kind="stable"):
         done = best is not None and best.misfit < good
         if done and counts[i] < LIKELY:
             break
-        curves = (_curves(h, n, abs(mean) * np.sqrt(n)) for h in pairs[i])
-        for start in _starts(*curves, observed)[: 1 if done else TRIED]:
-            fit = _fit_with_windows(start, observed, equal=True)
+        curves = (_curves(a, n, abs(mean) * np.sqrt(n)) for a in alternatives[i])
+        for start in islice(_starts(*curves, observed), 1 if done else TRIED):
+            bound = best.score() - _cost(start, True) if done else np.inf
+            fit = _fit_with_windows(start, observed, equal=True, bound=bound)
             best = fit if best is None else min(best, fit, key=_Fit.score)
             if fit.misfit < good:
                 break
-    best = _revised(best, observed, good)
+    best = _revised(best, good)
     v, rho = (curve.values(by_offset=False)[0][0] for curve in best.pair)
     pair = fix_gauge(sign * v, to_distribution(rho))
     return LearnedFit(pair, best.misfit < good, best.score())
 
 
-class _Fit(NamedTuple):
+def _cost(pair: Pair, equal: bool) -> float:
+    """PENALTY for each parameter of a pair, of equal masses or not."""
+    free = sum(curve.n_free[0] - equal * (curve.k - 1) for curve in pair)
+    return PENALTY * float(free)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
     """
     :param pair: v and ρ.
     :param misfit: Their misfit.
     :param equal: Whether each curve's Gaussians were kept at their ratios of masses.
+    :param observed: The moments.
     """
 
     pair: Pair
     misfit: float
     equal: bool
+    observed: Observed
 
     def score(self) -> float:
         """The misfit plus PENALTY per parameter."""
-        free = sum(curve.n_free[0] for curve in self.pair)
-        ratios = sum(curve.k - 1 for curve in self.pair)
-        return self.misfit + PENALTY * (free - self.equal * ratios)
+        return self.misfit + _cost(self.pair, self.equal)
+
+    @cached_property
+    def values(self) -> tuple:
+        """v (n,) and its derivatives by parameters (3k, n), and those of ρ."""
+        both = (curve.values(by_offset=False) for curve in self.pair)
+        return tuple((value[0], by[0]) for value, by in both)
+
+    @cached_property
+    def whole(self) -> Quadratic:
+        """The misfit about the pair as a function of v and ρ."""
+        (v, _), (rho, _) = self.values
+        return misfit(self.observed, v, rho)
+
+    def foreseen(
+        self, signals: Curves | None, densities: Curves | None, *, equal: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        What is to be expected if one curve is replaced, with all parameters adjusted,
+        to second order: first if none is, then for each of other signals, then for each
+        of other densities.
+
+        :return: Misfits (A,), and changes of both curves' parameters (A, P).
+        """
+        (v, by_v), (rho, by_rho) = self.values
+        n, ways = len(v), [np.zeros((1, 2 * len(v)))]
+        for others, value, at in ((signals, v, 0), (densities, rho, n)):
+            if others is not None and len(others):
+                way = np.zeros((len(others), 2 * n))
+                way[:, at : at + n] = others.values(by_offset=False)[0] - value
+                ways.append(way)
+        adjust = ways_of(self.pair, equal)
+        along = np.zeros((adjust.shape[1], 2 * n))
+        along[: len(by_v), :n], along[len(by_v) :, n:] = by_v, by_rho
+        expected, steps = _foreseen(self.whole, adjust @ along, np.concatenate(ways))
+        return expected, steps @ adjust
 
 
-def _fit(pair: Pair, observed: Observed, *, equal: bool, worth: float = 0.0) -> _Fit:
-    *pair, misfit = fit_both(*pair, observed, equal=equal, worth=worth)
-    return _Fit(tuple(pair), misfit, equal)
+def _foreseen(
+    whole: Quadratic, adjust: np.ndarray, ways: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The least values of a misfit after each of several changes.
+
+    :param whole: Misfit, of m unknowns.
+    :param adjust: Directions (F, m) that may then be moved along.
+    :param ways: Changes (A, m).
+    :return: Values (A,), and how far to move (A, F).
+    """
+    bent = ways @ whole.hessian
+    inner = adjust @ whole.hessian @ adjust.T + RIDGE * np.eye(len(adjust))
+    slopes = (whole.gradient - bent) @ adjust.T
+    steps = np.linalg.solve(inner, slopes.T).T
+    values = whole.value - 2 * ways @ whole.gradient + (ways * bent).sum(1)
+    return values - (slopes * steps).sum(1), steps
 
 
-def _fit_with_windows(start: Pair, observed: Observed, *, equal: bool) -> _Fit:
+def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) -> _Fit:
+    *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
+    return _Fit(tuple(pair), value, equal, observed)
+
+
+def _fit_with_windows(
+    start: Pair, observed: Observed, *, equal: bool, bound: float = np.inf
+) -> _Fit:
     """
     Fits from a start, and then from what the best fit is with v's or ρ's window
     elsewhere, which no small step leads to, as long as that helps.
     """
-    best = _fit(start, observed, equal=equal)
+    best = _fit(start, observed, equal=equal, bound=bound)
     for _ in range(ROUNDS):
-        before = best.misfit
-        for pair in _better_windows(best, observed):
+        if best.misfit > bound:
+            break
+        for pair in _better_windows(best):
             fit = _fit(pair, observed, equal=equal)
-            best = min(best, fit, key=lambda fit: fit.misfit)
-            if best.misfit < before - WORTHWHILE:
+            if fit.misfit < best.misfit - WORTHWHILE:
+                best = fit
                 break
         else:
             break
     return best
 
 
-def _revised(best: _Fit, observed: Observed, good: float) -> _Fit:
+def _revised(best: _Fit, good: float) -> _Fit:
     """With other masses and with fewer Gaussians, as far as they are worth it: the
     network knows equal masses only, and as many Gaussians in v as in ρ."""
     ratios = sum(curve.k - 1 for curve in best.pair)
+    observed = best.observed
     if best.misfit > good:
         free = _fit_with_windows(best.pair, observed, equal=False)
+        best = min(best, free, key=_Fit.score)
     elif ratios:
-        free = _fit(best.pair, observed, equal=False, worth=PENALTY * ratios)
-    else:
-        free = best
-    best = min(best, free, key=_Fit.score)
-    while (pair := _with_one_less(best, observed)) is not None:
+        expected = best.foreseen(None, None, equal=False)[0][0]
+        if expected < best.misfit - PENALTY * ratios:
+            free = _fit(best.pair, observed, equal=False)
+            best = min(best, free, key=_Fit.score)
+    while (pair := _with_one_less(best)) is not None:
         fit = _fit(pair, observed, equal=best.equal)
         if fit.score() >= best.score():
             break
@@ -148,14 +216,14 @@ def _revised(best: _Fit, observed: Observed, good: float) -> _Fit:
     return best
 
 
-def _with_one_less(fit: _Fit, observed: Observed) -> Pair | None:
+def _with_one_less(fit: _Fit) -> Pair | None:
     """The fit with two Gaussians of a curve merged, those that are missed least; None
     if they are expected to be missed."""
     signal, density = fit.pair
     signals, densities = (_merged(curve) for curve in fit.pair)
     if not len(signals) + len(densities):
         return None
-    expected = _expected(signal, density, signals, densities, observed)
+    expected = fit.foreseen(signals, densities, equal=False)[0][1:]
     i = int(np.argmin(np.round(expected, 3)))
     if expected[i] > fit.misfit + PENALTY * (2 if fit.equal else 3):
         return None
@@ -183,128 +251,91 @@ def _merged(curve: Curves) -> Curves:
     return Curves(parameters, curve.windows.repeat(len(rows)), curve.n, curve.density)
 
 
-@cache
-def _encoder():
-    from aspire_mom.mra.weights import pretrained
-
-    return pretrained("mixture").double()
-
-
-def _alternatives(encoder, first, second, n_observations, sigma):
-    """What the encoder says of one problem: probabilities of 1, 2, … Gaussians, and for
-    each number alternatives for v and for ρ."""
-    import torch
-
-    share, sigma = (
-        torch.tensor([x], dtype=torch.float64)
-        for x in (sigma**2 / n_observations, sigma)
-    )
-    with torch.no_grad():
-        counts, pairs = encoder.hypotheses(
-            torch.as_tensor(first)[None], torch.as_tensor(second)[None], share, sigma
-        )
-    return counts[0].exp().numpy(), pairs
-
-
-def _curves(hypotheses, n: int, total: float) -> Curves:
+def _curves(alternatives: Alternatives, n: int, total: float) -> Curves:
     """Likely alternatives for a curve of a given sum, most likely first, in a window
     that begins at 0."""
-    centres, widths, probabilities = (x[0].numpy() for x in hypotheses.likeliest())
-    probabilities = np.exp(probabilities)
+    centres, widths, probabilities = alternatives
     likely = probabilities >= min(LIKELY, probabilities[0])
-    parameters = np.column_stack(
-        (
-            (centres + 0.5) * n - 0.5,
-            widths + np.log(n),
-            -widths,
-            np.zeros(len(widths)),
-        )
-    )[likely]
-    curves = Curves(parameters, np.zeros(len(parameters), int), n, False)
-    k = curves.k
-    parameters[:, 2 * k : 3 * k] += np.log(
-        total / curves.values(by_offset=False)[0].sum(1)
-    )[:, None]
+    centres, widths = (centres[likely] + 0.5) * n - 0.5, widths[likely] + np.log(n)
+    offset, windows = np.zeros((len(widths), 1)), np.zeros(len(widths), int)
+    curves = Curves(np.hstack((centres, widths, -widths, offset)), windows, n, False)
+    sums, k = curves.values(by_offset=False)[0].sum(1), curves.k
+    curves.parameters[:, 2 * k : 3 * k] += np.log(total / sums)[:, None]
     return curves
 
 
-def _starts(signals: Curves, densities: Curves, observed: Observed) -> list[Pair]:
+def _starts(signals: Curves, densities: Curves, observed: Observed) -> Iterator[Pair]:
     """
-    Pairs of curves, ρ's window being where the second moment has it or one sample to
-    either side, in order of the misfit to be expected.
+    Pairs of curves, with ρ in that window from which two steps lead to the least misfit
+    to be expected, and these steps done; in order of that misfit after the first.
     """
     n, found = signals.n, []
     rho = densities.values(by_offset=False)[0]
     rho /= rho.sum(1, keepdims=True)
-    lag = (np.arange(n) - np.arange(n)[:, None]) % n
     for i, v in enumerate(signals.values(by_offset=False)[0]):
         shifted = all_shifts(v - v.mean()) @ observed.axes
         strength = shifted**2 @ observed.powers + (shifted @ observed.mean) ** 2
-        # Row r of rho[h][lag] is ρ moved by r.
-        windows = np.argmax(rho[:, lag] @ strength, 1)[:, None] + [0, -1, 1]
-        parameters = densities.parameters.repeat(3, 0)
-        parameters[:, : densities.k] += windows.reshape(-1, 1)
-        moved = Curves(parameters, windows.ravel(), n, True)
-        moved = at_windows(moved, windows.ravel() % n)
-        signal = signals[i : i + 1]
-        expected = _expected(signal, moved[:1], signal, moved, observed)[1:]
-        found += [(e, i, j, signal, moved[j : j + 1]) for j, e in enumerate(expected)]
-    found.sort(key=lambda candidate: candidate[:3])
-    return [candidate[3:] for candidate in found]
+        # Row r of all_shifts(ρ) is ρ moved by r.
+        windows = np.argmax(all_shifts(rho) @ strength, 1)
+        parameters = densities.parameters.copy()
+        parameters[:, : densities.k] += windows[:, None]
+        moved = Curves(parameters, windows, n, True)
+        moved = at_windows(moved, windows)
+        found += [(i + j, i, signals[i : i + 1], moved[j : j + 1]) for j in range(len(moved))]
+    found.sort(key=lambda step: step[:2])
+    for *_, signal, density in found:
+        yield _steps([_steps([(signal, density)], observed)[0][1]], observed)[0][1]
 
 
-def _better_windows(fit: _Fit, observed: Observed) -> list[Pair]:
+def _steps(pairs: list[Pair], observed: Observed) -> list[tuple[float, Pair]]:
+    """
+    One Gauss-Newton step from each of several pairs with the same v, with ρ's window
+    moved to where it leads to the least misfit: that misfit to be expected, and the
+    pair.
+    """
+    signal, found = pairs[0][0], []
+    v, by_v = (x[0] for x in signal.values(by_offset=False))
+    whole = None
+    for _, density in pairs:
+        rho, by_rho = (x[0] for x in density.values(by_offset=False))
+        adjust = ways_of((signal, density), equal=True)
+        if whole is None:
+            base, whole = rho, misfit(observed, v, rho, by_v)
+        along = np.zeros((len(by_v) + len(by_rho), len(by_v) + len(v)))
+        along[: len(by_v), : len(by_v)] = np.eye(len(by_v))
+        along[len(by_v) :, len(by_v) :] = by_rho
+        others = _with_other_windows(density, own=True)
+        ways = np.zeros((len(others), along.shape[1]))
+        ways[:, len(by_v) :] = others.values(by_offset=False)[0] - base
+        expected, steps = _foreseen(whole, adjust @ along, ways)
+        best = int(np.argmin(np.round(expected, 3)))
+        pair = moved_along((signal, others[best : best + 1]), steps[best] @ adjust)
+        found.append((float(expected[best]), pair))
+    return found
+
+
+def _better_windows(fit: _Fit) -> Iterator[Pair]:
     """The pairs of least misfit to be expected among those with one other window, if it
     is less than what the fit has."""
     signal, density = fit.pair
     signals, densities = (_with_other_windows(curve) for curve in (signal, density))
-    pairs = [(signals[i : i + 1], density) for i in range(len(signals))]
-    pairs += [(signal, densities[i : i + 1]) for i in range(len(densities))]
-    if not pairs:
-        return []
-    expected = _expected(signal, density, signals, densities, observed)
-    order = np.argsort(np.round(expected, 3), kind="stable")[:OTHERS]
-    return [pairs[i] for i in order if expected[i] < fit.misfit - WORTHWHILE]
+    expected, steps = fit.foreseen(signals, densities, equal=fit.equal)
+    for i in np.argsort(np.round(expected, 3), kind="stable")[:OTHERS]:
+        if expected[i] < expected[0] - WORTHWHILE:
+            j = i - 1 - len(signals)
+            pair = (
+                (signals[i - 1 : i], density)
+                if j < 0
+                else (signal, densities[j : j + 1])
+            )
+            yield moved_along(pair, steps[i])
 
 
-def _with_other_windows(curve: Curves) -> Curves:
-    """The curve with all windows that change it, but not beyond recognition."""
-    curves, value = (
-        at_windows(curve, np.arange(curve.n)),
-        curve.values(by_offset=False)[0][0],
-    )
-    change = np.linalg.norm(
-        curves.values(by_offset=False)[0] - value, axis=1
-    ) / np.linalg.norm(value)
-    return curves[(change > CHANGE[0]) & (change < CHANGE[1])]
-
-
-def _expected(
-    signal: Curves,
-    density: Curves,
-    signals: Curves,
-    densities: Curves,
-    observed: Observed,
-) -> np.ndarray:
-    """
-    Misfits with one curve of a pair replaced, and all parameters adjusted, to second
-    order: first for each of other signals, then for each of other densities.
-    """
-    (v, by_v), (rho, by_rho) = (c.values(by_offset=False) for c in (signal, density))
-    ways = signals.values(by_offset=False)[0] - v
-    moves = np.vstack((by_v[0], ways))
-    whole = misfit(observed, v[0], rho[0], moves)
-    # First what may be adjusted, then the alternatives.
-    p, q = by_v.shape[1], by_rho.shape[1]
-    order = np.r_[:p, p + q : q + len(moves)]
-    directions = np.zeros((len(moves) + q + len(densities), len(moves) + signal.n))
-    directions[order, np.arange(len(moves))] = 1
-    directions[p : p + q, len(moves) :] = by_rho[0]
-    directions[q + len(moves) :, len(moves) :] = (
-        densities.values(by_offset=False)[0] - rho
-    )
-    every = np.eye(p + q)
-    every = np.pad(every, ((0, 0), (0, len(directions) - p - q)))
-    target = whole.along(directions)
-    target = target.minimised_over(every, slice(p + q, None), RIDGE)
-    return target.value - 2 * target.gradient + np.diag(target.hessian)
+def _with_other_windows(curve: Curves, *, own: bool = False) -> Curves:
+    """The curve with all windows that change it, but not beyond recognition, and, where
+    asked for, its own."""
+    curves = at_windows(curve, np.arange(curve.n))
+    values, value = curves.values(by_offset=False)[0], curve.values(by_offset=False)[0]
+    change = np.linalg.norm(values - value, axis=1) / np.linalg.norm(value)
+    looked_at = (change > CHANGE[0]) & (change < CHANGE[1])
+    return curves[looked_at | (own & (curves.windows == curve.windows[0] % curve.n))]

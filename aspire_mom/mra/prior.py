@@ -5,6 +5,8 @@ decided by the data, as in the package's three-dimensional default.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
@@ -33,6 +35,12 @@ JUMPS = 8
 # row gain less than a share of what lies above twice the expectation.
 STEPS, CONVERGED = 50, 0.1
 DAMPING, STUCK, SLOW = 1e-3, 1e2, 0.05
+# The share where a bound is given, and of what lies above that.
+HOPELESS_SHARE = 0.2
+# Largest step of centres, in units of n, and of logarithms.
+FARTHEST = 0.25, 1.0
+
+Pair = tuple[Curves, Curves]
 
 
 def mixture_fit(
@@ -128,7 +136,6 @@ def fit_both(
     observed: Observed,
     *,
     equal: bool = False,
-    worth: float = 0.0,
     bound: float = np.inf,
 ) -> tuple[Curves, Curves, float]:
     """
@@ -139,66 +146,85 @@ def fit_both(
     :param density: Start of ρ, one curve.
     :param observed: The moments.
     :param equal: Keep the ratios of the Gaussians' masses, in each curve.
-    :param worth: Gain foreseen, to second order, for which to start at all.
     :param bound: Misfit above which the result is of no use.
     :return: Both curves, and their misfit.
     """
-    pair = signal, density
-    low, high = (np.hstack(b)[0] for b in zip(*(c.bounds() for c in pair), strict=True))
-    ways = [_ways(curves, equal) for curves in pair]
-    (p, q), (P, Q) = ([len(w) for w in ways], [w.shape[1] for w in ways])
-    steps = np.zeros((p + q, P + Q))
-    steps[:p, :P], steps[p:, P:] = ways
-    directions = np.zeros((p + q, p + signal.n))
-    directions[:p, :p] = np.eye(p)
+    pair, n = (signal, density), signal.n
+    ways = ways_of(pair, equal)
+    P = 3 * signal.k
+    along = np.zeros((ways.shape[1], P + n))
+    along[:P, :P] = np.eye(P)
 
-    def expand(parameters):
-        v, by_v = signal.with_parameters(parameters[None, :P]).values(by_offset=False)
-        rho, by_rho = density.with_parameters(parameters[None, P:]).values(
-            by_offset=False
-        )
-        directions[p:, p:] = ways[1][:, :-1] @ by_rho[0]
-        whole = misfit(observed, v[0], rho[0], ways[0][:, :-1] @ by_v[0])
-        return whole.along(directions)
+    def expand(pair):
+        v, by_v = pair[0].values(by_offset=False)
+        rho, along[P:, P:] = (x[0] for x in pair[1].values(by_offset=False))
+        return misfit(observed, v[0], rho, by_v[0]).along(ways @ along)
 
-    parameters = np.hstack((signal.parameters, density.parameters))[0]
-    limit, slow = max(2 * degrees_of_freedom(signal.n), 0), 0
-    current, damping = expand(parameters), DAMPING
-    for i in range(STEPS):
+    limit, slow = min(2 * degrees_of_freedom(n), bound), 0
+    share = SLOW if bound == np.inf else HOPELESS_SHARE
+    current, damping = expand(pair), DAMPING
+    for _ in range(STEPS):
         size = np.diag(current.hessian)
         matrix = current.hessian + np.diag(damping * size + 1e-7 * size.max() + 1e-30)
         step = np.linalg.solve(matrix, current.gradient)
-        if step @ current.gradient < max(CONVERGED, worth if i == 0 else 0):
+        if step @ current.gradient < CONVERGED:
             break
-        tried = np.clip(parameters + step @ steps, low, high)
+        tried = moved_along(pair, step @ ways)
         there = expand(tried)
         gain = current.value - there.value
+        if gain > 0 or bound < np.inf:
+            slow = slow + 1 if gain < share * (current.value - limit) else 0
         if gain > 0:
-            slow = slow + 1 if gain < SLOW * (current.value - min(limit, bound)) else 0
-            parameters, current, damping = tried, there, damping / 10
-            if gain < CONVERGED or slow == 2:
-                break
+            pair, current, damping = tried, there, damping / 10
         else:
             damping = max(10 * damping, DAMPING)
-            if damping > STUCK:
-                break
-    return (
-        signal.with_parameters(parameters[None, :P]),
-        density.with_parameters(parameters[None, P:]),
-        current.value,
-    )
+        if slow == 2 or 0 < gain < CONVERGED or damping > STUCK:
+            break
+    return *pair, current.value
 
 
-def _ways(curves: Curves, equal: bool) -> np.ndarray:
-    """Rows: directions in which a curve's parameters may move."""
-    k, every = curves.k, np.eye(3 * curves.k + 1)
+def ways_of(pair: Pair, equal: bool) -> np.ndarray:
+    """
+    :param pair: v and ρ.
+    :param equal: Whether ratios of the Gaussians' masses are kept, in each curve.
+    :return: Directions, as rows, in which their parameters but for offsets may move.
+    """
+    parts = [_ways(curves.k, curves.density, equal) for curves in pair]
+    (a, b), (c, d) = (part.shape for part in parts)
+    ways = np.zeros((a + c, b + d))
+    ways[:a, :b], ways[a:, b:] = parts
+    return ways
+
+
+@cache
+def _ways(k: int, density: bool, equal: bool) -> np.ndarray:
+    every = np.eye(3 * k)
     if not equal:
-        return every[:-1]
-    ways = every[: 2 * k]
+        return every
+    ways = every[: 2 * k].copy()
     # Wider Gaussians are lower.
-    ways[k:, 2 * k : 3 * k] = -np.eye(k)
-    together = every[2 * k : 3 * k].sum(0, keepdims=True)
-    return ways if curves.density else np.vstack((ways, together))
+    ways[k:, 2 * k :] = -np.eye(k)
+    return ways if density else np.vstack((ways, every[2 * k :].sum(0)))
+
+
+def moved_along(pair: Pair, step: np.ndarray) -> Pair:
+    """
+    :param pair: v and ρ, one curve each.
+    :param step: Changes of the parameters of both but for offsets.
+    :return: The pair with these changes, all of them less where one is too large, and
+        within bounds.
+    """
+    limits = np.concatenate(
+        [np.repeat((c.n * FARTHEST[0], FARTHEST[1]), (c.k, 2 * c.k)) for c in pair]
+    )
+    step = step / max(1, np.abs(step / limits).max())
+    moved, at = [], 0
+    for curves in pair:
+        parameters, size = curves.parameters.copy(), 3 * curves.k
+        parameters[0, :-1] += step[at : at + size]
+        moved.append(curves.with_parameters(np.clip(parameters, *curves.bounds())))
+        at += size
+    return tuple(moved)
 
 
 def _without_offset(curves: Curves) -> Curves:
