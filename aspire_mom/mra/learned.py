@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations, islice
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from aspire_mom.mra.mixture_encoder import MIN_SIZE
 from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
 from aspire_mom.mra.moments import to_samples
 from aspire_mom.mra.prior import Pair, fit_both, moved_along, ways_of
-from aspire_mom.mra.quick_encoder import Alternatives, quick_encoder
+from aspire_mom.mra.quick_encoder import Alternatives, leans_left, quick_encoder
 from aspire_mom.mra.signals import all_shifts
 
 # Probability below which numbers of Gaussians, and alternatives, are not tried.
@@ -26,8 +25,11 @@ LIKELY = 0.1
 TRIED, SURE = 3, 2.0
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
 ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
-# Relative changes by another window that are looked at.
-CHANGE = 1e-4, 0.5
+# Changes by another window that are looked at: the least in units of σ/√N, the largest
+# relative to the curve.
+CHANGE = 0.4, 0.5
+# Gain foreseen of a step that is taken unseen.
+CLOSE = 5.0
 # Precision with which parameters are known (samples, logarithms) when misfits of other
 # curves are foreseen.
 RIDGE = 1.0
@@ -64,14 +66,16 @@ def learned_fit(
     n, mean = len(first), first[0].real
     if n < MIN_SIZE or mean == 0:
         return None
-    # Gaussians are positive.
-    sign = np.sign(mean)
+    # Gaussians are positive; and data and their reverse take the same path.
+    sign, backward = np.sign(mean), leans_left(first, second)
+    if backward:
+        first, second = first.conj(), second.conj()
     moments = to_samples(sign * first, second)
     observed = Observed.from_samples(*moments, n_observations, sigma)
-    expected = degrees_of_freedom(n)
-    good = expected + SURE * np.sqrt(2 * expected)
     share = sigma**2 / n_observations
     counts, alternatives = quick_encoder()(first, second, share, sigma)
+    expected = degrees_of_freedom(n)
+    good = expected + SURE * np.sqrt(2 * expected)
     best = None
     for i in np.argsort(-counts, kind="stable"):
         done = best is not None and best.misfit < good
@@ -84,8 +88,10 @@ def learned_fit(
             best = fit if best is None else min(best, fit, key=_Fit.score)
             if fit.misfit < good:
                 break
-    best = _revised(best, good)
-    v, rho = (curve.values(by_offset=False)[0][0] for curve in best.pair)
+    best = _revised(best, observed, good)
+    v, rho = (curve.curves[0] for curve in best.pair)
+    if backward:
+        v, rho = (np.roll(x[::-1], 1) for x in (v, rho))
     pair = fix_gauge(sign * v, to_distribution(rho))
     return LearnedFit(pair, best.misfit < good, best.score())
 
@@ -96,58 +102,63 @@ def _cost(pair: Pair, equal: bool) -> float:
     return PENALTY * float(free)
 
 
-@dataclass(frozen=True, eq=False)
-class _Fit:
+class _Outlook:
     """
+    What one expansion of the misfit about a pair foresees, to second order and with all
+    parameters adjusted: for the pair itself, and for it with another window or with two
+    Gaussians merged.
+
     :param pair: v and ρ.
-    :param misfit: Their misfit.
-    :param equal: Whether each curve's Gaussians were kept at their ratios of masses.
     :param observed: The moments.
     """
 
-    pair: Pair
-    misfit: float
-    equal: bool
-    observed: Observed
+    def __init__(self, pair: Pair, observed: Observed):
+        (signal, density), n = pair, observed.mean.size
+        least = CHANGE[0] * observed.sigma / np.sqrt(observed.n_observations)
+        least /= np.linalg.norm(signal.curves[0])
+        self.pair = pair
+        # Windows and mergers of v, then of ρ.
+        self.others = [
+            f for x in pair for f in (_with_other_windows(x, least), _merged(x))
+        ]
+        ways = [
+            np.concatenate([x.curves for x in others]) - curve.curves[0]
+            for others, curve in zip(
+                (self.others[:2], self.others[2:]), pair, strict=True
+            )
+        ]
+        moves = np.concatenate((signal.by_shape[0], ways[0]))
+        P, M, A = 3 * signal.k, len(moves), len(ways[0]) + 1
+        self.whole = misfit(observed, signal.curves[0], density.curves[0], moves)
+        self.ways = np.zeros((A + len(ways[1]), M + n))
+        self.ways[1:A, P:M], self.ways[A:, M:] = np.eye(M - P), ways[1]
+        self.along = np.zeros((P + 3 * density.k, M + n))
+        self.along[:P, :P], self.along[P:, M:] = np.eye(P), density.by_shape[0]
 
-    def score(self) -> float:
-        """The misfit plus PENALTY per parameter."""
-        return self.misfit + _cost(self.pair, self.equal)
-
-    @cached_property
-    def values(self) -> tuple:
-        """v (n,) and its derivatives by parameters (3k, n), and those of ρ."""
-        both = (curve.values(by_offset=False) for curve in self.pair)
-        return tuple((value[0], by[0]) for value, by in both)
-
-    @cached_property
-    def whole(self) -> Quadratic:
-        """The misfit about the pair as a function of v and ρ."""
-        (v, _), (rho, _) = self.values
-        return misfit(self.observed, v, rho)
-
-    def foreseen(
-        self, signals: Curves | None, densities: Curves | None, *, equal: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def foreseen(self, equal: bool) -> tuple[np.ndarray, np.ndarray]:
         """
-        What is to be expected if one curve is replaced, with all parameters adjusted,
-        to second order: first if none is, then for each of other signals, then for each
-        of other densities.
-
-        :return: Misfits (A,), and changes of both curves' parameters (A, P).
+        :param equal: Whether ratios of masses are kept.
+        :return: Misfits (A,), the pair's own first, and the changes of both curves'
+            parameters that lead there (A, P).
         """
-        (v, by_v), (rho, by_rho) = self.values
-        n, ways = len(v), [np.zeros((1, 2 * len(v)))]
-        for others, value, at in ((signals, v, 0), (densities, rho, n)):
-            if others is not None and len(others):
-                way = np.zeros((len(others), 2 * n))
-                way[:, at : at + n] = others.values(by_offset=False)[0] - value
-                ways.append(way)
         adjust = ways_of(self.pair, equal)
-        along = np.zeros((adjust.shape[1], 2 * n))
-        along[: len(by_v), :n], along[len(by_v) :, n:] = by_v, by_rho
-        expected, steps = _foreseen(self.whole, adjust @ along, np.concatenate(ways))
+        expected, steps = _foreseen(self.whole, adjust @ self.along, self.ways)
         return expected, steps @ adjust
+
+    def numbers(self, kind: int) -> np.ndarray:
+        """Which of the alternatives are windows (0) or mergers (1)."""
+        ends = np.cumsum([1, *map(len, self.others)])
+        return np.r_[ends[kind] : ends[kind + 1], ends[kind + 2] : ends[kind + 3]]
+
+    def pair_of(self, number: int) -> Pair:
+        """The pair with one alternative in it."""
+        number -= 1
+        for i, others in enumerate(self.others):
+            if number < len(others):
+                break
+            number -= len(others)
+        other = others[number : number + 1]
+        return (other, self.pair[1]) if i < 2 else (self.pair[0], other)
 
 
 def _foreseen(
@@ -162,16 +173,46 @@ def _foreseen(
     :return: Values (A,), and how far to move (A, F).
     """
     bent = ways @ whole.hessian
-    inner = adjust @ whole.hessian @ adjust.T + RIDGE * np.eye(len(adjust))
+    inner = adjust @ whole.hessian @ adjust.T
+    inner.flat[:: len(inner) + 1] += RIDGE
     slopes = (whole.gradient - bent) @ adjust.T
     steps = np.linalg.solve(inner, slopes.T).T
-    values = whole.value - 2 * ways @ whole.gradient + (ways * bent).sum(1)
-    return values - (slopes * steps).sum(1), steps
+    values = whole.value - 2 * ways @ whole.gradient
+    values += np.einsum("am,am->a", bent, ways) - np.einsum("af,af->a", slopes, steps)
+    return values, steps
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """
+    :param pair: v and ρ.
+    :param misfit: Their misfit.
+    :param equal: Whether each curve's Gaussians were kept at their ratios of masses.
+    :param outlook: What is foreseen from there, or close by; None if the fit was given
+        up.
+    """
+
+    pair: Pair
+    misfit: float
+    equal: bool
+    outlook: _Outlook | None
+
+    def score(self) -> float:
+        """The misfit plus PENALTY per parameter."""
+        return self.misfit + _cost(self.pair, self.equal)
 
 
 def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) -> _Fit:
-    *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
-    return _Fit(tuple(pair), value, equal, observed)
+    """Minimise the misfit from a pair; not to the end if it stays above a bound."""
+    outlook = _Outlook(pair, observed) if bound == np.inf else None
+    if outlook is None or outlook.whole.value - outlook.foreseen(equal)[0][0] > CLOSE:
+        *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
+        if value > bound:
+            return _Fit(tuple(pair), value, equal, None)
+        outlook = _Outlook(tuple(pair), observed)
+    expected, steps = outlook.foreseen(equal)
+    pair = moved_along(outlook.pair, steps[0])
+    return _Fit(pair, float(expected[0]), equal, outlook)
 
 
 def _fit_with_windows(
@@ -183,8 +224,6 @@ def _fit_with_windows(
     """
     best = _fit(start, observed, equal=equal, bound=bound)
     for _ in range(ROUNDS):
-        if best.misfit > bound:
-            break
         for pair in _better_windows(best):
             fit = _fit(pair, observed, equal=equal)
             if fit.misfit < best.misfit - WORTHWHILE:
@@ -195,16 +234,28 @@ def _fit_with_windows(
     return best
 
 
-def _revised(best: _Fit, good: float) -> _Fit:
+def _better_windows(fit: _Fit) -> Iterator[Pair]:
+    """The pairs of least misfit to be expected among those with one other window, if it
+    is less than what the fit has."""
+    if fit.outlook is None:
+        return
+    expected, steps = fit.outlook.foreseen(fit.equal)
+    windows = fit.outlook.numbers(0)
+    order = np.argsort(np.round(expected[windows], 3), kind="stable")
+    for i in windows[order[:OTHERS]]:
+        if expected[i] < fit.misfit - WORTHWHILE:
+            yield moved_along(fit.outlook.pair_of(i), steps[i])
+
+
+def _revised(best: _Fit, observed: Observed, good: float) -> _Fit:
     """With other masses and with fewer Gaussians, as far as they are worth it: the
     network knows equal masses only, and as many Gaussians in v as in ρ."""
     ratios = sum(curve.k - 1 for curve in best.pair)
-    observed = best.observed
     if best.misfit > good:
         free = _fit_with_windows(best.pair, observed, equal=False)
         best = min(best, free, key=_Fit.score)
     elif ratios:
-        expected = best.foreseen(None, None, equal=False)[0][0]
+        expected = best.outlook.foreseen(equal=False)[0][0]
         if expected < best.misfit - PENALTY * ratios:
             free = _fit(best.pair, observed, equal=False)
             best = min(best, free, key=_Fit.score)
@@ -219,18 +270,14 @@ def _revised(best: _Fit, good: float) -> _Fit:
 def _with_one_less(fit: _Fit) -> Pair | None:
     """The fit with two Gaussians of a curve merged, those that are missed least; None
     if they are expected to be missed."""
-    signal, density = fit.pair
-    signals, densities = (_merged(curve) for curve in fit.pair)
-    if not len(signals) + len(densities):
+    mergers = fit.outlook.numbers(1)
+    if len(mergers) == 0:
         return None
-    expected = fit.foreseen(signals, densities, equal=False)[0][1:]
+    expected = fit.outlook.foreseen(equal=False)[0][mergers]
     i = int(np.argmin(np.round(expected, 3)))
     if expected[i] > fit.misfit + PENALTY * (2 if fit.equal else 3):
         return None
-    if i < len(signals):
-        return signals[i : i + 1], density
-    i -= len(signals)
-    return signal, densities[i : i + 1]
+    return fit.outlook.pair_of(mergers[i])
 
 
 def _merged(curve: Curves) -> Curves:
@@ -259,83 +306,53 @@ def _curves(alternatives: Alternatives, n: int, total: float) -> Curves:
     centres, widths = (centres[likely] + 0.5) * n - 0.5, widths[likely] + np.log(n)
     offset, windows = np.zeros((len(widths), 1)), np.zeros(len(widths), int)
     curves = Curves(np.hstack((centres, widths, -widths, offset)), windows, n, False)
-    sums, k = curves.values(by_offset=False)[0].sum(1), curves.k
-    curves.parameters[:, 2 * k : 3 * k] += np.log(total / sums)[:, None]
-    return curves
+    parameters, k = curves.parameters.copy(), curves.k
+    parameters[:, 2 * k : 3 * k] += np.log(total / curves.curves.sum(1))[:, None]
+    return curves.with_parameters(parameters)
 
 
 def _starts(signals: Curves, densities: Curves, observed: Observed) -> Iterator[Pair]:
-    """
-    Pairs of curves, with ρ in that window from which two steps lead to the least misfit
-    to be expected, and these steps done; in order of that misfit after the first.
-    """
-    n, found = signals.n, []
-    rho = densities.values(by_offset=False)[0]
-    rho /= rho.sum(1, keepdims=True)
-    for i, v in enumerate(signals.values(by_offset=False)[0]):
+    """Pairs of curves, likely ones first, with ρ in the window that suits the second
+    moment best, and two steps from there."""
+    rho = densities.curves / densities.curves.sum(1, keepdims=True)
+    both = np.ndindex(len(signals), len(densities))
+    for i, j in sorted(both, key=lambda pair: (sum(pair), pair)):
+        v = signals.curves[i]
         shifted = all_shifts(v - v.mean()) @ observed.axes
         strength = shifted**2 @ observed.powers + (shifted @ observed.mean) ** 2
         # Row r of all_shifts(ρ) is ρ moved by r.
-        windows = np.argmax(all_shifts(rho) @ strength, 1)
-        parameters = densities.parameters.copy()
-        parameters[:, : densities.k] += windows[:, None]
-        moved = Curves(parameters, windows, n, True)
-        moved = at_windows(moved, windows)
-        found += [(i + j, i, signals[i : i + 1], moved[j : j + 1]) for j in range(len(moved))]
-    found.sort(key=lambda step: step[:2])
-    for *_, signal, density in found:
-        yield _steps([_steps([(signal, density)], observed)[0][1]], observed)[0][1]
+        window = np.argmax(all_shifts(rho[j]) @ strength)
+        parameters = densities.parameters[j : j + 1].copy()
+        parameters[:, : densities.k] += window
+        moved = Curves(parameters, np.array([window]), densities.n, True)
+        pair = signals[i : i + 1], at_windows(moved, moved.windows)
+        yield _step(_step(pair, observed), observed)
 
 
-def _steps(pairs: list[Pair], observed: Observed) -> list[tuple[float, Pair]]:
-    """
-    One Gauss-Newton step from each of several pairs with the same v, with ρ's window
-    moved to where it leads to the least misfit: that misfit to be expected, and the
-    pair.
-    """
-    signal, found = pairs[0][0], []
-    v, by_v = (x[0] for x in signal.values(by_offset=False))
-    whole = None
-    for _, density in pairs:
-        rho, by_rho = (x[0] for x in density.values(by_offset=False))
-        adjust = ways_of((signal, density), equal=True)
-        if whole is None:
-            base, whole = rho, misfit(observed, v, rho, by_v)
-        along = np.zeros((len(by_v) + len(by_rho), len(by_v) + len(v)))
-        along[: len(by_v), : len(by_v)] = np.eye(len(by_v))
-        along[len(by_v) :, len(by_v) :] = by_rho
-        others = _with_other_windows(density, own=True)
-        ways = np.zeros((len(others), along.shape[1]))
-        ways[:, len(by_v) :] = others.values(by_offset=False)[0] - base
-        expected, steps = _foreseen(whole, adjust @ along, ways)
-        best = int(np.argmin(np.round(expected, 3)))
-        pair = moved_along((signal, others[best : best + 1]), steps[best] @ adjust)
-        found.append((float(expected[best]), pair))
-    return found
+def _step(pair: Pair, observed: Observed) -> Pair:
+    """A Gauss-Newton step, with ρ's window moved to where the step leads to the least
+    misfit to be expected."""
+    signal, density = pair
+    v, by_v = signal.curves[0], signal.by_shape[0]
+    adjust, P = ways_of(pair, equal=True), len(by_v)
+    along = np.zeros((adjust.shape[1], P + len(v)))
+    along[:P, :P], along[P:, P:] = np.eye(P), density.by_shape[0]
+    others = _with_other_windows(density, 1e-4)
+    ways = np.zeros((1 + len(others), P + len(v)))
+    ways[1:, P:] = others.curves - density.curves
+    whole = misfit(observed, v, density.curves[0], by_v)
+    expected, steps = _foreseen(whole, adjust @ along, ways)
+    i = int(np.argmin(np.round(expected, 3)))
+    if i > 0:
+        density = others[i - 1 : i]
+    return moved_along((signal, density), steps[i] @ adjust)
 
 
-def _better_windows(fit: _Fit) -> Iterator[Pair]:
-    """The pairs of least misfit to be expected among those with one other window, if it
-    is less than what the fit has."""
-    signal, density = fit.pair
-    signals, densities = (_with_other_windows(curve) for curve in (signal, density))
-    expected, steps = fit.foreseen(signals, densities, equal=fit.equal)
-    for i in np.argsort(np.round(expected, 3), kind="stable")[:OTHERS]:
-        if expected[i] < expected[0] - WORTHWHILE:
-            j = i - 1 - len(signals)
-            pair = (
-                (signals[i - 1 : i], density)
-                if j < 0
-                else (signal, densities[j : j + 1])
-            )
-            yield moved_along(pair, steps[i])
-
-
-def _with_other_windows(curve: Curves, *, own: bool = False) -> Curves:
-    """The curve with all windows that change it, but not beyond recognition, and, where
-    asked for, its own."""
-    curves = at_windows(curve, np.arange(curve.n))
-    values, value = curves.values(by_offset=False)[0], curve.values(by_offset=False)[0]
-    change = np.linalg.norm(values - value, axis=1) / np.linalg.norm(value)
-    looked_at = (change > CHANGE[0]) & (change < CHANGE[1])
-    return curves[looked_at | (own & (curves.windows == curve.windows[0] % curve.n))]
+def _with_other_windows(curve: Curves, least: float) -> Curves:
+    """The curve with all windows that change it, and not just as their neighbours do,
+    but not beyond recognition."""
+    others, value = at_windows(curve, np.arange(curve.n)), curve.curves[0]
+    size = np.linalg.norm(value)
+    change = np.linalg.norm(others.curves - value, axis=1) / size
+    steps = np.linalg.norm(others.curves - np.roll(others.curves, 1, 0), axis=1) / size
+    return others[(change > least) & (steps > least) & (change < CHANGE[1])]

@@ -25,7 +25,7 @@ from aspire_mom.mra.signals import all_shifts
 # the weights span too many magnitudes.
 LEAST_NOISE = 1e-3
 # Relative accuracy of sums that weights are taken for.
-ACCURATE = 1e-12
+ACCURATE = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class Observed:
     :param powers: The covariance there, which is diagonal (n,).
     :param weights: 1/(2 × variance) of the second moment's entries off the diagonal
         (n, n), so that sums over all entries count each pair (a, b), (b, a) once.
-    :param factors: f (r, n) with weights[a, b] = Σ_t f[t, a] f[t, b], to rounding.
+    :param factors: f (r, n) with weights[a, b] = Σ_t f[t, a] f[t, b].
     :param n_observations: N.
     :param sigma: σ.
     """
@@ -182,31 +182,32 @@ def misfit(
     np.add(half, half.swapaxes(-1, -2), out=second[:P])
     first[P] = observed.mean - rho @ shifted
     away = observed.mean - centre
-    second[P] = np.outer(away, away) - centred.T @ weighted
+    np.subtract(np.outer(away, away), centred.T @ weighted, out=second[P])
     second[P].flat[:: n + 1] += observed.powers
 
     pull, first_pull = second * observed.weights, first * first_weight
-    normal = np.empty((P + n + 1, P + n + 1))
-    # Order: moves, the residual, ρ.
-    by_moves = first_pull @ first.T
-    by_moves += pull.reshape(P + 1, -1) @ second.reshape(P + 1, -1).T
-    normal[: P + 1, : P + 1] = by_moves
-    cross = ((centred @ pull) * centred).sum(-1) + first_pull @ shifted.T
-    normal[: P + 1, P + 1 :], normal[P + 1 :, : P + 1] = cross, cross.T
+    between = pull.reshape(P + 1, -1) @ second.reshape(P + 1, -1).T
+    between += first_pull @ first.T
+    cross = np.einsum("psa,sa->ps", centred @ pull, centred) + first_pull @ shifted.T
     products = (centred * observed.factors[:, None]) @ centred.T
-    by_density = (products**2).sum(0) + first_weight * (shifted @ shifted.T)
-    normal[P + 1 :, P + 1 :] = by_density
+    by_density = np.einsum("tsr,tsr->sr", products, products)
+    by_density += first_weight * (shifted @ shifted.T)
+    m = P + n
+    normal = np.empty((m + 1, m + 1))
+    normal[:P, :P], normal[m, m], normal[m, :P] = (
+        between[:P, :P],
+        between[P, P],
+        between[P, :P],
+    )
+    normal[:P, P:m], normal[m, P:m], normal[P:m, P:m] = cross[:P], cross[P], by_density
+    normal[P:m, :P], normal[:m, m] = cross[:P].T, normal[m, :m]
 
     # Minimised over draws L x, at a cost |x|², L Lᵀ = (diag ρ - ρρᵀ)/N.
-    root = np.sqrt(occurs)
-    draws = (np.diag(root) - np.outer(occurs, root)) / np.sqrt(observed.n_observations)
-    drawn = draws.T @ normal[P + 1 :]
-    inner = np.eye(n) + drawn[:, P + 1 :] @ draws
+    root = np.sqrt(occurs / observed.n_observations)[:, None]
+    drawn = root * (normal[P:m] - occurs @ normal[P:m])
+    inner = drawn[:, P:m] - (drawn[:, P:m] @ occurs)[:, None]
+    inner *= root[:, 0]
+    inner.flat[:: n + 1] += 1
     normal -= drawn.T @ np.linalg.solve(inner, drawn)
-    every = np.delete(np.arange(P + n + 1), P)
-    return Quadratic(
-        np.concatenate((v if moves is None else np.zeros(P), rho)),
-        normal[np.ix_(every, every)],
-        normal[every, P],
-        float(normal[P, P]),
-    )
+    at = np.concatenate((v if moves is None else np.zeros(P), rho))
+    return Quadratic(at, normal[:m, :m], normal[:m, m], float(normal[m, m]))

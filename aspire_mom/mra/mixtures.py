@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -67,14 +68,12 @@ class Curves:
     def with_parameters(self, parameters: np.ndarray) -> Curves:
         return Curves(parameters, self.windows, self.n, self.density)
 
-    def values(self, *, by_offset: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        """
-        :param by_offset: Whether the derivative by the offset is wanted.
-        :return: The curves (S, n) and their derivatives by parameters, (S, 3k + 1, n),
-            or (S, 3k, n) without that one.
-        """
-        n, k, S = self.n, self.k, len(self)
-        parameters, offset = self.parameters[:, :-1, None], self.parameters[:, -1]
+    @cached_property
+    def _terms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gaussians (S, k, n), distances from their centres in standard deviations
+        (S, k, n), and inverses of these (S, k, 1)."""
+        n, k = self.n, self.k
+        parameters = self.parameters[:, :-1, None]
         centres, heights = parameters[:, :k], parameters[:, 2 * k :]
         narrowness = np.exp(-parameters[:, k : 2 * k])
         j, windows = np.arange(n), self.windows[:, None]
@@ -83,32 +82,49 @@ class Curves:
         if uncut.any():
             distance[uncut] = (distance[uncut] + n / 2) % n - n / 2
         scaled = distance * narrowness
-        square = scaled**2
-        terms = np.exp(heights - 0.5 * square)
-        by = np.empty((S, 3 * k + 1, n))
-        by[:, :k] = terms * scaled * narrowness
-        by[:, k : 2 * k] = terms * square
-        by[:, 2 * k : 3 * k] = terms
-        curve = terms.sum(1)
+        return np.exp(heights - 0.5 * scaled**2), scaled, narrowness
+
+    @cached_property
+    def curves(self) -> np.ndarray:
+        """The curves (S, n)."""
+        curves = self._terms[0].sum(1)
         if self.density:
-            total = curve.sum(1, keepdims=True)
-            curve = curve / total
-            inner = by[:, :-1]
-            inner -= inner.sum(-1, keepdims=True) * curve[:, None]
-            inner /= total[:, None]
-        by[:, -1] = curve
-        moving = offset.any()
-        if not (moving or by_offset):
-            return curve, by[:, :-1]
+            curves = curves / curves.sum(1, keepdims=True)
+        return self._moved(curves)
+
+    @cached_property
+    def by_shape(self) -> np.ndarray:
+        """Their derivatives by all parameters but the offset (S, 3k, n)."""
+        k, (terms, scaled, narrowness) = self.k, self._terms
+        by = np.empty((len(self), 3 * k, self.n))
+        np.multiply(terms, scaled, out=by[:, :k])
+        np.multiply(by[:, :k], scaled, out=by[:, k : 2 * k])
+        by[:, :k] *= narrowness
+        by[:, 2 * k :] = terms
+        if self.density:
+            curves = terms.sum(1)[:, None]
+            total = curves.sum(2, keepdims=True)
+            by -= by.sum(-1, keepdims=True) * (curves / total)
+            by /= total
+        return self._moved(by)
+
+    def values(self) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :return: The curves (S, n) and their derivatives by parameters (S, 3k + 1, n).
+        """
+        n, curves = self.n, self.curves
         turns = -2j * np.pi / n * np.arange(n // 2 + 1)
-        if moving:
-            moved = np.fft.rfft(by) * np.exp(turns * offset[:, None, None])
-            curve = np.fft.irfft(moved[:, -1], n)
-            moved[:, -1] *= turns
-            by = np.fft.irfft(moved, n)
-        else:
-            by[:, -1] = np.fft.irfft(np.fft.rfft(curve) * turns, n)
-        return curve, by if by_offset else by[:, :-1]
+        by_offset = np.fft.irfft(np.fft.rfft(curves) * turns, n)
+        return curves, np.concatenate((self.by_shape, by_offset[:, None]), 1)
+
+    def _moved(self, x: np.ndarray) -> np.ndarray:
+        """What belongs to the curves, (S, …, n), shifted by their offsets."""
+        n, offset = self.n, self.parameters[:, -1]
+        if not offset.any():
+            return x
+        turns = np.multiply.outer(offset, -2j * np.pi / n * np.arange(n // 2 + 1))
+        turns = turns.reshape(len(x), *[1] * (x.ndim - 2), -1)
+        return np.fft.irfft(np.fft.rfft(x) * np.exp(turns), n)
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest parameters, (S, 3k + 1) each."""
@@ -329,7 +345,7 @@ def _with_moved_windows(curves: Curves) -> Curves:
 def _with_one_more(curves: Curves, target: Quadratic) -> Curves:
     """Each curve with a Gaussian added where it helps most, and with each split."""
     k, parts = curves.k, []
-    values, _ = curves.values()
+    values = curves.curves
     for width in (curves.n / 20, curves.n / 10):
         parts += _with_bumps(curves, values, target, width)
     centres, widths, heights, offset = np.split(curves.parameters, [k, 2 * k, 3 * k], 1)

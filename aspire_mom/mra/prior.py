@@ -5,7 +5,7 @@ decided by the data, as in the package's three-dimensional default.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -127,7 +127,7 @@ def _round(
         score = value + PENALTY * (signal.n_free + density.n_free)[0]
         if score < best_score:
             best_score, best = score, both
-    return best_score, misfit(observed, *(curves.values()[0][0] for curves in best))
+    return best_score, misfit(observed, *(x.curves[0] for x in best))
 
 
 def fit_both(
@@ -156,9 +156,10 @@ def fit_both(
     along[:P, :P] = np.eye(P)
 
     def expand(pair):
-        v, by_v = pair[0].values(by_offset=False)
-        rho, along[P:, P:] = (x[0] for x in pair[1].values(by_offset=False))
-        return misfit(observed, v[0], rho, by_v[0]).along(ways @ along)
+        v, rho = pair
+        along[P:, P:] = rho.by_shape[0]
+        whole = misfit(observed, v.curves[0], rho.curves[0], v.by_shape[0])
+        return whole.along(ways @ along)
 
     limit, slow = min(2 * degrees_of_freedom(n), bound), 0
     share = SLOW if bound == np.inf else HOPELESS_SHARE
@@ -214,17 +215,28 @@ def moved_along(pair: Pair, step: np.ndarray) -> Pair:
     :return: The pair with these changes, all of them less where one is too large, and
         within bounds.
     """
-    limits = np.concatenate(
-        [np.repeat((c.n * FARTHEST[0], FARTHEST[1]), (c.k, 2 * c.k)) for c in pair]
+    low, high, farthest = _limits(*((x.windows.item(), x.k, x.n) for x in pair))
+    step = step / max(1, np.abs(step / farthest).max())
+    before = np.concatenate([x.parameters[0, :-1] for x in pair])
+    after, P = np.clip(before + step, low, high), 3 * pair[0].k
+    parameters = [x.parameters.copy() for x in pair]
+    parameters[0][0, :-1], parameters[1][0, :-1] = after[:P], after[P:]
+    signal, density = (
+        x.with_parameters(p) for x, p in zip(pair, parameters, strict=True)
     )
-    step = step / max(1, np.abs(step / limits).max())
-    moved, at = [], 0
-    for curves in pair:
-        parameters, size = curves.parameters.copy(), 3 * curves.k
-        parameters[0, :-1] += step[at : at + size]
-        moved.append(curves.with_parameters(np.clip(parameters, *curves.bounds())))
-        at += size
-    return tuple(moved)
+    return signal, density
+
+
+@lru_cache(1000)
+def _limits(*both: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Least and greatest parameters of two curves but for offsets, and largest steps,
+    by their windows, numbers of Gaussians and samples."""
+    bounds, farthest = [], []
+    for window, k, n in both:
+        curve = Curves(np.zeros((1, 3 * k + 1)), np.array([window]), n, False)
+        bounds.append([x[0, :-1] for x in curve.bounds()])
+        farthest.append(np.repeat((FARTHEST[0] * n, FARTHEST[1]), (k, 2 * k)))
+    return *np.hstack(bounds), np.concatenate(farthest)
 
 
 def _without_offset(curves: Curves) -> Curves:

@@ -67,14 +67,15 @@ class QuickEncoder:
         self, first: np.ndarray, second: np.ndarray, share: float, sigma: float
     ) -> tuple[np.ndarray, list[tuple[Alternatives, Alternatives]]]:
         """
-        :param first: First moment (n,), n at least 19; its mean must not be 0.
+        :param first: First moment (n,), n at least 19, of data that do not lean to the
+            left; its mean must not be 0.
         :param second: Second moment (n, n).
         :param share: σ²/N.
         :param sigma: σ.
         :return: Probabilities of 1, 2, … Gaussians, and for each of these numbers the
             alternatives for v and for ρ.
         """
-        features, direction = self._features(first, second, share, sigma)
+        features = self._features(first, second, share, sigma)
         weight, bias = self.enter
         x = weight @ features + bias
         for (scale, offset), (widen, start), (narrow, end) in self.blocks:
@@ -84,10 +85,10 @@ class QuickEncoder:
             x = x + narrow @ (y / (1 + np.exp(-y))) + end
         weight, bias = self.leave
         parts = np.split(np.float64(weight @ x + bias), np.cumsum(self.sizes))
-        curves = [self._curves(part, direction) for part in parts[:-1]]
+        curves = [self._curves(part) for part in parts[:-1]]
         return _softmax(parts[-1]), list(zip(curves[::2], curves[1::2], strict=True))
 
-    def _curves(self, part: np.ndarray, direction: float) -> Alternatives:
+    def _curves(self, part: np.ndarray) -> Alternatives:
         part = part.reshape(self.alternatives, -1)
         k = part.shape[1] // 2
         low, high = np.log(WIDTHS)
@@ -95,12 +96,12 @@ class QuickEncoder:
         order = np.argsort(-probabilities, kind="stable")
         shape = np.tanh(part[order, :-1])
         return Alternatives(
-            (0.5 + MARGIN) * direction * shape[:, :k],
+            (0.5 + MARGIN) * shape[:, :k],
             (low + high) / 2 + (high - low) / 2 * shape[:, k:],
             probabilities[order],
         )
 
-    def _features(self, first, second, share, sigma) -> tuple[np.ndarray, float]:
+    def _features(self, first, second, share, sigma) -> np.ndarray:
         """As `MixtureEncoder` has them."""
         mean, k, l = first[0].real, self.k, self.l
         share, level = share / mean**2, abs(sigma / mean)
@@ -110,17 +111,22 @@ class QuickEncoder:
         entries[l == 0] = first[k[l == 0]] / mean
         turn = np.exp(-1j * np.angle(first[1] / mean) * (k - l))
         entries *= turn / np.sqrt(power[k] * power[np.abs(l)])
-        direction = -1.0 if entries[(k == 2) & (l == 1)].imag[0] < 0 else 1.0
         features = (
             entries.real,
-            entries.imag * direction,
+            entries.imag,
             np.log(power[1:]) / 4 + 1,
             [
                 math.log(max(share, LEAST_SHARE)) / 5 + 4,
                 math.log(max(level, LEAST_LEVEL)) / 2,
             ],
         )
-        return np.concatenate(features).astype(np.float32), direction
+        return np.concatenate(features).astype(np.float32)
+
+
+def leans_left(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether it is the reverse of data that `MixtureEncoder` is told."""
+    mean = first[0].real
+    return bool((second[2, 1] * np.exp(-1j * np.angle(first[1] / mean))).imag < 0)
 
 
 @cache
