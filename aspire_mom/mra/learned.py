@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, islice
 from typing import NamedTuple
 
@@ -25,9 +26,11 @@ LIKELY = 0.1
 TRIED, SURE = 3, 2.0
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
 ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
-# Changes by another window that are looked at: the least in units of σ/√N, the largest
-# relative to the curve.
-CHANGE = 0.4, 0.5
+# Changes by another window that are looked at: relative to the curve up to FARTHEST,
+# and in units of what noise does to v from NEAR[0], and of v in good fits to NEAR[1].
+FARTHEST, NEAR = 0.5, (1.0, 100.0)
+# The least of these changes on the way there.
+LEAST = 1e-3
 # Gain foreseen of a step that is taken unseen.
 CLOSE = 5.0
 # Precision with which parameters are known (samples, logarithms) when misfits of other
@@ -73,22 +76,28 @@ def learned_fit(
     moments = to_samples(sign * first, second)
     observed = Observed.from_samples(*moments, n_observations, sigma)
     share = sigma**2 / n_observations
-    counts, alternatives = quick_encoder()(first, second, share, sigma)
-    expected = degrees_of_freedom(n)
-    good = expected + SURE * np.sqrt(2 * expected)
+    encoder = quick_encoder()
+    counts, parts = encoder(first, second, share, sigma)
+    good = _good(observed)
     best = None
     for i in np.argsort(-counts, kind="stable"):
         done = best is not None and best.misfit < good
         if done and counts[i] < LIKELY:
             break
-        curves = (_curves(a, n, abs(mean) * np.sqrt(n)) for a in alternatives[i])
-        for start in islice(_starts(*curves, observed), 1 if done else TRIED):
+        v, rho = (
+            _curves(x, n, density)
+            for x, density in zip(
+                encoder.alternatives(parts, i), (False, True), strict=True
+            )
+        )
+        total = abs(mean) * np.sqrt(n)
+        for start in islice(_starts(v, rho, total, observed), 1 if done else TRIED):
             bound = best.score() - _cost(start, True) if done else np.inf
             fit = _fit_with_windows(start, observed, equal=True, bound=bound)
             best = fit if best is None else min(best, fit, key=_Fit.score)
             if fit.misfit < good:
                 break
-    best = _revised(best, observed, good)
+    best = _revised(best, observed)
     v, rho = (curve.curves[0] for curve in best.pair)
     if backward:
         v, rho = (np.roll(x[::-1], 1) for x in (v, rho))
@@ -110,17 +119,24 @@ class _Outlook:
 
     :param pair: v and ρ.
     :param observed: The moments.
+    :param near: Whether only windows are looked at that change little.
     """
 
-    def __init__(self, pair: Pair, observed: Observed):
+    def __init__(self, pair: Pair, observed: Observed, *, near: bool):
         (signal, density), n = pair, observed.mean.size
-        least = CHANGE[0] * observed.sigma / np.sqrt(observed.n_observations)
-        least /= np.linalg.norm(signal.curves[0])
-        self.pair = pair
+        noise = observed.sigma / np.sqrt(observed.n_observations)
+        noise /= np.linalg.norm(signal.curves[0])
+        least, most = NEAR[0] * noise, FARTHEST
+        if near:
+            most = min(most, NEAR[1] * noise)
+        self.pair, self._known = pair, {}
         # Windows and mergers of v, then of ρ.
         self.others = [
-            f for x in pair for f in (_with_other_windows(x, least), _merged(x))
+            f
+            for x, most in zip(pair, (most, FARTHEST), strict=True)
+            for f in (_with_other_windows(x, least, most), _merged(x))
         ]
+        self._ends = np.cumsum([1, *map(len, self.others)])
         ways = [
             np.concatenate([x.curves for x in others]) - curve.curves[0]
             for others, curve in zip(
@@ -141,23 +157,22 @@ class _Outlook:
         :return: Misfits (A,), the pair's own first, and the changes of both curves'
             parameters that lead there (A, P).
         """
-        adjust = ways_of(self.pair, equal)
-        expected, steps = _foreseen(self.whole, adjust @ self.along, self.ways)
-        return expected, steps @ adjust
+        if equal not in self._known:
+            adjust = ways_of(self.pair, equal)
+            expected, steps = _foreseen(self.whole, adjust @ self.along, self.ways)
+            self._known[equal] = expected, steps @ adjust
+        return self._known[equal]
 
     def numbers(self, kind: int) -> np.ndarray:
         """Which of the alternatives are windows (0) or mergers (1)."""
-        ends = np.cumsum([1, *map(len, self.others)])
+        ends = self._ends
         return np.r_[ends[kind] : ends[kind + 1], ends[kind + 2] : ends[kind + 3]]
 
     def pair_of(self, number: int) -> Pair:
         """The pair with one alternative in it."""
-        number -= 1
-        for i, others in enumerate(self.others):
-            if number < len(others):
-                break
-            number -= len(others)
-        other = others[number : number + 1]
+        i = int(np.searchsorted(self._ends, number, "right")) - 1
+        number -= self._ends[i]
+        other = self.others[i][number : number + 1]
         return (other, self.pair[1]) if i < 2 else (self.pair[0], other)
 
 
@@ -204,15 +219,23 @@ class _Fit:
 
 def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) -> _Fit:
     """Minimise the misfit from a pair; not to the end if it stays above a bound."""
-    outlook = _Outlook(pair, observed) if bound == np.inf else None
+    outlook = _Outlook(pair, observed, near=True) if bound == np.inf else None
     if outlook is None or outlook.whole.value - outlook.foreseen(equal)[0][0] > CLOSE:
         *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
         if value > bound:
             return _Fit(tuple(pair), value, equal, None)
-        outlook = _Outlook(tuple(pair), observed)
+        outlook = _Outlook(tuple(pair), observed, near=value < _good(observed))
+    elif outlook.whole.value > _good(observed) + CLOSE:
+        outlook = _Outlook(pair, observed, near=False)
     expected, steps = outlook.foreseen(equal)
     pair = moved_along(outlook.pair, steps[0])
     return _Fit(pair, float(expected[0]), equal, outlook)
+
+
+def _good(observed: Observed) -> float:
+    """Misfits up to this are what noise explains."""
+    expected = degrees_of_freedom(len(observed.mean))
+    return expected + SURE * np.sqrt(2 * expected)
 
 
 def _fit_with_windows(
@@ -225,8 +248,8 @@ def _fit_with_windows(
     best = _fit(start, observed, equal=equal, bound=bound)
     for _ in range(ROUNDS):
         for pair in _better_windows(best):
-            fit = _fit(pair, observed, equal=equal)
-            if fit.misfit < best.misfit - WORTHWHILE:
+            fit = _fit(pair, observed, equal=equal, bound=best.misfit - WORTHWHILE)
+            if fit.outlook is not None:
                 best = fit
                 break
         else:
@@ -247,11 +270,11 @@ def _better_windows(fit: _Fit) -> Iterator[Pair]:
             yield moved_along(fit.outlook.pair_of(i), steps[i])
 
 
-def _revised(best: _Fit, observed: Observed, good: float) -> _Fit:
+def _revised(best: _Fit, observed: Observed) -> _Fit:
     """With other masses and with fewer Gaussians, as far as they are worth it: the
     network knows equal masses only, and as many Gaussians in v as in ρ."""
     ratios = sum(curve.k - 1 for curve in best.pair)
-    if best.misfit > good:
+    if best.misfit > _good(observed):
         free = _fit_with_windows(best.pair, observed, equal=False)
         best = min(best, free, key=_Fit.score)
     elif ratios:
@@ -260,8 +283,9 @@ def _revised(best: _Fit, observed: Observed, good: float) -> _Fit:
             free = _fit(best.pair, observed, equal=False)
             best = min(best, free, key=_Fit.score)
     while (pair := _with_one_less(best)) is not None:
-        fit = _fit(pair, observed, equal=best.equal)
-        if fit.score() >= best.score():
+        bound = best.score() - _cost(pair, best.equal)
+        fit = _fit(pair, observed, equal=best.equal, bound=bound)
+        if fit.outlook is None:
             break
         best = fit
     return best
@@ -283,50 +307,64 @@ def _with_one_less(fit: _Fit) -> Pair | None:
 def _merged(curve: Curves) -> Curves:
     """The curve with each pair of its Gaussians replaced by one of the same mass, mean
     and variance."""
-    k, rows = curve.k, []
+    k = curve.k
+    two, others = _pairs_of(k)
     centres, widths, heights = curve.parameters[0, :-1].reshape(3, k)
-    for i, j in combinations(range(k), 2):
-        two, others = [i, j], [x for x in range(k) if x not in (i, j)]
-        masses = np.exp(widths[two] + heights[two])
-        mean = np.average(centres[two], weights=masses)
-        squares = np.exp(2 * widths[two]) + (centres[two] - mean) ** 2
-        width = np.log(np.average(squares, weights=masses)) / 2
-        height = np.log(masses.sum()) - width
-        pairs = zip((centres, widths, heights), (mean, width, height), strict=True)
-        rows.append(np.append([np.append(p[others], x) for p, x in pairs], 0.0))
-    parameters = np.reshape(rows, (len(rows), 3 * max(k - 1, 1) + 1))
-    return Curves(parameters, curve.windows.repeat(len(rows)), curve.n, curve.density)
+    mass = np.exp(widths + heights)[two]
+    share = mass / mass.sum(1, keepdims=True)
+    mean = (share * centres[two]).sum(1, keepdims=True)
+    squares = np.exp(2 * widths[two]) + (centres[two] - mean) ** 2
+    width = np.log((share * squares).sum(1, keepdims=True)) / 2
+    height = np.log(mass.sum(1, keepdims=True)) - width
+    parts = zip((centres, widths, heights), (mean, width, height), strict=True)
+    parameters = [np.hstack((p[others], x)) for p, x in parts]
+    windows = curve.windows.repeat(len(two))
+    return Curves(
+        np.hstack((*parameters, np.zeros((len(two), 1)))),
+        windows,
+        curve.n,
+        curve.density,
+    )
 
 
-def _curves(alternatives: Alternatives, n: int, total: float) -> Curves:
-    """Likely alternatives for a curve of a given sum, most likely first, in a window
-    that begins at 0."""
+@cache
+def _pairs_of(k: int) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of k numbers, and the others of each (a number for k = 1, of none)."""
+    two = np.array(list(combinations(range(k), 2)), int).reshape(-1, 2)
+    others = [[i for i in range(k) if i not in pair] for pair in two]
+    return two, np.array(others, int).reshape(len(two), max(k - 2, 0))
+
+
+def _curves(alternatives: Alternatives, n: int, density: bool) -> Curves:
+    """Likely alternatives for a curve, most likely first, of Gaussians of mass √2π, in
+    a window that begins at 0."""
     centres, widths, probabilities = alternatives
     likely = probabilities >= min(LIKELY, probabilities[0])
     centres, widths = (centres[likely] + 0.5) * n - 0.5, widths[likely] + np.log(n)
     offset, windows = np.zeros((len(widths), 1)), np.zeros(len(widths), int)
-    curves = Curves(np.hstack((centres, widths, -widths, offset)), windows, n, False)
-    parameters, k = curves.parameters.copy(), curves.k
-    parameters[:, 2 * k : 3 * k] += np.log(total / curves.curves.sum(1))[:, None]
-    return curves.with_parameters(parameters)
+    return Curves(np.hstack((centres, widths, -widths, offset)), windows, n, density)
 
 
-def _starts(signals: Curves, densities: Curves, observed: Observed) -> Iterator[Pair]:
-    """Pairs of curves, likely ones first, with ρ in the window that suits the second
-    moment best, and two steps from there."""
-    rho = densities.curves / densities.curves.sum(1, keepdims=True)
+def _starts(
+    signals: Curves, densities: Curves, total: float, observed: Observed
+) -> Iterator[Pair]:
+    """Pairs of curves, likely ones first, v with a given sum, ρ in the window that
+    suits the second moment best, and two steps from there."""
+    k = signals.k
     both = np.ndindex(len(signals), len(densities))
     for i, j in sorted(both, key=lambda pair: (sum(pair), pair)):
-        v = signals.curves[i]
+        v, rho = signals.curves[i], densities.curves[j]
+        signal, density = (
+            x.with_parameters(x.parameters.copy())
+            for x in (signals[i : i + 1], densities[j : j + 1])
+        )
+        signal.parameters[:, 2 * k : 3 * k] += np.log(total / v.sum())
         shifted = all_shifts(v - v.mean()) @ observed.axes
         strength = shifted**2 @ observed.powers + (shifted @ observed.mean) ** 2
         # Row r of all_shifts(ρ) is ρ moved by r.
-        window = np.argmax(all_shifts(rho[j]) @ strength)
-        parameters = densities.parameters[j : j + 1].copy()
-        parameters[:, : densities.k] += window
-        moved = Curves(parameters, np.array([window]), densities.n, True)
-        pair = signals[i : i + 1], at_windows(moved, moved.windows)
-        yield _step(_step(pair, observed), observed)
+        window = np.argmax(all_shifts(rho) @ strength, keepdims=True)
+        density.parameters[:, :k] += window
+        yield _step(_step((signal, at_windows(density, window)), observed), observed)
 
 
 def _step(pair: Pair, observed: Observed) -> Pair:
@@ -337,7 +375,7 @@ def _step(pair: Pair, observed: Observed) -> Pair:
     adjust, P = ways_of(pair, equal=True), len(by_v)
     along = np.zeros((adjust.shape[1], P + len(v)))
     along[:P, :P], along[P:, P:] = np.eye(P), density.by_shape[0]
-    others = _with_other_windows(density, 1e-4)
+    others = _with_other_windows(density, LEAST, FARTHEST)
     ways = np.zeros((1 + len(others), P + len(v)))
     ways[1:, P:] = others.curves - density.curves
     whole = misfit(observed, v, density.curves[0], by_v)
@@ -348,11 +386,12 @@ def _step(pair: Pair, observed: Observed) -> Pair:
     return moved_along((signal, density), steps[i] @ adjust)
 
 
-def _with_other_windows(curve: Curves, least: float) -> Curves:
-    """The curve with all windows that change it, and not just as their neighbours do,
-    but not beyond recognition."""
-    others, value = at_windows(curve, np.arange(curve.n)), curve.curves[0]
-    size = np.linalg.norm(value)
-    change = np.linalg.norm(others.curves - value, axis=1) / size
-    steps = np.linalg.norm(others.curves - np.roll(others.curves, 1, 0), axis=1) / size
-    return others[(change > least) & (steps > least) & (change < CHANGE[1])]
+def _with_other_windows(curve: Curves, least: float, most: float) -> Curves:
+    """The curve with all windows by which it changes, relative to its norm, by more
+    than the least and less than the most, and not just as their neighbours do."""
+    others, curve = at_windows(curve, np.arange(curve.n)), curve.curves[0]
+    away = others.curves - curve
+    steps = away - away[np.arange(-1, len(away) - 1)]
+    away, steps = (np.einsum("wj,wj->w", x, x) for x in (away, steps))
+    least, most = (x**2 * (curve @ curve) for x in (least, most))
+    return others[(away > least) & (steps > least) & (away < most)]

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.lapack import dpstrf
+from scipy.linalg.lapack import dposv, dpstrf
 
 from aspire_mom.mra.signals import all_shifts
 
@@ -25,7 +25,7 @@ from aspire_mom.mra.signals import all_shifts
 # the weights span too many magnitudes.
 LEAST_NOISE = 1e-3
 # Relative accuracy of sums that weights are taken for.
-ACCURATE = 1e-8
+ACCURATE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +208,6 @@ def misfit(
     inner = drawn[:, P:m] - (drawn[:, P:m] @ occurs)[:, None]
     inner *= root[:, 0]
     inner.flat[:: n + 1] += 1
-    normal -= drawn.T @ np.linalg.solve(inner, drawn)
+    normal -= drawn.T @ dposv(inner, drawn)[1]
     at = np.concatenate((v if moves is None else np.zeros(P), rho))
     return Quadratic(at, normal[:m, :m], normal[:m, m], float(normal[m, m]))

@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from aspire_mom.mra.misfit import Quadratic
+from aspire_mom.mra.signals import shift
 
 NO_CUT = -1
 # Widths allowed, centres' margin beyond the window, in units of n.
@@ -63,7 +64,10 @@ class Curves:
         return len(self.windows)
 
     def __getitem__(self, rows) -> Curves:
-        return Curves(self.parameters[rows], self.windows[rows], self.n, self.density)
+        some = Curves(self.parameters[rows], self.windows[rows], self.n, self.density)
+        if "curves" in self.__dict__:
+            some.__dict__["curves"] = self.curves[rows]
+        return some
 
     def with_parameters(self, parameters: np.ndarray) -> Curves:
         return Curves(parameters, self.windows, self.n, self.density)
@@ -87,10 +91,13 @@ class Curves:
     @cached_property
     def curves(self) -> np.ndarray:
         """The curves (S, n)."""
+        return self._moved(self._unmoved)
+
+    @cached_property
+    def _unmoved(self) -> np.ndarray:
+        """The curves without their offsets (S, n)."""
         curves = self._terms[0].sum(1)
-        if self.density:
-            curves = curves / curves.sum(1, keepdims=True)
-        return self._moved(curves)
+        return curves / curves.sum(1, keepdims=True) if self.density else curves
 
     @cached_property
     def by_shape(self) -> np.ndarray:
@@ -102,29 +109,26 @@ class Curves:
         by[:, :k] *= narrowness
         by[:, 2 * k :] = terms
         if self.density:
-            curves = terms.sum(1)[:, None]
-            total = curves.sum(2, keepdims=True)
-            by -= by.sum(-1, keepdims=True) * (curves / total)
-            by /= total
+            by -= by.sum(-1, keepdims=True) * self._unmoved[:, None]
+            by /= terms.sum((1, 2))[:, None, None]
         return self._moved(by)
 
     def values(self) -> tuple[np.ndarray, np.ndarray]:
         """
         :return: The curves (S, n) and their derivatives by parameters (S, 3k + 1, n).
         """
-        n, curves = self.n, self.curves
+        n, offset = self.n, self.parameters[:, -1:]
         turns = -2j * np.pi / n * np.arange(n // 2 + 1)
-        by_offset = np.fft.irfft(np.fft.rfft(curves) * turns, n)
-        return curves, np.concatenate((self.by_shape, by_offset[:, None]), 1)
+        moved = np.fft.rfft(self._unmoved) * np.exp(offset * turns)
+        by_offset = np.fft.irfft(moved * turns, n)
+        return self.curves, np.concatenate((self.by_shape, by_offset[:, None]), 1)
 
     def _moved(self, x: np.ndarray) -> np.ndarray:
         """What belongs to the curves, (S, …, n), shifted by their offsets."""
-        n, offset = self.n, self.parameters[:, -1]
+        offset = self.parameters[:, -1]
         if not offset.any():
             return x
-        turns = np.multiply.outer(offset, -2j * np.pi / n * np.arange(n // 2 + 1))
-        turns = turns.reshape(len(x), *[1] * (x.ndim - 2), -1)
-        return np.fft.irfft(np.fft.rfft(x) * np.exp(turns), n)
+        return shift(x, offset.reshape(-1, *[1] * (x.ndim - 2)))
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest parameters, (S, 3k + 1) each."""

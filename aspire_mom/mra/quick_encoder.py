@@ -60,20 +60,19 @@ class QuickEncoder:
             ]
             for i in range(len(encoder.blocks))
         ]
-        self.sizes, self.alternatives = encoder.sizes, encoder.alternatives
+        self.ends, self.n_alternatives = np.cumsum(encoder.sizes), encoder.alternatives
         self.k, self.l = encoder.pairs.numpy()
 
     def __call__(
         self, first: np.ndarray, second: np.ndarray, share: float, sigma: float
-    ) -> tuple[np.ndarray, list[tuple[Alternatives, Alternatives]]]:
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
         """
         :param first: First moment (n,), n at least 19, of data that do not lean to the
             left; its mean must not be 0.
         :param second: Second moment (n, n).
         :param share: σ²/N.
         :param sigma: σ.
-        :return: Probabilities of 1, 2, … Gaussians, and for each of these numbers the
-            alternatives for v and for ρ.
+        :return: Probabilities of 1, 2, … Gaussians, and what `alternatives` reads.
         """
         features = self._features(first, second, share, sigma)
         weight, bias = self.enter
@@ -84,14 +83,23 @@ class QuickEncoder:
             y = widen @ y + start
             x = x + narrow @ (y / (1 + np.exp(-y))) + end
         weight, bias = self.leave
-        parts = np.split(np.float64(weight @ x + bias), np.cumsum(self.sizes))
-        curves = [self._curves(part) for part in parts[:-1]]
-        return _softmax(parts[-1]), list(zip(curves[::2], curves[1::2], strict=True))
+        *parts, counts = np.split(np.float64(weight @ x + bias), self.ends)
+        return _softmax(counts), parts
+
+    def alternatives(
+        self, parts: list[np.ndarray], i: int
+    ) -> tuple[Alternatives, Alternatives]:
+        """
+        :param parts: What the network says.
+        :param i: Number of Gaussians, less one.
+        :return: Alternatives for v and for ρ.
+        """
+        return self._curves(parts[2 * i]), self._curves(parts[2 * i + 1])
 
     def _curves(self, part: np.ndarray) -> Alternatives:
-        part = part.reshape(self.alternatives, -1)
+        part = part.reshape(self.n_alternatives, -1)
         k = part.shape[1] // 2
-        low, high = np.log(WIDTHS)
+        low, high = (math.log(width) for width in WIDTHS)
         probabilities = _softmax(part[:, -1])
         order = np.argsort(-probabilities, kind="stable")
         shape = np.tanh(part[order, :-1])
