@@ -4,7 +4,7 @@ instances drawn afresh from the reference family (n = 41, k equal-weight Gaussia
 off at the ends, mean of v one).
 
     python benchmarks/mra.py exact|noisy|em|equivariance [--count N] [--seed S]
-                             [--sigma S ...]
+                             [--sigma S ...] [--observations N ...]
 
 exact: from exact moments; computed from spectra, and again from sums over all shifts,
 whose rounding is larger. noisy: N = 10⁶, σ = 1, in density units and with v of unit
@@ -44,11 +44,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="instances per row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sigma", type=float, nargs="+", help="of em; 1 3 10 if not")
+    parser.add_argument(
+        "--observations", type=int, nargs="+", help="of em; 10⁵ 10⁶ if not"
+    )
     arguments = parser.parse_args()
     start = time.perf_counter()
     table: Callable = globals()[arguments.table]
     defaults = {"exact": 2000, "noisy": 200, "em": 5, "equivariance": 50}
-    options = {"sigmas": arguments.sigma} if arguments.sigma else {}
+    options = {"sigmas": arguments.sigma, "sizes": arguments.observations}
+    options = {name: given for name, given in options.items() if given}
     table(arguments.count or defaults[arguments.table], arguments.seed, **options)
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
@@ -103,7 +107,7 @@ def noisy(count: int, seed: int) -> None:
                 )
 
 
-def em(count: int, seed: int, sigmas=(1.0, 3.0, 10.0)) -> None:
+def em(count: int, seed: int, sigmas=(1.0, 3.0, 10.0), sizes=(10**5, 10**6)) -> None:
     print(f"Against EM (tolerance 1e-5, at most 300 steps) on the same data, {count}")
     print(
         f"instances of k = 2 a row, seed {seed}: medians; time is that of solving, to"
@@ -117,7 +121,7 @@ def em(count: int, seed: int, sigmas=(1.0, 3.0, 10.0)) -> None:
     # Weights of networks are read once, in a first call.
     rng = np.random.default_rng(seed)
     timed(simulate_moments(*GaussianFamily(2).draw(1, rng), 10**6, 1.0, rng), "learned")
-    for N in (10**5, 10**6):
+    for N in sizes:
         for sigma in sigmas:
             rows = {name: [] for name in ("EM", "marching", "learned", "auto")}
             for i in range(count if N == 10**5 else max(1, count // 2)):

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import combinations, islice
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge, to_distribution
-from aspire_mom.mra.misfit import Observed, Quadratic, degrees_of_freedom, misfit
+from aspire_mom.mra.misfit import Observed, degrees_of_freedom, misfit
 from aspire_mom.mra.mixture_encoder import MIN_SIZE
 from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
 from aspire_mom.mra.moments import to_samples
+from aspire_mom.mra.outlook import FARTHEST, Outlook, foreseen, with_other_windows
 from aspire_mom.mra.prior import Pair, fit_both, moved_along, ways_of
 from aspire_mom.mra.quick_encoder import Alternatives, leans_left, quick_encoder
 from aspire_mom.mra.signals import all_shifts
 
-# Probability below which numbers of Gaussians, and alternatives, are not tried.
-LIKELY = 0.1
+# Probability below which alternatives for curves are not tried, and other numbers of
+# Gaussians where a fit is good.
+LIKELY, STILL_LIKELY = 0.1, 0.25
 # Starts tried for each number of Gaussians, until a fit is good, its misfit being no
 # more than so many standard deviations above what is expected.
 TRIED, SURE = 3, 2.0
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
 ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
-# Changes by another window that are looked at: relative to the curve up to FARTHEST,
-# and in units of what noise does to v from NEAR[0], and of v in good fits to NEAR[1].
-FARTHEST, NEAR = 0.5, (1.0, 100.0)
 # The least of these changes on the way there.
 LEAST = 1e-3
 # Gain foreseen of a step that is taken unseen.
 CLOSE = 5.0
-# Precision with which parameters are known (samples, logarithms) when misfits of other
-# curves are foreseen.
-RIDGE = 1.0
 
 
 class LearnedFit(NamedTuple):
@@ -82,7 +77,7 @@ def learned_fit(
     best = None
     for i in np.argsort(-counts, kind="stable"):
         done = best is not None and best.misfit < good
-        if done and counts[i] < LIKELY:
+        if done and counts[i] < STILL_LIKELY:
             break
         v, rho = (
             _curves(x, n, density)
@@ -111,92 +106,6 @@ def _cost(pair: Pair, equal: bool) -> float:
     return PENALTY * float(free)
 
 
-class _Outlook:
-    """
-    What one expansion of the misfit about a pair foresees, to second order and with all
-    parameters adjusted: for the pair itself, and for it with another window or with two
-    Gaussians merged.
-
-    :param pair: v and ρ.
-    :param observed: The moments.
-    :param near: Whether only windows are looked at that change little.
-    """
-
-    def __init__(self, pair: Pair, observed: Observed, *, near: bool):
-        (signal, density), n = pair, observed.mean.size
-        noise = observed.sigma / np.sqrt(observed.n_observations)
-        noise /= np.linalg.norm(signal.curves[0])
-        least, most = NEAR[0] * noise, FARTHEST
-        if near:
-            most = min(most, NEAR[1] * noise)
-        self.pair, self._known = pair, {}
-        # Windows and mergers of v, then of ρ.
-        self.others = [
-            f
-            for x, most in zip(pair, (most, FARTHEST), strict=True)
-            for f in (_with_other_windows(x, least, most), _merged(x))
-        ]
-        self._ends = np.cumsum([1, *map(len, self.others)])
-        ways = [
-            np.concatenate([x.curves for x in others]) - curve.curves[0]
-            for others, curve in zip(
-                (self.others[:2], self.others[2:]), pair, strict=True
-            )
-        ]
-        moves = np.concatenate((signal.by_shape[0], ways[0]))
-        P, M, A = 3 * signal.k, len(moves), len(ways[0]) + 1
-        self.whole = misfit(observed, signal.curves[0], density.curves[0], moves)
-        self.ways = np.zeros((A + len(ways[1]), M + n))
-        self.ways[1:A, P:M], self.ways[A:, M:] = np.eye(M - P), ways[1]
-        self.along = np.zeros((P + 3 * density.k, M + n))
-        self.along[:P, :P], self.along[P:, M:] = np.eye(P), density.by_shape[0]
-
-    def foreseen(self, equal: bool) -> tuple[np.ndarray, np.ndarray]:
-        """
-        :param equal: Whether ratios of masses are kept.
-        :return: Misfits (A,), the pair's own first, and the changes of both curves'
-            parameters that lead there (A, P).
-        """
-        if equal not in self._known:
-            adjust = ways_of(self.pair, equal)
-            expected, steps = _foreseen(self.whole, adjust @ self.along, self.ways)
-            self._known[equal] = expected, steps @ adjust
-        return self._known[equal]
-
-    def numbers(self, kind: int) -> np.ndarray:
-        """Which of the alternatives are windows (0) or mergers (1)."""
-        ends = self._ends
-        return np.r_[ends[kind] : ends[kind + 1], ends[kind + 2] : ends[kind + 3]]
-
-    def pair_of(self, number: int) -> Pair:
-        """The pair with one alternative in it."""
-        i = int(np.searchsorted(self._ends, number, "right")) - 1
-        number -= self._ends[i]
-        other = self.others[i][number : number + 1]
-        return (other, self.pair[1]) if i < 2 else (self.pair[0], other)
-
-
-def _foreseen(
-    whole: Quadratic, adjust: np.ndarray, ways: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    The least values of a misfit after each of several changes.
-
-    :param whole: Misfit, of m unknowns.
-    :param adjust: Directions (F, m) that may then be moved along.
-    :param ways: Changes (A, m).
-    :return: Values (A,), and how far to move (A, F).
-    """
-    bent = ways @ whole.hessian
-    inner = adjust @ whole.hessian @ adjust.T
-    inner.flat[:: len(inner) + 1] += RIDGE
-    slopes = (whole.gradient - bent) @ adjust.T
-    steps = np.linalg.solve(inner, slopes.T).T
-    values = whole.value - 2 * ways @ whole.gradient
-    values += np.einsum("am,am->a", bent, ways) - np.einsum("af,af->a", slopes, steps)
-    return values, steps
-
-
 @dataclass(frozen=True, eq=False)
 class _Fit:
     """
@@ -210,7 +119,7 @@ class _Fit:
     pair: Pair
     misfit: float
     equal: bool
-    outlook: _Outlook | None
+    outlook: Outlook | None
 
     def score(self) -> float:
         """The misfit plus PENALTY per parameter."""
@@ -219,14 +128,14 @@ class _Fit:
 
 def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) -> _Fit:
     """Minimise the misfit from a pair; not to the end if it stays above a bound."""
-    outlook = _Outlook(pair, observed, near=True) if bound == np.inf else None
+    outlook = Outlook(pair, observed, near=True) if bound == np.inf else None
     if outlook is None or outlook.whole.value - outlook.foreseen(equal)[0][0] > CLOSE:
         *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
         if value > bound:
             return _Fit(tuple(pair), value, equal, None)
-        outlook = _Outlook(tuple(pair), observed, near=value < _good(observed))
+        outlook = Outlook(tuple(pair), observed, near=value < _good(observed))
     elif outlook.whole.value > _good(observed) + CLOSE:
-        outlook = _Outlook(pair, observed, near=False)
+        outlook = Outlook(pair, observed, near=False)
     expected, steps = outlook.foreseen(equal)
     pair = moved_along(outlook.pair, steps[0])
     return _Fit(pair, float(expected[0]), equal, outlook)
@@ -299,40 +208,10 @@ def _with_one_less(fit: _Fit) -> Pair | None:
         return None
     expected = fit.outlook.foreseen(equal=False)[0][mergers]
     i = int(np.argmin(np.round(expected, 3)))
-    if expected[i] > fit.misfit + PENALTY * (2 if fit.equal else 3):
+    # One parameter less than there are fewer, since too many are taken to be adjusted.
+    if expected[i] > fit.misfit + PENALTY * (1 if fit.equal else 2):
         return None
     return fit.outlook.pair_of(mergers[i])
-
-
-def _merged(curve: Curves) -> Curves:
-    """The curve with each pair of its Gaussians replaced by one of the same mass, mean
-    and variance."""
-    k = curve.k
-    two, others = _pairs_of(k)
-    centres, widths, heights = curve.parameters[0, :-1].reshape(3, k)
-    mass = np.exp(widths + heights)[two]
-    share = mass / mass.sum(1, keepdims=True)
-    mean = (share * centres[two]).sum(1, keepdims=True)
-    squares = np.exp(2 * widths[two]) + (centres[two] - mean) ** 2
-    width = np.log((share * squares).sum(1, keepdims=True)) / 2
-    height = np.log(mass.sum(1, keepdims=True)) - width
-    parts = zip((centres, widths, heights), (mean, width, height), strict=True)
-    parameters = [np.hstack((p[others], x)) for p, x in parts]
-    windows = curve.windows.repeat(len(two))
-    return Curves(
-        np.hstack((*parameters, np.zeros((len(two), 1)))),
-        windows,
-        curve.n,
-        curve.density,
-    )
-
-
-@cache
-def _pairs_of(k: int) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of k numbers, and the others of each (a number for k = 1, of none)."""
-    two = np.array(list(combinations(range(k), 2)), int).reshape(-1, 2)
-    others = [[i for i in range(k) if i not in pair] for pair in two]
-    return two, np.array(others, int).reshape(len(two), max(k - 2, 0))
 
 
 def _curves(alternatives: Alternatives, n: int, density: bool) -> Curves:
@@ -375,23 +254,12 @@ def _step(pair: Pair, observed: Observed) -> Pair:
     adjust, P = ways_of(pair, equal=True), len(by_v)
     along = np.zeros((adjust.shape[1], P + len(v)))
     along[:P, :P], along[P:, P:] = np.eye(P), density.by_shape[0]
-    others = _with_other_windows(density, LEAST, FARTHEST)
+    others = with_other_windows(density, LEAST, FARTHEST)
     ways = np.zeros((1 + len(others), P + len(v)))
     ways[1:, P:] = others.curves - density.curves
     whole = misfit(observed, v, density.curves[0], by_v)
-    expected, steps = _foreseen(whole, adjust @ along, ways)
+    expected, steps = foreseen(whole, adjust @ along, ways)
     i = int(np.argmin(np.round(expected, 3)))
     if i > 0:
         density = others[i - 1 : i]
     return moved_along((signal, density), steps[i] @ adjust)
-
-
-def _with_other_windows(curve: Curves, least: float, most: float) -> Curves:
-    """The curve with all windows by which it changes, relative to its norm, by more
-    than the least and less than the most, and not just as their neighbours do."""
-    others, curve = at_windows(curve, np.arange(curve.n)), curve.curves[0]
-    away = others.curves - curve
-    steps = away - away[np.arange(-1, len(away) - 1)]
-    away, steps = (np.einsum("wj,wj->w", x, x) for x in (away, steps))
-    least, most = (x**2 * (curve @ curve) for x in (least, most))
-    return others[(away > least) & (steps > least) & (away < most)]

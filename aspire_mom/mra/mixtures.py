@@ -303,9 +303,7 @@ def at_windows(curves: Curves, windows: np.ndarray) -> Curves:
     :param windows: First samples of windows (S,).
     :return: Curves of the same Gaussians, cut off at the ends of other windows.
     """
-    parameters = np.broadcast_to(
-        curves.parameters, (len(windows), curves.parameters.shape[1])
-    ).copy()
+    parameters = curves.parameters.repeat(len(windows) // len(curves), 0)
     k, start = curves.k, windows[:, None] - 0.5
     parameters[:, :k] = start + (parameters[:, :k] - start) % curves.n
     return Curves(parameters, windows, curves.n, curves.density)

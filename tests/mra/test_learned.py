@@ -5,10 +5,11 @@ import pytest
 from scipy.stats import norm
 
 from aspire_mom.mra import GaussianFamily, shift_error, simulate_moments, solve
-from aspire_mom.mra.learned import _merged, learned_fit
+from aspire_mom.mra.learned import learned_fit
 from aspire_mom.mra.misfit import Observed, degrees_of_freedom, misfit
 from aspire_mom.mra.mixtures import Curves, at_windows
 from aspire_mom.mra.moments import to_samples
+from aspire_mom.mra.outlook import merged
 from aspire_mom.mra.prior import fit_both
 
 NOISE = {"n_observations": 10**6, "sigma": 1.0}
@@ -30,11 +31,11 @@ def test_merged_gaussians_have_the_mean_and_variance_of_both():
     curve, j = two_gaussians(40), np.arange(40)
     moments = [
         [c @ j**power for power in (0, 1, 2)]
-        for c in (x.values()[0][0] for x in (curve, _merged(curve)))
+        for c in (x.values()[0][0] for x in (curve, merged(curve)))
     ]
     np.testing.assert_allclose(moments[1], moments[0], rtol=1e-3)
     assert moments[0][0] == pytest.approx(3, rel=1e-3)
-    assert len(_merged(_merged(curve))) == 0
+    assert len(merged(merged(curve))) == 0
 
 
 @pytest.mark.parametrize("n", [24, 25])
