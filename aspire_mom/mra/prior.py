@@ -16,7 +16,6 @@ from aspire_mom.mra.mixtures import (
     PENALTY,
     Curves,
     grow,
-    jumps,
     single_gaussians,
 )
 
@@ -128,6 +127,27 @@ def _round(
         if score < best_score:
             best_score, best = score, both
     return best_score, misfit(observed, *(x.curves[0] for x in best))
+
+
+def jumps(curve: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Where a curve, smooth but for a jump and known at points between its samples only by
+    interpolation, may jump: peaks of its difference above the frequencies that smooth
+    curves have.
+
+    :param curve: Values (n,).
+    :param most: Candidates wanted.
+    :return: First samples after the jumps, and by how much they lie beyond, in samples.
+    """
+    n, fine = len(curve), 8
+    k = np.arange(n // 2 + 1)
+    difference = (1 - np.exp(-2j * np.pi * k / n)) * np.fft.rfft(curve)
+    padded = np.zeros(n * fine // 2 + 1, complex)
+    padded[: len(k)] = np.where(k >= n / 6, difference, 0)
+    height = np.abs(np.fft.irfft(padded, n * fine))
+    peak = (height >= np.roll(height, 1)) & (height > np.roll(height, -1))
+    where = np.argsort(np.where(peak, -height, 0))[:most] / fine
+    return np.round(where).astype(int) % n, where - np.round(where)
 
 
 def fit_both(
