@@ -27,7 +27,7 @@ LIKELY, STILL_LIKELY = 0.1, 0.25
 TRIED, SURE = 3, 2.0
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
 ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
-# The least of these changes on the way there.
+# Least change of ρ, relative to it, by another window that steps look at.
 LEAST = 1e-3
 # Gain foreseen of a step that is taken unseen.
 CLOSE = 5.0
