@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 # What rounding may do to exact moments, relative to their total power; moments in
@@ -249,8 +251,7 @@ def _seen_lags(first, second, power, n_observations, sigma, tolerance) -> np.nda
     most exp(-u) (Laurent & Massart 2000, lemma 1).
     """
     n = second.shape[-1]
-    k, lags = np.arange(n), np.arange(1, n // 2 + 1)
-    l = (k - lags[:, None]) % n
+    k, lags, l, opposite = _by_lag(n)
     entries = np.abs(second[..., k, l])
     changing = np.sqrt(power[..., 1:].max(-1) * power.max(-1))
     seen = entries.max(-1) > max(tolerance, 1e-7) * changing[..., None]
@@ -260,7 +261,6 @@ def _seen_lags(first, second, power, n_observations, sigma, tolerance) -> np.nda
     floor = sigma**2 + tolerance * power.sum(-1)[..., None]
     variance, share = power + floor, power / (power + floor)
     variance[..., 0], share[..., 0] = 1, 1
-    opposite = (k + l) % n == 0
     entries = np.where(k == 0, np.abs(first[..., l]), entries)
     entries = np.where(l == 0, np.abs(first[..., None, :]), entries)
     extra = np.where(opposite, ((2 * power + floor) * floor)[..., None, :], 0)
@@ -275,3 +275,11 @@ def _seen_lags(first, second, power, n_observations, sigma, tolerance) -> np.nda
     u = np.log(len(lags) / MISTAKEN)
     limit = 1 + np.sqrt(2 * u * spread) + np.minimum(largest, np.sqrt(spread)) * u
     return seen & ((b * strength).sum(-1) / total > limit)
+
+
+@cache
+def _by_lag(n: int) -> tuple[np.ndarray, ...]:
+    """Frequencies k, lags d = 1 … n//2, l = k - d (n//2, n), and whether l = -k."""
+    k, lags = np.arange(n), np.arange(1, n // 2 + 1)
+    l = (k - lags[:, None]) % n
+    return k, lags, l, (k + l) % n == 0

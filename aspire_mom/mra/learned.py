@@ -4,33 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge, to_distribution
-from aspire_mom.mra.misfit import Observed, degrees_of_freedom, misfit
+from aspire_mom.mra.misfit import Observed
 from aspire_mom.mra.mixture_encoder import MIN_SIZE
 from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
 from aspire_mom.mra.moments import to_samples
-from aspire_mom.mra.outlook import FARTHEST, Outlook, foreseen, with_other_windows
-from aspire_mom.mra.prior import Pair, fit_both, moved_along, ways_of
+from aspire_mom.mra.outlook import (
+    FARTHEST,
+    Outlook,
+    density_changes,
+    foreseen,
+    with_other_windows,
+)
+from aspire_mom.mra.prior import Pair, expanded, fit_both, moved_along, ways_of
 from aspire_mom.mra.quick_encoder import Alternatives, leans_left, quick_encoder
 from aspire_mom.mra.signals import all_shifts
 
 # Probability below which alternatives for curves are not tried, and other numbers of
 # Gaussians where a fit is good.
 LIKELY, STILL_LIKELY = 0.1, 0.25
-# Starts tried for each number of Gaussians, until a fit is good, its misfit being no
-# more than so many standard deviations above what is expected.
-TRIED, SURE = 3, 2.0
+# Starts tried for each number of Gaussians, until a fit is good.
+TRIED = 3
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
 ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
 # Least change of ρ, relative to it, by another window that steps look at.
 LEAST = 1e-3
-# Gain foreseen of a step that is taken unseen.
-CLOSE = 5.0
+# Steps without damping, of which one is the last where its misfit is as foreseen to
+# within so much, a share of a standard error of one parameter.
+UNDAMPED, SETTLED = 4, 1.0
 
 
 class LearnedFit(NamedTuple):
@@ -73,7 +80,7 @@ def learned_fit(
     share = sigma**2 / n_observations
     encoder = quick_encoder()
     counts, parts = encoder(first, second, share, sigma)
-    good = _good(observed)
+    good = observed.good
     best = None
     for i in np.argsort(-counts, kind="stable"):
         done = best is not None and best.misfit < good
@@ -128,23 +135,36 @@ class _Fit:
 
 def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) -> _Fit:
     """Minimise the misfit from a pair; not to the end if it stays above a bound."""
-    outlook = Outlook(pair, observed, near=True) if bound == np.inf else None
-    if outlook is None or outlook.whole.value - outlook.foreseen(equal)[0][0] > CLOSE:
-        *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
-        if value > bound:
-            return _Fit(tuple(pair), value, equal, None)
-        outlook = Outlook(tuple(pair), observed, near=value < _good(observed))
-    elif outlook.whole.value > _good(observed) + CLOSE:
-        outlook = Outlook(pair, observed, near=False)
+    if bound == np.inf:
+        there = expanded(pair, observed)
+        for _ in range(UNDAMPED):
+            outlook = Outlook(pair, there)
+            expected, steps = outlook.foreseen(equal)
+            number = _best_window(outlook, equal)
+            tried = moved_along(outlook.pair_of(number), steps[number])
+            there = expanded(tried, observed)
+            if number == 0 and abs(there.value - expected[0]) < SETTLED:
+                return _Fit(tried, there.value, equal, outlook)
+            if there.value > outlook.whole.value:
+                break
+            pair = tried
+    *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
+    pair = tuple(pair)
+    if value > bound:
+        return _Fit(pair, value, equal, None)
+    outlook = Outlook(pair, expanded(pair, observed))
     expected, steps = outlook.foreseen(equal)
-    pair = moved_along(outlook.pair, steps[0])
-    return _Fit(pair, float(expected[0]), equal, outlook)
+    return _Fit(moved_along(pair, steps[0]), float(expected[0]), equal, outlook)
 
 
-def _good(observed: Observed) -> float:
-    """Misfits up to this are what noise explains."""
-    expected = degrees_of_freedom(len(observed.mean))
-    return expected + SURE * np.sqrt(2 * expected)
+def _best_window(outlook: Outlook, equal: bool) -> int:
+    """Which alternative is foreseen to have the least misfit, 0 being none."""
+    expected, _ = outlook.foreseen(equal)
+    windows = outlook.numbers(0)
+    if len(windows) == 0:
+        return 0
+    best = windows[np.argmin(np.round(expected[windows], 3))]
+    return best if expected[best] < expected[0] - WORTHWHILE else 0
 
 
 def _fit_with_windows(
@@ -183,7 +203,7 @@ def _revised(best: _Fit, observed: Observed) -> _Fit:
     """With other masses and with fewer Gaussians, as far as they are worth it: the
     network knows equal masses only, and as many Gaussians in v as in ρ."""
     ratios = sum(curve.k - 1 for curve in best.pair)
-    if best.misfit > _good(observed):
+    if best.misfit > observed.good:
         free = _fit_with_windows(best.pair, observed, equal=False)
         best = min(best, free, key=_Fit.score)
     elif ratios:
@@ -228,37 +248,44 @@ def _starts(
     signals: Curves, densities: Curves, total: float, observed: Observed
 ) -> Iterator[Pair]:
     """Pairs of curves, likely ones first, v with a given sum, ρ in the window that
-    suits the second moment best, and two steps from there."""
+    suits the second moment best, and a step from there."""
     k = signals.k
-    both = np.ndindex(len(signals), len(densities))
-    for i, j in sorted(both, key=lambda pair: (sum(pair), pair)):
-        v, rho = signals.curves[i], densities.curves[j]
-        signal, density = (
-            x.with_parameters(x.parameters.copy())
-            for x in (signals[i : i + 1], densities[j : j + 1])
-        )
-        signal.parameters[:, 2 * k : 3 * k] += np.log(total / v.sum())
+    for i, j in _by_rank(len(signals), len(densities)):
+        signal, density = signals[i : i + 1], densities[j : j + 1]
+        v, rho = signal.curves[0], density.curves[0]
         shifted = all_shifts(v - v.mean()) @ observed.axes
         strength = shifted**2 @ observed.powers + (shifted @ observed.mean) ** 2
         # Row r of all_shifts(ρ) is ρ moved by r.
         window = np.argmax(all_shifts(rho) @ strength, keepdims=True)
-        density.parameters[:, :k] += window
-        yield _step(_step((signal, at_windows(density, window)), observed), observed)
+        parameters = [x.parameters.copy() for x in (signal, density)]
+        parameters[0][:, 2 * k : 3 * k] += np.log(total / np.add.reduce(v))
+        parameters[1][:, :k] += window
+        signal, density = (
+            x.with_parameters(p)
+            for x, p in zip((signal, density), parameters, strict=True)
+        )
+        yield _step((signal, at_windows(density, window)), observed)
+
+
+@cache
+def _by_rank(a: int, b: int) -> list[tuple[int, int]]:
+    """Pairs of numbers below a and b, those of a small sum first."""
+    return sorted(np.ndindex(a, b), key=lambda pair: (sum(pair), pair))
 
 
 def _step(pair: Pair, observed: Observed) -> Pair:
     """A Gauss-Newton step, with ρ's window moved to where the step leads to the least
     misfit to be expected."""
     signal, density = pair
-    v, by_v = signal.curves[0], signal.by_shape[0]
+    v, rho, by_v = signal.curves[0], density.curves[0], signal.by_shape[0]
     adjust, P = ways_of(pair, equal=True), len(by_v)
     along = np.zeros((adjust.shape[1], P + len(v)))
     along[:P, :P], along[P:, P:] = np.eye(P), density.by_shape[0]
     others = with_other_windows(density, LEAST, FARTHEST)
-    ways = np.zeros((1 + len(others), P + len(v)))
-    ways[1:, P:] = others.curves - density.curves
-    whole = misfit(observed, v, density.curves[0], by_v)
-    expected, steps = foreseen(whole, adjust @ along, ways)
+    ways = np.concatenate((np.zeros((1, len(v))), others.curves - rho))
+    whole = expanded(pair, observed).along(by_v)
+    changes = density_changes(whole, ways)
+    expected, steps = foreseen(whole, adjust @ along, changes)
     i = int(np.argmin(np.round(expected, 3)))
     if i > 0:
         density = others[i - 1 : i]

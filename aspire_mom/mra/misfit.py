@@ -17,13 +17,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg.lapack import dposv, dpstrf
+from scipy.linalg.lapack import dpotrf, dpstrf, dtrtrs
 
 from aspire_mom.mra.signals import all_shifts
 
 # Least σ that entries are weighted for, relative to v's root mean square; less makes
 # the weights span too many magnitudes.
 LEAST_NOISE = 1e-3
+# Standard deviations above what is expected up to which a misfit is good.
+SURE = 2.0
 # Relative accuracy of sums that weights are taken for.
 ACCURATE = 1e-6
 
@@ -123,6 +125,12 @@ class Observed:
     n_observations: int
     sigma: float
 
+    @property
+    def good(self) -> float:
+        """Misfits up to this are what noise explains."""
+        expected = degrees_of_freedom(len(self.mean))
+        return expected + SURE * np.sqrt(2 * expected)
+
     @classmethod
     def from_samples(
         cls, first: np.ndarray, second: np.ndarray, n_observations: int, sigma: float
@@ -149,65 +157,132 @@ class Observed:
         return cls(axes, mean, powers, weights, factors, n_observations, sigma)
 
 
-def misfit(
-    observed: Observed, v: np.ndarray, rho: np.ndarray, moves: np.ndarray | None = None
-) -> Quadratic:
+class Expansion:
     """
-    The misfit of one problem, expanded about a signal and a density to second order in
-    their moments' first-order changes (Gauss-Newton).
+    The misfit of one problem about a signal and a density, to second order in their
+    moments' first-order changes (Gauss-Newton).
 
     :param observed: The moments.
     :param v: Signal (n,).
     :param rho: Density (n,), sum one; where it is negative its draws count as 0.
-    :param moves: Directions (P, n) in which v may move; all, one by one, if None.
-    :return: The misfit as a function of v and ρ, (2n,), or, with `moves`, of how far v
-        goes in each direction, from 0, and of ρ, (P + n,). ρ may change only by what
-        has the sum 0.
     """
-    n, axes = len(v), observed.axes
-    P = n if moves is None else len(moves)
-    first_weight = observed.n_observations / observed.sigma**2
-    occurs = np.maximum(rho, 0)
-    occurs /= occurs.sum()
-    shifted = all_shifts(v) @ axes
-    centre = occurs @ shifted
-    centred = shifted - centre
-    weighted = rho[:, None] * centred
 
-    # What moves change in both moments, and last what is missing in them.
-    moved = all_shifts(np.eye(n) if moves is None else moves) @ axes
-    first, second = np.empty((P + 1, n)), np.empty((P + 1, n, n))
-    np.matmul(rho, moved, out=first[:P])
-    half = moved.swapaxes(-1, -2) @ weighted
-    np.add(half, half.swapaxes(-1, -2), out=second[:P])
-    first[P] = observed.mean - rho @ shifted
-    away = observed.mean - centre
-    np.subtract(np.outer(away, away), centred.T @ weighted, out=second[P])
-    second[P].flat[:: n + 1] += observed.powers
+    def __init__(self, observed: Observed, v: np.ndarray, rho: np.ndarray):
+        n, axes, count = len(v), observed.axes, observed.n_observations
+        self.observed, self.v, self.rho = observed, v, rho
+        self._first_weight = count / observed.sigma**2
+        occurs = np.maximum(rho, 0)
+        occurs /= occurs.sum()
+        shifted = all_shifts(v) @ axes
+        centre = occurs @ shifted
+        centred = shifted - centre
+        weighted = rho[:, None] * centred
+        self._shifted, self._centred, self._weighted = shifted, centred, weighted
 
-    pull, first_pull = second * observed.weights, first * first_weight
-    between = pull.reshape(P + 1, -1) @ second.reshape(P + 1, -1).T
-    between += first_pull @ first.T
-    cross = np.einsum("psa,sa->ps", centred @ pull, centred) + first_pull @ shifted.T
-    products = (centred * observed.factors[:, None]) @ centred.T
-    by_density = np.einsum("tsr,tsr->sr", products, products)
-    by_density += first_weight * (shifted @ shifted.T)
-    m = P + n
-    normal = np.empty((m + 1, m + 1))
-    normal[:P, :P], normal[m, m], normal[m, :P] = (
-        between[:P, :P],
-        between[P, P],
-        between[P, :P],
-    )
-    normal[:P, P:m], normal[m, P:m], normal[P:m, P:m] = cross[:P], cross[P], by_density
-    normal[P:m, :P], normal[:m, m] = cross[:P].T, normal[m, :m]
+        # What is missing in both moments.
+        first, away = observed.mean - rho @ shifted, observed.mean - centre
+        second = np.multiply.outer(away, away)
+        second -= centred.T @ weighted
+        second.flat[:: n + 1] += observed.powers
+        pull, first_pull = second * observed.weights, first * self._first_weight
+        self._missing = np.concatenate((pull.ravel(), first_pull))
+        value = pull.ravel() @ second.ravel() + first_pull @ first
+        by_missing = np.einsum("sa,sa->s", centred @ pull, centred)
+        by_missing += shifted @ first_pull
+        products = (centred * observed.factors[:, None]) @ centred.T
+        by_density = np.einsum("tsr,tsr->sr", products, products)
+        by_density += self._first_weight * (shifted @ shifted.T)
+        # Changes of the density, and what is missing.
+        self._by_density = np.column_stack((by_density, by_missing))
 
-    # Minimised over draws L x, at a cost |x|², L Lᵀ = (diag ρ - ρρᵀ)/N.
-    root = np.sqrt(occurs / observed.n_observations)[:, None]
-    drawn = root * (normal[P:m] - occurs @ normal[P:m])
-    inner = drawn[:, P:m] - (drawn[:, P:m] @ occurs)[:, None]
-    inner *= root[:, 0]
-    inner.flat[:: n + 1] += 1
-    normal -= drawn.T @ dposv(inner, drawn)[1]
-    at = np.concatenate((v if moves is None else np.zeros(P), rho))
-    return Quadratic(at, normal[:m, :m], normal[:m, m], float(normal[m, m]))
+        # Minimised over draws L x, at a cost |x|², L Lᵀ = (diag ρ - ρρᵀ)/N.
+        self._occurs, self._root = occurs, np.sqrt(occurs / count)[:, None]
+        self._drawn = self._draws(self._by_density)
+        inner = self._drawn[:, :n] - (self._drawn[:, :n] @ occurs)[:, None]
+        inner *= self._root[:, 0]
+        inner.flat[:: n + 1] += 1
+        # A triangle L⁻¹ of what is to be inverted, L Lᵀ: draws become L⁻¹ of them.
+        self._factor = dpotrf(inner, lower=1, clean=0)[0]
+        self._drawn = self._whitened(self._drawn)
+        last = self._drawn[:, n]
+        #: The misfit there.
+        self.value = float(value - last @ last)
+
+    def _draws(self, normal: np.ndarray) -> np.ndarray:
+        """What draws share with changes, from what density changes do (n, …)."""
+        return self._root * (normal - self._occurs @ normal)
+
+    def _whitened(self, drawn: np.ndarray) -> np.ndarray:
+        return dtrtrs(self._factor, drawn, lower=1)[0]
+
+    def _changed(self, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What moves of v (P, n) change in both moments, (P, n² + n), and that times
+        its weights."""
+        P, n = moves.shape
+        moved = all_shifts(moves) @ self.observed.axes
+        change, pull = np.empty((2, P, n * n + n))
+        half = moved.swapaxes(-1, -2) @ self._weighted
+        second = change[:, : n * n].reshape(P, n, n)
+        np.add(half, half.swapaxes(-1, -2), out=second)
+        np.matmul(self.rho, moved, out=change[:, n * n :])
+        weights = self.observed.weights.ravel()
+        np.multiply(change[:, : n * n], weights, out=pull[:, : n * n])
+        np.multiply(change[:, n * n :], self._first_weight, out=pull[:, n * n :])
+        return change, pull
+
+    def _with_density(self, pull: np.ndarray) -> np.ndarray:
+        """What moves share with changes of the density, (P, n)."""
+        n = len(self.v)
+        bent = self._centred @ pull[:, : n * n].reshape(-1, n, n)
+        cross = np.einsum("psa,sa->ps", bent, self._centred)
+        cross += pull[:, n * n :] @ self._shifted.T
+        return cross
+
+    def along(self, moves: np.ndarray) -> Quadratic:
+        """
+        :param moves: Directions (P, n) in which v may move.
+        :return: The misfit as a function of how far v goes in each direction, from 0,
+            and of ρ, (P + n,). ρ may change only by what has the sum 0.
+        """
+        (P, n), change = moves.shape, self._changed(moves)
+        self._moves = change[0]
+        cross = self._with_density(change[1])
+        normal = np.empty((P + n, P + n + 1))
+        normal[:P, :P] = change[1] @ change[0].T
+        normal[:P, P:-1], normal[:P, -1] = cross, change[0] @ self._missing
+        normal[P:, :P], normal[P:, P:] = cross.T, self._by_density
+        self._all_drawn = np.hstack((self._whitened(self._draws(cross.T)), self._drawn))
+        normal -= self._all_drawn[:, :-1].T @ self._all_drawn
+        at = np.concatenate((np.zeros(P), self.rho))
+        return Quadratic(at, normal[:, :-1], normal[:, -1], self.value)
+
+    def of_others(
+        self, others: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """
+        :param others: More moves of v (A, n), after those of :meth:`along`.
+        :return: For each by itself, the product of the hessian and the move,
+            (A, P + n), the product with the gradient, and the curvature, (A,).
+        """
+        change, pull = self._changed(others)
+        cross = self._with_density(pull)
+        drawn = self._whitened(self._draws(cross.T))
+        bent = np.hstack(
+            (pull @ self._moves.T, cross, (change @ self._missing)[:, None])
+        )
+        bent -= drawn.T @ self._all_drawn
+        curvature = np.einsum("ax,ax->a", pull, change)
+        curvature -= np.einsum("ra,ra->a", drawn, drawn)
+        return bent[:, :-1], bent[:, -1], curvature
+
+
+def misfit(observed: Observed, v: np.ndarray, rho: np.ndarray) -> Quadratic:
+    """
+    :param observed: The moments of one problem.
+    :param v: Signal (n,).
+    :param rho: Density (n,).
+    :return: The :class:`Expansion` as a function of v and ρ, (2n,).
+    """
+    whole = Expansion(observed, v, rho).along(np.eye(len(v)))
+    at = np.concatenate((v, rho))
+    return Quadratic(at, whole.hessian, whole.gradient, whole.value)

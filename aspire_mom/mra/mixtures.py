@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -80,10 +80,13 @@ class Curves:
         parameters = self.parameters[:, :-1, None]
         centres, heights = parameters[:, :k], parameters[:, 2 * k :]
         narrowness = np.exp(-parameters[:, k : 2 * k])
-        j, windows = np.arange(n), self.windows[:, None]
-        distance = np.where(j >= windows, j, j + n)[:, None] - centres
+        if len(self) == 1:
+            distance = _inside(self.windows.item(), n) - centres
+        else:
+            j, windows = np.arange(n), self.windows[:, None]
+            distance = np.where(j >= windows, j, j + n)[:, None] - centres
         uncut = self.windows == NO_CUT
-        if uncut.any():
+        if np.count_nonzero(uncut):
             distance[uncut] = (distance[uncut] + n / 2) % n - n / 2
         scaled = distance * narrowness
         return np.exp(heights - 0.5 * scaled**2), scaled, narrowness
@@ -96,7 +99,7 @@ class Curves:
     @cached_property
     def _unmoved(self) -> np.ndarray:
         """The curves without their offsets (S, n)."""
-        curves = self._terms[0].sum(1)
+        curves = np.add.reduce(self._terms[0], 1)
         return curves / curves.sum(1, keepdims=True) if self.density else curves
 
     @cached_property
@@ -126,7 +129,7 @@ class Curves:
     def _moved(self, x: np.ndarray) -> np.ndarray:
         """What belongs to the curves, (S, …, n), shifted by their offsets."""
         offset = self.parameters[:, -1]
-        if not offset.any():
+        if not np.count_nonzero(offset):
             return x
         return shift(x, offset.reshape(-1, *[1] * (x.ndim - 2)))
 
@@ -286,6 +289,43 @@ def at_windows(curves: Curves, windows: np.ndarray) -> Curves:
     k, start = curves.k, windows[:, None] - 0.5
     parameters[:, :k] = start + (parameters[:, :k] - start) % curves.n
     return Curves(parameters, windows, curves.n, curves.density)
+
+
+def in_all_windows(curve: Curves) -> np.ndarray:
+    """
+    :param curve: One curve, without an offset.
+    :return: Values (n, n) of its Gaussians cut off at the ends of window 0, 1, …, as
+        :func:`at_windows` has them.
+    """
+    n, k = curve.n, curve.k
+    centres, widths, heights = curve.parameters[0, :-1].reshape(3, k, 1)
+    grid, places = _places(n)
+    centres = (centres + 0.5) % n - 0.5
+    # At distances of -n to 2n, from which each window takes its n.
+    scaled = (grid - centres) * np.exp(-widths)
+    terms = np.exp(heights - 0.5 * scaled**2)
+    after = np.where(grid[n : 2 * n] - 0.5 > centres, n, 0)
+    values = terms[0].take(places - after[0, :, None])
+    for i in range(1, k):
+        values += terms[i].take(places - after[i, :, None])
+    if curve.density:
+        values /= values.sum(1, keepdims=True)
+    return values
+
+
+@cache
+def _inside(window: int, n: int) -> np.ndarray:
+    """Where a window has each sample."""
+    j = np.arange(n)
+    return np.where(j >= window, j, j + n)
+
+
+@cache
+def _places(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """-n … 2n - 1, and where there sample j is in the window that begins at w, if its
+    Gaussian's centre is at w or later, (w, j)."""
+    j = np.arange(n)
+    return np.arange(-n, 2 * n), n + np.where(j < j[:, None], j + n, j)
 
 
 def _select(scores, windows, most: int, per_window: int) -> np.ndarray:

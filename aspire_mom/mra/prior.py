@@ -10,7 +10,13 @@ from functools import cache, lru_cache
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
-from aspire_mom.mra.misfit import Observed, Quadratic, degrees_of_freedom, misfit
+from aspire_mom.mra.misfit import (
+    Expansion,
+    Observed,
+    Quadratic,
+    degrees_of_freedom,
+    misfit,
+)
 from aspire_mom.mra.mixtures import (
     NO_CUT,
     PENALTY,
@@ -178,7 +184,7 @@ def fit_both(
     def expand(pair):
         v, rho = pair
         along[P:, P:] = rho.by_shape[0]
-        whole = misfit(observed, v.curves[0], rho.curves[0], v.by_shape[0])
+        whole = expanded(pair, observed).along(v.by_shape[0])
         return whole.along(ways @ along)
 
     limit, slow = min(2 * degrees_of_freedom(n), bound), 0
@@ -202,6 +208,11 @@ def fit_both(
         if slow == 2 or 0 < gain < CONVERGED or damping > STUCK:
             break
     return *pair, current.value
+
+
+def expanded(pair: Pair, observed: Observed) -> Expansion:
+    """The misfit about a pair."""
+    return Expansion(observed, pair[0].curves[0], pair[1].curves[0])
 
 
 def ways_of(pair: Pair, equal: bool) -> np.ndarray:

@@ -3,7 +3,7 @@ import pytest
 
 from aspire_mom.mra import GaussianFamily, forward_moments, simulate_moments
 from aspire_mom.mra.least_squares import least_squares
-from aspire_mom.mra.misfit import Observed, degrees_of_freedom, misfit
+from aspire_mom.mra.misfit import Expansion, Observed, degrees_of_freedom, misfit
 from aspire_mom.mra.moments import to_samples
 
 
@@ -103,7 +103,7 @@ def test_misfit_along_directions_is_part_of_the_whole(n):
     m = simulate_moments(v, rho, 10**6, 1.0, rng)
     observed = Observed.from_samples(*to_samples(m.first, m.second), 10**6, 1.0)
     whole, moves = misfit(observed, 1.1 * v, rho), rng.standard_normal((5, n))
-    part = misfit(observed, 1.1 * v, rho, moves)
+    part = Expansion(observed, 1.1 * v, rho).along(moves)
     directions = np.zeros((5 + n, 2 * n))
     directions[:5, :n], directions[5:, n:] = moves, np.eye(n)
     steps = rng.standard_normal((3, 5 + n))

@@ -8,7 +8,7 @@ from aspire_mom.mra.misfit import Observed, misfit
 from aspire_mom.mra.mixtures import Curves
 from aspire_mom.mra.moments import to_samples
 from aspire_mom.mra.outlook import Outlook, merged, with_other_windows
-from aspire_mom.mra.prior import fit_both, moved_along
+from aspire_mom.mra.prior import expanded, fit_both, moved_along
 
 N, SIGMA = 10**6, 1.0
 
@@ -27,13 +27,17 @@ def problem(n):
     return pair, Observed.from_samples(*to_samples(m.first[0], m.second[0]), N, SIGMA)
 
 
+def outlook_of(pair, observed):
+    return Outlook(pair, expanded(pair, observed))
+
+
 @pytest.mark.parametrize("n", [24, 25])
 def test_own_misfit_and_adjustment(n):
     """Near the least misfit it is foreseen, and where."""
     pair, observed = problem(n)
     *best, least = fit_both(*pair, observed)
     off = 0.003 * np.random.default_rng(0).standard_normal(12)
-    outlook = Outlook(moved_along(best, off), observed, near=True)
+    outlook = outlook_of(moved_along(best, off), observed)
     expected, steps = outlook.foreseen(equal=False)
     assert outlook.whole.value > least + 10
     assert expected[0] == pytest.approx(least, abs=2)
@@ -48,7 +52,7 @@ def test_the_right_window_is_foreseen(n, which):
     pair, observed = problem(n)
     wrong = list(pair)
     wrong[which] = Curves(pair[which].parameters, np.array([1]), n, density=bool(which))
-    outlook = Outlook(tuple(wrong), observed, near=False)
+    outlook = outlook_of(tuple(wrong), observed)
     expected, _ = outlook.foreseen(equal=True)
     windows = outlook.numbers(0)
     best = outlook.pair_of(windows[np.argmin(expected[windows])])
