@@ -119,14 +119,16 @@ class _Fit:
     :param pair: v and ρ.
     :param misfit: Their misfit.
     :param equal: Whether each curve's Gaussians were kept at their ratios of masses.
-    :param outlook: What is foreseen from there, or close by; None if the fit was given
-        up.
+    :param outlook: What is foreseen from there, or from one step before; None if the
+        fit was given up.
+    :param number: Which of the outlook's alternatives the pair is.
     """
 
     pair: Pair
     misfit: float
     equal: bool
     outlook: Outlook | None
+    number: int = 0
 
     def score(self) -> float:
         """The misfit plus PENALTY per parameter."""
@@ -134,7 +136,14 @@ class _Fit:
 
 
 def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) -> _Fit:
-    """Minimise the misfit from a pair; not to the end if it stays above a bound."""
+    """
+    Minimise the misfit from a pair; not to the end if it stays above a bound.
+
+    Each step takes the window that it foresees to be the best. One is the last when the
+    misfit that it leads to is what was foreseen to within a share of what noise does to
+    one parameter: another could gain no more than that, nor would what it foresees of
+    windows, masses and mergers differ by more.
+    """
     if bound == np.inf:
         there = expanded(pair, observed)
         for _ in range(UNDAMPED):
@@ -143,8 +152,12 @@ def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) 
             number = _best_window(outlook, equal)
             tried = moved_along(outlook.pair_of(number), steps[number])
             there = expanded(tried, observed)
-            if number == 0 and abs(there.value - expected[0]) < SETTLED:
-                return _Fit(tried, there.value, equal, outlook)
+            if abs(there.value - expected[number]) < SETTLED and (
+                number == 0
+                or there.value < observed.good
+                and _merger(outlook, expected[0], equal) is None
+            ):
+                return _Fit(tried, there.value, equal, outlook, number)
             if there.value > outlook.whole.value:
                 break
             pair = tried
@@ -207,7 +220,7 @@ def _revised(best: _Fit, observed: Observed) -> _Fit:
         free = _fit_with_windows(best.pair, observed, equal=False)
         best = min(best, free, key=_Fit.score)
     elif ratios:
-        expected = best.outlook.foreseen(equal=False)[0][0]
+        expected = best.outlook.foreseen(equal=False)[0][best.number]
         if expected < best.misfit - PENALTY * ratios:
             free = _fit(best.pair, observed, equal=False)
             best = min(best, free, key=_Fit.score)
@@ -223,15 +236,21 @@ def _revised(best: _Fit, observed: Observed) -> _Fit:
 def _with_one_less(fit: _Fit) -> Pair | None:
     """The fit with two Gaussians of a curve merged, those that are missed least; None
     if they are expected to be missed."""
-    mergers = fit.outlook.numbers(1)
+    merger = _merger(fit.outlook, fit.misfit, fit.equal)
+    return None if merger is None else fit.outlook.pair_of(merger)
+
+
+def _merger(outlook: Outlook, misfit: float, equal: bool) -> int | None:
+    """Which merger is missed least by what has a misfit; None if it is missed."""
+    mergers = outlook.numbers(1)
     if len(mergers) == 0:
         return None
-    expected = fit.outlook.foreseen(equal=False)[0][mergers]
+    expected = outlook.foreseen(equal=False)[0][mergers]
     i = int(np.argmin(np.round(expected, 3)))
     # One parameter less than there are fewer, since too many are taken to be adjusted.
-    if expected[i] > fit.misfit + PENALTY * (1 if fit.equal else 2):
+    if expected[i] > misfit + PENALTY * (1 if equal else 2):
         return None
-    return fit.outlook.pair_of(mergers[i])
+    return mergers[i]
 
 
 def _curves(alternatives: Alternatives, n: int, density: bool) -> Curves:

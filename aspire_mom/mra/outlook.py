@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg.lapack import dposv
 
-from aspire_mom.mra.misfit import Expansion, Observed, Quadratic
+from aspire_mom.mra.misfit import Expansion, Quadratic
 from aspire_mom.mra.mixtures import Curves, at_windows, in_all_windows
 from aspire_mom.mra.prior import Pair, ways_of
 
