@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
-from itertools import combinations
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from aspire_mom.mra.gauge import fix_gauge, to_distribution
-from aspire_mom.mra.misfit import degrees_of_freedom, misfit
+from aspire_mom.mra.misfit import Observed
 from aspire_mom.mra.mixture_encoder import MIN_SIZE
 from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
 from aspire_mom.mra.moments import to_samples
-from aspire_mom.mra.prior import fit_both
+from aspire_mom.mra.outlook import (
+    FARTHEST,
+    Outlook,
+    density_changes,
+    foreseen,
+    with_other_windows,
+)
+from aspire_mom.mra.prior import Pair, expanded, fit_both, moved_along, ways_of
+from aspire_mom.mra.quick_encoder import Alternatives, leans_left, quick_encoder
 from aspire_mom.mra.signals import all_shifts
 
-# Probability below which numbers of Gaussians, and alternatives, are not tried.
-LIKELY = 0.1
-# Starts tried for each number of Gaussians, until a fit is good, its misfit being no
-# more than so many standard deviations above what is expected.
-TRIED, SURE = 3, 2.0
+# Probability below which alternatives for curves are not tried, and other numbers of
+# Gaussians where a fit is good.
+LIKELY, STILL_LIKELY = 0.1, 0.25
+# Starts tried for each number of Gaussians, until a fit is good.
+TRIED = 3
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
 ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
-# Relative changes by another window that are looked at.
-CHANGE = 1e-4, 0.5
-# Precision with which parameters are known (samples, logarithms) when misfits of other
-# curves are foreseen.
-RIDGE = 1.0
-
-Pair = tuple[Curves, Curves]
+# Least change of ρ, relative to it, by another window that steps look at.
+LEAST = 1e-3
+# Steps without damping, of which one is the last where its misfit is as foreseen to
+# within so much, a share of a standard error of one parameter.
+UNDAMPED, SETTLED = 4, 1.0
 
 
 class LearnedFit(NamedTuple):
@@ -60,233 +68,244 @@ def learned_fit(
     :param sigma: σ.
     :return: The best fit; None where n is too small for the network.
     """
-    encoder = _encoder()
     n, mean = len(first), first[0].real
     if n < MIN_SIZE or mean == 0:
         return None
-    # Gaussians are positive.
-    sign = np.sign(mean)
-    data = (to_samples(sign * first, second), n_observations, sigma)
-    expected = degrees_of_freedom(n)
-    good = expected + SURE * np.sqrt(2 * expected)
-    counts, pairs = _alternatives(encoder, first, second, n_observations, sigma)
+    # Gaussians are positive; and data and their reverse take the same path.
+    sign, backward = np.sign(mean), leans_left(first, second)
+    if backward:
+        first, second = first.conj(), second.conj()
+    moments = to_samples(sign * first, second)
+    observed = Observed.from_samples(*moments, n_observations, sigma)
+    share = sigma**2 / n_observations
+    encoder = quick_encoder()
+    counts, parts = encoder(first, second, share, sigma)
+    good = observed.good
     best = None
     for i in np.argsort(-counts, kind="stable"):
         done = best is not None and best.misfit < good
-        if done and counts[i] < LIKELY:
+        if done and counts[i] < STILL_LIKELY:
             break
-        curves = (_curves(h, n, abs(mean) * np.sqrt(n)) for h in pairs[i])
-        for start in _starts(*curves, data)[: 1 if done else TRIED]:
-            fit = _fit_with_windows(start, data, equal=True)
+        v, rho = (
+            _curves(x, n, density)
+            for x, density in zip(
+                encoder.alternatives(parts, i), (False, True), strict=True
+            )
+        )
+        total = abs(mean) * np.sqrt(n)
+        for start in islice(_starts(v, rho, total, observed), 1 if done else TRIED):
+            bound = best.score() - _cost(start, True) if done else np.inf
+            fit = _fit_with_windows(start, observed, equal=True, bound=bound)
             best = fit if best is None else min(best, fit, key=_Fit.score)
             if fit.misfit < good:
                 break
-    best = _revised(best, data, good)
-    v, rho = (curve.values()[0][0] for curve in best.pair)
+    best = _revised(best, observed)
+    v, rho = (curve.curves[0] for curve in best.pair)
+    if backward:
+        v, rho = (np.roll(x[::-1], 1) for x in (v, rho))
     pair = fix_gauge(sign * v, to_distribution(rho))
     return LearnedFit(pair, best.misfit < good, best.score())
 
 
-class _Fit(NamedTuple):
+def _cost(pair: Pair, equal: bool) -> float:
+    """PENALTY for each parameter of a pair, of equal masses or not."""
+    free = sum(curve.n_free[0] - equal * (curve.k - 1) for curve in pair)
+    return PENALTY * float(free)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
     """
     :param pair: v and ρ.
     :param misfit: Their misfit.
     :param equal: Whether each curve's Gaussians were kept at their ratios of masses.
+    :param outlook: What is foreseen from there, or from one step before; None if the
+        fit was given up.
+    :param number: Which of the outlook's alternatives the pair is.
     """
 
     pair: Pair
     misfit: float
     equal: bool
+    outlook: Outlook | None
+    number: int = 0
 
     def score(self) -> float:
         """The misfit plus PENALTY per parameter."""
-        free = sum(curve.n_free[0] for curve in self.pair)
-        ratios = sum(curve.k - 1 for curve in self.pair)
-        return self.misfit + PENALTY * (free - self.equal * ratios)
+        return self.misfit + _cost(self.pair, self.equal)
 
 
-def _fit(pair: Pair, data: tuple, *, equal: bool, worth: float = 0.0) -> _Fit:
-    *pair, misfit = fit_both(*pair, data, equal=equal, worth=worth)
-    return _Fit(tuple(pair), misfit, equal)
+def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) -> _Fit:
+    """
+    Minimise the misfit from a pair; not to the end if it stays above a bound.
+
+    Each step takes the window that it foresees to be the best. One is the last when the
+    misfit that it leads to is what was foreseen to within a share of what noise does to
+    one parameter: another could gain no more than that, nor would what it foresees of
+    windows, masses and mergers differ by more.
+    """
+    if bound == np.inf:
+        there = expanded(pair, observed)
+        for _ in range(UNDAMPED):
+            outlook = Outlook(pair, there)
+            expected, steps = outlook.foreseen(equal)
+            number = _best_window(outlook, equal)
+            tried = moved_along(outlook.pair_of(number), steps[number])
+            there = expanded(tried, observed)
+            if abs(there.value - expected[number]) < SETTLED and (
+                number == 0
+                or there.value < observed.good
+                and _merger(outlook, expected[0], equal) is None
+            ):
+                return _Fit(tried, there.value, equal, outlook, number)
+            if there.value > outlook.whole.value:
+                break
+            pair = tried
+    *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
+    pair = tuple(pair)
+    if value > bound:
+        return _Fit(pair, value, equal, None)
+    outlook = Outlook(pair, expanded(pair, observed))
+    expected, steps = outlook.foreseen(equal)
+    return _Fit(moved_along(pair, steps[0]), float(expected[0]), equal, outlook)
 
 
-def _fit_with_windows(start: Pair, data: tuple, *, equal: bool) -> _Fit:
+def _best_window(outlook: Outlook, equal: bool) -> int:
+    """Which alternative is foreseen to have the least misfit, 0 being none."""
+    expected, _ = outlook.foreseen(equal)
+    windows = outlook.numbers(0)
+    if len(windows) == 0:
+        return 0
+    best = windows[np.argmin(np.round(expected[windows], 3))]
+    return best if expected[best] < expected[0] - WORTHWHILE else 0
+
+
+def _fit_with_windows(
+    start: Pair, observed: Observed, *, equal: bool, bound: float = np.inf
+) -> _Fit:
     """
     Fits from a start, and then from what the best fit is with v's or ρ's window
     elsewhere, which no small step leads to, as long as that helps.
     """
-    best = _fit(start, data, equal=equal)
+    best = _fit(start, observed, equal=equal, bound=bound)
     for _ in range(ROUNDS):
-        before = best.misfit
-        for pair in _better_windows(best, data):
-            fit = _fit(pair, data, equal=equal)
-            best = min(best, fit, key=lambda fit: fit.misfit)
-            if best.misfit < before - WORTHWHILE:
+        for pair in _better_windows(best):
+            fit = _fit(pair, observed, equal=equal, bound=best.misfit - WORTHWHILE)
+            if fit.outlook is not None:
+                best = fit
                 break
         else:
             break
     return best
 
 
-def _revised(best: _Fit, data: tuple, good: float) -> _Fit:
+def _better_windows(fit: _Fit) -> Iterator[Pair]:
+    """The pairs of least misfit to be expected among those with one other window, if it
+    is less than what the fit has."""
+    if fit.outlook is None:
+        return
+    expected, steps = fit.outlook.foreseen(fit.equal)
+    windows = fit.outlook.numbers(0)
+    order = np.argsort(np.round(expected[windows], 3), kind="stable")
+    for i in windows[order[:OTHERS]]:
+        if expected[i] < fit.misfit - WORTHWHILE:
+            yield moved_along(fit.outlook.pair_of(i), steps[i])
+
+
+def _revised(best: _Fit, observed: Observed) -> _Fit:
     """With other masses and with fewer Gaussians, as far as they are worth it: the
     network knows equal masses only, and as many Gaussians in v as in ρ."""
     ratios = sum(curve.k - 1 for curve in best.pair)
-    if best.misfit > good:
-        free = _fit_with_windows(best.pair, data, equal=False)
+    if best.misfit > observed.good:
+        free = _fit_with_windows(best.pair, observed, equal=False)
+        best = min(best, free, key=_Fit.score)
     elif ratios:
-        free = _fit(best.pair, data, equal=False, worth=PENALTY * ratios)
-    else:
-        free = best
-    best = min(best, free, key=_Fit.score)
-    while (pair := _with_one_less(best, data)) is not None:
-        fit = _fit(pair, data, equal=best.equal)
-        if fit.score() >= best.score():
+        expected = best.outlook.foreseen(equal=False)[0][best.number]
+        if expected < best.misfit - PENALTY * ratios:
+            free = _fit(best.pair, observed, equal=False)
+            best = min(best, free, key=_Fit.score)
+    while (pair := _with_one_less(best)) is not None:
+        bound = best.score() - _cost(pair, best.equal)
+        fit = _fit(pair, observed, equal=best.equal, bound=bound)
+        if fit.outlook is None:
             break
         best = fit
     return best
 
 
-def _with_one_less(fit: _Fit, data: tuple) -> Pair | None:
+def _with_one_less(fit: _Fit) -> Pair | None:
     """The fit with two Gaussians of a curve merged, those that are missed least; None
     if they are expected to be missed."""
-    signal, density = fit.pair
-    signals, densities = (_merged(curve) for curve in fit.pair)
-    if not len(signals) + len(densities):
+    merger = _merger(fit.outlook, fit.misfit, fit.equal)
+    return None if merger is None else fit.outlook.pair_of(merger)
+
+
+def _merger(outlook: Outlook, misfit: float, equal: bool) -> int | None:
+    """Which merger is missed least by what has a misfit; None if it is missed."""
+    mergers = outlook.numbers(1)
+    if len(mergers) == 0:
         return None
-    expected = _expected(signal, density, signals, densities, data)
+    expected = outlook.foreseen(equal=False)[0][mergers]
     i = int(np.argmin(np.round(expected, 3)))
-    if expected[i] > fit.misfit + PENALTY * (2 if fit.equal else 3):
+    # One parameter less than there are fewer, since too many are taken to be adjusted.
+    if expected[i] > misfit + PENALTY * (1 if equal else 2):
         return None
-    if i < len(signals):
-        return signals[i : i + 1], density
-    i -= len(signals)
-    return signal, densities[i : i + 1]
+    return mergers[i]
 
 
-def _merged(curve: Curves) -> Curves:
-    """The curve with each pair of its Gaussians replaced by one of the same mass, mean
-    and variance."""
-    k, rows = curve.k, []
-    centres, widths, heights = curve.parameters[0, :-1].reshape(3, k)
-    for i, j in combinations(range(k), 2):
-        two, others = [i, j], [x for x in range(k) if x not in (i, j)]
-        masses = np.exp(widths[two] + heights[two])
-        mean = np.average(centres[two], weights=masses)
-        squares = np.exp(2 * widths[two]) + (centres[two] - mean) ** 2
-        width = np.log(np.average(squares, weights=masses)) / 2
-        height = np.log(masses.sum()) - width
-        pairs = zip((centres, widths, heights), (mean, width, height), strict=True)
-        rows.append(np.append([np.append(p[others], x) for p, x in pairs], 0.0))
-    parameters = np.reshape(rows, (len(rows), 3 * max(k - 1, 1) + 1))
-    return Curves(parameters, curve.windows.repeat(len(rows)), curve.n, curve.density)
+def _curves(alternatives: Alternatives, n: int, density: bool) -> Curves:
+    """Likely alternatives for a curve, most likely first, of Gaussians of mass √2π, in
+    a window that begins at 0."""
+    centres, widths, probabilities = alternatives
+    likely = probabilities >= min(LIKELY, probabilities[0])
+    centres, widths = (centres[likely] + 0.5) * n - 0.5, widths[likely] + np.log(n)
+    offset, windows = np.zeros((len(widths), 1)), np.zeros(len(widths), int)
+    return Curves(np.hstack((centres, widths, -widths, offset)), windows, n, density)
+
+
+def _starts(
+    signals: Curves, densities: Curves, total: float, observed: Observed
+) -> Iterator[Pair]:
+    """Pairs of curves, likely ones first, v with a given sum, ρ in the window that
+    suits the second moment best, and a step from there."""
+    k = signals.k
+    for i, j in _by_rank(len(signals), len(densities)):
+        signal, density = signals[i : i + 1], densities[j : j + 1]
+        v, rho = signal.curves[0], density.curves[0]
+        shifted = all_shifts(v - v.mean()) @ observed.axes
+        strength = shifted**2 @ observed.powers + (shifted @ observed.mean) ** 2
+        # Row r of all_shifts(ρ) is ρ moved by r.
+        window = np.argmax(all_shifts(rho) @ strength, keepdims=True)
+        parameters = [x.parameters.copy() for x in (signal, density)]
+        parameters[0][:, 2 * k : 3 * k] += np.log(total / np.add.reduce(v))
+        parameters[1][:, :k] += window
+        signal, density = (
+            x.with_parameters(p)
+            for x, p in zip((signal, density), parameters, strict=True)
+        )
+        yield _step((signal, at_windows(density, window)), observed)
 
 
 @cache
-def _encoder():
-    from aspire_mom.mra.weights import pretrained
-
-    return pretrained("mixture").double()
-
-
-def _alternatives(encoder, first, second, n_observations, sigma):
-    """What the encoder says of one problem: probabilities of 1, 2, … Gaussians, and for
-    each number alternatives for v and for ρ."""
-    import torch
-
-    share, sigma = (
-        torch.tensor([x], dtype=torch.float64)
-        for x in (sigma**2 / n_observations, sigma)
-    )
-    with torch.no_grad():
-        counts, pairs = encoder.hypotheses(
-            torch.as_tensor(first)[None], torch.as_tensor(second)[None], share, sigma
-        )
-    return counts[0].exp().numpy(), pairs
+def _by_rank(a: int, b: int) -> list[tuple[int, int]]:
+    """Pairs of numbers below a and b, those of a small sum first."""
+    return sorted(np.ndindex(a, b), key=lambda pair: (sum(pair), pair))
 
 
-def _curves(hypotheses, n: int, total: float) -> Curves:
-    """Likely alternatives for a curve of a given sum, most likely first, in a window
-    that begins at 0."""
-    centres, widths, probabilities = (x[0].numpy() for x in hypotheses.likeliest())
-    probabilities = np.exp(probabilities)
-    likely = probabilities >= min(LIKELY, probabilities[0])
-    parameters = np.column_stack(
-        (
-            (centres + 0.5) * n - 0.5,
-            widths + np.log(n),
-            -widths,
-            np.zeros(len(widths)),
-        )
-    )[likely]
-    curves = Curves(parameters, np.zeros(len(parameters), int), n, False)
-    k = curves.k
-    parameters[:, 2 * k : 3 * k] += np.log(total / curves.values()[0].sum(1))[:, None]
-    return curves
-
-
-def _starts(signals: Curves, densities: Curves, data: tuple) -> list[Pair]:
-    """
-    Pairs of curves, ρ's window being where the second moment has it or one sample to
-    either side, in order of the misfit to be expected.
-    """
-    n, found = signals.n, []
-    rho = densities.values()[0]
-    rho /= rho.sum(1, keepdims=True)
-    lag = (np.arange(n) - np.arange(n)[:, None]) % n
-    for i, v in enumerate(signals.values()[0]):
-        shifted = all_shifts(v - v.mean())
-        strength = ((shifted @ data[0][1]) * shifted).sum(1)
-        # Row r of rho[h][lag] is ρ moved by r.
-        windows = np.argmax(rho[:, lag] @ strength, 1)[:, None] + [0, -1, 1]
-        parameters = densities.parameters.repeat(3, 0)
-        parameters[:, : densities.k] += windows.reshape(-1, 1)
-        moved = Curves(parameters, windows.ravel(), n, True)
-        moved = at_windows(moved, windows.ravel() % n)
-        signal = signals[i : i + 1]
-        expected = _expected(signal, moved[:1], signal, moved, data)[1:]
-        found += [(e, i, j, signal, moved[j : j + 1]) for j, e in enumerate(expected)]
-    found.sort(key=lambda candidate: candidate[:3])
-    return [candidate[3:] for candidate in found]
-
-
-def _better_windows(fit: _Fit, data: tuple) -> list[Pair]:
-    """The pairs of least misfit to be expected among those with one other window, if it
-    is less than what the fit has."""
-    signal, density = fit.pair
-    signals, densities = (_with_other_windows(curve) for curve in (signal, density))
-    pairs = [(signals[i : i + 1], density) for i in range(len(signals))]
-    pairs += [(signal, densities[i : i + 1]) for i in range(len(densities))]
-    if not pairs:
-        return []
-    expected = _expected(signal, density, signals, densities, data)
-    order = np.argsort(np.round(expected, 3), kind="stable")[:OTHERS]
-    return [pairs[i] for i in order if expected[i] < fit.misfit - WORTHWHILE]
-
-
-def _with_other_windows(curve: Curves) -> Curves:
-    """The curve with all windows that change it, but not beyond recognition."""
-    curves, value = at_windows(curve, np.arange(curve.n)), curve.values()[0][0]
-    change = np.linalg.norm(curves.values()[0] - value, axis=1) / np.linalg.norm(value)
-    return curves[(change > CHANGE[0]) & (change < CHANGE[1])]
-
-
-def _expected(
-    signal: Curves, density: Curves, signals: Curves, densities: Curves, data: tuple
-) -> np.ndarray:
-    """
-    Misfits with one curve of a pair replaced, and all parameters adjusted, to second
-    order: first for each of other signals, then for each of other densities.
-    """
-    n, parts = signal.n, []
-    (v, by_v), (rho, by_rho) = signal.values(), density.values()
-    ways = signals.values()[0] - v, densities.values()[0] - rho
-    for along, offset in ((by_v[0, :-1], 0), (by_rho[0, :-1], n)):
-        parts.append(np.pad(along, ((0, 0), (offset, n - offset))))
-    free = sum(len(part) for part in parts)
-    for way, offset in zip(ways, (0, n), strict=True):
-        parts.append(np.pad(way, ((0, 0), (offset, n - offset))))
-    whole = misfit(data[0], v[0], rho[0], *data[1:], np.vstack(parts))
-    every = np.eye(len(whole.at))
-    target = whole.minimised_over(every[:free], slice(free, None), RIDGE)
-    return target(every[free:, free:])[0]
+def _step(pair: Pair, observed: Observed) -> Pair:
+    """A Gauss-Newton step, with ρ's window moved to where the step leads to the least
+    misfit to be expected."""
+    signal, density = pair
+    v, rho, by_v = signal.curves[0], density.curves[0], signal.by_shape[0]
+    adjust, P = ways_of(pair, equal=True), len(by_v)
+    along = np.zeros((adjust.shape[1], P + len(v)))
+    along[:P, :P], along[P:, P:] = np.eye(P), density.by_shape[0]
+    others = with_other_windows(density, LEAST, FARTHEST)
+    ways = np.concatenate((np.zeros((1, len(v))), others.curves - rho))
+    whole = expanded(pair, observed).along(by_v)
+    changes = density_changes(whole, ways)
+    expected, steps = foreseen(whole, adjust @ along, changes)
+    i = int(np.argmin(np.round(expected, 3)))
+    if i > 0:
+        density = others[i - 1 : i]
+    return moved_along((signal, density), steps[i] @ adjust)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom, misfit
+from aspire_mom.mra.misfit import Observed, Quadratic, degrees_of_freedom, misfit
 
 # Prior standard deviations about the current point: of v relative to its root mean
 # square, and of ρ in absolute terms.
@@ -33,20 +33,20 @@ def least_squares(
     :return: The misfit, expanded about the solution `at`, v and then ρ. Entries of ρ
         may be slightly negative.
     """
-    n = len(v)
+    n, observed = len(v), Observed.from_samples(*moments, n_observations, sigma)
     ridge = np.concatenate(
         (
             np.full(n, 1 / (SIGNAL_SPREAD**2 * np.mean(v**2))),
             np.full(n, 1 / DENSITY_SPREAD**2),
         )
     )
-    current, damping = misfit(moments, v, rho, n_observations, sigma), 1e-4
+    current, damping = misfit(observed, v, rho), 1e-4
     for _ in range(STEPS):
         if current.value < degrees_of_freedom(n) or damping > 10:
             break
         matrix = current.damped(damping).hessian + np.diag(ridge)
         x = current.at + np.linalg.solve(matrix, current.gradient)
-        tried = misfit(moments, x[:n], x[n:] / x[n:].sum(), n_observations, sigma)
+        tried = misfit(observed, x[:n], x[n:] / x[n:].sum())
         gain = current.value - tried.value
         if gain > 0:
             current, damping = tried, damping / 5

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 
 from aspire_mom.mra.misfit import Quadratic
+from aspire_mom.mra.signals import shift
 
 NO_CUT = -1
 # Widths allowed, centres' margin beyond the window, in units of n.
@@ -62,48 +64,74 @@ class Curves:
         return len(self.windows)
 
     def __getitem__(self, rows) -> Curves:
-        return Curves(self.parameters[rows], self.windows[rows], self.n, self.density)
+        some = Curves(self.parameters[rows], self.windows[rows], self.n, self.density)
+        if "curves" in self.__dict__:
+            some.__dict__["curves"] = self.curves[rows]
+        return some
 
     def with_parameters(self, parameters: np.ndarray) -> Curves:
         return Curves(parameters, self.windows, self.n, self.density)
+
+    @cached_property
+    def _terms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gaussians (S, k, n), distances from their centres in standard deviations
+        (S, k, n), and inverses of these (S, k, 1)."""
+        n, k = self.n, self.k
+        parameters = self.parameters[:, :-1, None]
+        centres, heights = parameters[:, :k], parameters[:, 2 * k :]
+        narrowness = np.exp(-parameters[:, k : 2 * k])
+        if len(self) == 1:
+            distance = _inside(self.windows.item(), n) - centres
+        else:
+            j, windows = np.arange(n), self.windows[:, None]
+            distance = np.where(j >= windows, j, j + n)[:, None] - centres
+        uncut = self.windows == NO_CUT
+        if np.count_nonzero(uncut):
+            distance[uncut] = (distance[uncut] + n / 2) % n - n / 2
+        scaled = distance * narrowness
+        return np.exp(heights - 0.5 * scaled**2), scaled, narrowness
+
+    @cached_property
+    def curves(self) -> np.ndarray:
+        """The curves (S, n)."""
+        return self._moved(self._unmoved)
+
+    @cached_property
+    def _unmoved(self) -> np.ndarray:
+        """The curves without their offsets (S, n)."""
+        curves = np.add.reduce(self._terms[0], 1)
+        return curves / curves.sum(1, keepdims=True) if self.density else curves
+
+    @cached_property
+    def by_shape(self) -> np.ndarray:
+        """Their derivatives by all parameters but the offset (S, 3k, n)."""
+        k, (terms, scaled, narrowness) = self.k, self._terms
+        by = np.empty((len(self), 3 * k, self.n))
+        np.multiply(terms, scaled, out=by[:, :k])
+        np.multiply(by[:, :k], scaled, out=by[:, k : 2 * k])
+        by[:, :k] *= narrowness
+        by[:, 2 * k :] = terms
+        if self.density:
+            by -= by.sum(-1, keepdims=True) * self._unmoved[:, None]
+            by /= terms.sum((1, 2))[:, None, None]
+        return self._moved(by)
 
     def values(self) -> tuple[np.ndarray, np.ndarray]:
         """
         :return: The curves (S, n) and their derivatives by parameters (S, 3k + 1, n).
         """
-        n, k, S = self.n, self.k, len(self)
-        parameters, offset = self.parameters[:, :-1, None], self.parameters[:, -1]
-        centres, heights = parameters[:, :k], parameters[:, 2 * k :]
-        narrowness = np.exp(-parameters[:, k : 2 * k])
-        j, windows = np.arange(n), self.windows[:, None]
-        distance = np.where(j >= windows, j, j + n)[:, None] - centres
-        uncut = self.windows == NO_CUT
-        if uncut.any():
-            distance[uncut] = (distance[uncut] + n / 2) % n - n / 2
-        scaled = distance * narrowness
-        square = scaled**2
-        terms = np.exp(heights - 0.5 * square)
-        by = np.empty((S, 3 * k + 1, n))
-        by[:, :k] = terms * scaled * narrowness
-        by[:, k : 2 * k] = terms * square
-        by[:, 2 * k : 3 * k] = terms
-        curve = terms.sum(1)
-        if self.density:
-            total = curve.sum(1, keepdims=True)
-            curve = curve / total
-            inner = by[:, :-1]
-            inner -= inner.sum(-1, keepdims=True) * curve[:, None]
-            inner /= total[:, None]
-        by[:, -1] = curve
+        n, offset = self.n, self.parameters[:, -1:]
         turns = -2j * np.pi / n * np.arange(n // 2 + 1)
-        if offset.any():
-            moved = np.fft.rfft(by) * np.exp(turns * offset[:, None, None])
-            curve = np.fft.irfft(moved[:, -1], n)
-            moved[:, -1] *= turns
-            by = np.fft.irfft(moved, n)
-        else:
-            by[:, -1] = np.fft.irfft(np.fft.rfft(curve) * turns, n)
-        return curve, by
+        moved = np.fft.rfft(self._unmoved) * np.exp(offset * turns)
+        by_offset = np.fft.irfft(moved * turns, n)
+        return self.curves, np.concatenate((self.by_shape, by_offset[:, None]), 1)
+
+    def _moved(self, x: np.ndarray) -> np.ndarray:
+        """What belongs to the curves, (S, …, n), shifted by their offsets."""
+        offset = self.parameters[:, -1]
+        if not np.count_nonzero(offset):
+            return x
+        return shift(x, offset.reshape(-1, *[1] * (x.ndim - 2)))
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """Least and greatest parameters, (S, 3k + 1) each."""
@@ -251,39 +279,53 @@ def single_gaussians(curve: np.ndarray, windows, offsets, density: bool) -> Curv
     return Curves(parameters, windows, n, density)
 
 
-def jumps(curve: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Where a curve, smooth but for a jump and known at points between its samples only by
-    interpolation, may jump: peaks of its difference above the frequencies that smooth
-    curves have.
-
-    :param curve: Values (n,).
-    :param most: Candidates wanted.
-    :return: First samples after the jumps, and by how much they lie beyond, in samples.
-    """
-    n, fine = len(curve), 8
-    k = np.arange(n // 2 + 1)
-    difference = (1 - np.exp(-2j * np.pi * k / n)) * np.fft.rfft(curve)
-    padded = np.zeros(n * fine // 2 + 1, complex)
-    padded[: len(k)] = np.where(k >= n / 6, difference, 0)
-    height = np.abs(np.fft.irfft(padded, n * fine))
-    peak = (height >= np.roll(height, 1)) & (height > np.roll(height, -1))
-    where = np.argsort(np.where(peak, -height, 0))[:most] / fine
-    return np.round(where).astype(int) % n, where - np.round(where)
-
-
 def at_windows(curves: Curves, windows: np.ndarray) -> Curves:
     """
     :param curves: One curve, or one for each window.
     :param windows: First samples of windows (S,).
     :return: Curves of the same Gaussians, cut off at the ends of other windows.
     """
-    parameters = np.broadcast_to(
-        curves.parameters, (len(windows), curves.parameters.shape[1])
-    ).copy()
+    parameters = curves.parameters.repeat(len(windows) // len(curves), 0)
     k, start = curves.k, windows[:, None] - 0.5
     parameters[:, :k] = start + (parameters[:, :k] - start) % curves.n
     return Curves(parameters, windows, curves.n, curves.density)
+
+
+def in_all_windows(curve: Curves) -> np.ndarray:
+    """
+    :param curve: One curve, without an offset.
+    :return: Values (n, n) of its Gaussians cut off at the ends of window 0, 1, …, as
+        :func:`at_windows` has them.
+    """
+    n, k = curve.n, curve.k
+    centres, widths, heights = curve.parameters[0, :-1].reshape(3, k, 1)
+    grid, places = _places(n)
+    centres = (centres + 0.5) % n - 0.5
+    # At distances of -n to 2n, from which each window takes its n.
+    scaled = (grid - centres) * np.exp(-widths)
+    terms = np.exp(heights - 0.5 * scaled**2)
+    after = np.where(grid[n : 2 * n] - 0.5 > centres, n, 0)
+    values = terms[0].take(places - after[0, :, None])
+    for i in range(1, k):
+        values += terms[i].take(places - after[i, :, None])
+    if curve.density:
+        values /= values.sum(1, keepdims=True)
+    return values
+
+
+@cache
+def _inside(window: int, n: int) -> np.ndarray:
+    """Where a window has each sample."""
+    j = np.arange(n)
+    return np.where(j >= window, j, j + n)
+
+
+@cache
+def _places(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """-n … 2n - 1, and where there sample j is in the window that begins at w, if its
+    Gaussian's centre is at w or later, (w, j)."""
+    j = np.arange(n)
+    return np.arange(-n, 2 * n), n + np.where(j < j[:, None], j + n, j)
 
 
 def _select(scores, windows, most: int, per_window: int) -> np.ndarray:
@@ -324,7 +366,7 @@ def _with_moved_windows(curves: Curves) -> Curves:
 def _with_one_more(curves: Curves, target: Quadratic) -> Curves:
     """Each curve with a Gaussian added where it helps most, and with each split."""
     k, parts = curves.k, []
-    values, _ = curves.values()
+    values = curves.curves
     for width in (curves.n / 20, curves.n / 10):
         parts += _with_bumps(curves, values, target, width)
     centres, widths, heights, offset = np.split(curves.parameters, [k, 2 * k, 3 * k], 1)

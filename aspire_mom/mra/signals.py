@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -133,8 +134,13 @@ def all_shifts(v: np.ndarray) -> np.ndarray:
     :param v: Signals (..., n).
     :return: Their shifts (..., n, n): row s is v(· - s).
     """
-    j = np.arange(v.shape[-1])
-    return v[..., (j - j[:, None]) % len(j)]
+    return np.take(v, _lags(v.shape[-1]), axis=-1)
+
+
+@cache
+def _lags(n: int) -> np.ndarray:
+    j = np.arange(n)
+    return (j - j[:, None]) % n
 
 
 def shift(signal: np.ndarray, by: np.ndarray | float) -> np.ndarray:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Literal, get_args
 
+# Importing it disables the loggers that exist, so that this comes first.
+import aspire  # noqa: F401
 import numpy as np
 
 from aspire_mom.mra.checks import check_moments

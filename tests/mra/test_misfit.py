@@ -3,8 +3,8 @@ import pytest
 
 from aspire_mom.mra import GaussianFamily, forward_moments, simulate_moments
 from aspire_mom.mra.least_squares import least_squares
-from aspire_mom.mra.misfit import degrees_of_freedom, misfit
-from aspire_mom.mra.moments import to_fourier, to_samples
+from aspire_mom.mra.misfit import Expansion, Observed, degrees_of_freedom, misfit
+from aspire_mom.mra.moments import to_samples
 
 
 @pytest.mark.parametrize("n", [20, 21])
@@ -17,7 +17,7 @@ def test_misfit_of_the_truth_is_chi_squared(n, N, sigma):
     many = [np.broadcast_to(x, (200, n)) for x in (v, rho)]
     m = simulate_moments(*many, N, sigma, rng)
     values = [
-        misfit(pair, v, rho, N, sigma).value
+        misfit(Observed.from_samples(*pair, N, sigma), v, rho).value
         for pair in zip(*to_samples(m.first, m.second), strict=True)
     ]
     freedom = degrees_of_freedom(n)
@@ -26,44 +26,50 @@ def test_misfit_of_the_truth_is_chi_squared(n, N, sigma):
     assert np.var(values) == pytest.approx(2 * freedom, rel=5 * (2 / 200) ** 0.5)
 
 
-def test_expansion_has_the_misfits_slope():
-    """Against differences, weights being held by evaluating close by. The slope of the
-    weights themselves is of the order of the residual and small beside it far off."""
+@pytest.mark.parametrize("n", [20, 21])
+def test_expansion_has_the_misfits_slope(n):
+    """Against differences, far from the solution, where the slope of what draws of
+    shifts add, which is left out, is small beside it."""
     rng = np.random.default_rng(1)
+    v, rho = (x[0] for x in GaussianFamily(2, n=n).draw(1, rng))
+    m = simulate_moments(v, rho, 10**6, 10.0, rng)
+    observed = Observed.from_samples(*to_samples(m.first, m.second), 10**6, 10.0)
+    v, rho = 1.05 * v, 0.9 * rho + 0.1 / n
+    for _ in range(5):
+        step = 1e-5 * rng.standard_normal(2 * n)
+        step[n:] -= step[n:].mean()
+        at = misfit(observed, v, rho)
+        ahead, behind = (
+            misfit(observed, v + sign * step[:n], rho + sign * step[n:]).value
+            for sign in (1, -1)
+        )
+        slope = at(at.at + step)[0] - at(at.at - step)[0]
+        assert ahead - behind == pytest.approx(slope, rel=0.05)
+
+
+def test_axes_and_weights():
+    """The weights are the inverse variances that the module states, and in the axes the
+    second moment about the mean is diagonal."""
+    rng = np.random.default_rng(5)
     v, rho = (x[0] for x in GaussianFamily(2, n=20).draw(1, rng))
-    m = simulate_moments(v, rho, 10**6, 1.0, rng)
-    moments = to_samples(m.first, m.second)
-    # Data move instead of the point: weights stay the same.
-    at = misfit(moments, v, rho, 10**6, 1.0)
-    step = 1e-6 * rng.standard_normal(40)
-    step[20:] -= step[20:].mean()
-    changed = [
-        misfit(
-            to_samples(*_moments_moved(moments, v, rho, sign * step)),
-            v,
-            rho,
-            10**6,
-            1.0,
-        ).value
-        for sign in (1, -1)
-    ]
-    expected = [at(at.at + sign * step)[0] for sign in (1, -1)]
-    np.testing.assert_allclose(
-        changed[0] - changed[1], expected[0] - expected[1], rtol=1e-4
-    )
-
-
-def _moments_moved(moments, v, rho, step):
-    first, second = to_fourier(*moments)
-    old, new = forward_moments(v, rho), forward_moments(v + step[:20], rho + step[20:])
-    return first - (new[0] - old[0]), second - (new[1] - old[1])
+    first, second = to_samples(*forward_moments(v, rho))
+    observed = Observed.from_samples(first, second, 10**6, 0.5)
+    covariance = observed.axes.T @ (second - np.outer(first, first)) @ observed.axes
+    np.testing.assert_allclose(covariance, np.diag(observed.powers), atol=1e-10)
+    edge = 2 * 0.25 * np.sqrt(20 / 10**6)
+    powers = np.where(observed.powers > edge, observed.powers, 0)
+    variance = (0.25 * (powers[:, None] + powers) + 0.25**2) / 10**6
+    np.testing.assert_allclose(observed.weights, 1 / (2 * variance), rtol=1e-9)
+    made = observed.factors.T @ observed.factors
+    np.testing.assert_allclose(made, observed.weights, rtol=1e-4)
 
 
 def test_quadratics():
     rng = np.random.default_rng(2)
     v, rho = (x[0] for x in GaussianFamily(2, n=20).draw(1, rng))
     m = simulate_moments(v, rho, 10**6, 1.0, rng)
-    q = misfit(to_samples(m.first, m.second), v, rho, 10**6, 1.0)
+    observed = Observed.from_samples(*to_samples(m.first, m.second), 10**6, 1.0)
+    q = misfit(observed, v, rho)
     x = q.at + 1e-3 * rng.standard_normal((3, 40))
     value, slope = q(x)
     i = np.eye(40) * 1e-4
@@ -83,20 +89,26 @@ def test_least_squares_reaches_the_noise_from_any_start():
     m = simulate_moments(v, rho, 10**6, 1.0, rng)
     start = v + 0.1 * rng.standard_normal(20), rng.dirichlet(np.full(20, 9.0))
     moments = to_samples(m.first, m.second)
-    before = misfit(moments, *start, 10**6, 1.0).value
+    before = misfit(Observed.from_samples(*moments, 10**6, 1.0), *start).value
     found = least_squares(moments, *start, 10**6, 1.0)
     assert before > 20 * degrees_of_freedom(20)
     assert found.value < 1.5 * degrees_of_freedom(20)
     assert np.linalg.norm(found.at[:20] - v) < 0.2 * np.linalg.norm(start[0] - v)
 
 
-def test_misfit_along_directions_is_part_of_the_whole():
+@pytest.mark.parametrize("n", [20, 21])
+def test_misfit_along_directions_is_part_of_the_whole(n):
     rng = np.random.default_rng(4)
-    v, rho = (x[0] for x in GaussianFamily(2, n=21).draw(1, rng))
+    v, rho = (x[0] for x in GaussianFamily(2, n=n).draw(1, rng))
     m = simulate_moments(v, rho, 10**6, 1.0, rng)
-    data = to_samples(m.first, m.second), 1.1 * v, rho, 10**6, 1.0
-    whole, moves = misfit(*data), rng.standard_normal((5, 42))
-    part, steps = misfit(*data, moves), rng.standard_normal((3, 5))
-    for a, b in zip(part(steps), whole(whole.at + steps @ moves), strict=True):
-        expected = b if b.ndim == 1 else b @ moves.T
-        np.testing.assert_allclose(a, expected, rtol=1e-9)
+    observed = Observed.from_samples(*to_samples(m.first, m.second), 10**6, 1.0)
+    whole, moves = misfit(observed, 1.1 * v, rho), rng.standard_normal((5, n))
+    part = Expansion(observed, 1.1 * v, rho).along(moves)
+    directions = np.zeros((5 + n, 2 * n))
+    directions[:5, :n], directions[5:, n:] = moves, np.eye(n)
+    steps = rng.standard_normal((3, 5 + n))
+    expected = whole(whole.at + steps @ directions)
+    for other in (part.along(np.eye(5 + n)), whole.along(directions)):
+        value, slope = other(steps)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-8)
+        np.testing.assert_allclose(slope, expected[1] @ directions.T, rtol=1e-7)

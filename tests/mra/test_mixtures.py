@@ -8,7 +8,8 @@ from aspire_mom.mra import GaussianFamily, exact_moments, shift, shift_error
 from aspire_mom.mra.density import density_of_shifts
 from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
 from aspire_mom.mra.misfit import Quadratic
-from aspire_mom.mra.mixtures import NO_CUT, Curves, grow, jumps, single_gaussians
+from aspire_mom.mra.mixtures import NO_CUT, Curves, grow, single_gaussians
+from aspire_mom.mra.prior import jumps
 
 
 def some_curves(n=24, density=False, offset=0.3):

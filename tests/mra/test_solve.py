@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -281,3 +283,13 @@ def test_batches_are_solved_one_by_one():
         alone = solve(m.first[i], m.second[i], **NOISE)
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_allclose(a[i // 2, i % 2], b, atol=1e-8)
+
+
+def test_warnings_outlive_an_import_of_aspire():
+    """In a process of its own, where ASPIRE, which disables loggers that exist, is
+    imported after the package."""
+    code = (
+        "import aspire_mom.mra, logging, aspire;"
+        "assert not logging.getLogger('aspire_mom.mra.solve').disabled"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
