@@ -112,3 +112,22 @@ def test_misfit_along_directions_is_part_of_the_whole(n):
         value, slope = other(steps)
         np.testing.assert_allclose(value, expected[0], rtol=1e-8)
         np.testing.assert_allclose(slope, expected[1] @ directions.T, rtol=1e-7)
+
+
+@pytest.mark.parametrize("n", [20, 21])
+def test_more_moves_are_expanded_as_the_first_are(n):
+    rng = np.random.default_rng(5)
+    v, rho = (x[0] for x in GaussianFamily(2, n=n).draw(1, rng))
+    m = simulate_moments(v, rho, 10**6, 1.0, rng)
+    observed = Observed.from_samples(*to_samples(m.first, m.second), 10**6, 1.0)
+    moves = rng.standard_normal((7, n))
+    whole = Expansion(observed, 1.1 * v, rho).along(moves)
+    part = Expansion(observed, 1.1 * v, rho)
+    part.along(moves[:4])
+    bent, pull, curvature = part.of_others(moves[4:])
+    kept = np.r_[:4, 7 : 7 + n]
+    np.testing.assert_allclose(bent, whole.hessian[4:7][:, kept], rtol=1e-7, atol=1e-3)
+    np.testing.assert_allclose(pull, whole.gradient[4:7], rtol=1e-7)
+    np.testing.assert_allclose(curvature, whole.hessian.diagonal()[4:7], rtol=1e-7)
+    value = misfit(observed, 1.1 * v, rho).value
+    assert part.value == whole.value == pytest.approx(value, rel=1e-12)

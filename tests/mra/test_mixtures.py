@@ -8,7 +8,14 @@ from aspire_mom.mra import GaussianFamily, exact_moments, shift, shift_error
 from aspire_mom.mra.density import density_of_shifts
 from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
 from aspire_mom.mra.misfit import Quadratic
-from aspire_mom.mra.mixtures import NO_CUT, Curves, grow, single_gaussians
+from aspire_mom.mra.mixtures import (
+    NO_CUT,
+    Curves,
+    at_windows,
+    grow,
+    in_all_windows,
+    single_gaussians,
+)
 from aspire_mom.mra.prior import jumps
 
 
@@ -192,3 +199,13 @@ def test_density_for_a_known_signal(n):
     for _ in range(50):
         mixed = 0.99 * best + 0.01 * rng.dirichlet(np.full(n, 0.3), 2)
         assert (distance(mixed) > distance(best)).all()
+
+
+@pytest.mark.parametrize("n", [20, 41])
+@pytest.mark.parametrize("density", [False, True])
+def test_all_windows_at_once_are_those_one_by_one(n, density):
+    """Of Gaussians some of which lie beyond their window's ends."""
+    p = np.array([[-0.7, 3.2, n - 0.4, *np.log([1.0, 2.0, 3.0]), 0.1, 0.0, -0.2, 0.0]])
+    curve = Curves(p, np.array([0]), n, density)
+    expected = at_windows(curve, np.arange(n)).curves
+    np.testing.assert_allclose(in_all_windows(curve), expected, atol=1e-12)
