@@ -62,6 +62,8 @@ STARTING_SIGMA = 0.1
 # Wide enough for the few shells that moments determine, and quick.
 NETWORK_WIDTH = 64
 LOG_DENSITY_DEGREE = 6
+# Share of the best known frequencies' weight below which CTFs hardly let one pass.
+HARDLY = 0.01
 MAX_DEGREE = 41
 
 
@@ -94,7 +96,7 @@ class MomentInversion:
     :param max_gaussians: Largest mixture of Gaussians.
     :param support_radius: Radius of a ball that holds the molecule, in boxes.
     :param signed: Let Gaussians be negative; by default only where the mean of the
-        images is too small for a non-negative volume.
+        images is too small for a non-negative volume, and not where CTFs hide it.
     :param seed: Seed of the starts.
     :param device: torch device.
     :param status: Called every few steps with an `OptimizerStatus`; True stops with
@@ -296,8 +298,9 @@ class MomentInversion:
         if not self.cartesian:
             cut = {"n_rings": n_rings, "max_order": self._max_order(n_rings)}
         moments = self.moments
-        # Shifts act on pairs of pixels, which `CartesianLoss` never forms.
-        if self.cartesian and self.weighting == "none" and not moments.shift_std:
+        # Shifts and weights are of pairs of pixels, which `CartesianLoss` never forms.
+        pairs = moments.shift_std or moments.second_weight is not None
+        if self.cartesian and self.weighting == "none" and not pairs:
             loss = CartesianLoss(moments, lam=self.lam)
         else:
             loss = MomentLoss(moments, weighting=self.weighting, lam=self.lam, **cut)
@@ -388,6 +391,7 @@ class MomentInversion:
                 self.quadrature.weights,
                 *(moments.first, moments.second),
                 *(moments.first_error, moments.second_error),
+                *(moments.first_weight, moments.second_weight),
                 np.array(moments.shift_std),
             ],
             [m for m in (self.volume, self.density) if isinstance(m, torch.nn.Module)],
@@ -395,8 +399,14 @@ class MomentInversion:
 
 
 def mean_coefficient(moments: Moments) -> float:
-    """E f at zero frequency, real: the mean over images of their sum."""
-    basis = moments.basis
+    """
+    E f at zero frequency, real: the mean over images of their sum. Where CTFs hardly
+    let that pass, of the innermost ring that they do.
+    """
+    basis, weight = moments.basis, moments.first_weight
+    if weight is not None and not isinstance(basis, CartesianBasis):
+        ring = int(np.argmax(weight >= HARDLY * weight.max()))
+        return float(abs(moments.first.reshape(-1, basis.n_rings)[0, ring].real))
     if isinstance(basis, CartesianBasis):
         centre = basis.L // 2
         return float(moments.first.reshape(basis.L, basis.L)[centre, centre].real)
@@ -408,5 +418,7 @@ def _needs_signs(moments: Moments) -> bool:
     Whether no non-negative volume fits: |V(k)| ≤ V(0) for those, so no ring's RMS may
     exceed the mean at zero frequency.
     """
+    if moments.first_weight is not None:
+        return False  # CTFs hide the mean, and rings of noise would exceed it
     rms = ring_rms(moments)
     return bool(rms[1:].max(initial=0) > 1.05 * mean_coefficient(moments))

@@ -16,27 +16,21 @@ logger = logging.getLogger(__name__)
 WEAK_SUMS = 0.05
 
 
-def correct_amplitudes(moments: Moments, std: float | None) -> Moments:
+def correct_amplitudes(moments: Moments, std: float) -> Moments:
     """
     Second moments of images whose amplitudes vary are 1 + std² times those of images of
     the mean amplitude, third ones 1 + 3 std² times where amplitudes scatter evenly.
 
     :param moments: Moments of such images.
-    :param std: Standard deviation of amplitudes relative to their mean; None to see it
-        from the sums of images, which depend on no orientation.
-    :return: Moments of images of the mean amplitude; as they are, with a warning, where
-        the sums are too weak to tell, as they may be behind a CTF.
+    :param std: Standard deviation of amplitudes relative to their mean; NaN where it is
+        not known, which leaves moments as they are and says so.
+    :return: Moments of images of the mean amplitude.
     """
-    if std is None:
-        try:
-            std = estimate_amplitude_std(moments)
-        except ValueError as error:
-            # After a long pass: what it found must not be lost.
-            logger.warning(f"{error}; amplitudes are not corrected for")
-            unknown = f"{moments.treatment}; amplitudes of unknown spread"
-            return replace(moments, treatment=unknown)
     if std == 0:
         return moments
+    if np.isnan(std):
+        unknown = f"{moments.treatment}; amplitudes of unknown spread"
+        return replace(moments, treatment=unknown)
     scaled = {}
     for name, factor in (("second", 1 + std**2), ("third", 1 + 3 * std**2)):
         for field in (name, f"{name}_error"):
@@ -54,8 +48,9 @@ def estimate_amplitude_std(moments: Moments) -> float:
     Spread of the images' sums: E c(0)² / (E c(0))² = 1 + std² at zero frequency.
 
     :param moments: Moments of images whose amplitudes vary.
-    :return: Standard deviation of amplitudes relative to their mean.
-    :raises ValueError: its square is known no better than to 0.05.
+    :return: Standard deviation of amplitudes relative to their mean; NaN, with a
+        warning, where its square is known no better than to 0.05. (What a long pass has
+        found must not be lost.)
     """
     basis = moments.basis
     where = 0
@@ -68,8 +63,9 @@ def estimate_amplitude_std(moments: Moments) -> float:
         error = basis.power(moments.second_error).ravel()[where] / mean
         mean -= moments.first_error.ravel()[where] ** 2
     if not error < WEAK_SUMS:
-        raise ValueError(
+        logger.warning(
             "the images' sums determine the variance of their amplitudes no better than"
-            f" to {error:.2g}; pass amplitude_std"
+            f" to {error:.2g}: amplitudes are not corrected for"
         )
+        return np.nan
     return float(np.sqrt(max(second / mean - 1, 0)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import torch
+from aspire.operators import Filter, ScalarFilter
 from aspire.source import ImageSource
 
 from aspire_mom import processes
@@ -22,7 +23,10 @@ from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.moments.checkpoint import discard_checkpoint
 from aspire_mom.moments.estimator import MomentEstimator
 from aspire_mom.moments.moments import Moments
-from aspire_mom.moments.noise import estimate_noise_filter
+from aspire_mom.moments.noise import (
+    downsampled_noise_filter,
+    estimate_noise_filter,
+)
 from aspire_mom.moments.report import RingReport
 from aspire_mom.moments.third import ThirdMomentBasis
 from aspire_mom.relion import Particles, ParticleSource, read_particles
@@ -81,8 +85,8 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     "--shift-std",
     type=click.FloatRange(min=0),
     default=0.0,
-    help="Standard deviation along each axis, in pixels, of shifts that the images"
-    " still have; reconstruct models them.",
+    help="Standard deviation along each axis, in pixels after --downsample, of shifts"
+    " that the images still have; reconstruct models them.",
 )
 @click.option(
     "--amplitude-std",
@@ -168,7 +172,8 @@ def moments(
     check_name(out, ".npz")
     outputs = [out, *_half_names(out)] if halves else [out]
     complete = resume and all(p.is_file() for p in outputs) and not overwrite
-    check_outputs(outputs, overwrite or complete)
+    # A killed run may have written some of the outputs.
+    check_outputs(outputs, overwrite or resume)
     read = read_particles(
         particles,
         pixel_size,
@@ -193,8 +198,10 @@ def moments(
         "checkpoint": checkpoint if resume else None,
     }
     if complete:
-        for path in outputs:
-            _check_same(path, source, coefficients, whole=path == out)
+        if noise == "coloured":  # of any spectrum, as none is needed any more
+            options["noise_filter"] = ScalarFilter(dim=2)
+        wanted = MomentEstimator(source, coefficients, **options)
+        _check_same(out, wanted)
         discard_checkpoint(checkpoint)  # left by who was killed just then
         click.echo(f"{out} is complete")
         return
@@ -202,7 +209,7 @@ def moments(
         if processes.is_first():
             click.echo(read.summary(), err=True)
         if noise == "coloured":
-            options["noise_filter"] = estimate_noise_filter(source)
+            options["noise_filter"] = _noise_filter(read, downsample)
         estimator = MomentEstimator(source, coefficients, **options)
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -224,8 +231,16 @@ def _estimates(estimator: MomentEstimator, halves: bool) -> list[Moments]:
     """Moments of all images and, if wanted, of both halves."""
     if not halves:
         return [estimator.estimate()]
-    first, second = estimator.estimate_halves()
-    return [first.merge(second), first, second]
+    return list(estimator.estimate_with_halves())
+
+
+def _noise_filter(particles: Particles, downsample: int | None) -> Filter:
+    """Power spectrum of the images as they are to be averaged."""
+    source = ParticleSource(particles)
+    noise_filter = estimate_noise_filter(source)
+    if downsample is None:
+        return noise_filter
+    return downsampled_noise_filter(noise_filter, source.L, downsample)
 
 
 def _half_names(out: Path) -> list[Path]:
@@ -263,13 +278,22 @@ def _source(particles: Particles, downsample: int | None) -> ImageSource:
     return source.downsample(downsample)
 
 
-def _check_same(out: Path, source: ImageSource, basis: Basis, whole: bool) -> None:
-    """Raise unless the moments in a file may be those that are wanted."""
+def _check_same(out: Path, wanted: MomentEstimator) -> None:
+    """Raise unless the moments in a file may be those that an estimator would give."""
     found = Moments.load(out)
-    if found.basis != basis or (whole and found.n_images != source.n):
+    same = (
+        found.n_images == wanted.source.n
+        and found.basis == wanted.basis
+        and found.treatment.startswith(wanted.treatment)
+        and found.shift_std == wanted.shift_std
+        and found.third_basis == wanted.third
+    )
+    if not same:
         raise ValueError(
-            f"{out} holds moments of {found.n_images} images in {found.basis}, not of"
-            f" {source.n} in {basis}; pass --overwrite to replace it"
+            f"{out} holds moments of {found.n_images} images in {found.basis}"
+            f" ({found.treatment}), not of {wanted.source.n} in {wanted.basis}"
+            f" ({wanted.treatment}), or with another third moment; pass --overwrite to"
+            " replace it"
         )
 
 

@@ -16,18 +16,24 @@ from aspire_mom.moments.rings import pixel_rings
 MOLECULE, BACKGROUND = 0.5, 0.8
 
 
-def bright(moments: Moments) -> Moments:
+def is_dark(moments: Moments) -> bool:
     """
-    Moments of bright molecules. ASPIRE's CTF is negative at low frequencies, where
-    RELION's is positive, so correcting bright particles of RELION's for it leaves them
-    dark; as `ImageSource.invert_contrast` does, the sign is changed where the mean of
-    the images is darker in the middle than around it.
+    ASPIRE's CTF is negative at low frequencies, where RELION's is positive, so
+    correcting bright particles of RELION's for it leaves them dark. As
+    `ImageSource.invert_contrast` has it, molecules are dark where the mean of the
+    images is darker in the middle than around it.
 
     :param moments: Moments of images that were corrected for CTFs.
-    :return: The same, or with the first and third moments negated.
+    :return: Whether molecules are dark.
     """
-    if _contrast(moments) >= 0:
-        return moments
+    return _contrast(moments) < 0
+
+
+def inverted(moments: Moments) -> Moments:
+    """
+    :param moments: Moments of images.
+    :return: Those of their negatives.
+    """
     third = moments.third
     return replace(
         moments,
@@ -53,8 +59,9 @@ def _contrast(moments: Moments) -> float:
     weights[0] = 1 / 12
     if moments.first_error is not None and moments.first_weight is not None:
         # Rings that a CTF hardly lets pass are noise.
-        known = np.abs(profile) > _ring_errors(moments)
-        weights = weights * known
+        power = profile**2
+        total = power + _ring_errors(moments) ** 2
+        weights *= np.divide(power, total, where=total > 0, out=np.zeros_like(power))
     distances = np.linspace(0, 1, 101)
     image = j0(np.pi * np.outer(distances, r)) @ (weights * profile)
     inside, around = distances <= MOLECULE, distances >= BACKGROUND

@@ -11,11 +11,12 @@ always evaluated with the images' present pixel size and without that scale.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from functools import cached_property
 
 import numpy as np
-from aspire.image.xform import FilterXform, IndexedXform
+from aspire.image.xform import Downsample, FilterXform, IndexedXform
 from aspire.operators import (
     CTFFilter,
     Filter,
@@ -24,9 +25,11 @@ from aspire.operators import (
     MultiplicativeFilter,
     ScaledFilter,
 )
-from aspire.source import ImageSource
+from aspire.source import ArrayImageSource, ImageSource
 
 from aspire_mom.moments.bases import Basis, CartesianBasis
+
+logger = logging.getLogger(__name__)
 
 # Spread of a filter's values, relative to the largest, below which it is flat.
 FLAT = 1e-4
@@ -54,17 +57,29 @@ class TransferFunctions:
         self.indices = np.zeros(source.n, dtype=int)
         if source.unique_filters:
             self.indices = np.asarray(source.filter_indices, dtype=int)
+        for i, image_filter in enumerate(self.filters):
+            _check_finite(i, image_filter)
         if phase_flipped is None:
             phase_flipped = is_phase_flipped(source)
         self.phase_flipped = phase_flipped
 
     @cached_property
     def flat(self) -> bool:
-        """Whether no filter varies with frequency, as after white whitening."""
-        return all(
-            np.ptp(values) <= FLAT * np.abs(values).max()
-            for values in (self._evaluate([f], self._pixels)[0] for f in self.filters)
-        )
+        """
+        Whether no filter varies with frequency, as after white whitening.
+
+        :raises ValueError: a filter lets nothing pass.
+        """
+        for i, image_filter in enumerate(self.filters):
+            values = self._evaluate([image_filter], self._pixels)[0]
+            if not values.any():
+                raise ValueError(
+                    f"filter {i} of the source is zero at all frequencies; such images"
+                    " tell nothing"
+                )
+            if np.ptp(values) > FLAT * np.abs(values).max():
+                return False
+        return True
 
     @cached_property
     def radial(self) -> bool:
@@ -141,7 +156,9 @@ class TransferFunctions:
     def _evaluate(self, filters: list[Filter], omega: np.ndarray) -> np.ndarray:
         """Values (filters, n) at frequencies (2, n)."""
         plain = [_unscaled(f)[0] for f in filters]
-        if len(plain) > 1 and all(isinstance(f, CTFFilter) for f in plain):
+        ctfs = all(isinstance(f, CTFFilter) for f in plain)
+        # ASPIRE asks whether B is zero, which several at once cannot answer.
+        if ctfs and len(plain) > 1 and len({f.B for f in plain}) == 1:
             return _stacked(plain)._evaluate(omega, pixel_size=self.pixel_size)
         values = [_evaluate(f, omega, self.pixel_size) for f in filters]
         return np.stack([np.broadcast_to(v, omega.shape[1]) for v in values])
@@ -152,6 +169,7 @@ def is_phase_flipped(source: ImageSource) -> bool:
     :param source: ASPIRE `ImageSource`.
     :return: Whether `source.phase_flip()` is in its pipeline, or in that of the source
         that it is a selection of. `source.cache()` forgets the pipeline.
+    :raises ValueError: phases were flipped after a cached downsampling.
     """
     flips = [
         xform
@@ -159,9 +177,45 @@ def is_phase_flipped(source: ImageSource) -> bool:
         if isinstance(xform, IndexedXform)
         and all(_is_sign(x) for x in xform.unique_xforms)
     ]
+    downsampled = any(
+        isinstance(xform, Downsample) for xform in source.generation_pipeline.xforms
+    )
+    for flip in flips:
+        scaled = [_unscaled(x.filter._filter)[1] != 1 for x in flip.unique_xforms]
+        if any(scaled) and not downsampled:
+            raise ValueError(
+                "phases were flipped after a downsampling that is cached, which ASPIRE"
+                " does with wrong signs; flip them before downsampling"
+            )
+    if source._cached_im is not None and not isinstance(source, ArrayImageSource):
+        logger.warning(
+            "The source's images are cached, which hides whether phases were flipped"
+            " before; pass phase_flipped=True if they were"
+        )
     inner = getattr(source, "src", None)
     odd = len(flips) % 2 == 1
     return odd != is_phase_flipped(inner) if isinstance(inner, ImageSource) else odd
+
+
+def _check_finite(number: int, image_filter: Filter) -> None:
+    image_filter, _ = _unscaled(image_filter)
+    if not isinstance(image_filter, CTFFilter):
+        return
+    for name in [
+        "voltage",
+        "defocus_u",
+        "defocus_v",
+        "defocus_ang",
+        "Cs",
+        "alpha",
+        "B",
+    ]:
+        value = getattr(image_filter, name)
+        if not math.isfinite(value):
+            raise ValueError(
+                f"CTF {number} of the source has {name} = {value}; finite numbers are"
+                " needed"
+            )
 
 
 def _is_sign(xform) -> bool:
@@ -199,12 +253,6 @@ def _stacked(filters: list[CTFFilter]) -> CTFFilter:
     All CTFs as one filter whose values at n frequencies are (filters, n): ASPIRE's
     formula with columns for what it reads, hundreds of times faster than one by one.
     """
-    envelopes = {f.B for f in filters}
-    if len(envelopes) > 1:
-        raise ValueError(
-            f"CTFs have envelope factors B from {min(envelopes):g} to"
-            f" {max(envelopes):g} Å²; one for all images is accepted"
-        )
     stacked = copy.copy(filters[0])
     read = "voltage defocus_ang Cs alpha _defocus_mean_nm _defocus_diff_nm"
     for name in read.split():

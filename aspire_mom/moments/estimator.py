@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from aspire.source import ImageSource
 from aspire.utils import grid_2d
 
 from aspire_mom.checks import check_images, check_integer
-from aspire_mom.moments.amplitudes import correct_amplitudes
+from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
 from aspire_mom.moments.bases import Basis
 from aspire_mom.moments.checks import (
     check_astigmatism,
@@ -26,7 +27,7 @@ from aspire_mom.moments.checks import (
     known_offsets,
     mention_amplitudes,
 )
-from aspire_mom.moments.contrast import bright
+from aspire_mom.moments.contrast import inverted, is_dark
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.fingerprint import digest, fingerprint_source
 from aspire_mom.moments.moments import Moments
@@ -158,37 +159,45 @@ class MomentEstimator:
             other images or settings, or a damaged one.
         :raises OSError: the checkpoint cannot be written.
         """
-        [moments] = self._estimates(1)
-        return moments
+        return self._estimates(1)[0]
 
-    def estimate_halves(self) -> tuple[Moments, Moments]:
+    def estimate_with_halves(self) -> tuple[Moments, Moments, Moments]:
         """
-        Moments of both halves of the images (every other batch), read in one pass: two
-        reconstructions from them share no noise, and merged they are the whole.
+        Moments of all images and of both halves of them, from one pass: reconstructions
+        from the halves share no noise. Halves are of every other batch; batches are
+        made smaller where that makes halves equal.
 
-        :return: The moments of either half.
-        :raises ValueError: as :meth:`estimate`, or fewer images than two batches.
+        :return: The moments of all and of either half.
+        :raises ValueError: as :meth:`estimate`, or fewer than 4 images.
         """
-        if self.source.n <= self.batch_size:
+        if self.source.n < 4:
             raise ValueError(
-                f"the source has {self.source.n} images, one batch of"
-                f" {self.batch_size}; halves need two batches or more"
+                f"the source has {self.source.n} image(s); two halves need 4 or more"
             )
-        first, second = self._estimates(2)
-        return first, second
+        return tuple(self._estimates(2))
 
     def _estimates(self, n_groups: int) -> list[Moments]:
+        """Moments of all images and, of more than one group, of each group."""
         variance = self.noise_variance
         if isinstance(variance, NoiseEstimator):
             variance = checked_variance(variance.estimate())
         groups = self._read(n_groups)
-        edge = sum(sums["edge"] for sums in groups)
+        whole = {name: sum(sums[name] for sums in groups) for name in groups[0]}
+        edge = whole["edge"]
         nyquist = self.basis.L % 2 == 1 or bool(edge[0] > EMPTY_NYQUIST * edge[1])
         if variance is None and self.noise_spectrum is None:
-            corner = sum(sums["corner"] for sums in groups)
-            variance = _corner_variance(corner, self.source.n, self.basis.L)
+            variance = _corner_variance(whole["corner"], self.source.n, self.basis.L)
         noise, variance = self._noise(variance, nyquist)
-        return [self._moments(sums, noise, variance, nyquist) for sums in groups]
+        if n_groups == 1:
+            groups = []
+        found = [self._moments(s, noise, variance, nyquist) for s in (whole, *groups)]
+        # What all images tell of contrast and amplitudes holds for each group.
+        if self.transfer is not None and is_dark(found[0]):
+            found = [inverted(moments) for moments in found]
+        std = self.amplitude_std
+        if std is None:
+            std = estimate_amplitude_std(found[0])
+        return [correct_amplitudes(moments, std) for moments in found]
 
     def _noise(self, variance: float | None, nyquist: bool) -> tuple[np.ndarray, float]:
         """Second moment of the noise in `_noise_basis`, and its variance."""
@@ -234,8 +243,7 @@ class MomentEstimator:
             f"{'' if nyquist else ' (Nyquist row and column empty)'};"
             f" {self.treatment}"
         )
-        moments = correct_amplitudes(moments, self.amplitude_std)
-        return moments if self.transfer is None else bright(moments)
+        return moments
 
     def _solve_third(self, sums: Sums, noise: np.ndarray, n: int) -> dict:
         """The third moment and its standard errors."""
@@ -275,9 +283,13 @@ class MomentEstimator:
 
     def _read(self, n_groups: int) -> list[Sums]:
         """The pass over the images: sums of all that :meth:`_batch_sums` has."""
+        n, batch_size = self.source.n, self.batch_size
+        if n_groups > 1:
+            rounds = math.ceil(n / (n_groups * batch_size))
+            batch_size = math.ceil(n / (n_groups * rounds))
         return accumulate(
-            self.source.n,
-            self.batch_size,
+            n,
+            batch_size,
             self._images,
             self._batch_sums,
             n_groups=n_groups,

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from aspire.noise import LegacyNoiseEstimator
 from aspire.numeric import fft
-from aspire.operators import ArrayFilter
+from aspire.operators import (
+    ArrayFilter,
+    Filter,
+    MultiplicativeFilter,
+    ScalarFilter,
+)
 from aspire.source import ImageSource
 from aspire.utils import grid_2d
 
@@ -97,11 +102,18 @@ def estimate_noise_filter(
     :param batch_size: Images read at once.
     :return: Power spectrum on 2L - 1 frequencies along each axis, for
         `MomentEstimator(…, noise_filter=)`. Estimation may leave some values negative.
-    :raises ValueError: an empty source.
+    :raises ValueError: an empty source, or an even size after downsampling, whose empty
+        Nyquist row and column no radial spectrum has.
     """
     if source.n < 1:
         raise ValueError("the source has 0 images; at least 1 is needed")
     L = source.L
+    if L % 2 == 0 and _nyquist_is_empty(source.images[:64].asnumpy()):
+        raise ValueError(
+            f"the images' Nyquist row and column are empty, as downsampling to {L}"
+            " pixels leaves them; estimate the spectrum before, and pass it through"
+            " downsampled_noise_filter"
+        )
     if source.n > n_images:
         source = source[np.linspace(0, source.n - 1, n_images).astype(int)]
     outside = grid_2d(L, normalized=False, shifted=True)["r"] >= L // 2 - 1
@@ -114,6 +126,23 @@ def estimate_noise_filter(
     apart = np.hypot(axis[:, None], axis)
     by_pixel = np.interp(apart, distances, covariances, right=0)
     return ArrayFilter(fft.centered_fft2(by_pixel).real)
+
+
+def downsampled_noise_filter(noise_filter: Filter, L: int, target: int) -> Filter:
+    """
+    :param noise_filter: Power spectrum of the noise of images of L pixels.
+    :param L: Pixels along an edge.
+    :param target: Pixels along an edge after `source.downsample(target)`.
+    :return: Power spectrum of the noise then: the same at physical frequencies, times
+        (target/L)² for ASPIRE's scale.
+    """
+    scale = ScalarFilter(dim=2, value=(target / L) ** 2)
+    return MultiplicativeFilter(noise_filter.scale(L / target), scale)
+
+
+def _nyquist_is_empty(images: np.ndarray) -> bool:
+    edges = np.abs(np.fft.rfft(images, axis=-1)[..., -2:]) ** 2
+    return bool(edges[..., 1].sum() < 0.05 * edges[..., 0].sum())
 
 
 def _of_covariances(L: int, spectrum: np.ndarray, nyquist: bool) -> np.ndarray:

@@ -412,3 +412,24 @@ def test_from_volume_to_resolution(tmp_path):
     report = json.loads(succeed("evaluate", *args).stdout)
     assert report["correlation"] > 0.9
     assert report["resolution_0.5_angstrom"] < 6
+
+
+def test_halves_and_options_of_a_finished_output(tmp_path, star):
+    """Halves beside the whole; a finished output is one of the same options only."""
+    out = tmp_path / "m.npz"
+    words = ("moments", star, "-o", out, "--halves", "--resume")
+    succeed(*words)
+    whole = Moments.load(out)
+    halves = [Moments.load(tmp_path / f"m_half{i}.npz") for i in (1, 2)]
+    assert sum(half.n_images for half in halves) == whole.n_images
+    merged = halves[0].merge(halves[1])
+    assert np.abs(merged.second - whole.second).max() < 1e-9 * abs(whole.second).max()
+    assert "is complete" in succeed(*words).stdout
+    for other in (("--shift-std", 2), ("--third-rings", 2), ("--noise", "coloured")):
+        refused = run(*words, *other)
+        assert refused.exit_code == 2
+        assert "pass --overwrite to" in refused.stderr
+    # Killed between the files.
+    (tmp_path / "m_half2.npz").unlink()
+    assert "in " in succeed(*words).stdout
+    assert (tmp_path / "m_half2.npz").is_file()

@@ -177,6 +177,26 @@ def test_merged_halves_are_the_whole(basis):
     assert np.median(ratio) == pytest.approx(1, rel=0.02)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_halves_of_one_pass(sign):
+    """Halves are of one size, of one contrast, and merge to the whole."""
+    source = simulation(13, ctfs(600))
+    images = ArrayImageSource(sign * source.images[:].asnumpy(), pixel_size=PIXEL_SIZE)
+    images.unique_filters = source.unique_filters
+    images.filter_indices = source.filter_indices
+    estimator = MomentEstimator(images, PolarBasis(13), noise_variance=0)
+    whole, *halves = estimator.estimate_with_halves()
+    assert [half.n_images for half in halves] == [360, 360]
+    expected = estimate(images)
+    for moments in (whole, halves[0].merge(halves[1])):
+        assert largest_difference(moments.first, expected.first) < 1e-9
+        assert largest_difference(moments.second, expected.second) < 1e-9
+    assert ("contrast inverted" in whole.treatment) == (sign < 0)
+    assert {half.treatment for half in halves} == {whole.treatment}
+    with pytest.raises(ValueError, match=r"3 image\(s\); two halves need 4"):
+        MomentEstimator(images[:3], PolarBasis(13)).estimate_with_halves()
+
+
 def test_images_with_and_without_ctf_merge():
     part = simulation(13, ctfs(600))
     both = estimate(part).merge(estimate(simulation(13, None)))
@@ -232,10 +252,42 @@ def test_astigmatism_needs_an_average_in_plane():
     assert MomentEstimator(source, basis, noise_variance=0).estimate().n_images
 
 
-def test_different_envelopes_are_refused():
-    filters = [CTFFilter(B=0), CTFFilter(B=20)]
-    with pytest.raises(ValueError, match=r"factors B from 0 to 20"):
-        estimate(simulation(16, filters))
+def test_different_envelopes_are_evaluated_one_by_one():
+    filters = [CTFFilter(B=0, defocus_u=9e3), CTFFilter(B=20, defocus_u=8e3)]
+    source = simulation(16, filters)
+    values = TransferFunctions(source, PolarBasis(16)).of_images(0, 2)
+    omega = np.stack(PolarBasis(16).half_rings)
+    for value, image_filter in zip(values, filters, strict=True):
+        expected = image_filter.evaluate(omega, pixel_size=PIXEL_SIZE)
+        assert np.allclose(value.ravel(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["defocus_u", "Cs"])
+def test_filters_that_are_no_numbers_are_named(name):
+    source = simulation(16, [CTFFilter(), CTFFilter(**{name: np.nan})])
+    with pytest.raises(ValueError, match=f"CTF 1 of the source has {name} = nan"):
+        MomentEstimator(source, PolarBasis(16))
+
+
+def test_images_that_nothing_reached_are_refused():
+    source = simulation(16, [ScalarFilter(value=0)])
+    with pytest.raises(ValueError, match="filter 0 of the source is zero"):
+        MomentEstimator(source, PolarBasis(16))
+
+
+def test_phases_flipped_out_of_sight(caplog):
+    """ASPIRE flips wrong signs after a cached downsampling, and forgets flips."""
+    source = simulation(24, ctfs())
+    late = source.downsample(16).cache().phase_flip()
+    with pytest.raises(ValueError, match="flip them before downsampling"):
+        MomentEstimator(late, PolarBasis(16))
+    hidden = source.phase_flip().cache().downsample(16)
+    with caplog.at_level("WARNING", "aspire_mom.moments.ctf"):
+        MomentEstimator(hidden, PolarBasis(16))
+    assert "pass phase_flipped=True" in caplog.text
+    moments = estimate(hidden, phase_flipped=True)
+    clean = estimate(simulation(24, None).downsample(16))
+    assert max(clean.relative_error(moments)) < 0.01
 
 
 @pytest.mark.parametrize("basis", POLAR.values())
