@@ -2,7 +2,7 @@
 Coloured noise, shifts and amplitudes: errors of both moments against exact ones, with
 and without each correction.
 
-    python benchmarks/corrections.py [--map PATH --pixel-size 2.5] [--images 20000]
+    python benchmarks/corrections.py MAP.mrc [--pixel-size 2.5] [--images 20000]
 
 Images are ASPIRE's projections from uniform views; errors are eq. 22, and in brackets
 those of the second moment on the rings that carry 95 % of the power, weighted by r.
@@ -47,9 +47,7 @@ FALLING = 11
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--map", type=Path, default=Path("../shared/data/gpcr_gs_7cfn_63.mrc")
-    )
+    parser.add_argument("map", type=Path, help="MRC file")
     parser.add_argument("--pixel-size", type=float, default=2.5)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--snr", type=float, default=0.05)

@@ -2,7 +2,7 @@
 CTFs undone: error of the second moment against exact moments, beside that of as many
 images without a CTF, at equal noise and at equal signal-to-noise ratio.
 
-    python benchmarks/ctf.py [--maps DIR] [--images 20000] [--snr 0.05]
+    python benchmarks/ctf.py --maps DIR [--images 20000] [--snr 0.05]
 
 Images are ASPIRE's projections from uniform views, through ASPIRE's CTF filters of
 defoci evenly spaced from 1 to 2.5 µm (300 kV, Cs 2.7 mm, amplitude contrast 0.1), with
@@ -45,7 +45,7 @@ SHARES = (1, 1, 2, 4)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--maps", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--maps", type=Path, required=True, help="folder of both maps")
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--snr", type=float, default=0.05)
     parser.add_argument("--astigmatism", type=float, default=0, help="Å")

@@ -2,7 +2,7 @@
 A simulated RELION set with CTFs and shifts through `aspire-mom moments`: time, and
 error against exact moments.
 
-    python benchmarks/relion_set.py [--map PATH --pixel-size 2.5] [--images 20000]
+    python benchmarks/relion_set.py MAP.mrc [--pixel-size 2.5] [--images 20000]
 
 Images are ASPIRE's: astigmatic CTFs of 20 micrographs, shifts of 1.5 pixels along each
 axis that the STAR file tells, white noise; written by ASPIRE in stacks of 1,000.
@@ -36,9 +36,7 @@ COMMAND = "from aspire_mom.cli import main; main()"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument(
-        "--map", type=Path, default=Path("../shared/data/gpcr_gs_7cfn_63.mrc")
-    )
+    parser.add_argument("map", type=Path, help="MRC file")
     parser.add_argument("--pixel-size", type=float, default=2.5)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--snr", type=float, default=0.05)

@@ -2,7 +2,7 @@
 Third moments in the polar basis: what fits into a memory budget, agreement with exact
 moments, cost beside the first two moments.
 
-    python benchmarks/third.py [--map ../shared/data/gpcr_gs_7cfn_63.mrc] [--images N]
+    python benchmarks/third.py [--map MAP.mrc] [--images N]
 
 Views are drawn from the 864 points of a spherical design and turned by angles drawn
 uniformly, so that exact moments are sums over 864 slices of the volume; images are

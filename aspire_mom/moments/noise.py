@@ -94,8 +94,7 @@ def estimate_noise_filter(
     """
     Isotropic power spectrum of the noise from the pixels outside the inscribed disc:
     ASPIRE's covariances at distances of up to a third of the image
-    (`LegacyNoiseEstimator`), transformed without its window, which smears the spectrum
-    by more than the signal under it.
+    (`LegacyNoiseEstimator`), transformed without its window, which smears spectra.
 
     :param source: ASPIRE `ImageSource`.
     :param n_images: Images to look at, evenly spread over the source.
