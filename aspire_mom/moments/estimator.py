@@ -68,7 +68,7 @@ class MomentEstimator:
       CTF would be worth as much.
     - Shifts that the source knows are undone by ASPIRE's `Image.shift`. What is left of
       them, `shift_std`, is handed on to the inversion, whose model is shifted likewise.
-    - Amplitudes that vary multiply the second moment by 1 + `amplitude_std`², which is
+    - Amplitudes of relative spread s multiply the second moment by 1 + s², which is
       divided out; the first moment is that of the mean amplitude.
     - Noise is white or has a given power spectrum.
 
