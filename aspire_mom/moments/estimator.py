@@ -182,7 +182,9 @@ class MomentEstimator:
         if isinstance(variance, NoiseEstimator):
             variance = checked_variance(variance.estimate())
         groups = self._read(n_groups)
-        whole = {name: sum(sums[name] for sums in groups) for name in groups[0]}
+        whole = groups[0]
+        if n_groups > 1:
+            whole = {name: sum(sums[name] for sums in groups) for name in whole}
         edge = whole["edge"]
         nyquist = self.basis.L % 2 == 1 or bool(edge[0] > EMPTY_NYQUIST * edge[1])
         if variance is None and self.noise_spectrum is None:
@@ -227,7 +229,12 @@ class MomentEstimator:
         else:
             noise = multiply(noise, sums["noise_weights"], self._noise_basis)
             noise = noise[: len(sums["second"])]
-        moments = Moments(
+        logger.info(
+            f"Moments of {n} images, noise variance {variance:.6g} per pixel"
+            f"{'' if nyquist else ' (Nyquist row and column empty)'};"
+            f" {self.treatment}"
+        )
+        return Moments(
             **self._solve(sums, noise, n),
             **third,
             basis=basis,
@@ -238,12 +245,6 @@ class MomentEstimator:
             shift_std=self.shift_std,
             treatment=self.treatment,
         )
-        logger.info(
-            f"Moments of {n} images, noise variance {variance:.6g} per pixel"
-            f"{'' if nyquist else ' (Nyquist row and column empty)'};"
-            f" {self.treatment}"
-        )
-        return moments
 
     def _solve_third(self, sums: Sums, noise: np.ndarray, n: int) -> dict:
         """The third moment and its standard errors."""
