@@ -2,7 +2,7 @@
 CTFs undone: error of the second moment against exact moments, beside that of as many
 images without a CTF, at equal noise and at equal signal-to-noise ratio.
 
-    python benchmarks/ctf.py --maps DIR [--images 20000] [--snr 0.05]
+    python benchmarks/ctf.py --maps DIR [--images 20000] [--snr 0.05] [--draws 3]
 
 Images are ASPIRE's projections from uniform views, through ASPIRE's CTF filters of
 defoci evenly spaced from 1 to 2.5 µm (300 kV, Cs 2.7 mm, amplitude contrast 0.1), with
@@ -18,7 +18,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from functools import reduce
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -49,16 +49,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--snr", type=float, default=0.05)
     parser.add_argument("--astigmatism", type=float, default=0, help="Å")
+    parser.add_argument("--draws", type=int, default=3, help="of views and noise")
     parser.add_argument("--groups", type=int, nargs="+", default=[7, 50])
     arguments = parser.parse_args()
     setConsoleLoggingLevel("ERROR")
     start = time.perf_counter()
     print(
-        f"{arguments.images} images, SNR {arguments.snr:g} without CTF, errors of the"
+        f"{arguments.images} images, SNR {arguments.snr:g}, root mean square errors of"
+        f" the second moment over {arguments.draws} draws;"
     )
-    print(
-        "second moment; slope of log error over log N down to an eighth of the images"
-    )
+    print("slope of log error over log N down to an eighth of the images")
     for name, pixel_size in MAPS.items():
         path = arguments.maps / name
         if not path.is_file():
@@ -81,34 +81,61 @@ def on_64_pixels(volume: Volume) -> Volume:
 
 
 def compare(name: str, volume: Volume, target: int | None, arguments) -> None:
-    L, n = volume.resolution, arguments.images
+    L = volume.resolution
     basis = PolarBasis(target or L)
     directions, weights = product_quadrature(DEGREE)
     exact = exact_moments(volume, viewing_rotations(directions), weights, PolarBasis(L))
     if target:
         exact = on_fewer_pixels(exact, basis)
-    rotations = Rotation.generate_random_rotations(n, seed=0)
-    clean = np.concatenate(
-        [
-            volume.project(Rotation(part, gimble_lock_warnings=False)).asnumpy()
-            for part in np.array_split(rotations.matrices, max(n // 1000, 1))
-        ]
-    )
-    signal = signal_power(clean)
     print(f"\n{name}: {carrying_rings(exact)} rings of {basis.n_rings}")
     print(f"{'':32} {'noise variance':>14} {'error':>8} {'ratio':>6} {'slope':>6}")
-    variance = signal / arguments.snr
-    none = report("no CTF", clean, [], variance, exact, target, volume.pixel_size)
+    variances, errors = {}, {}
+    for draw in range(arguments.draws):
+        clean = projections(volume, arguments.images, draw)
+        for label, seen, filters, variance in cases(clean, volume, arguments):
+            moments = noisy_moments(
+                seen, filters, variance, basis, volume.pixel_size, draw
+            )
+            variances[label] = variance
+            errors.setdefault(label, []).append(errors_of_parts(moments, exact))
+    none = rms(errors["no CTF"])[-1]
+    for label, of_draws in errors.items():
+        mean = rms(of_draws)
+        slope = np.polyfit(np.log(np.cumsum(SHARES)), np.log(mean), 1)[0]
+        print(
+            f"{label:32} {variances[label]:14.3g} {mean[-1]:8.4f}"
+            f" {mean[-1] / none:6.2f} {slope:6.2f}"
+        )
+    for n_groups in arguments.groups:
+        filters = ctfs(n_groups, arguments.astigmatism)
+        label = f"{n_groups} CTFs, floor"
+        error = floor(clean, filters, exact, volume.pixel_size)
+        print(f"{label:47} {error:8.5f}", flush=True)
+
+
+def cases(
+    clean: np.ndarray, volume: Volume, arguments
+) -> Iterator[tuple[str, np.ndarray, list[CTFFilter], float]]:
+    """Label, images without noise, their CTFs, and variance of the noise."""
+    variance = signal_power(clean) / arguments.snr
+    yield "no CTF", clean, [], variance
     for n_groups in arguments.groups:
         filters = ctfs(n_groups, arguments.astigmatism)
         seen = filtered(clean, filters, volume.pixel_size)
-        equal_snr = signal_power(seen) / arguments.snr
-        options = (exact, target, volume.pixel_size, none)
         label = f"{n_groups} CTFs, equal"
-        report(f"{label} noise", seen, filters, variance, *options)
-        report(f"{label} SNR", seen, filters, equal_snr, *options)
-        label = f"{n_groups} CTFs, floor"
-        print(f"{label:47} {floor(clean, filters, exact, volume.pixel_size):8.5f}")
+        yield f"{label} noise", seen, filters, variance
+        yield f"{label} SNR", seen, filters, signal_power(seen) / arguments.snr
+
+
+def projections(volume: Volume, n: int, seed: int) -> np.ndarray:
+    """Of uniform views."""
+    rotations = Rotation.generate_random_rotations(n, seed=seed).matrices
+    return np.concatenate(
+        [
+            volume.project(Rotation(part, gimble_lock_warnings=False)).asnumpy()
+            for part in np.array_split(rotations, max(n // 1000, 1))
+        ]
+    )
 
 
 def floor(
@@ -185,37 +212,25 @@ def noisy_moments(
     variance: float,
     basis: PolarBasis,
     pixel_size: float,
+    draw: int,
 ) -> Iterator[Moments]:
     """Moments of shares of the images, noise added and its variance estimated."""
     ends = len(images) * np.cumsum(SHARES) // sum(SHARES)
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng((1, draw))
     for start, stop in zip((0, *ends), ends, strict=False):
         noise = rng.standard_normal(images[start:stop].shape, dtype=np.float32)
         noisy = images[start:stop] + np.float32(np.sqrt(variance)) * noise
         yield moments_of(noisy, filters, variance, basis, pixel_size, start)
 
 
-def report(
-    label: str,
-    images: np.ndarray,
-    filters: list[CTFFilter],
-    variance: float,
-    exact: Moments,
-    target: int | None,
-    pixel_size: float,
-    none: float | None = None,
-) -> float:
-    """Print a line and return the error of all images."""
-    parts = list(noisy_moments(images, filters, variance, exact.basis, pixel_size))
-    errors = [
-        error_of(reduce(Moments.merge, parts[: i + 1]), exact)
-        for i in range(len(parts))
-    ]
-    slope = np.polyfit(np.log(np.cumsum(SHARES)), np.log(errors), 1)[0]
-    ratio = f"{errors[-1] / none:6.2f}" if none else " " * 6
-    print(f"{label:32} {variance:14.3g} {errors[-1]:8.4f} {ratio} {slope:6.2f}")
-    sys.stdout.flush()
-    return errors[-1]
+def errors_of_parts(parts: Iterator[Moments], exact: Moments) -> list[float]:
+    """Of the first part, of the first two merged, and so on."""
+    return [error_of(moments, exact) for moments in accumulate(parts, Moments.merge)]
+
+
+def rms(errors: list[list[float]]) -> np.ndarray:
+    """Root mean square over draws."""
+    return np.sqrt(np.mean(np.square(errors), axis=0))
 
 
 def carrying_rings(exact: Moments) -> int:
