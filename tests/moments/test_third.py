@@ -354,7 +354,9 @@ def test_noise_is_not_taken_for_signal(seed):
     ):
         ThirdMomentBasis.from_moments(moments)
     with pytest.raises(ValueError, match="no eigenvalues above its noise"):
-        ThirdMomentBasis.from_moments(moments, noise_second=2 * basis.noise_second())
+        ThirdMomentBasis.from_moments(
+            dataclasses.replace(moments, noise_power=2 * moments.noise_power)
+        )
     wave = np.cos(2 * np.pi / 17 * 2 * (np.arange(17) - 8))
     amplitudes = np.random.default_rng(seed).standard_normal((2000, 1, 1))
     moments = MomentEstimator(
