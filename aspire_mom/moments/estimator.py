@@ -160,8 +160,8 @@ class MomentEstimator:
         Read the source and average.
 
         :return: The source's `Moments`. Standard errors are those of averaging images,
-            None for a single one; noise and transfer functions count as known, noise
-            that was seen in the images' corners too.
+            None for a single one; noise and transfer functions count as known, even
+            noise whose spectrum was seen in the images' corners.
         :raises ValueError: an image with values that are not finite, or a checkpoint of
             other images or settings, or a damaged one.
         :raises OSError: the checkpoint cannot be written.
