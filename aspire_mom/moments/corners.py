@@ -13,9 +13,9 @@ from aspire.utils import grid_2d
 # empty. White noise has 2 by `_edge_power`; a ramp subtracted from images after
 # downsampling leaves less than 1e-2.
 EMPTY_NYQUIST = 0.1
-# Corrections for empty Nyquist frequencies, each of which leaves a share 2/L at most of
-# what the one before it has left.
-CORRECTIONS = 20
+# Corrections for empty Nyquist frequencies, each of which leaves at most nine tenths of
+# what is missing, and eight from sizes of 8 on.
+CORRECTIONS = 50
 # Spectra are seen in all of so many images, and in every eighth of many more.
 ALL_OF, AT_LEAST_EVERY = 10_000, 8
 

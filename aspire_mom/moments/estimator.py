@@ -87,7 +87,7 @@ class MomentEstimator:
     :param noise_filter: Power spectrum of noise that is not white, variance per pixel
         and frequency of the images as the source gives them, as an ASPIRE `Filter`; or
         "corners", the radial one of the pixels outside the inscribed disc, from the
-        same pass (:mod:`aspire_mom.moments.corners`). Instead of `noise_variance`.
+        same pass (see `corners`). Instead of `noise_variance`.
     :param phase_flipped: Whether the images' phases were flipped; None to see whether
         `source.phase_flip()` was called, which `source.cache()` makes it forget.
     :param shift_std: Standard deviation of the residual shifts along each axis, pixels.
@@ -220,7 +220,7 @@ class MomentEstimator:
             )
         if spectrum is not None:
             second = stationary_noise_second(basis, spectrum, nyquist)
-            return second, spectrum.mean(), nyquist
+            return second, max(spectrum.mean(), 0.0), nyquist
         if variance is None:
             variance = corner_variance(sums["corner"], self.source.n, L)
         return variance * basis.noise_second(nyquist), variance, nyquist

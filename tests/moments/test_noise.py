@@ -238,6 +238,18 @@ def test_spectrum_seen_after_downsampling(L):
     assert left() > 0.3
 
 
+@pytest.mark.parametrize("L", [4, 5, 8])
+def test_images_without_noise_in_their_corners(L):
+    """Empty ones have nothing removed; constant ones, a variance that is none."""
+    for images in (np.zeros((3, L, L)), np.ones((3, L, L), np.float32)):
+        for basis in BASES.values():
+            moments = MomentEstimator(
+                array_source(images), basis(L), noise_filter="corners", batch_size=2
+            ).estimate()
+            assert moments.noise_variance >= 0
+            assert images.any() or not moments.noise_power.any()
+
+
 def test_empty_nyquist_frequencies_are_added_back():
     """White noise less its Nyquist row and column: flat, where covariances as they are
     would fall off."""
