@@ -19,7 +19,6 @@ if TYPE_CHECKING:
         Moments,
         PolarBasis,
         ThirdMomentBasis,
-        estimate_noise_filter,
     )
     from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
     from aspire_mom.volumes import BallHarmonics, FourierNet, GaussianMixture
@@ -44,7 +43,6 @@ __all__ = [
     "ThirdMomentBasis",
     "VonMisesFisherMixture",
     "compare",
-    "estimate_noise_filter",
     "paper_inversion",
 ]
 

@@ -28,12 +28,9 @@ from aspire.utils.logging import setConsoleLoggingLevel
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aspire_mom.files import read_volume
 from aspire_mom.inversion.forward import Shifts
-from aspire_mom.moments import (
-    MomentEstimator,
-    Moments,
-    PolarBasis,
-    estimate_noise_filter,
-)
+from aspire_mom.moments import MomentEstimator, Moments, PolarBasis
+from aspire_mom.moments.report import RingReport
+from aspire_mom.moments.rings import ring_power
 from aspire_mom.quadrature import viewing_rotations
 from benchmarks.ctf import DEGREE, error_of, signal_power
 from benchmarks.moments import exact_moments
@@ -87,21 +84,17 @@ def coloured_noise(clean: np.ndarray, variance: float, exact: Moments) -> None:
     true = FunctionFilter(lambda x, y: scale * falling(x, y))
     adder = CustomNoiseAdder(true, seed=0)
     noisy = adder.forward(Image(clean), indices=np.arange(len(clean))).asnumpy()
-    source = source_of(noisy)
     report("coloured noise taken as white", noisy, exact)
-    report("  spectrum given", noisy, exact, noise_filter=true)
-    report(
-        "  spectrum seen in the corners",
-        noisy,
-        exact,
-        noise_filter=estimate_noise_filter(source, n_images=len(clean)),
+    given = report("  spectrum given", noisy, exact, noise_filter=true)
+    seen = report(
+        "  spectrum seen in the corners", noisy, exact, noise_filter="corners"
     )
-    report(
-        "  spectrum of ASPIRE's LegacyNoiseEstimator",
-        noisy,
-        exact,
-        noise_filter=LegacyNoiseEstimator(source).filter,
+    print(
+        f"  power of rings off by {in_errors(given, exact):.1f} (given) and"
+        f" {in_errors(seen, exact):.1f} (seen) standard errors, RMS"
     )
+    legacy = LegacyNoiseEstimator(source_of(noisy)).filter
+    report("  spectrum of ASPIRE's estimator", noisy, exact, noise_filter=legacy)
 
 
 def shifts(
@@ -136,7 +129,7 @@ def source_of(images: np.ndarray) -> ArrayImageSource:
 
 def report(
     label: str, images: np.ndarray, exact: Moments, offsets=None, **options
-) -> None:
+) -> Moments:
     source = source_of(images)
     if offsets is not None:
         source = source.update(offsets=offsets)
@@ -144,6 +137,13 @@ def report(
     first, second = exact.relative_error(moments)
     print(f"{label:44} {first:8.4f} {second:8.4f} ({error_of(moments, exact):7.4f})")
     sys.stdout.flush()
+    return moments
+
+
+def in_errors(moments: Moments, exact: Moments) -> float:
+    """How far the power of rings is off, in its standard errors, RMS over rings."""
+    off = ring_power(exact.basis, moments.second - exact.second)
+    return np.sqrt(np.mean((off / RingReport.of(moments).error) ** 2))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def _plot_power(ax: Axes, report: RingReport) -> None:
         ms=3,
         label="signal",
     )
-    if (report.noise > 0).any():
+    if report.noise is not None and (report.noise > 0).any():
         ax.plot(rings, report.noise, color=ORANGE, label="noise of an image")
     if above.any():
         ax.set_yscale("log")

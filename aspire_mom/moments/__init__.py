@@ -4,7 +4,6 @@ from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.moments.checkpoint import discard_checkpoint
 from aspire_mom.moments.estimator import MomentEstimator
 from aspire_mom.moments.moments import Moments
-from aspire_mom.moments.noise import estimate_noise_filter
 from aspire_mom.moments.third import ThirdMomentBasis
 
 __all__ = [
@@ -13,7 +12,6 @@ __all__ = [
     "MomentEstimator",
     "Moments",
     "PolarBasis",
-    "estimate_noise_filter",
     "ThirdMomentBasis",
     "discard_checkpoint",
 ]

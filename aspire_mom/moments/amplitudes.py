@@ -36,6 +36,8 @@ def correct_amplitudes(moments: Moments, std: float) -> Moments:
         for field in (name, f"{name}_error"):
             value = getattr(moments, field)
             scaled[field] = None if value is None else value / factor
+    if moments.noise_power is not None:
+        scaled["noise_power"] = moments.noise_power / (1 + std**2)
     return replace(
         moments,
         **scaled,

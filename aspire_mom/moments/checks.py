@@ -56,10 +56,14 @@ def checked_std(name: str, value: float, most: float) -> float:
 def check_noise_filter(noise_filter, noise_variance) -> None:
     if noise_filter is None:
         return
-    if not isinstance(noise_filter, Filter):
+    if isinstance(noise_filter, str) and noise_filter != "corners":
+        raise ValueError(
+            f'noise_filter is {noise_filter!r}; an ASPIRE Filter or "corners" is needed'
+        )
+    if not isinstance(noise_filter, Filter | str):
         raise TypeError(
-            f"noise_filter is a {type(noise_filter).__name__}; an ASPIRE Filter is"
-            " needed"
+            f"noise_filter is a {type(noise_filter).__name__}; an ASPIRE Filter or"
+            ' "corners" is needed'
         )
     if noise_variance is not None:
         raise ValueError(

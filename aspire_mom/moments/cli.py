@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 import torch
-from aspire.operators import Filter, ScalarFilter
 from aspire.source import ImageSource
 
 from aspire_mom import processes
@@ -23,10 +22,6 @@ from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.moments.checkpoint import discard_checkpoint
 from aspire_mom.moments.estimator import MomentEstimator
 from aspire_mom.moments.moments import Moments
-from aspire_mom.moments.noise import (
-    downsampled_noise_filter,
-    estimate_noise_filter,
-)
 from aspire_mom.moments.report import RingReport
 from aspire_mom.moments.third import ThirdMomentBasis
 from aspire_mom.relion import Particles, ParticleSource, read_particles
@@ -78,8 +73,8 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     type=click.Choice(["white", "coloured"]),
     default="white",
     show_default=True,
-    help="Noise of one variance at all frequencies, or of a radial power spectrum seen"
-    " in the corners of up to 10,000 images, which are read once more.",
+    help="Noise of one variance at all frequencies, or of a radial power spectrum;"
+    " either is seen in the images' corners.",
 )
 @click.option(
     "--shift-std",
@@ -188,6 +183,7 @@ def moments(
     coefficients = BASES[basis](source.L)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     options = {
+        "noise_filter": "corners" if noise == "coloured" else None,
         "phase_flipped": read.phase_flipped or None,
         "shift_std": shift_std,
         "amplitude_std": _amplitude_std(amplitude_std),
@@ -198,8 +194,6 @@ def moments(
         "checkpoint": checkpoint if resume else None,
     }
     if complete:
-        if noise == "coloured":  # of any spectrum, as none is needed any more
-            options["noise_filter"] = ScalarFilter(dim=2)
         wanted = MomentEstimator(source, coefficients, **options)
         _check_same(out, wanted)
         discard_checkpoint(checkpoint)  # left by who was killed just then
@@ -208,8 +202,6 @@ def moments(
     with processes.joined(torch.device("cpu")):
         if processes.is_first():
             click.echo(read.summary(), err=True)
-        if noise == "coloured":
-            options["noise_filter"] = _noise_filter(read, downsample)
         estimator = MomentEstimator(source, coefficients, **options)
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -232,15 +224,6 @@ def _estimates(estimator: MomentEstimator, halves: bool) -> list[Moments]:
     if not halves:
         return [estimator.estimate()]
     return list(estimator.estimate_with_halves())
-
-
-def _noise_filter(particles: Particles, downsample: int | None) -> Filter:
-    """Power spectrum of the images as they are to be averaged."""
-    source = ParticleSource(particles)
-    noise_filter = estimate_noise_filter(source)
-    if downsample is None:
-        return noise_filter
-    return downsampled_noise_filter(noise_filter, source.L, downsample)
 
 
 def _half_names(out: Path) -> list[Path]:

@@ -81,18 +81,17 @@ class RadialCompression:
         moments: Moments,
         *,
         budget_bytes: int = BUDGET,
-        noise_second: np.ndarray | None = None,
     ) -> Self:
         """
         The leading eigenvectors of second moments, as many as fit in memory: those of
         the largest eigenvalues of all orders together. An eigenvalue counts only if it
-        exceeds what the scatter of noise alone would give it.
+        exceeds what the scatter of noise alone would give it. The noise that was
+        removed has the power on each ring that `moments.noise_power` tells, and
+        correlations between rings as white noise has.
 
         :param moments: In-plane averaged moments in a polar basis, of a few thousand
             images (a pilot), say.
         :param budget_bytes: Largest size of the third moment.
-        :param noise_second: The noise's second moment that was subtracted, of the
-            second moment's shape; by default white noise of `moments.noise_variance`.
         :return: The basis.
         :raises TypeError: no moments in a polar basis.
         :raises ValueError: moments that are not in-plane averaged, a budget too small
@@ -104,9 +103,7 @@ class RadialCompression:
         values, vectors = _eigen(moments.second, basis)
         least = ROUNDING * values.max()
         if moments.n_images:
-            if noise_second is None:
-                noise = basis.noise_second(moments.nyquist)
-                noise_second = moments.noise_variance * noise
+            noise_second = _noise_second(moments)
             level = (vectors.conj() * (noise_second @ vectors)).sum(1).real
             excess = _largest_excess(basis.n_rings, moments.n_images)
             least = np.maximum(least, excess * level)
@@ -296,6 +293,20 @@ def _eigen(second: np.ndarray, basis: PolarBasis) -> tuple[np.ndarray, np.ndarra
     values, vectors = np.linalg.eigh(scaled)
     values[0], vectors[0] = np.linalg.eigh(scaled[0].real)
     return values[:, ::-1], roots[:, None] * vectors[:, :, ::-1]
+
+
+def _noise_second(moments: Moments) -> np.ndarray:
+    """
+    White noise's second moment, scaled on both sides to the power that the noise had:
+    right for smooth spectra, since only neighbouring rings overlap.
+    """
+    white = moments.basis.noise_second(moments.nyquist)
+    if moments.noise_power is None:
+        return moments.noise_variance * white
+    own = np.einsum("mrr->mr", white).real
+    ratio = np.divide(moments.noise_power, own, where=own > 0, out=np.zeros_like(own))
+    roots = np.sqrt(np.maximum(ratio, 0))
+    return roots[:, :, None] * white * roots[:, None]
 
 
 def _largest_excess(n_rings: int, n_images: int) -> float:

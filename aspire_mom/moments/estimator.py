@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 from aspire.source import ImageSource
-from aspire.utils import grid_2d
 
 from aspire_mom.checks import check_images, check_integer
 from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
@@ -28,6 +27,13 @@ from aspire_mom.moments.checks import (
     mention_amplitudes,
 )
 from aspire_mom.moments.contrast import inverted, is_dark
+from aspire_mom.moments.corners import (
+    corner_power,
+    corner_spectrum,
+    corner_sums,
+    corner_variance,
+    has_nyquist,
+)
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.fingerprint import digest, fingerprint_source
 from aspire_mom.moments.moments import Moments
@@ -36,18 +42,15 @@ from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.moments.third import ThirdMomentBasis
 from aspire_mom.moments.weights import (
     divide,
+    divide_power,
     expand,
     multiply,
+    own_power,
     solve_entries,
     weight_sums,
 )
 
 logger = logging.getLogger(__name__)
-
-# Power on the Nyquist row and column, relative to the next ones, below which they are
-# empty. White noise has 2 by `_edge_power`; a ramp subtracted from images after
-# downsampling leaves less than 1e-2.
-EMPTY_NYQUIST = 0.1
 
 
 class MomentEstimator:
@@ -70,7 +73,8 @@ class MomentEstimator:
       them, `shift_std`, is handed on to the inversion, whose model is shifted likewise.
     - Amplitudes of relative spread s multiply the second moment by 1 + s², which is
       divided out; the first moment is that of the mean amplitude.
-    - Noise is white or has a given power spectrum.
+    - Noise is white, of a given power spectrum, or of the one seen in the images'
+      corners.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: `CartesianBasis` or `PolarBasis` of the source's image size.
@@ -81,8 +85,9 @@ class MomentEstimator:
         images' Nyquist row and column are empty, as ASPIRE's downsampling leaves them,
         the noise is taken to lie within the other frequencies.
     :param noise_filter: Power spectrum of noise that is not white, variance per pixel
-        and frequency, as an ASPIRE `Filter` (:func:`estimate_noise_filter` has one);
-        instead of `noise_variance`.
+        and frequency of the images as the source gives them, as an ASPIRE `Filter`; or
+        "corners", the radial one of the pixels outside the inscribed disc, from the
+        same pass (see `corners`). Instead of `noise_variance`.
     :param phase_flipped: Whether the images' phases were flipped; None to see whether
         `source.phase_flip()` was called, which `source.cache()` makes it forget.
     :param shift_std: Standard deviation of the residual shifts along each axis, pixels.
@@ -108,7 +113,7 @@ class MomentEstimator:
         basis: Basis,
         *,
         noise_variance: float | NoiseEstimator | None = None,
-        noise_filter: Filter | None = None,
+        noise_filter: Filter | Literal["corners"] | None = None,
         phase_flipped: bool | None = None,
         shift_std: float = 0.0,
         amplitude_std: float | None = 0.0,
@@ -129,8 +134,9 @@ class MomentEstimator:
         self.source = source
         self.basis = basis
         self.noise_variance = noise_variance
+        self.noise_seen = isinstance(noise_filter, str)
         self.noise_spectrum = None
-        if noise_filter is not None:
+        if isinstance(noise_filter, Filter):
             self.noise_spectrum = _spectrum(noise_filter, source)
         self.shift_std = checked_std("shift_std", shift_std, source.L / 4)
         if amplitude_std is not None:
@@ -154,7 +160,8 @@ class MomentEstimator:
         Read the source and average.
 
         :return: The source's `Moments`. Standard errors are those of averaging images,
-            None for a single one; noise and transfer functions count as known.
+            None for a single one; noise and transfer functions count as known, even
+            noise whose spectrum was seen in the images' corners.
         :raises ValueError: an image with values that are not finite, or a checkpoint of
             other images or settings, or a damaged one.
         :raises OSError: the checkpoint cannot be written.
@@ -185,11 +192,7 @@ class MomentEstimator:
         whole = groups[0]
         if n_groups > 1:
             whole = {name: sum(sums[name] for sums in groups) for name in whole}
-        edge = whole["edge"]
-        nyquist = self.basis.L % 2 == 1 or bool(edge[0] > EMPTY_NYQUIST * edge[1])
-        if variance is None and self.noise_spectrum is None:
-            variance = _corner_variance(whole["corner"], self.source.n, self.basis.L)
-        noise, variance = self._noise(variance, nyquist)
+        noise, variance, nyquist = self._noise(whole, variance)
         if n_groups == 1:
             groups = []
         found = [self._moments(s, noise, variance, nyquist) for s in (whole, *groups)]
@@ -201,13 +204,26 @@ class MomentEstimator:
             std = estimate_amplitude_std(found[0])
         return [correct_amplitudes(moments, std) for moments in found]
 
-    def _noise(self, variance: float | None, nyquist: bool) -> tuple[np.ndarray, float]:
-        """Second moment of the noise in `_noise_basis`, and its variance."""
-        basis = self._noise_basis
-        if self.noise_spectrum is None:
-            return variance * basis.noise_second(nyquist), variance
-        second = stationary_noise_second(basis, self.noise_spectrum, nyquist)
-        return second, self.noise_spectrum.mean()
+    def _noise(
+        self, sums: Sums, variance: float | None
+    ) -> tuple[np.ndarray, float, bool]:
+        """
+        Second moment of the noise in `_noise_basis`, its variance, and whether images
+        have a Nyquist row and column.
+        """
+        basis, L = self._noise_basis, self.basis.L
+        nyquist = has_nyquist(sums["edge"], L)
+        spectrum = self.noise_spectrum
+        if self.noise_seen:
+            spectrum = corner_spectrum(
+                sums["corner_power"], sums["corner_images"], L, nyquist
+            )
+        if spectrum is not None:
+            second = stationary_noise_second(basis, spectrum, nyquist)
+            return second, max(spectrum.mean(), 0.0), nyquist
+        if variance is None:
+            variance = corner_variance(sums["corner"], self.source.n, L)
+        return variance * basis.noise_second(nyquist), variance, nyquist
 
     @property
     def _noise_basis(self) -> Basis:
@@ -264,13 +280,15 @@ class MomentEstimator:
         first_variance = basis.power(second) - np.abs(first) ** 2 / n
         squares -= np.abs(second) ** 2 / n
         second -= noise
+        power = own_power(noise, basis)
         weights = weights_2 = None
         if self.transfer is None:
-            first, second = first / n, second / n
+            first, second, power = first / n, second / n, power / n
         else:
             weights, weights_2 = sums["weights"], sums["second_weights"]
             first = solve_entries(first, weights, n)
             second = divide(second, weights_2, basis, n)
+            power = divide_power(power, weights_2, basis, n)
         return {
             "first": first,
             "second": second,
@@ -280,6 +298,7 @@ class MomentEstimator:
             ),
             "first_weight": weights,
             "second_weight": weights_2,
+            "noise_power": power,
         }
 
     def _read(self, n_groups: int) -> list[Sums]:
@@ -319,17 +338,13 @@ class MomentEstimator:
 
     def _batch_sums(self, images: np.ndarray, start: int) -> Sums:
         """
-        Sums over a batch: the number of images; the basis's; Σ and Σ² of the pixels
-        outside the inscribed disc; powers that tell whether the Nyquist row and column
-        are empty; weights.
+        Sums over a batch: the number of images; the basis's; what the pixels outside
+        the inscribed disc tell of the noise; weights.
         """
         basis = self.basis
-        pixels = images[:, _outside(basis.L)].astype(np.float64)
-        sums = {
-            "n_images": np.array(float(len(images))),
-            "corner": np.array([pixels.sum(), (pixels**2).sum()]),
-            "edge": _edge_power(images) if basis.L % 2 == 0 else np.zeros(2),
-        }
+        sums = {"n_images": np.array(float(len(images))), **corner_sums(images)}
+        if self.noise_seen:
+            sums |= corner_power(images, start, self.source.n)
         H = None
         if self.transfer is not None:
             H = self.transfer.of_images(start, start + len(images))
@@ -353,17 +368,6 @@ def _standard_error(
     return error / n if weights is None else solve_entries(error, weights, n)
 
 
-@lru_cache(maxsize=4)
-def _outside(L: int) -> np.ndarray:
-    """Pixels outside the inscribed disc."""
-    return grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1
-
-
-def _corner_variance(corner: np.ndarray, n: int, L: int) -> float:
-    mean, mean_square = corner / (n * np.count_nonzero(_outside(L)))
-    return max(float(mean_square - mean**2), 0.0)
-
-
 def _spectrum(noise_filter: Filter, source: ImageSource) -> np.ndarray:
     """Power spectrum on 2L - 1 frequencies along each axis."""
     size = 2 * source.L - 1
@@ -376,16 +380,6 @@ def _spectrum(noise_filter: Filter, source: ImageSource) -> np.ndarray:
             " power spectrum is finite and its mean, a variance, 0 or more"
         )
     return values
-
-
-def _edge_power(images: np.ndarray) -> np.ndarray:
-    """Power on the Nyquist row and column of an even size, and on the next ones'
-    cosines: (2,)."""
-    L = images.shape[-1]
-    k = np.array([[L // 2], [L // 2 - 1]])
-    waves = np.cos(2 * np.pi / L * k * np.arange(L)).astype(images.dtype)
-    rows, columns = waves @ images, images @ waves.T
-    return (rows**2).sum((0, 2)) + (columns**2).sum((0, 1))
 
 
 def _treatment(estimator: MomentEstimator, transfer: TransferFunctions) -> str:
@@ -403,6 +397,9 @@ def _treatment(estimator: MomentEstimator, transfer: TransferFunctions) -> str:
         parts.append("known shifts ignored")
     if estimator.shift_std:
         parts.append(f"residual shifts of {estimator.shift_std:g} pixels modelled")
-    white = estimator.noise_spectrum is None
-    parts.append("white noise" if white else "noise of a given spectrum")
+    if estimator.noise_seen:
+        parts.append("noise of the spectrum in the corners")
+    else:
+        white = estimator.noise_spectrum is None
+        parts.append("white noise" if white else "noise of a given spectrum")
     return "; ".join(parts)

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from aspire_mom.moments.bases import CartesianBasis
-from aspire_mom.moments.weights import divide, expand, multiply, solve_entries
+from aspire_mom.moments.weights import (
+    divide,
+    divide_power,
+    expand,
+    multiply,
+    multiply_power,
+    solve_entries,
+)
 
 if TYPE_CHECKING:
     from aspire_mom.moments.moments import Moments
@@ -43,6 +50,7 @@ def merged(a: Moments, b: Moments) -> dict:
         "second": _mean(a, b, "second"),
         "first_error": _error(a, b, "first_error", a.first - b.first),
         "second_error": _error(a, b, "second_error", raw[0] - raw[1]),
+        "noise_power": _mean(a, b, "noise_power") if _noise_known(a, b) else None,
         **_third(a, b),
     }
 
@@ -50,6 +58,10 @@ def merged(a: Moments, b: Moments) -> dict:
 def _mean(a: Moments, b: Moments, name: str) -> np.ndarray | float:
     n = a.n_images + b.n_images
     return (a.n_images * getattr(a, name) + b.n_images * getattr(b, name)) / n
+
+
+def _noise_known(a: Moments, b: Moments) -> bool:
+    return a.noise_power is not None and b.noise_power is not None
 
 
 def _third(a: Moments, b: Moments) -> dict[str, np.ndarray]:
@@ -95,6 +107,13 @@ def _weighted(a: Moments, b: Moments) -> dict[str, np.ndarray]:
         multiply(m.second, w_i, basis) for w_i, m in zip(w2, both, strict=True)
     )
     e2 = [expand(w_i, basis) for w_i in w2]
+    power = None
+    if _noise_known(a, b):
+        power = sum(
+            multiply_power(m.noise_power, w_i, basis)
+            for w_i, m in zip(w2, both, strict=True)
+        )
+        power = divide_power(power, sum(w2), basis, n)
     return {
         "first": solve_entries(first, sum(w), n),
         "second": divide(second, sum(w2), basis, n),
@@ -102,6 +121,7 @@ def _weighted(a: Moments, b: Moments) -> dict[str, np.ndarray]:
         "second_error": _weighted_error([m.second_error for m in both], e2, n),
         "first_weight": sum(w),
         "second_weight": sum(w2),
+        "noise_power": power,
     }
 
 

@@ -25,6 +25,7 @@ ARRAYS = (
     "third_error",
     "first_weight",
     "second_weight",
+    "noise_power",
 )
 
 
@@ -37,8 +38,7 @@ class Moments:
     :param second: E f f* less the noise bias, `basis.second_shape`, complex128.
     :param basis: The basis of the coefficients f.
     :param n_images: Number of images averaged (0 for exact moments).
-    :param noise_variance: Variance of the noise per pixel of the images as they were,
-        whose share `noise_variance * basis.noise_second(nyquist)` was removed.
+    :param noise_variance: Variance of the noise per pixel of the images as they were.
     :param pixel_size: Ångström per pixel, None where unknown.
     :param third: Third moment less the noise bias, (third_basis.size,), complex128, or
         None.
@@ -57,6 +57,9 @@ class Moments:
     :param treatment: What the moments were corrected for, in words.
     :param third_basis: `ThirdMomentBasis` of `third`, None where there is none.
     :param third_error: The same for `third`, as :meth:`ThirdMomentBasis.finish` has it.
+    :param noise_power: Power of the noise that was removed from each coefficient's own
+        second moment, after all corrections: (max_order + 1, n_rings) or (L²,),
+        float64; None where it is not known.
     :raises TypeError: `basis` is no basis, or a moment or an error no array.
     :raises ValueError: shapes that are not the basis's, values that are not finite, or
         numbers out of range.
@@ -78,6 +81,7 @@ class Moments:
     treatment: str = ""
     third_basis: ThirdMomentBasis | None = None
     third_error: np.ndarray | None = None
+    noise_power: np.ndarray | None = None
 
     def __post_init__(self):
         if not isinstance(self.basis, Basis):
@@ -97,6 +101,11 @@ class Moments:
                 continue
             expected = getattr(self.basis, name.split("_")[0] + "_shape")
             self._check_array(name, expected, self.basis)
+        if self.noise_power is not None:
+            polar = isinstance(self.basis, PolarBasis)
+            n = getattr(self.basis, "n_rings", self.basis.L**2)
+            orders = (self.basis.max_order + 1,) if polar else ()
+            self._check_array("noise_power", (*orders, n), self.basis)
         self._check_weights()
         self._check_third()
 

@@ -6,16 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from aspire.noise import LegacyNoiseEstimator
 from aspire.numeric import fft
-from aspire.operators import (
-    ArrayFilter,
-    Filter,
-    MultiplicativeFilter,
-    ScalarFilter,
-)
-from aspire.source import ImageSource
-from aspire.utils import grid_2d
 
 if TYPE_CHECKING:
     from aspire_mom.moments.bases import Basis, PolarBasis
@@ -86,62 +77,6 @@ def stationary_noise_second(
             left = left * np.tile(signs[i, chunk], 2)
             second = second + basis.product(left, right)
     return second
-
-
-def estimate_noise_filter(
-    source: ImageSource, *, n_images: int = 10_000, batch_size: int = 512
-) -> ArrayFilter:
-    """
-    Isotropic power spectrum of the noise from the pixels outside the inscribed disc:
-    ASPIRE's covariances at distances of up to a third of the image
-    (`LegacyNoiseEstimator`), transformed without its window, which smears spectra.
-
-    :param source: ASPIRE `ImageSource`.
-    :param n_images: Images to look at, evenly spread over the source.
-    :param batch_size: Images read at once.
-    :return: Power spectrum on 2L - 1 frequencies along each axis, for
-        `MomentEstimator(…, noise_filter=)`. Estimation may leave some values negative.
-    :raises ValueError: an empty source, or an even size after downsampling, whose empty
-        Nyquist row and column no radial spectrum has.
-    """
-    if source.n < 1:
-        raise ValueError("the source has 0 images; at least 1 is needed")
-    L = source.L
-    if L % 2 == 0 and _nyquist_is_empty(source.images[:64].asnumpy()):
-        raise ValueError(
-            f"the images' Nyquist row and column are empty, as downsampling to {L}"
-            " pixels leaves them; estimate the spectrum before, and pass it through"
-            " downsampled_noise_filter"
-        )
-    if source.n > n_images:
-        source = source[np.linspace(0, source.n - 1, n_images).astype(int)]
-    outside = grid_2d(L, normalized=False, shifted=True)["r"] >= L // 2 - 1
-    covariances, distances, _ = (
-        LegacyNoiseEstimator._estimate_power_spectrum_distribution_1d(
-            source.images, outside, L // 3, batch_size=batch_size
-        )
-    )
-    axis = np.arange(1 - L, L)
-    apart = np.hypot(axis[:, None], axis)
-    by_pixel = np.interp(apart, distances, covariances, right=0)
-    return ArrayFilter(fft.centered_fft2(by_pixel).real)
-
-
-def downsampled_noise_filter(noise_filter: Filter, L: int, target: int) -> Filter:
-    """
-    :param noise_filter: Power spectrum of the noise of images of L pixels.
-    :param L: Pixels along an edge.
-    :param target: Pixels along an edge after `source.downsample(target)`.
-    :return: Power spectrum of the noise then: the same at physical frequencies, times
-        (target/L)² for ASPIRE's scale.
-    """
-    scale = ScalarFilter(dim=2, value=(target / L) ** 2)
-    return MultiplicativeFilter(noise_filter.scale(L / target), scale)
-
-
-def _nyquist_is_empty(images: np.ndarray) -> bool:
-    edges = np.abs(np.fft.rfft(images, axis=-1)[..., -2:]) ** 2
-    return bool(edges[..., 1].sum() < 0.05 * edges[..., 0].sum())
 
 
 def _of_covariances(L: int, spectrum: np.ndarray, nyquist: bool) -> np.ndarray:

@@ -14,6 +14,7 @@ from aspire_mom.moments.rings import (
     SIGNIFICANT,
     order_blocks,
     order_multiplicity,
+    over_rings,
     pixel_rings,
     ring_evidence,
     ring_power,
@@ -33,7 +34,8 @@ class RingReport:
 
     :param moments: The moments reported on.
     :param signal: Power less that of the noise.
-    :param noise: Power of the noise, which was removed.
+    :param noise: Power of the noise that was removed, after CTFs are undone; None where
+        moments do not tell.
     :param error: Standard error of `signal`, as if those of different orders were
         independent; None where errors are unknown.
     :param evidence: Mean of squared second moments over their squared errors: 1 for
@@ -47,7 +49,7 @@ class RingReport:
 
     moments: Moments
     signal: np.ndarray
-    noise: np.ndarray
+    noise: np.ndarray | None = None
     error: np.ndarray | None = None
     evidence: np.ndarray | None = None
     agreement: np.ndarray | None = None
@@ -68,17 +70,15 @@ class RingReport:
         rings = slice(
             (basis.L + 1) // 2 if isinstance(basis, CartesianBasis) else basis.n_rings
         )
-        noise = np.zeros(len(ring_power(basis, moments.second)))
-        if moments.noise_variance > 0:
-            unit = ring_power(basis, basis.noise_second(moments.nyquist))
-            noise = moments.noise_variance * unit
-        error = None
+        noise = error = None
+        if moments.noise_power is not None:
+            noise = over_rings(basis, moments.noise_power)[rings]
         if moments.second_error is not None:
             error = ring_power_error(basis, moments.second_error)[rings]
         return cls(
             moments,
             signal=ring_power(basis, moments.second)[rings],
-            noise=noise[rings],
+            noise=noise,
             error=error,
             evidence=None if evidence is None else evidence[rings],
             agreement=None if halves is None else ring_agreement(*halves)[rings],
@@ -157,8 +157,8 @@ class RingReport:
         if self.angstrom is not None:
             columns["Å"] = [f"{a:.1f}" for a in self.angstrom]
         columns["signal"] = [f"{power:.3g}" for power in self.signal]
-        columns["noise"] = [f"{power:.3g}" for power in self.noise]
         optional = {
+            "noise": self.noise,
             "signal/error": self.snr,
             "halves": self.agreement,
             "images": self.effective,

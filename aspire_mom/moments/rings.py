@@ -6,6 +6,7 @@ import numpy as np
 
 from aspire_mom.moments.bases import CartesianBasis
 from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.weights import own_power
 
 # A ring carries signal where its second moments exceed their errors by this in square.
 SIGNIFICANT = 1.5
@@ -32,11 +33,20 @@ def ring_power(basis, second: np.ndarray) -> np.ndarray:
     :param second: A second moment in it.
     :return: (n_rings,), float64; as it is, where it is negative.
     """
+    return over_rings(basis, own_power(second, basis))
+
+
+def over_rings(basis, power: np.ndarray) -> np.ndarray:
+    """
+    :param basis: Any basis.
+    :param power: Power of single coefficients: (max_order + 1, n_rings) or (L²,).
+    :return: Its sum over each ring's orders, m and -m, or mean over the pixels nearest
+        to it, (n_rings,).
+    """
     if isinstance(basis, CartesianBasis):
         ring = pixel_rings(basis)
-        return np.bincount(ring, second.diagonal().real) / np.bincount(ring)
-    own = np.einsum("mrr->mr", order_blocks(basis, second)).real
-    return (order_multiplicity(own, "first") * own).sum(0)
+        return np.bincount(ring, power) / np.bincount(ring)
+    return (order_multiplicity(power, "first") * power).sum(0)
 
 
 def ring_power_error(basis, error: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ correlations along rings, of the same three, and the equations hold for every an
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
@@ -121,6 +123,49 @@ def divide(
         if np.abs(rest).max() <= CORRECTED * np.abs(second).max():
             break
     return solution
+
+
+def own_power(second: np.ndarray, basis: Basis) -> np.ndarray:
+    """
+    :param second: Second moment.
+    :param basis: Its basis.
+    :return: E |f|² of single coefficients: (max_order + 1, n_rings) or (L²,), float64.
+    """
+    if isinstance(basis, CartesianBasis):
+        return second.diagonal().real
+    if not basis.inplane_average:
+        second = np.einsum("mrmq->mrq", second[:, :, basis.max_order :])
+    return np.einsum("mrr->mr", second).real
+
+
+def multiply_power(power: np.ndarray, weights: np.ndarray, basis: Basis) -> np.ndarray:
+    """
+    :param power: What :func:`own_power` returns of a second moment.
+    :param weights: Weights as :func:`multiply` takes them.
+    :param basis: The basis.
+    :return: The same of :func:`multiply`'s product, which is at every pair of rings.
+    """
+    return multiply(power, *_of_own(weights, basis)).real
+
+
+def divide_power(
+    power: np.ndarray, weights: np.ndarray, basis: Basis, n_images: int
+) -> np.ndarray:
+    """
+    :param power: What :func:`own_power` returns of a second moment.
+    :param weights: Weights as :func:`divide` takes them.
+    :param basis: The basis.
+    :param n_images: Number of images.
+    :return: The same of :func:`divide`'s solution.
+    """
+    return divide(power, *_of_own(weights, basis), n_images).real
+
+
+def _of_own(weights: np.ndarray, basis: Basis) -> tuple[np.ndarray, Basis]:
+    """Weights of rings or pixels with themselves, and the basis of such powers."""
+    if isinstance(basis, CartesianBasis):
+        return weights.diagonal(), basis
+    return np.einsum("mrr->mr", weights), replace(basis, inplane_average=True)
 
 
 def _correlation(values: np.ndarray, n_harmonics: int) -> np.ndarray:

@@ -429,6 +429,9 @@ def test_halves_and_options_of_a_finished_output(tmp_path, star):
         refused = run(*words, *other)
         assert refused.exit_code == 2
         assert "pass --overwrite to" in refused.stderr
+    coloured = tmp_path / "coloured.npz"
+    succeed("moments", star, "-o", coloured, "--noise", "coloured", "--downsample", 8)
+    assert "spectrum in the corners" in Moments.load(coloured).treatment
     # Killed between the files.
     (tmp_path / "m_half2.npz").unlink()
     assert "in " in succeed(*words).stdout

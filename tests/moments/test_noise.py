@@ -2,22 +2,21 @@
 
 import numpy as np
 import pytest
+from aspire.image import Image
 from aspire.noise import CustomNoiseAdder, LegacyNoiseEstimator
-from aspire.operators import ArrayFilter, FunctionFilter, ScalarFilter
+from aspire.operators import (
+    ArrayFilter,
+    FunctionFilter,
+    MultiplicativeFilter,
+    ScalarFilter,
+)
 from aspire.source import ArrayImageSource, Simulation
 from aspire.volume import Volume
 
-from aspire_mom.moments import (
-    CartesianBasis,
-    MomentEstimator,
-    PolarBasis,
-    estimate_noise_filter,
-)
-from aspire_mom.moments.noise import (
-    downsampled_noise_filter,
-    stationary_noise_second,
-)
-from tests.moments.sources import array_source, largest_difference
+from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis
+from aspire_mom.moments.corners import corner_power, corner_spectrum
+from aspire_mom.moments.noise import stationary_noise_second
+from tests.moments.sources import array_source, largest_difference, noise_images
 from tests.references.moments import dft, impulse_coefficients
 
 BASES = {
@@ -118,10 +117,66 @@ def test_aspires_coloured_noise_is_removed(basis, L):
     assert (np.abs(white.second[known]) / moments.second_error[known]).max() > 20
 
 
+def seen_covariances(images, nyquist=True):
+    """By distances (dy, dx) of pixels, from -(L - 1) to L - 1."""
+    n, L = len(images), images.shape[-1]
+    sums = corner_power(images, 0, n)
+    spectrum = corner_spectrum(sums["corner_power"], sums["corner_images"], L, nyquist)
+    assert spectrum.shape == (2 * L - 1, 2 * L - 1)
+    return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(spectrum))).real
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("L", [9, 10, 15])
+def test_covariances_of_pairs_of_pixels(L, dtype):
+    """Pair by pair; and of distances that no row has, where ASPIRE's quadrant and that
+    of mirror images are all. Pixels have a mean, which both leave in."""
+    images = (noise_images(4, L) + 0.5).astype(dtype)
+    seen = seen_covariances(images)
+    assert seen[L - 1, L - 1] >= 0
+    y, x = np.mgrid[:L, :L]
+    outside = np.hypot(y - (L - 1) / 2, x - (L - 1) / 2) >= L // 2 - 1
+    y, x, pixels = y[outside], x[outside], images[:, outside].astype(float)
+    squares = np.subtract.outer(y, y) ** 2 + np.subtract.outer(x, x) ** 2
+    products = np.einsum("ni,nj->ij", pixels, pixels) / len(images)
+    close = 1e-6 if dtype == np.float32 else 1e-12
+    quadrants = [
+        LegacyNoiseEstimator._estimate_power_spectrum_distribution_1d(
+            Image(np.ascontiguousarray(images[..., ::step])), outside[:, ::step], L // 3
+        )
+        for step in (1, -1)
+    ]
+    sums = sum(means * counts for means, _, counts in quadrants)
+    means = sums / sum(counts for _, _, counts in quadrants)
+    of_aspire = dict(zip(np.round(quadrants[0][1] ** 2), means, strict=True))
+    for dy in range(-L + 1, L):
+        for dx in range(-L + 1, L):
+            d, value = dy**2 + dx**2, seen[L - 1 + dy, L - 1 + dx]
+            expected = products[squares == d].mean() if d <= (L // 3) ** 2 else 0
+            assert value == pytest.approx(expected, abs=close)
+            if d != 25:  # 5² + 0², and 3² + 4²
+                assert value == pytest.approx(of_aspire.get(d, 0), abs=close)
+
+
+def test_images_looked_at_are_evenly_spread():
+    """Whatever the batches: every eighth of very many."""
+    images = noise_images(40, 9)
+    for n, step in ((9_999, 1), (19_999, 1), (30_001, 3), (10**6, 8)):
+        whole = corner_power(images[::step], 0, 1)
+        assert whole["corner_images"] == len(images[::step])
+        for batch in (40, 7, 3):
+            parts = [
+                corner_power(images[i : i + batch], i, n) for i in range(0, 40, batch)
+            ]
+            for name, value in whole.items():
+                np.testing.assert_allclose(sum(p[name] for p in parts), value, 1e-5)
+
+
 def test_spectrum_seen_in_the_corners():
     """
     Covariances of 1,000 images' corners leave 6 % of the noise; ASPIRE's windowed
-    spectrum of the same covariances over 10 %, white noise a third.
+    spectrum of the same covariances over 10 %, white noise a third. The same with
+    halves of another batch size, and shared between them.
     """
     source, basis = noise_source(1000, 16), PolarBasis(16)
     norm = np.linalg.norm(
@@ -132,24 +187,19 @@ def test_spectrum_seen_in_the_corners():
         moments = MomentEstimator(source, basis, **noise).estimate()
         return np.linalg.norm(moments.second) / norm
 
-    estimated = estimate_noise_filter(source)
-    assert estimated.evaluate_grid(31).mean() == pytest.approx(
-        spectrum(16).mean(), rel=0.02
-    )
-    assert left(noise_filter=estimated) < 0.08
+    estimator = MomentEstimator(source, basis, noise_filter="corners")
+    seen = estimator.estimate()
+    assert seen.noise_variance == pytest.approx(spectrum(16).mean(), rel=0.02)
+    assert seen.treatment.endswith("noise of the spectrum in the corners")
+    assert np.linalg.norm(seen.second) / norm < 0.08
     assert left(noise_filter=LegacyNoiseEstimator(source).filter) > 0.1
     assert left() > 0.3
-
-
-def test_spectrum_of_a_part_of_the_images():
-    source = noise_source(50, 16)
-    few = estimate_noise_filter(source, n_images=5)
-    assert (
-        few.xfer_fn_array
-        == estimate_noise_filter(source[[0, 12, 24, 36, 49]]).xfer_fn_array
-    ).all()
-    with pytest.raises(ValueError, match="0 images"):
-        estimate_noise_filter(array_source(np.ones((0, 9, 9))))
+    whole, *halves = MomentEstimator(
+        source, basis, noise_filter="corners", batch_size=37
+    ).estimate_with_halves()
+    for moments in (whole, *halves):
+        assert largest_difference(moments.noise_power, seen.noise_power) < 1e-10
+    assert largest_difference(whole.second, seen.second) < 1e-10
 
 
 def test_a_scalar_filter_is_a_variance():
@@ -167,21 +217,47 @@ def test_a_negative_spectrum_is_refused():
         MomentEstimator(source, PolarBasis(9), noise_filter=bad).estimate()
 
 
-def test_spectrum_before_downsampling_serves_after():
-    """What is left of ASPIRE's coloured noise at 24 of 32 pixels, against its spectrum
-    at 32 as estimated: within a tenth, where white noise leaves more than a third."""
-    source, basis = noise_source(1500, 32), PolarBasis(24)
-    small = source.downsample(24)
-    noise_filter = downsampled_noise_filter(estimate_noise_filter(source), 32, 24)
+@pytest.mark.parametrize("L", [23, 24])
+def test_spectrum_seen_after_downsampling(L):
+    """What is left of ASPIRE's coloured noise of 32 pixels, on the rings of 23 and of
+    24, whose Nyquist row and column are empty: as much as after its true spectrum is
+    removed, to 5 % of the noise, where white noise leaves more than a third."""
+    source, basis = noise_source(1500, 32), PolarBasis(L)
+    small = source.downsample(L)
     raw = MomentEstimator(small, basis, noise_variance=0).estimate().second
 
     def left(**noise):
         moments = MomentEstimator(small, basis, **noise).estimate()
+        assert moments.nyquist == (L % 2 == 1)
         return np.linalg.norm(moments.second) / np.linalg.norm(raw)
 
-    exact = downsampled_noise_filter(COLOURED, 32, 24)
+    scale = ScalarFilter(dim=2, value=(L / 32) ** 2)
+    exact = MultiplicativeFilter(COLOURED.scale(32 / L), scale)
     assert left(noise_filter=exact) < 0.05
-    assert left(noise_filter=noise_filter) < 0.15
+    assert left(noise_filter="corners") < 0.08
     assert left() > 0.3
-    with pytest.raises(ValueError, match="pass it through downsampled_noise_filter"):
-        estimate_noise_filter(small)
+
+
+@pytest.mark.parametrize("L", [4, 5, 8])
+def test_images_without_noise_in_their_corners(L):
+    """Empty ones have nothing removed; constant ones, a variance that is none."""
+    for images in (np.zeros((3, L, L)), np.ones((3, L, L), np.float32)):
+        for basis in BASES.values():
+            moments = MomentEstimator(
+                array_source(images), basis(L), noise_filter="corners", batch_size=2
+            ).estimate()
+            assert moments.noise_variance >= 0
+            assert images.any() or not moments.noise_power.any()
+
+
+def test_empty_nyquist_frequencies_are_added_back():
+    """White noise less its Nyquist row and column: flat, where covariances as they are
+    would fall off."""
+    L, n = 12, 4000
+    keep = np.eye(L) - np.outer((-1.0) ** np.arange(L), (-1.0) ** np.arange(L)) / L
+    images = keep @ noise_images(n, L, dtype=np.float64) @ keep
+    raw = seen_covariances(images)[L - 1, L - 1]
+    assert raw == pytest.approx((1 - 1 / L) ** 2, rel=0.01)
+    whole = seen_covariances(images, nyquist=False)
+    assert whole[L - 1, L - 1] == pytest.approx(1, rel=0.01)
+    assert np.abs(whole[L - 1, L:]).max() < 0.01

@@ -4,13 +4,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from aspire.operators import FunctionFilter
 
 from aspire_mom import CartesianBasis, MomentEstimator, Moments, PolarBasis
+from aspire_mom.evaluation.moment_plots import plot_moments
 from aspire_mom.moments.report import RingReport, ring_agreement
-from aspire_mom.moments.rings import informative_rings, ring_rms
-from tests.moments.sources import VARIANCE, array_source, noise_images, simulation
+from aspire_mom.moments.rings import informative_rings, ring_power, ring_rms
+from tests.moments.sources import (
+    VARIANCE,
+    array_source,
+    largest_difference,
+    noise_images,
+    simulation,
+)
+from tests.moments.test_ctf import ctfs
 
 L, N = 17, 3000
+FALLING = FunctionFilter(lambda x, y: 1 / (0.3 + x**2 + y**2))
 BASES = pytest.mark.parametrize(
     "basis",
     [
@@ -68,6 +78,68 @@ def test_errors_are_those_of_noise(basis):
     assert (np.abs(np.log(ratio)) < np.log(1.6)).all(), ratio
     assert np.mean([r.evidence for r in reports]) == pytest.approx(1, abs=0.1)
     assert np.mean([r.supported for r in reports]) < 0.05
+
+
+@pytest.mark.parametrize("astigmatism", [0, 1500])
+@pytest.mark.parametrize("noise", ["corners", FALLING, None], ids=str)
+@pytest.mark.parametrize("basis", [PolarBasis, CartesianBasis])
+def test_power_of_the_noise_that_was_removed(basis, noise, astigmatism):
+    """
+    What the signal has more if none is removed, behind CTFs; of the union of unequal
+    parts too, and where amplitudes vary.
+    """
+    source = array_source(noise_images(60, 16) + 0.1)
+    source.unique_filters = ctfs(astigmatism, n=4)
+    source.filter_indices = np.arange(60) % 4
+    basis = basis(16)
+
+    def estimated(source, **options):
+        return MomentEstimator(source, basis, **options).estimate()
+
+    raw = RingReport.of(estimated(source, noise_variance=0))
+    assert not raw.noise.any()
+    moments = estimated(source, noise_filter=noise)
+    report = RingReport.of(moments)
+    lost = raw.signal - report.signal
+    np.testing.assert_allclose(report.noise, lost, rtol=1e-9, atol=1e-9 * lost.max())
+    assert np.isrealobj(report.noise)
+    assert report.summary()["noise_power"] == list(report.noise)
+    varying = estimated(source, noise_filter=noise, amplitude_std=0.5)
+    np.testing.assert_allclose(RingReport.of(varying).noise, report.noise / 1.25)
+    if noise == "corners":
+        return  # of each part its own
+    options = {"noise_filter": noise} if noise else {"noise_variance": 1}
+    whole = estimated(source, **options)
+    few, others = (estimated(source[i], **options) for i in (range(13), range(13, 60)))
+    for merged in (few.merge(others), others.merge(few)):
+        assert largest_difference(merged.noise_power, whole.noise_power) < 1e-9
+    assert few.merge(replace(others, noise_power=None)).noise_power is None
+
+
+@BASES
+def test_noise_without_ctfs_merges(basis):
+    images = noise_images(50, L)
+    few, others, whole = (
+        MomentEstimator(array_source(x), basis, noise_variance=2).estimate()
+        for x in (images[:20], images[20:], images)
+    )
+    merged = few.merge(replace(others, noise_power=4 * others.noise_power))
+    assert largest_difference(merged.noise_power, 2.8 * whole.noise_power) < 1e-12
+    white = ring_power(basis, basis.noise_second())[: len(RingReport.of(whole).noise)]
+    np.testing.assert_allclose(RingReport.of(whole).noise, 2 * white)
+
+
+def test_files_that_do_not_tell_the_noise(tmp_path):
+    """As those from before powers were kept: the column is left out."""
+    path = tmp_path / "m.npz"
+    moments = estimate(PolarBasis(L), 200)
+    moments.save(path)
+    assert "noise" in RingReport.of(Moments.load(path)).table().splitlines()[1].split()
+    replace(moments, noise_power=None).save(path, overwrite=True)
+    report = RingReport.of(Moments.load(path))
+    assert "noise" not in report.table().splitlines()[1].split()
+    assert report.summary()["noise_power"] is None
+    plot_moments(report.moments, report)
 
 
 @BASES

@@ -1,0 +1,170 @@
+"""What the pixels outside the inscribed disc tell of the noise, in sums over images."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import scipy.fft
+from aspire.numeric import fft
+from aspire.utils import grid_2d
+
+# Power on the Nyquist row and column, relative to the next ones, below which they are
+# empty. White noise has 2 by `_edge_power`; a ramp subtracted from images after
+# downsampling leaves less than 1e-2.
+EMPTY_NYQUIST = 0.1
+# Corrections for empty Nyquist frequencies, each of which leaves at most nine tenths of
+# what is missing, and eight from sizes of 8 on.
+CORRECTIONS = 50
+# Spectra are seen in all of so many images, and in every eighth of many more.
+ALL_OF, AT_LEAST_EVERY = 10_000, 8
+
+
+def corner_sums(images: np.ndarray) -> dict[str, np.ndarray]:
+    """
+    :param images: Images (n, L, L), real.
+    :return: Sums over them: "corner", Σ and Σ² of the pixels outside the inscribed
+        disc, and "edge", powers that tell whether the Nyquist row and column are empty,
+        both (2,), float64.
+    """
+    L = images.shape[-1]
+    pixels = images[:, _outside(L)].astype(np.float64)
+    return {
+        "corner": np.array([pixels.sum(), (pixels**2).sum()]),
+        "edge": _edge_power(images) if L % 2 == 0 else np.zeros(2),
+    }
+
+
+def has_nyquist(edge: np.ndarray, L: int) -> bool:
+    """
+    :param edge: "edge" of :func:`corner_sums`.
+    :param L: Pixels along an edge.
+    :return: Whether images have a Nyquist row and column; odd sizes have none to lack.
+    """
+    return L % 2 == 1 or bool(edge[0] > EMPTY_NYQUIST * edge[1])
+
+
+def corner_variance(corner: np.ndarray, n_images: int, L: int) -> float:
+    """
+    :param corner: "corner" of :func:`corner_sums`.
+    :param n_images: Images that it is of.
+    :param L: Pixels along an edge.
+    :return: Variance of the pixels, as ASPIRE's `WhiteNoiseEstimator` has it.
+    """
+    mean, mean_square = corner / (n_images * np.count_nonzero(_outside(L)))
+    return max(float(mean_square - mean**2), 0.0)
+
+
+def corner_power(images: np.ndarray, start: int, n_images: int) -> dict:
+    """
+    Power of some images' corners, |FFT(mask · image)|², padded so that its transform
+    has the covariances of pixels up to a third of an edge apart. Of n images those of
+    numbers 0, s, 2s, … count, s = n / 10,000 rounded down, from 1 to 8.
+
+    :param images: Images (n, L, L), real, of a batch.
+    :param start: Number of the first.
+    :param n_images: Number of images in all.
+    :return: Sums over the batch: "corner_power", (p, p // 2 + 1), float64, and
+        "corner_images", how many were looked at.
+    """
+    step = min(max(n_images // ALL_OF, 1), AT_LEAST_EVERY)
+    mask = _background(images.shape[-1]).astype(images.dtype)
+    seen = images[-start % step :: step] * mask
+    return {
+        "corner_power": _power(seen),
+        "corner_images": np.array(float(len(seen))),
+    }
+
+
+def corner_spectrum(
+    power: np.ndarray, n_images: float, L: int, nyquist: bool
+) -> np.ndarray:
+    """
+    Isotropic power spectrum of noise: means of products of pixels at each distance, as
+    ASPIRE's `LegacyNoiseEstimator` takes them (the pixels' mean is not subtracted), but
+    of all pairs, where it takes one quadrant's; and transformed without its window,
+    which smears spectra.
+
+    Where downsampling has left the Nyquist row and column empty, the covariances are
+    those of isotropic noise less what these frequencies of a periodic image would have,
+    which its spectrum tells in turn: added back until both agree.
+
+    :param power: "corner_power".
+    :param n_images: "corner_images".
+    :param L: Pixels along an edge.
+    :param nyquist: Whether there are a Nyquist row and column.
+    :return: Variance per pixel and frequency on 2L - 1 frequencies along each axis,
+        (2L - 1, 2L - 1), zero frequency in the middle. Estimation may leave some values
+        negative; their mean, the variance, is not.
+    """
+    reach = L // 3
+    pairs = _covariances(_power(_background(L)[None]), reach)
+    products = _covariances(power, reach) / n_images
+    lags = np.arange(-reach, reach + 1)
+    squares, which = np.unique(np.add.outer(lags**2, lags**2), return_inverse=True)
+    counts = np.bincount(which.ravel(), pairs.ravel())
+    distances = np.sqrt(squares[squares <= reach**2])
+
+    def by_distance(products: np.ndarray) -> np.ndarray:
+        sums = np.bincount(which.ravel(), products.ravel())
+        return (sums / counts)[: len(distances)]
+
+    covariances = by_distance(products)
+    for _ in range(0 if nyquist else CORRECTIONS):
+        axis = np.arange(L) - L // 2
+        spectrum = fft.centered_fft2(_isotropic(axis, distances, covariances))
+        spectrum[1:, 1:] = 0  # but the Nyquist row and column
+        missing = fft.centered_ifft2(spectrum).real[
+            np.ix_(lags + L // 2, lags + L // 2)
+        ]
+        covariances = by_distance(products + pairs * missing)
+    axis = np.arange(1 - L, L)
+    return fft.centered_fft2(_isotropic(axis, distances, covariances)).real
+
+
+def _isotropic(
+    axis: np.ndarray, distances: np.ndarray, covariances: np.ndarray
+) -> np.ndarray:
+    """Covariances at the distances of a grid's points from 0; 0 beyond the last."""
+    apart = np.hypot(axis[:, None], axis)
+    return np.interp(apart, distances, covariances, right=0)
+
+
+def _power(images: np.ndarray) -> np.ndarray:
+    """Σ over images of their squared Fourier moduli, padded by a third."""
+    L = images.shape[-1]
+    size = scipy.fft.next_fast_len(L + L // 3, real=True)
+    spectra = scipy.fft.rfft2(images, (size, size), workers=-1)
+    squares = np.square(spectra.view(images.dtype))
+    return (squares[..., ::2] + squares[..., 1::2]).sum(0, dtype=np.float64)
+
+
+def _covariances(power: np.ndarray, reach: int) -> np.ndarray:
+    """Sums of products of pixels at distances (dy, dx) = -reach … reach."""
+    size = len(power)
+    sums = scipy.fft.irfft2(power, (size, size))
+    return np.roll(sums, (reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
+
+
+@lru_cache(maxsize=4)
+def _outside(L: int) -> np.ndarray:
+    """Pixels outside the inscribed disc."""
+    return grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1
+
+
+@lru_cache(maxsize=4)
+def _background(L: int) -> np.ndarray:
+    """1 at the pixels that `LegacyNoiseEstimator` looks at, else 0: those outside, and
+    a pixel's width of the disc's margin."""
+    r = grid_2d(L, normalized=False, shifted=True)["r"]
+    return (r >= L // 2 - 1).astype(np.float64)
+
+
+def _edge_power(images: np.ndarray) -> np.ndarray:
+    """Power on the Nyquist row and column of an even size, and on the next ones'
+    cosines: (2,)."""
+    L = images.shape[-1]
+    k = np.array([[L // 2], [L // 2 - 1]])
+    waves = np.cos(2 * np.pi / L * k * np.arange(L)).astype(images.dtype)
+    rows, columns = waves @ images, images @ waves.T
+    return (rows**2).sum((0, 2)) + (columns**2).sum((0, 1))
