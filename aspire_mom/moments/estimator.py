@@ -55,11 +55,12 @@ class MomentEstimator:
     First and second moments of the images of a source as if they had no CTF, were
     centred and free of noise (eq. 30).
 
-    Images are read once, `batch_size` at a time; memory is that of two batches and of
-    the result. Products of a batch are in the images' precision, integers counting as
-    float32, sums over batches in double precision. Under `torchrun`, within
-    `aspire_mom.processes.joined`, each process reads a part of the images and all get
-    the same moments.
+    Images are read once, `batch_size` at a time, and as many batches are computed at
+    once as the process may use cores (OMP_NUM_THREADS limits that); memory is that of
+    one batch more and of a result per core. Products of a batch are in the images'
+    precision, integers counting as float32, sums over batches in double precision.
+    Under `torchrun`, within `aspire_mom.processes.joined`, each process reads a part of
+    the images and all get the same moments.
 
     - CTFs and other filters of the source, one for all images or one for each, are
       undone by least squares: every entry of a moment has its own normal equation (see
@@ -324,10 +325,11 @@ class MomentEstimator:
         are empty; weights.
         """
         basis = self.basis
-        pixels = images[:, _outside(basis.L)].astype(np.float64)
+        pixels = images.reshape(len(images), -1)[:, _outside(basis.L)]
+        powers = np.einsum("np,np->n", pixels, pixels)
         sums = {
             "n_images": np.array(float(len(images))),
-            "corner": np.array([pixels.sum(), (pixels**2).sum()]),
+            "corner": np.array([v.sum(dtype=np.float64) for v in (pixels, powers)]),
             "edge": _edge_power(images) if basis.L % 2 == 0 else np.zeros(2),
         }
         H = None
@@ -355,12 +357,12 @@ def _standard_error(
 
 @lru_cache(maxsize=4)
 def _outside(L: int) -> np.ndarray:
-    """Pixels outside the inscribed disc."""
-    return grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1
+    """Pixels outside the inscribed disc, by number."""
+    return np.flatnonzero(grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1)
 
 
 def _corner_variance(corner: np.ndarray, n: int, L: int) -> float:
-    mean, mean_square = corner / (n * np.count_nonzero(_outside(L)))
+    mean, mean_square = corner / (n * len(_outside(L)))
     return max(float(mean_square - mean**2), 0.0)
 
 
