@@ -96,7 +96,8 @@ def n_workers() -> int:
     else:
         cores = os.cpu_count() or 1
     pools = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
-    return min(cores, *pools) if pools else cores
+    # Of several libraries, some are built without threads.
+    return min(cores, max(pools, default=cores))
 
 
 def _computed(

@@ -104,7 +104,10 @@ def test_batches_are_computed_at_once(monkeypatch):
 
 
 def test_fewer_threads_of_blas_mean_fewer_batches():
-    assert streaming.n_workers() <= os.cpu_count()
+    threads = max(
+        p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"
+    )
+    assert streaming.n_workers() == min(threads, len(os.sched_getaffinity(0)))
     with threadpool_limits(1, "blas"):
         assert streaming.n_workers() == 1
 
