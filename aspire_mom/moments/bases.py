@@ -14,12 +14,11 @@ from aspire.numeric import fft
 from aspire_mom.checks import check_images, check_integer
 from aspire_mom.moments.noise import white_noise_second
 from aspire_mom.moments.polar_transform import polar_transform
+from aspire_mom.moments.products import averaged_sums
 
 MIN_SIZE = 4
 # Images per non-uniform FFT: their values on rings stay in the cache.
 CHUNK = 64
-# Orders whose products are made at once, on the rings where any of them is not 0.
-ORDERS_PER_BLOCK = 12
 
 
 @dataclass(frozen=True)
@@ -312,7 +311,7 @@ class PolarBasis:
             return self.coefficient_sums(self.coefficients(images, H))
         images = check_images(images, self.L)
         reach = polar_transform(self, images.dtype.name).reach
-        return _averaged_sums(self._parts(images, H), reach)
+        return averaged_sums(self._parts(images, H), reach)
 
     def coefficient_sums(self, c: np.ndarray) -> tuple[np.ndarray, ...]:
         """
@@ -322,7 +321,7 @@ class PolarBasis:
         if self.inplane_average:
             by_order = c.transpose(1, 2, 0)
             parts = np.stack((by_order.real, by_order.imag))
-            return _averaged_sums(parts, np.full(self.n_rings, self.max_order))
+            return averaged_sums(parts, np.full(self.n_rings, self.max_order))
         first = c.sum(0, dtype=np.complex128)
         left, right = self.factors(c)
         squares = self.product(_squared_modulus(left), _squared_modulus(right))
@@ -384,39 +383,6 @@ def signed_orders(c: np.ndarray) -> np.ndarray:
     signs = (-1.0) ** np.arange(1, c.shape[1])
     negative = (signs[:, None] * c[:, 1:].conj()).astype(c.dtype)
     return np.concatenate((negative[:, ::-1], c), axis=1)
-
-
-def _averaged_sums(parts: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, ...]:
-    """
-    Sums over images of c[0, r], of c[m, r] conj c[m, s] and of its squared modulus.
-
-    :param parts: Real and imaginary parts of c, (2, orders, rings, n).
-    :param reach: Largest order that is not 0, for each ring; it grows with the ring.
-    """
-    zeroth = parts[:, 0].sum(-1, dtype=np.float64)
-    n_orders, n_rings = parts.shape[1:3]
-    second, mixed, squares = np.zeros((3, n_orders, n_rings, n_rings), parts.dtype)
-    for start in range(0, n_orders, ORDERS_PER_BLOCK):
-        orders = slice(start, start + ORDERS_PER_BLOCK)
-        rings = slice(np.searchsorted(reach, start), n_rings)
-        re, im = parts[:, orders, rings]
-        power = re**2
-        power += im**2
-        place = orders, rings, rings
-        second[place] = _products(re, re)
-        second[place] += _products(im, im)
-        mixed[place] = _products(im, re)
-        squares[place] = _products(power, power)
-    return (
-        zeroth[0] + 1j * zeroth[1],
-        second + 1j * (mixed - mixed.swapaxes(1, 2)),
-        squares,
-    )
-
-
-def _products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Σ left[m, r] right[m, s] over the last axis."""
-    return left @ right.swapaxes(1, 2)
 
 
 def _squared_modulus(values: np.ndarray) -> np.ndarray:
