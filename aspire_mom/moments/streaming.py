@@ -55,7 +55,7 @@ def accumulate(
     :param fingerprint: What tells these images and sums from others, by name:
         :func:`~aspire_mom.moments.fingerprint.fingerprint_source` and settings.
     :param every: Seconds between writings of the checkpoint: what was added up since is
-        all that is ever repeated, but for the batches being computed.
+        all that is ever repeated, with the batches that were being computed.
     :param desc: What the progress bar says.
     :return: One dictionary of sums per group, float64 or complex128. Groups that no
         batch falls to have zeros.
