@@ -148,7 +148,7 @@ def kills(options: argparse.Namespace) -> None:
     print(
         f"images read more than once: {sum(repeated)} of {runs * n}"
         f" ({sum(repeated) / killed:.0f} per kill; one interval of 0.2 s is about"
-        f" {0.2 * n / seconds:.0f} and the batch of {BLOCK} that is read ahead)"
+        f" {0.2 * n / seconds:.0f} and the batches of {BLOCK} being computed and read)"
     )
 
 

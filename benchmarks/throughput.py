@@ -5,6 +5,10 @@ beside ASPIRE's coefficients of the same images and beside physical limits.
     OMP_NUM_THREADS=1 python benchmarks/throughput.py
     python benchmarks/throughput.py --sizes 63 --images 8192      # all cores
 
+The moments' batches are computed on as many cores as OMP_NUM_THREADS and the machine
+allow, each with one thread; ASPIRE's coefficients use threads of their own libraries,
+and polar coefficients alone, as one calls them, those of BLAS.
+
 Times are of CPU and of the wall: where other programs run, the former tell more. Each
 is the best of several runs, set-up apart, which is once per run of a program.
 """
@@ -24,10 +28,11 @@ from aspire.basis import FLEBasis2D, FPSWFBasis2D
 from aspire.image import Image
 from aspire.source import ArrayImageSource, RelionSource
 from aspire.utils.logging import setConsoleLoggingLevel
+from finufft import Plan
 
 from aspire_mom import MomentEstimator, PolarBasis
-from aspire_mom.moments import bases
-from aspire_mom.moments.dihedral import dihedral_transform
+from aspire_mom.moments.polar_transform import polar_transform
+from aspire_mom.moments.streaming import n_workers
 
 RUNS = 3
 
@@ -89,7 +94,9 @@ def bare_transform(basis: PolarBasis, images: np.ndarray) -> tuple[float, float]
     """Its best batch size, input already complex, output not looked at."""
     found = []
     for size in (32, 64, 128, 256, 512):
-        plan = bases._ring_plan(basis, size, "float32")
+        plan = Plan(2, (basis.L, basis.L), size, eps=1e-6, isign=-1, dtype="complex64")
+        kx, ky = basis.half_rings
+        plan.setpts(ky.astype(np.float32), kx.astype(np.float32))
         batch = images[:size].astype(np.complex64)
         found.append(best(lambda plan=plan, batch=batch: plan.execute(batch), size))
     return min(found)
@@ -120,28 +127,25 @@ def read_speed(path: Path, cold: bool) -> float:
 def limits(
     basis: PolarBasis, ours: tuple[float, float], cold: float, warm: float
 ) -> None:
-    L, R, M = basis.L, basis.n_rings, basis.max_order
+    L, M = basis.L, basis.max_order
     size = 4 * L * L
     print(
         f"  disk: {cold / 1e6:.0f} MB/s with an empty page cache,"
         f" {warm / 1e6:.0f} MB/s from it: {cold / size:.0f} and {warm / size:.0f}"
         " images/s of float32"
     )
-    blocks = dihedral_transform(basis, "float32").blocks
-    transform = sum(
-        2 * block.matrix.size * (1 + remainder % 2)
-        for (remainder, _), own in blocks.items()
-        for block in own
-    )
-    # f f* is Hermitian, which the products do not make use of; squares are real.
-    products = (8 + 2) * (M + 1) * R * R
+    transform = polar_transform(basis, "float32")
+    # Four products of real numbers, one for squares, on the rings that orders reach.
+    orders = np.arange(M + 1)[:, None]
+    products = 8 * np.sum(np.sum(transform.reach >= orders, axis=1) ** 2)
+    flops = transform.flops + products
     peak = gemm_speed()
     print(
-        f"  arithmetic: {transform / 1e6:.1f} Mflop per image for coefficients,"
+        f"  arithmetic: {transform.flops / 1e6:.1f} Mflop per image for coefficients,"
         f" {products / 1e6:.1f} for products; single-precision products of 1024 x 1024"
         f" matrices run at {peak / 1e9:.0f} Gflop per second of CPU time:"
-        f" {peak / (transform + products):.0f} images/s, of which"
-        f" {(transform + products) / ours[0] / peak:.0%} are reached"
+        f" {peak / flops:.0f} images/s, of which"
+        f" {flops / ours[0] / peak:.0%} are reached"
     )
 
 
@@ -158,7 +162,7 @@ def main() -> None:
     options = parser.parse_args()
     setConsoleLoggingLevel("WARNING")
     threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
-    print(f"threads: {threads}")
+    print(f"threads: {threads}; batches at once: {n_workers()}")
     for L in options.sizes:
         throughput(L, options.images)
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
+import finufft
 import numpy as np
 import scipy.fft
 from aspire.numeric import fft
-from finufft import Plan
-from scipy.linalg import get_blas_funcs
 
 from aspire_mom.checks import check_images, check_integer
-from aspire_mom.moments.dihedral import dihedral_transform
 from aspire_mom.moments.noise import white_noise_second
+from aspire_mom.moments.polar_transform import polar_transform
+from aspire_mom.moments.products import averaged_sums
 
 MIN_SIZE = 4
-# Image sizes up to which dense matrices beat the non-uniform FFT and have 150 MB.
-DENSE_UP_TO = {"float32": 128, "float64": 64}
 # Images per non-uniform FFT: their values on rings stay in the cache.
 CHUNK = 64
 
@@ -92,7 +90,7 @@ class CartesianBasis:
             filtered = fft.centered_fft2(images) * H.astype(images.dtype)
             images = fft.centered_ifft2(filtered).real
         pixels = images.reshape(len(images), -1)
-        half_planes = scipy.fft.rfft2(images, workers=-1).reshape(len(images), -1)
+        half_planes = scipy.fft.rfft2(images).reshape(len(images), -1)
         power = _squared_modulus(half_planes)
         return images.sum(0, dtype=np.float64), pixels.T @ pixels, power.T @ power
 
@@ -251,27 +249,40 @@ class PolarBasis:
         :raises ValueError: wrong shape or values that are not finite.
         """
         images = check_images(images, self.L)
-        radial = H is None or H.shape[-1] == 1
-        if radial and DENSE_UP_TO[images.dtype.name] >= self.L:
-            by_order = dihedral_transform(self, images.dtype.name)(images)
+        shape = self.max_order + 1, self.n_rings, len(images)
+        by_order = np.empty(shape, np.result_type(images, np.complex64))
+        if H is None or H.shape[-1] == 1:
+            by_order.real, by_order.imag = self._parts(images, H)
         else:
-            shape = self.max_order + 1, self.n_rings, len(images)
-            by_order = np.empty(shape, np.result_type(images, np.complex64))
             for start in range(0, len(images), CHUNK):
                 chunk = slice(start, start + CHUNK)
                 half = self._half_rings_of(images[chunk])
-                if not radial:
-                    half *= H[chunk].astype(images.dtype)
+                half *= H[chunk].astype(images.dtype)
                 by_order[..., chunk] = self.orders(half).transpose(1, 2, 0)
-        if radial and H is not None:
-            by_order *= H[:, :, 0].T.astype(images.dtype)
         return by_order.transpose(2, 0, 1)
+
+    def _parts(self, images: np.ndarray, H: np.ndarray | None) -> np.ndarray:
+        """Real and imaginary parts (2, max_order + 1, n_rings, n), H being radial."""
+        c = polar_transform(self, images.dtype.name)(images)
+        if H is not None:
+            c *= H[:, :, 0].T.astype(images.dtype)
+        return c
 
     def _half_rings_of(self, images: np.ndarray) -> np.ndarray:
         """Fourier values / (2 n_angles) on half rings, by a non-uniform FFT."""
-        plan = _ring_plan(self, len(images), images.dtype.name)
-        scaled = np.multiply(images, 0.5 / self.n_angles, dtype=plan.dtype)
-        return plan.execute(scaled).reshape(-1, self.n_rings, self.n_angles)
+        kx, ky = self.half_rings
+        scale = 0.5 / self.n_angles
+        values = finufft.nufft2d2(
+            # Images are [y, x], and finufft's first mode axis goes with its first
+            # coordinate.
+            ky.astype(images.dtype),
+            kx.astype(images.dtype),
+            np.multiply(images, scale, dtype=np.result_type(images, np.complex64)),
+            eps=1e-6 if images.dtype == np.float32 else 1e-12,
+            isign=-1,
+            nthreads=1,
+        )
+        return values.reshape(-1, self.n_rings, self.n_angles)
 
     def orders(self, half: np.ndarray) -> np.ndarray:
         """
@@ -281,7 +292,7 @@ class PolarBasis:
         :return: Coefficients c (n, max_order + 1, n_rings).
         """
         rings = np.concatenate((half, half.conj()), axis=-1)
-        orders = scipy.fft.fft(rings, workers=-1, overwrite_x=True)
+        orders = scipy.fft.fft(rings, overwrite_x=True)
         return orders[..., : self.max_order + 1].transpose(0, 2, 1)
 
     def sums(
@@ -295,18 +306,25 @@ class PolarBasis:
         :param H: As in :meth:`coefficients`.
         :return: Sums, to be added over batches in double precision.
         """
-        return self.coefficient_sums(self.coefficients(images, H))
+        radial = H is None or H.shape[-1] == 1
+        if not (radial and self.inplane_average):
+            return self.coefficient_sums(self.coefficients(images, H))
+        images = check_images(images, self.L)
+        reach = polar_transform(self, images.dtype.name).reach
+        return averaged_sums(self._parts(images, H), reach)
 
     def coefficient_sums(self, c: np.ndarray) -> tuple[np.ndarray, ...]:
         """
         :param c: Coefficients (n, max_order + 1, n_rings) of images.
         :return: What :meth:`sums` returns of the images.
         """
-        first = (c[:, 0] if self.inplane_average else c).sum(0, dtype=np.complex128)
+        if self.inplane_average:
+            by_order = c.transpose(1, 2, 0)
+            parts = np.stack((by_order.real, by_order.imag))
+            return averaged_sums(parts, np.full(self.n_rings, self.max_order))
+        first = c.sum(0, dtype=np.complex128)
         left, right = self.factors(c)
-        powers = _squared_modulus(left)
-        others = powers if left is right else _squared_modulus(right)
-        squares = self.product(powers, others)
+        squares = self.product(_squared_modulus(left), _squared_modulus(right))
         return first, self.product(left, right), squares
 
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
@@ -343,8 +361,6 @@ class PolarBasis:
         :param right: The second.
         :return: Sum over images of f f*, of the second moment's shape.
         """
-        if left is right:
-            return _gram(left)
         return (left @ right.conj().swapaxes(-1, -2)).reshape(self.second_shape)
 
     def noise_second(self, nyquist: bool = True) -> np.ndarray:
@@ -369,21 +385,6 @@ def signed_orders(c: np.ndarray) -> np.ndarray:
     return np.concatenate((negative[:, ::-1], c), axis=1)
 
 
-def _gram(rows: np.ndarray) -> np.ndarray:
-    """
-    a a* of every matrix a in (orders, R, n). BLAS, called directly, takes half of the
-    time for complex matrices and a quarter of NumPy's for real ones, whose symmetric
-    product OpenBLAS is slow at. It has Fortran's order, in which a is aᵀ.
-    """
-    if np.iscomplexobj(rows):
-        (herk,) = get_blas_funcs(["herk"], [rows])
-        half = np.stack([herk(1, a.T, trans=2) for a in rows])
-        # The upper half of the conjugate: the lower one of its transpose is right.
-        return np.triu(half, 1).conj() + np.triu(half).swapaxes(1, 2)
-    (gemm,) = get_blas_funcs(["gemm"], [rows])
-    return np.stack([gemm(1, a.T, a.T, trans_a=1) for a in rows])
-
-
 def _squared_modulus(values: np.ndarray) -> np.ndarray:
     """|values|², without the square root that np.abs takes."""
     parts = values.view(values.real.dtype) if values.flags.c_contiguous else None
@@ -398,23 +399,6 @@ def _set_integers(basis: Basis, **least: int) -> None:
     for name, smallest in least.items():
         value = check_integer(name, getattr(basis, name), smallest)
         object.__setattr__(basis, name, value)
-
-
-@lru_cache(maxsize=4)
-def _ring_plan(basis: PolarBasis, n_images: int, dtype: str) -> Plan:
-    """A NUFFT plan from n_images images to half rings."""
-    kx, ky = basis.half_rings
-    plan = Plan(
-        2,
-        (basis.L, basis.L),
-        n_trans=n_images,
-        eps=1e-6 if dtype == "float32" else 1e-12,
-        isign=-1,
-        dtype="complex64" if dtype == "float32" else "complex128",
-    )
-    # Images are [y, x], and finufft's first mode axis goes with its first coordinate.
-    plan.setpts(ky.astype(dtype), kx.astype(dtype))
-    return plan
 
 
 Basis = CartesianBasis | PolarBasis

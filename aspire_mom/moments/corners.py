@@ -28,9 +28,10 @@ def corner_sums(images: np.ndarray) -> dict[str, np.ndarray]:
         both (2,), float64.
     """
     L = images.shape[-1]
-    pixels = images[:, _outside(L)].astype(np.float64)
+    pixels = images.reshape(len(images), -1)[:, _outside(L)]
+    powers = np.einsum("np,np->n", pixels, pixels)
     return {
-        "corner": np.array([pixels.sum(), (pixels**2).sum()]),
+        "corner": np.array([v.sum(dtype=np.float64) for v in (pixels, powers)]),
         "edge": _edge_power(images) if L % 2 == 0 else np.zeros(2),
     }
 
@@ -51,7 +52,7 @@ def corner_variance(corner: np.ndarray, n_images: int, L: int) -> float:
     :param L: Pixels along an edge.
     :return: Variance of the pixels, as ASPIRE's `WhiteNoiseEstimator` has it.
     """
-    mean, mean_square = corner / (n_images * np.count_nonzero(_outside(L)))
+    mean, mean_square = corner / (n_images * len(_outside(L)))
     return max(float(mean_square - mean**2), 0.0)
 
 
@@ -148,8 +149,8 @@ def _covariances(power: np.ndarray, reach: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _outside(L: int) -> np.ndarray:
-    """Pixels outside the inscribed disc."""
-    return grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1
+    """Pixels outside the inscribed disc, by number."""
+    return np.flatnonzero(grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1)
 
 
 @lru_cache(maxsize=4)

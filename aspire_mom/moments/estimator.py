@@ -58,11 +58,12 @@ class MomentEstimator:
     First and second moments of the images of a source as if they had no CTF, were
     centred and free of noise (eq. 30).
 
-    Images are read once, `batch_size` at a time; memory is that of two batches and of
-    the result. Products of a batch are in the images' precision, integers counting as
-    float32, sums over batches in double precision. Under `torchrun`, within
-    `aspire_mom.processes.joined`, each process reads a part of the images and all get
-    the same moments.
+    Images are read once, `batch_size` at a time, and as many batches are computed at
+    once as the process may use cores (OMP_NUM_THREADS limits that); memory is that of
+    one batch more and of a result per core. Products of a batch are in the images'
+    precision, integers counting as float32, sums over batches in double precision.
+    Under `torchrun`, within `aspire_mom.processes.joined`, each process reads a part of
+    the images and all get the same moments.
 
     - CTFs and other filters of the source, one for all images or one for each, are
       undone by least squares: every entry of a moment has its own normal equation (see

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from aspire.utils import tqdm
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from aspire_mom import processes
 from aspire_mom.checks import check_integer
@@ -30,25 +33,29 @@ def accumulate(
     """
     Read images once, batch by batch, and add up what is computed of each batch.
 
-    A batch is read while the one before it is computed, so two are in memory. Sums are
-    added in double precision in the order of the batches. Under `torchrun` each process
-    has a contiguous share of the batches, and all get the sums of all; with as many
-    processes, sums are the same to the last bit, interrupted or not, where `sums_of`
-    is.
+    Each core that the process may use computes a batch, with one thread for its matrix
+    products; OMP_NUM_THREADS, which limits those, limits cores likewise. One more batch
+    is read meanwhile, so that as many batches as cores and one are in memory. Sums are
+    added in double precision in the order of the batches: they are the same to the last
+    bit with any number of cores, interrupted or not, where `sums_of` is. Under
+    `torchrun` each process has a contiguous share of the batches, and all get the sums
+    of all, the same with as many processes.
 
     :param n: Number of images, 1 or more.
     :param batch_size: Images per batch; the last may have fewer.
     :param read: Reads images start … stop - 1 as (stop - start, L, L); called in
         another thread, never twice at a time.
     :param sums_of: Sums over the images of a batch, by name, from the images and the
-        number of the first; arrays of the same shapes and types for every batch.
+        number of the first; arrays of the same shapes and types for every batch. Called
+        in several threads at a time.
     :param n_groups: Batch j counts in group j mod n_groups: 2 for half-sets.
     :param checkpoint: File that keeps the sums so far. Where it is there already, the
         pass goes on from it; at the end it has the whole result, for
         :func:`~aspire_mom.moments.checkpoint.discard_checkpoint` to remove.
     :param fingerprint: What tells these images and sums from others, by name:
         :func:`~aspire_mom.moments.fingerprint.fingerprint_source` and settings.
-    :param every: Seconds between writings of the checkpoint, all that is ever repeated.
+    :param every: Seconds between writings of the checkpoint: what was added up since is
+        all that is ever repeated, with the batches that were being computed.
     :param desc: What the progress bar says.
     :return: One dictionary of sums per group, float64 or complex128. Groups that no
         batch falls to have zeros.
@@ -71,9 +78,9 @@ def accumulate(
     batches = [
         (start, min(start + batch_size, n)) for start in starts[first : own.stop]
     ]
-    with closing(_read_ahead(read, batches)) as stream:
-        for number, images in enumerate(_with_bar(stream, own, first, desc), first):
-            parts = sums_of(images, starts[number])
+    stream = _computed(read, sums_of, batches, n_workers())
+    with closing(stream), threadpool_limits(1, "blas"):
+        for number, parts in enumerate(_with_bar(stream, own, first, desc), first):
             _add(totals, parts, number % n_groups, n_groups)
             kept.write_now_and_then(number + 1, totals)
     if batches:
@@ -82,27 +89,53 @@ def accumulate(
     return [{name: t[group] for name, t in totals.items()} for group in range(n_groups)]
 
 
-def _read_ahead(
-    read: Callable[[int, int], np.ndarray], batches: list[tuple[int, int]]
-) -> Iterator[np.ndarray]:
+def n_workers() -> int:
+    """Cores that this process may use, or threads of BLAS where these are fewer."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    pools = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
+    # Of several libraries, some are built without threads.
+    return min(cores, max(pools, default=cores))
+
+
+def _computed(
+    read: Callable[[int, int], np.ndarray],
+    sums_of: Callable[[np.ndarray, int], Sums],
+    batches: list[tuple[int, int]],
+    workers: int,
+) -> Iterator[Sums]:
     """
-    Images of the batches in turn, the next being read while one is in use. Errors of
-    the reader are raised here; the thread ends with the generator.
+    Sums over the batches in turn, some being computed and the next being read while one
+    is in use. Errors are raised here, in turn; threads end with the generator.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="read-images") as reader:
-        coming = [reader.submit(read, *batch) for batch in batches[:1]]
-        for batch in batches[1:]:
-            images = coming.pop().result()
-            coming.append(reader.submit(read, *batch))
-            yield images
-            del images  # or it would stay while the next but one is read
-        for last in coming:
-            yield last.result()
+
+    def compute(images: list[Future], start: int) -> Sums:
+        return sums_of(images.pop().result(), start)
+
+    coming = deque()
+    with (
+        ThreadPoolExecutor(1, thread_name_prefix="read-images") as reader,
+        ThreadPoolExecutor(workers, thread_name_prefix="sum-images") as computers,
+    ):
+        try:
+            for start, stop in batches:
+                images = [reader.submit(read, start, stop)]
+                coming.append(computers.submit(compute, images, start))
+                if len(coming) > workers:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for waiting in coming:
+                waiting.cancel()
+            reader.shutdown(wait=False, cancel_futures=True)
 
 
 def _with_bar(
-    stream: Iterator[np.ndarray], own: slice, first: int, desc: str
-) -> Iterable[np.ndarray]:
+    stream: Iterator[Sums], own: slice, first: int, desc: str
+) -> Iterable[Sums]:
     """The stream with a progress bar over this process's batches."""
     if not processes.is_first():
         return stream
