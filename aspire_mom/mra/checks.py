@@ -99,20 +99,34 @@ def _check_noise(n_observations: int | None, sigma: float) -> None:
 
 def _check_real(first: np.ndarray, second: np.ndarray, tolerance: float) -> None:
     """Symmetries that moments of real signals have."""
-    n = first.shape[-1]
-    minus = -np.arange(n) % n
-    scale = np.abs(second).max((-1, -2))
-    off = np.abs(second - second.conj().swapaxes(-1, -2)).max((-1, -2))
-    if (off > tolerance * scale).any():
+    minus, opposite = _opposite(first.shape[-1])
+    scale = _largest(second)
+    limit = tolerance * scale
+    conjugate = second.conj()
+    if (_largest(second - conjugate.swapaxes(-1, -2)) > limit).any():
         raise ValueError("second is not Hermitian; it must be E v̂(k) conj v̂(l)")
-    off = np.abs(second - second.conj()[..., minus[:, None], minus]).max((-1, -2))
-    off_first = np.abs(first - first.conj()[..., minus]).max(-1)
-    limit, first_limit = tolerance * scale, tolerance * np.sqrt(scale)
-    if (off > limit).any() or (off_first > first_limit).any():
+    off = _largest(
+        second - np.take(conjugate.reshape(*first.shape[:-1], -1), opposite, -1)
+    )
+    off_first = _largest((first - first.conj()[..., minus])[..., None])
+    if (off > limit).any() or (off_first > tolerance * np.sqrt(scale)).any():
         raise ValueError(
             "the moments are not those of real signals in numpy.fft.fftfreq order:"
             " those are complex conjugates at opposite frequencies"
         )
+
+
+def _largest(x: np.ndarray) -> np.ndarray:
+    """Largest real or imaginary part in size, of complex matrices (..., n, n)."""
+    parts = np.ascontiguousarray(x).view(np.float64)
+    return np.maximum.reduce(np.abs(parts), (-2, -1))
+
+
+@cache
+def _opposite(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the opposite frequency is in (n,), and where in (n, n), flattened."""
+    minus = -np.arange(n) % n
+    return minus, n * minus[:, None] + minus
 
 
 def _check_power(second, n_observations, sigma, tolerance, unit) -> None:
@@ -251,35 +265,44 @@ def _seen_lags(first, second, power, n_observations, sigma, tolerance) -> np.nda
     most exp(-u) (Laurent & Massart 2000, lemma 1).
     """
     n = second.shape[-1]
-    k, lags, l, opposite = _by_lag(n)
-    entries = np.abs(second[..., k, l])
-    changing = np.sqrt(power[..., 1:].max(-1) * power.max(-1))
-    seen = entries.max(-1) > max(tolerance, 1e-7) * changing[..., None]
+    lags, where, opposite, same, real = _by_lag(n)
+
+    def by_lag(x):
+        return np.take(x.reshape(*x.shape[:-2], -1), where, -1)
+
+    squares = second.real**2 + second.imag**2
+    largest = np.maximum.reduce(by_lag(squares), -1)
+    changing = power[..., 1:].max(-1) * power.max(-1)
+    seen = largest > max(tolerance, 1e-7) ** 2 * changing[..., None]
     if n_observations is None:
         return seen
     # Frequencies with no power but rounding say nothing.
     floor = sigma**2 + tolerance * power.sum(-1)[..., None]
     variance, share = power + floor, power / (power + floor)
     variance[..., 0], share[..., 0] = 1, 1
-    entries = np.where(k == 0, np.abs(first[..., l]), entries)
-    entries = np.where(l == 0, np.abs(first[..., None, :]), entries)
-    extra = np.where(opposite, ((2 * power + floor) * floor)[..., None, :], 0)
-    strength = n_observations * entries**2
-    strength /= variance[..., None, :] * variance[..., l] + extra
-    b = share[..., None, :] * share[..., l]
-    total = np.maximum(b.sum(-1), 1e-100)
-    same, real = np.where(opposite, 1, 2), np.where(2 * lags == n, 2, 1)
-    square, own = (b**2).sum(-1), same * b * (1 - b**2)
-    spread = real * (square**2 + (b * own).sum(-1)) / total**2
-    largest = real * (square + own.max(-1)) / total
+    squares[..., 0] = squares[..., 0, :] = first.real**2 + first.imag**2
+    variances = variance[..., None] * variance[..., None, :]
+    variances += opposite * ((2 * power + floor) * floor)[..., None]
+    b = by_lag(share[..., None] * share[..., None, :])
+    total = np.maximum(np.add.reduce(b, -1), 1e-100)
+    strength = np.add.reduce(b * by_lag(squares / variances), -1) / total
+    square = np.square(b)
+    own = same * (b - b * square)
+    square = np.add.reduce(square, -1)
+    spread = real * (square**2 + np.add.reduce(b * own, -1)) / total**2
+    largest = real * (square + np.maximum.reduce(own, -1)) / total
     u = np.log(len(lags) / MISTAKEN)
     limit = 1 + np.sqrt(2 * u * spread) + np.minimum(largest, np.sqrt(spread)) * u
-    return seen & ((b * strength).sum(-1) / total > limit)
+    return seen & (n_observations * strength > limit)
 
 
 @cache
 def _by_lag(n: int) -> tuple[np.ndarray, ...]:
-    """Frequencies k, lags d = 1 … n//2, l = k - d (n//2, n), and whether l = -k."""
+    """Lags d = 1 … n//2, places of the entries (k, k - d) in a flat matrix, (n//2, n),
+    and, as the second moment has them, which of all (n, n) have k = -l; then how often
+    an entry and a lag occur, as `_seen_lags` says."""
     k, lags = np.arange(n), np.arange(1, n // 2 + 1)
     l = (k - lags[:, None]) % n
-    return k, lags, l, (k + l) % n == 0
+    opposite = (k + k[:, None]) % n == 0
+    same = np.where((k + l) % n == 0, 1, 2)
+    return lags, n * k + l, opposite, same, np.where(2 * lags == n, 2, 1)
