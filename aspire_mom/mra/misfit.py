@@ -194,20 +194,14 @@ class Expansion:
         second -= centred.T @ weighted
         second.ravel()[:: n + 1] += observed.powers
         pull, first_pull = second * observed.weights, first * self._first_weight
-        self._missing = np.concatenate((pull.ravel(), first_pull))
-        self._value = pull.ravel() @ second.ravel() + first_pull @ first
+        self._pull, self._first = pull.ravel(), first
+        self._value = self._pull @ second.ravel() + first_pull @ first
         self._by_missing = np.einsum("sa,sa->s", centred @ pull, centred)
         self._by_missing += shifted @ first_pull
 
-    @cached_property
-    def value(self) -> float:
-        """The misfit there."""
-        last = self._drawn[-1]
-        return float(self._value - last @ last)
-
     def value_near(self, other: Expansion) -> float:
-        """The misfit there, in far less time, by what draws of shifts do to another
-        that is near."""
+        """The misfit there, by what draws of shifts do to another that is near and has
+        been expanded."""
         last = other._whitened(other._draws(self._by_missing[None]))[0]
         return float(self._value - last @ last)
 
@@ -233,10 +227,6 @@ class Expansion:
         inner.ravel()[:: len(inner) + 1] += 1
         return dpotrf(inner.T, lower=1, clean=0, overwrite_a=1)[0]
 
-    @cached_property
-    def _drawn(self) -> np.ndarray:
-        return self._whitened(self._draws(self._by_density))
-
     def _draws(self, normal: np.ndarray) -> np.ndarray:
         """What draws share with changes (…, n), from what density changes do (…, n)."""
         drawn = normal - (normal @ self._occurs)[:, None]
@@ -246,28 +236,27 @@ class Expansion:
     def _whitened(self, drawn: np.ndarray) -> np.ndarray:
         return dtrtrs(self._factor, drawn.T, lower=1, overwrite_b=1)[0].T
 
-    def _changed(self, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What moves of v (P, n) change in both moments, (P, n² + n), and that times
-        its weights."""
+    def _changed(self, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What moves of v (P, n) change in both moments: half of it, which is to be
+        added to its transpose, for the second, (P, n²); that sum times its weights,
+        (P, n²); and for the first, (P, n)."""
         P, n = moves.shape
         moved = all_shifts(moves) @ self.observed.axes
-        change, pull = np.empty((2, P, n * n + n))
         half = moved.swapaxes(-1, -2) @ self._weighted
-        second = change[:, : n * n].reshape(P, n, n)
-        np.add(half, half.swapaxes(-1, -2), out=second)
-        np.matmul(self.rho, moved, out=change[:, n * n :])
-        weights = self.observed.weights.ravel()
-        np.multiply(change[:, : n * n], weights, out=pull[:, : n * n])
-        np.multiply(change[:, n * n :], self._first_weight, out=pull[:, n * n :])
-        return change, pull
+        pull = half + half.swapaxes(-1, -2)
+        pull *= self.observed.weights
+        return half.reshape(P, -1), pull.reshape(P, -1), self.rho @ moved
 
-    def _with_density(self, pull: np.ndarray) -> np.ndarray:
-        """What moves share with changes of the density, (P, n)."""
-        n = len(self.v)
-        bent = self._centred @ pull[:, : n * n].reshape(-1, n, n)
+    def _with_others(self, change) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What moves share with those of :meth:`along`, (P, P'), with changes of the
+        density, (P, n), and with what is missing, (P,)."""
+        (_, other, other_first), (half, pull, first) = self._moves, change
+        n, first = len(self.v), self._first_weight * first
+        bent = self._centred @ pull.reshape(-1, n, n)
         cross = np.einsum("psa,sa->ps", bent, self._centred)
-        cross += pull[:, n * n :] @ self._shifted.T
-        return cross
+        cross += first @ self._shifted.T
+        missing = 2 * (half @ self._pull) + first @ self._first
+        return 2 * (half @ other.T) + first @ other_first.T, cross, missing
 
     def along(self, moves: np.ndarray) -> Quadratic:
         """
@@ -275,19 +264,17 @@ class Expansion:
         :return: The misfit as a function of how far v goes in each direction, from 0,
             and of ρ, (P + n,). ρ may change only by what has the sum 0.
         """
-        (P, n), (change, pull) = moves.shape, self._changed(moves)
-        self._moves = change
-        cross = self._with_density(pull)
+        P, n = moves.shape
+        self._moves = self._changed(moves)
         # Of rows the last is what is missing.
         normal = np.empty((P + n + 1, P + n))
-        normal[:P, :P], normal[:P, P:] = pull @ change.T, cross
-        normal[P:-1, :P], normal[-1, :P] = cross.T, change @ self._missing
-        normal[P:, P:] = self._by_density
-        drawn = self._whitened(self._draws(cross))
-        self._all_drawn = np.concatenate((drawn, self._drawn))
-        normal -= self._all_drawn @ self._all_drawn[:-1].T
+        normal[:P, :P], normal[:P, P:], normal[-1, :P] = self._with_others(self._moves)
+        normal[P:-1, :P], normal[P:, P:] = normal[:P, P:].T, self._by_density
+        self._drawn = self._whitened(self._draws(normal[:, P:]))
+        normal -= self._drawn @ self._drawn[:-1].T
+        value = self._value - self._drawn[-1] @ self._drawn[-1]
         at = np.concatenate((np.zeros(P), self.rho))
-        return Quadratic(at, normal[:-1], normal[-1], self.value)
+        return Quadratic(at, normal[:-1], normal[-1], float(value))
 
     def of_others(
         self, others: np.ndarray
@@ -297,14 +284,13 @@ class Expansion:
         :return: For each by itself, the product of the hessian and the move,
             (A, P + n), the product with the gradient, and the curvature, (A,).
         """
-        change, pull = self._changed(others)
-        cross = self._with_density(pull)
+        half, pull, first = change = self._changed(others)
+        shared, cross, missing = self._with_others(change)
         drawn = self._whitened(self._draws(cross))
-        bent = np.hstack(
-            (pull @ self._moves.T, cross, (change @ self._missing)[:, None])
-        )
-        bent -= drawn @ self._all_drawn.T
-        curvature = np.einsum("ax,ax->a", pull, change)
+        bent = np.hstack((shared, cross, missing[:, None]))
+        bent -= drawn @ self._drawn.T
+        curvature = 2 * np.einsum("ax,ax->a", pull, half)
+        curvature += self._first_weight * np.einsum("an,an->a", first, first)
         curvature -= np.einsum("ar,ar->a", drawn, drawn)
         return bent[:, :-1], bent[:, -1], curvature
 
