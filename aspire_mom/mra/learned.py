@@ -28,8 +28,12 @@ TRIED = 3
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
 ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
 # Steps without damping, of which one is the last where its misfit is as foreseen to
-# within so much, a share of a standard error of one parameter.
-UNDAMPED, SETTLED = 4, 1.0
+# within so much, a share of a standard error of one parameter. Steps that gain LITTLE
+# are foreseen far better than that.
+UNDAMPED, SETTLED, LITTLE = 4, 1.0, 10.0
+# By how much the misfit foreseen from two Gaussians merged may be above what is worth
+# having.
+UNSURE = 30.0
 
 
 class LearnedFit(NamedTuple):
@@ -143,8 +147,10 @@ def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) 
             expected, steps = outlook.foreseen(equal)
             number = outlook.best_window(equal, WORTHWHILE)
             tried = moved_along(outlook.pair_of(number), steps[number])
-            here, there = there, expanded(tried, observed)
-            value = there.value_near(here)
+            here, there, value = there, None, float(expected[number])
+            if outlook.whole.value - value > LITTLE:
+                there = expanded(tried, observed)
+                value = there.value_near(here)
             if abs(value - expected[number]) < SETTLED and (
                 number == 0
                 or value < observed.good
@@ -153,7 +159,7 @@ def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) 
                 return _Fit(tried, value, equal, outlook, number)
             if value > outlook.whole.value:
                 break
-            pair = tried
+            pair, there = tried, there or expanded(tried, observed)
     *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
     pair = tuple(pair)
     if value > bound:
@@ -206,19 +212,20 @@ def _revised(best: _Fit, observed: Observed) -> _Fit:
         if expected < best.misfit - PENALTY * ratios:
             free = _fit(best.pair, observed, equal=False)
             best = min(best, free, key=_Fit.score)
-    while (pair := _with_one_less(best)) is not None:
+    while best.outlook is not None:
+        pair = _merger(best.outlook, best.misfit, best.equal)
+        if pair is None:
+            break
         bound = best.score() - _cost(pair, best.equal)
+        # What is foreseen from where two are merged is more reliable than from afar.
+        closer = Outlook(pair, expanded(pair, observed), both=False)
+        if closer.foreseen(best.equal)[0][0] > bound + UNSURE:
+            break
         fit = _fit(pair, observed, equal=best.equal, bound=bound)
         if fit.outlook is None:
             break
         best = fit
     return best
-
-
-def _with_one_less(fit: _Fit) -> Pair | None:
-    """The fit with two Gaussians of a curve merged, those that are missed least; None
-    if they are expected to be missed."""
-    return _merger(fit.outlook, fit.misfit, fit.equal)
 
 
 def _merger(outlook: Outlook, misfit: float, equal: bool) -> Pair | None:

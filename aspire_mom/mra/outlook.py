@@ -104,10 +104,10 @@ class Outlook:
 
     @cached_property
     def mergers(self) -> tuple[list[Pair], np.ndarray]:
-        """The pair with two Gaussians of v or of ρ merged, in every way, and the
-        misfits foreseen (A,), masses free."""
+        """The pair with two Gaussians of v or of ρ merged, in every way that changes
+        them by less than FARTHEST, and the misfits foreseen (A,), masses free."""
         signal, density = self.pair
-        others = merged(signal), merged(density)
+        others = [_near(merged(x), x.curves[0]) for x in self.pair]
         pairs = [(others[0][i : i + 1], density) for i in range(len(others[0]))]
         pairs += [(signal, others[1][i : i + 1]) for i in range(len(others[1]))]
         parts = []
@@ -121,6 +121,13 @@ class Outlook:
             return [], np.empty(0)
         along = ways_of(self.pair, False) @ self._along
         return pairs, foreseen(self.whole, along, _joined(parts))[0]
+
+
+def _near(others: Curves, curve: np.ndarray) -> Curves:
+    """Those that differ from a curve by less than FARTHEST of it."""
+    away = others.curves - curve
+    distance = np.einsum("aj,aj->a", away, away)
+    return others[distance < FARTHEST**2 * (curve @ curve)]
 
 
 def _joined(parts: list[Changes]) -> Changes:
