@@ -60,8 +60,8 @@ def check_moments(
         if not np.isfinite(values).all():
             raise ValueError(f"{name} has values that are NaN or infinite")
     unit = _unit(first, second)
-    first = first.astype(np.complex128) / unit
-    second = second.astype(np.complex128) / unit / unit
+    first = first.astype(np.complex128) * (1 / unit)
+    second = second.astype(np.complex128) * (1 / unit) * (1 / unit)
     level = 0.0 if n_observations is None else min(float(sigma) / unit, HOPELESS)
     loose = max(tolerance, 1e-6)
     _check_real(first, second, loose)
@@ -217,7 +217,11 @@ def _check_varied(first, second, n_observations, sigma, tolerance) -> None:
             "the signal is constant to within noise: second has no power but at"
             " frequency 0, so that shifts change nothing and rho cannot be found"
         )
-    seen = _seen_lags(first, second, power, n_observations, sigma, tolerance)
+    moments = first, second, power, n_observations, sigma, tolerance
+    # The first lag is no multiple of any period, so that it is enough to see that.
+    if _seen_lags(*moments, 1).all():
+        return
+    seen = _seen_lags(*moments, n // 2)
     if not seen.any(-1).all():
         shifts = ""
         if n_observations is not None:
@@ -239,9 +243,12 @@ def _check_varied(first, second, n_observations, sigma, tolerance) -> None:
             )
 
 
-def _seen_lags(first, second, power, n_observations, sigma, tolerance) -> np.ndarray:
+def _seen_lags(
+    first, second, power, n_observations, sigma, tolerance, highest
+) -> np.ndarray:
     """
-    At which lags d = 1 … n//2 the second moment tells that ρ̃(d) is not 0, (..., n//2).
+    At which lags d = 1 … highest the second moment tells that ρ̃(d) is not 0,
+    (..., highest), in a test of all n//2.
 
     Even where it is 0, the N shifts drawn from ρ have a coefficient of variance 1/N. If
     ρ is uniform, an entry k ≠ l has the variance
@@ -265,44 +272,45 @@ def _seen_lags(first, second, power, n_observations, sigma, tolerance) -> np.nda
     most exp(-u) (Laurent & Massart 2000, lemma 1).
     """
     n = second.shape[-1]
-    lags, where, opposite, same, real = _by_lag(n)
-
-    def by_lag(x):
-        return np.take(x.reshape(*x.shape[:-2], -1), where, -1)
-
-    squares = second.real**2 + second.imag**2
-    largest = np.maximum.reduce(by_lag(squares), -1)
+    k, l, edge, frequency, opposite, same, real = _by_lag(n, highest)
+    entries = second[..., k, l]
+    squares = entries.real**2 + entries.imag**2
     changing = power[..., 1:].max(-1) * power.max(-1)
-    seen = largest > max(tolerance, 1e-7) ** 2 * changing[..., None]
+    least = max(tolerance, 1e-7) ** 2 * changing[..., None]
+    seen = np.maximum.reduce(squares, -1) > least
     if n_observations is None:
         return seen
     # Frequencies with no power but rounding say nothing.
     floor = sigma**2 + tolerance * power.sum(-1)[..., None]
-    variance, share = power + floor, power / (power + floor)
+    variance = power + floor
+    share = power / variance
     variance[..., 0], share[..., 0] = 1, 1
-    squares[..., 0] = squares[..., 0, :] = first.real**2 + first.imag**2
-    variances = variance[..., None] * variance[..., None, :]
-    variances += opposite * ((2 * power + floor) * floor)[..., None]
-    b = by_lag(share[..., None] * share[..., None, :])
+    squares = np.where(edge, np.abs(first[..., frequency]) ** 2, squares)
+    variances = variance[..., k] * variance[..., l]
+    variances += opposite * ((2 * power + floor) * floor)[..., k]
+    b = share[..., k] * share[..., l]
     total = np.maximum(np.add.reduce(b, -1), 1e-100)
-    strength = np.add.reduce(b * by_lag(squares / variances), -1) / total
-    square = np.square(b)
+    strength = np.add.reduce(b * squares / variances, -1) / total
+    square = b * b
     own = same * (b - b * square)
     square = np.add.reduce(square, -1)
     spread = real * (square**2 + np.add.reduce(b * own, -1)) / total**2
     largest = real * (square + np.maximum.reduce(own, -1)) / total
-    u = np.log(len(lags) / MISTAKEN)
+    u = np.log(n // 2 / MISTAKEN)
     limit = 1 + np.sqrt(2 * u * spread) + np.minimum(largest, np.sqrt(spread)) * u
     return seen & (n_observations * strength > limit)
 
 
 @cache
-def _by_lag(n: int) -> tuple[np.ndarray, ...]:
-    """Lags d = 1 … n//2, places of the entries (k, k - d) in a flat matrix, (n//2, n),
-    and, as the second moment has them, which of all (n, n) have k = -l; then how often
-    an entry and a lag occur, as `_seen_lags` says."""
-    k, lags = np.arange(n), np.arange(1, n // 2 + 1)
+def _by_lag(n: int, highest: int) -> tuple[np.ndarray, ...]:
+    """
+    For entries (k, l = k - d), d = 1 … highest: k and l, (highest, n); whether the
+    first moment stands in for them, at which frequency; whether l = -k; and how often
+    an entry, and a lag, (highest,), occur, as `_seen_lags` says.
+    """
+    lags = np.arange(1, highest + 1)
+    k = np.arange(n) + 0 * lags[:, None]
     l = (k - lags[:, None]) % n
-    opposite = (k + k[:, None]) % n == 0
-    same = np.where((k + l) % n == 0, 1, 2)
-    return lags, n * k + l, opposite, same, np.where(2 * lags == n, 2, 1)
+    opposite = (k + l) % n == 0
+    same, real = np.where(opposite, 1, 2), np.where(2 * lags == n, 2, 1)
+    return k, l, (k == 0) | (l == 0), np.where(k == 0, l, k), opposite, same, real
