@@ -157,7 +157,7 @@ def foreseen(
     :return: Values (A,), and how far to move (A, F).
     """
     inner = adjust @ whole.hessian @ adjust.T
-    inner.flat[:: len(inner) + 1] += RIDGE
+    inner.ravel()[:: len(inner) + 1] += RIDGE
     slopes = (whole.gradient - changes.bent) @ adjust.T
     steps = dposv(inner, slopes.T)[1].T
     values = whole.value - 2 * changes.pull + changes.curvature
