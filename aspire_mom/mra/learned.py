@@ -30,7 +30,7 @@ ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
 # Steps without damping, of which one is the last where its misfit is as foreseen to
 # within so much, a share of a standard error of one parameter. Steps that gain LITTLE
 # are foreseen far better than that.
-UNDAMPED, SETTLED, LITTLE = 4, 1.0, 10.0
+UNDAMPED, SETTLED, LITTLE = 4, 1.0, 25.0
 # By how much the misfit foreseen from two Gaussians merged may be above what is worth
 # having.
 UNSURE = 30.0
