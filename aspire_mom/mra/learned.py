@@ -157,9 +157,10 @@ def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) 
                 and _merger(outlook, expected[0], equal) is None
             ):
                 return _Fit(tried, value, equal, outlook, number)
-            if value > outlook.whole.value:
+            there = there or expanded(tried, observed)
+            if there.value_near(there) > outlook.whole.value:
                 break
-            pair, there = tried, there or expanded(tried, observed)
+            pair = tried
     *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
     pair = tuple(pair)
     if value > bound:

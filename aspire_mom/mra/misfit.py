@@ -200,8 +200,8 @@ class Expansion:
         self._by_missing += shifted @ first_pull
 
     def value_near(self, other: Expansion) -> float:
-        """The misfit there, by what draws of shifts do to another that is near and has
-        been expanded."""
+        """The misfit there, to which draws of shifts are taken to do what they do to
+        another that is near; by itself, exactly."""
         last = other._whitened(other._draws(self._by_missing[None]))[0]
         return float(self._value - last @ last)
 
