@@ -28,7 +28,7 @@ LEAST_NOISE = 1e-3
 # Standard deviations above what is expected up to which a misfit is good.
 SURE = 2.0
 # Relative accuracy of sums that weights are taken for.
-ACCURATE = 1e-4
+ACCURATE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
