@@ -60,8 +60,8 @@ def check_moments(
         if not np.isfinite(values).all():
             raise ValueError(f"{name} has values that are NaN or infinite")
     unit = _unit(first, second)
-    first = first.astype(np.complex128) / unit
-    second = second.astype(np.complex128) / unit / unit
+    first = first.astype(np.complex128) * (1 / unit)
+    second = second.astype(np.complex128) * (1 / unit) * (1 / unit)
     level = 0.0 if n_observations is None else min(float(sigma) / unit, HOPELESS)
     loose = max(tolerance, 1e-6)
     _check_real(first, second, loose)
@@ -99,20 +99,34 @@ def _check_noise(n_observations: int | None, sigma: float) -> None:
 
 def _check_real(first: np.ndarray, second: np.ndarray, tolerance: float) -> None:
     """Symmetries that moments of real signals have."""
-    n = first.shape[-1]
-    minus = -np.arange(n) % n
-    scale = np.abs(second).max((-1, -2))
-    off = np.abs(second - second.conj().swapaxes(-1, -2)).max((-1, -2))
-    if (off > tolerance * scale).any():
+    minus, opposite = _opposite(first.shape[-1])
+    scale = _largest(second)
+    limit = tolerance * scale
+    conjugate = second.conj()
+    if (_largest(second - conjugate.swapaxes(-1, -2)) > limit).any():
         raise ValueError("second is not Hermitian; it must be E v̂(k) conj v̂(l)")
-    off = np.abs(second - second.conj()[..., minus[:, None], minus]).max((-1, -2))
-    off_first = np.abs(first - first.conj()[..., minus]).max(-1)
-    limit, first_limit = tolerance * scale, tolerance * np.sqrt(scale)
-    if (off > limit).any() or (off_first > first_limit).any():
+    off = _largest(
+        second - np.take(conjugate.reshape(*first.shape[:-1], -1), opposite, -1)
+    )
+    off_first = _largest((first - first.conj()[..., minus])[..., None])
+    if (off > limit).any() or (off_first > tolerance * np.sqrt(scale)).any():
         raise ValueError(
             "the moments are not those of real signals in numpy.fft.fftfreq order:"
             " those are complex conjugates at opposite frequencies"
         )
+
+
+def _largest(x: np.ndarray) -> np.ndarray:
+    """Largest real or imaginary part in size, of complex matrices (..., n, n)."""
+    parts = np.ascontiguousarray(x).view(np.float64)
+    return np.maximum.reduce(np.abs(parts), (-2, -1))
+
+
+@cache
+def _opposite(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the opposite frequency is in (n,), and where in (n, n), flattened."""
+    minus = -np.arange(n) % n
+    return minus, n * minus[:, None] + minus
 
 
 def _check_power(second, n_observations, sigma, tolerance, unit) -> None:
@@ -203,7 +217,11 @@ def _check_varied(first, second, n_observations, sigma, tolerance) -> None:
             "the signal is constant to within noise: second has no power but at"
             " frequency 0, so that shifts change nothing and rho cannot be found"
         )
-    seen = _seen_lags(first, second, power, n_observations, sigma, tolerance)
+    moments = first, second, power, n_observations, sigma, tolerance
+    # The first lag is no multiple of any period, so that it is enough to see that.
+    if _seen_lags(*moments, 1).all():
+        return
+    seen = _seen_lags(*moments, n // 2)
     if not seen.any(-1).all():
         shifts = ""
         if n_observations is not None:
@@ -225,9 +243,12 @@ def _check_varied(first, second, n_observations, sigma, tolerance) -> None:
             )
 
 
-def _seen_lags(first, second, power, n_observations, sigma, tolerance) -> np.ndarray:
+def _seen_lags(
+    first, second, power, n_observations, sigma, tolerance, highest
+) -> np.ndarray:
     """
-    At which lags d = 1 … n//2 the second moment tells that ρ̃(d) is not 0, (..., n//2).
+    At which lags d = 1 … highest the second moment tells that ρ̃(d) is not 0,
+    (..., highest), in a test of all n//2.
 
     Even where it is 0, the N shifts drawn from ρ have a coefficient of variance 1/N. If
     ρ is uniform, an entry k ≠ l has the variance
@@ -251,35 +272,45 @@ def _seen_lags(first, second, power, n_observations, sigma, tolerance) -> np.nda
     most exp(-u) (Laurent & Massart 2000, lemma 1).
     """
     n = second.shape[-1]
-    k, lags, l, opposite = _by_lag(n)
-    entries = np.abs(second[..., k, l])
-    changing = np.sqrt(power[..., 1:].max(-1) * power.max(-1))
-    seen = entries.max(-1) > max(tolerance, 1e-7) * changing[..., None]
+    k, l, edge, frequency, opposite, same, real = _by_lag(n, highest)
+    entries = second[..., k, l]
+    squares = entries.real**2 + entries.imag**2
+    changing = power[..., 1:].max(-1) * power.max(-1)
+    least = max(tolerance, 1e-7) ** 2 * changing[..., None]
+    seen = np.maximum.reduce(squares, -1) > least
     if n_observations is None:
         return seen
     # Frequencies with no power but rounding say nothing.
     floor = sigma**2 + tolerance * power.sum(-1)[..., None]
-    variance, share = power + floor, power / (power + floor)
+    variance = power + floor
+    share = power / variance
     variance[..., 0], share[..., 0] = 1, 1
-    entries = np.where(k == 0, np.abs(first[..., l]), entries)
-    entries = np.where(l == 0, np.abs(first[..., None, :]), entries)
-    extra = np.where(opposite, ((2 * power + floor) * floor)[..., None, :], 0)
-    strength = n_observations * entries**2
-    strength /= variance[..., None, :] * variance[..., l] + extra
-    b = share[..., None, :] * share[..., l]
-    total = np.maximum(b.sum(-1), 1e-100)
-    same, real = np.where(opposite, 1, 2), np.where(2 * lags == n, 2, 1)
-    square, own = (b**2).sum(-1), same * b * (1 - b**2)
-    spread = real * (square**2 + (b * own).sum(-1)) / total**2
-    largest = real * (square + own.max(-1)) / total
-    u = np.log(len(lags) / MISTAKEN)
+    squares = np.where(edge, np.abs(first[..., frequency]) ** 2, squares)
+    variances = variance[..., k] * variance[..., l]
+    variances += opposite * ((2 * power + floor) * floor)[..., k]
+    b = share[..., k] * share[..., l]
+    total = np.maximum(np.add.reduce(b, -1), 1e-100)
+    strength = np.add.reduce(b * squares / variances, -1) / total
+    square = b * b
+    own = same * (b - b * square)
+    square = np.add.reduce(square, -1)
+    spread = real * (square**2 + np.add.reduce(b * own, -1)) / total**2
+    largest = real * (square + np.maximum.reduce(own, -1)) / total
+    u = np.log(n // 2 / MISTAKEN)
     limit = 1 + np.sqrt(2 * u * spread) + np.minimum(largest, np.sqrt(spread)) * u
-    return seen & ((b * strength).sum(-1) / total > limit)
+    return seen & (n_observations * strength > limit)
 
 
 @cache
-def _by_lag(n: int) -> tuple[np.ndarray, ...]:
-    """Frequencies k, lags d = 1 … n//2, l = k - d (n//2, n), and whether l = -k."""
-    k, lags = np.arange(n), np.arange(1, n // 2 + 1)
+def _by_lag(n: int, highest: int) -> tuple[np.ndarray, ...]:
+    """
+    For entries (k, l = k - d), d = 1 … highest: k and l, (highest, n); whether the
+    first moment stands in for them, at which frequency; whether l = -k; and how often
+    an entry, and a lag, (highest,), occur, as `_seen_lags` says.
+    """
+    lags = np.arange(1, highest + 1)
+    k = np.arange(n) + 0 * lags[:, None]
     l = (k - lags[:, None]) % n
-    return k, lags, l, (k + l) % n == 0
+    opposite = (k + l) % n == 0
+    same, real = np.where(opposite, 1, 2), np.where(2 * lags == n, 2, 1)
+    return k, l, (k == 0) | (l == 0), np.where(k == 0, l, k), opposite, same, real

@@ -10,19 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aspire_mom.mra.gauge import fix_gauge, to_distribution
+from aspire_mom.mra.gauge import fix_gauge
 from aspire_mom.mra.misfit import Observed
 from aspire_mom.mra.mixture_encoder import MIN_SIZE
 from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
 from aspire_mom.mra.moments import to_samples
-from aspire_mom.mra.outlook import (
-    FARTHEST,
-    Outlook,
-    density_changes,
-    foreseen,
-    with_other_windows,
-)
-from aspire_mom.mra.prior import Pair, expanded, fit_both, moved_along, ways_of
+from aspire_mom.mra.outlook import Outlook
+from aspire_mom.mra.prior import Pair, expanded, fit_both, moved_along
 from aspire_mom.mra.quick_encoder import Alternatives, leans_left, quick_encoder
 from aspire_mom.mra.signals import all_shifts
 
@@ -33,11 +27,13 @@ LIKELY, STILL_LIKELY = 0.1, 0.25
 TRIED = 3
 # Times that windows are moved, pairs tried each time, and the gain worth going on for.
 ROUNDS, OTHERS, WORTHWHILE = 6, 2, 3.0
-# Least change of ρ, relative to it, by another window that steps look at.
-LEAST = 1e-3
 # Steps without damping, of which one is the last where its misfit is as foreseen to
-# within so much, a share of a standard error of one parameter.
-UNDAMPED, SETTLED = 4, 1.0
+# within so much, a share of a standard error of one parameter. Steps that gain LITTLE
+# are foreseen far better than that.
+UNDAMPED, SETTLED, LITTLE = 4, 1.0, 25.0
+# By how much the misfit foreseen from two Gaussians merged may be above what is worth
+# having.
+UNSURE = 30.0
 
 
 class LearnedFit(NamedTuple):
@@ -103,7 +99,7 @@ def learned_fit(
     v, rho = (curve.curves[0] for curve in best.pair)
     if backward:
         v, rho = (np.roll(x[::-1], 1) for x in (v, rho))
-    pair = fix_gauge(sign * v, to_distribution(rho))
+    pair = fix_gauge(sign * v, rho)
     return LearnedFit(pair, best.misfit < good, best.score())
 
 
@@ -149,16 +145,20 @@ def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) 
         for _ in range(UNDAMPED):
             outlook = Outlook(pair, there)
             expected, steps = outlook.foreseen(equal)
-            number = _best_window(outlook, equal)
+            number = outlook.best_window(equal, WORTHWHILE)
             tried = moved_along(outlook.pair_of(number), steps[number])
-            there = expanded(tried, observed)
-            if abs(there.value - expected[number]) < SETTLED and (
+            here, there, value = there, None, float(expected[number])
+            if outlook.whole.value - value > LITTLE:
+                there = expanded(tried, observed)
+                value = there.value_near(here)
+            if abs(value - expected[number]) < SETTLED and (
                 number == 0
-                or there.value < observed.good
+                or value < observed.good
                 and _merger(outlook, expected[0], equal) is None
             ):
-                return _Fit(tried, there.value, equal, outlook, number)
-            if there.value > outlook.whole.value:
+                return _Fit(tried, value, equal, outlook, number)
+            there = there or expanded(tried, observed)
+            if there.value_near(there) > outlook.whole.value:
                 break
             pair = tried
     *pair, value = fit_both(*pair, observed, equal=equal, bound=bound)
@@ -168,16 +168,6 @@ def _fit(pair: Pair, observed: Observed, *, equal: bool, bound: float = np.inf) 
     outlook = Outlook(pair, expanded(pair, observed))
     expected, steps = outlook.foreseen(equal)
     return _Fit(moved_along(pair, steps[0]), float(expected[0]), equal, outlook)
-
-
-def _best_window(outlook: Outlook, equal: bool) -> int:
-    """Which alternative is foreseen to have the least misfit, 0 being none."""
-    expected, _ = outlook.foreseen(equal)
-    windows = outlook.numbers(0)
-    if len(windows) == 0:
-        return 0
-    best = windows[np.argmin(np.round(expected[windows], 3))]
-    return best if expected[best] < expected[0] - WORTHWHILE else 0
 
 
 def _fit_with_windows(
@@ -205,9 +195,8 @@ def _better_windows(fit: _Fit) -> Iterator[Pair]:
     if fit.outlook is None:
         return
     expected, steps = fit.outlook.foreseen(fit.equal)
-    windows = fit.outlook.numbers(0)
-    order = np.argsort(np.round(expected[windows], 3), kind="stable")
-    for i in windows[order[:OTHERS]]:
+    order = np.argsort(np.round(expected[1:], 3), kind="stable")
+    for i in 1 + order[:OTHERS]:
         if expected[i] < fit.misfit - WORTHWHILE:
             yield moved_along(fit.outlook.pair_of(i), steps[i])
 
@@ -224,8 +213,15 @@ def _revised(best: _Fit, observed: Observed) -> _Fit:
         if expected < best.misfit - PENALTY * ratios:
             free = _fit(best.pair, observed, equal=False)
             best = min(best, free, key=_Fit.score)
-    while (pair := _with_one_less(best)) is not None:
+    while best.outlook is not None:
+        pair = _merger(best.outlook, best.misfit, best.equal)
+        if pair is None:
+            break
         bound = best.score() - _cost(pair, best.equal)
+        # What is foreseen from where two are merged is more reliable than from afar.
+        closer = Outlook(pair, expanded(pair, observed), both=False)
+        if closer.foreseen(best.equal)[0][0] > bound + UNSURE:
+            break
         fit = _fit(pair, observed, equal=best.equal, bound=bound)
         if fit.outlook is None:
             break
@@ -233,24 +229,14 @@ def _revised(best: _Fit, observed: Observed) -> _Fit:
     return best
 
 
-def _with_one_less(fit: _Fit) -> Pair | None:
-    """The fit with two Gaussians of a curve merged, those that are missed least; None
-    if they are expected to be missed."""
-    merger = _merger(fit.outlook, fit.misfit, fit.equal)
-    return None if merger is None else fit.outlook.pair_of(merger)
-
-
-def _merger(outlook: Outlook, misfit: float, equal: bool) -> int | None:
-    """Which merger is missed least by what has a misfit; None if it is missed."""
-    mergers = outlook.numbers(1)
-    if len(mergers) == 0:
+def _merger(outlook: Outlook, misfit: float, equal: bool) -> Pair | None:
+    """The merger that is missed least by what has a misfit; None if it is missed."""
+    pairs, expected = outlook.mergers
+    if not pairs:
         return None
-    expected = outlook.foreseen(equal=False)[0][mergers]
     i = int(np.argmin(np.round(expected, 3)))
     # One parameter less than there are fewer, since too many are taken to be adjusted.
-    if expected[i] > misfit + PENALTY * (1 if equal else 2):
-        return None
-    return mergers[i]
+    return pairs[i] if expected[i] <= misfit + PENALTY * (1 if equal else 2) else None
 
 
 def _curves(alternatives: Alternatives, n: int, density: bool) -> Curves:
@@ -283,29 +269,14 @@ def _starts(
             x.with_parameters(p)
             for x, p in zip((signal, density), parameters, strict=True)
         )
-        yield _step((signal, at_windows(density, window)), observed)
+        pair = signal, at_windows(density, window)
+        outlook = Outlook(pair, expanded(pair, observed), both=False)
+        number = outlook.best_window(True, WORTHWHILE)
+        step = outlook.foreseen(True)[1][number]
+        yield moved_along(outlook.pair_of(number), step)
 
 
 @cache
 def _by_rank(a: int, b: int) -> list[tuple[int, int]]:
     """Pairs of numbers below a and b, those of a small sum first."""
     return sorted(np.ndindex(a, b), key=lambda pair: (sum(pair), pair))
-
-
-def _step(pair: Pair, observed: Observed) -> Pair:
-    """A Gauss-Newton step, with ρ's window moved to where the step leads to the least
-    misfit to be expected."""
-    signal, density = pair
-    v, rho, by_v = signal.curves[0], density.curves[0], signal.by_shape[0]
-    adjust, P = ways_of(pair, equal=True), len(by_v)
-    along = np.zeros((adjust.shape[1], P + len(v)))
-    along[:P, :P], along[P:, P:] = np.eye(P), density.by_shape[0]
-    others = with_other_windows(density, LEAST, FARTHEST)
-    ways = np.concatenate((np.zeros((1, len(v))), others.curves - rho))
-    whole = expanded(pair, observed).along(by_v)
-    changes = density_changes(whole, ways)
-    expected, steps = foreseen(whole, adjust @ along, changes)
-    i = int(np.argmin(np.round(expected, 3)))
-    if i > 0:
-        density = others[i - 1 : i]
-    return moved_along((signal, density), steps[i] @ adjust)

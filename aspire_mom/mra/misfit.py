@@ -15,6 +15,7 @@ freedom.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 from scipy.linalg.lapack import dpotrf, dpstrf, dtrtrs
@@ -149,12 +150,19 @@ class Observed:
         weights = n_observations / (2 * sigma**2) / (level[:, None] + level)
         # Of the matrix scaled to a diagonal of 1, so that all entries are as accurate.
         scale = np.sqrt(weights.diagonal())
-        factor, pivots, rank, _ = dpstrf(weights / np.outer(scale, scale), tol=ACCURATE)
+        scaled = weights / np.multiply.outer(scale, scale)
+        factor, pivots, rank, _ = dpstrf(scaled.T, tol=ACCURATE, overwrite_a=1)
         factors = np.empty((rank, len(first)))
-        factors[:, pivots - 1] = np.triu(factor)[:rank]
+        factors[:, pivots - 1] = np.where(_upper(len(first))[:rank], factor[:rank], 0)
         factors *= scale
         mean = first @ axes
         return cls(axes, mean, powers, weights, factors, n_observations, sigma)
+
+
+@cache
+def _upper(n: int) -> np.ndarray:
+    """Where a matrix (n, n) has its upper triangle."""
+    return np.tri(n, dtype=bool).T
 
 
 class Expansion:
@@ -168,12 +176,13 @@ class Expansion:
     """
 
     def __init__(self, observed: Observed, v: np.ndarray, rho: np.ndarray):
-        n, axes, count = len(v), observed.axes, observed.n_observations
+        n, count = len(v), observed.n_observations
         self.observed, self.v, self.rho = observed, v, rho
         self._first_weight = count / observed.sigma**2
         occurs = np.maximum(rho, 0)
-        occurs /= occurs.sum()
-        shifted = all_shifts(v) @ axes
+        occurs /= np.add.reduce(occurs)
+        self._occurs, self._root = occurs, np.sqrt(occurs / count)
+        shifted = all_shifts(v) @ observed.axes
         centre = occurs @ shifted
         centred = shifted - centre
         weighted = rho[:, None] * centred
@@ -183,60 +192,71 @@ class Expansion:
         first, away = observed.mean - rho @ shifted, observed.mean - centre
         second = np.multiply.outer(away, away)
         second -= centred.T @ weighted
-        second.flat[:: n + 1] += observed.powers
+        second.ravel()[:: n + 1] += observed.powers
         pull, first_pull = second * observed.weights, first * self._first_weight
-        self._missing = np.concatenate((pull.ravel(), first_pull))
-        value = pull.ravel() @ second.ravel() + first_pull @ first
-        by_missing = np.einsum("sa,sa->s", centred @ pull, centred)
-        by_missing += shifted @ first_pull
-        products = (centred * observed.factors[:, None]) @ centred.T
-        by_density = np.einsum("tsr,tsr->sr", products, products)
-        by_density += self._first_weight * (shifted @ shifted.T)
-        # Changes of the density, and what is missing.
-        self._by_density = np.column_stack((by_density, by_missing))
+        self._pull, self._first = pull.ravel(), first
+        self._value = self._pull @ second.ravel() + first_pull @ first
+        self._by_missing = np.einsum("sa,sa->s", centred @ pull, centred)
+        self._by_missing += shifted @ first_pull
 
-        # Minimised over draws L x, at a cost |x|², L Lᵀ = (diag ρ - ρρᵀ)/N.
-        self._occurs, self._root = occurs, np.sqrt(occurs / count)[:, None]
-        self._drawn = self._draws(self._by_density)
-        inner = self._drawn[:, :n] - (self._drawn[:, :n] @ occurs)[:, None]
-        inner *= self._root[:, 0]
-        inner.flat[:: n + 1] += 1
-        # A triangle L⁻¹ of what is to be inverted, L Lᵀ: draws become L⁻¹ of them.
-        self._factor = dpotrf(inner, lower=1, clean=0)[0]
-        self._drawn = self._whitened(self._drawn)
-        last = self._drawn[:, n]
-        #: The misfit there.
-        self.value = float(value - last @ last)
+    def value_near(self, other: Expansion) -> float:
+        """The misfit there, to which draws of shifts are taken to do what they do to
+        another that is near; by itself, exactly."""
+        last = other._whitened(other._draws(self._by_missing[None]))[0]
+        return float(self._value - last @ last)
+
+    @cached_property
+    def _by_density(self) -> np.ndarray:
+        """Curvature by changes of the density, and a row of what is missing."""
+        observed, centred, n = self.observed, self._centred, len(self.v)
+        products = (centred * observed.factors[:, None]) @ centred.T
+        normal = np.empty((n + 1, n))
+        np.einsum("tsr,tsr->sr", products, products, out=normal[:n])
+        normal[:n] += self._first_weight * (self._shifted @ self._shifted.T)
+        normal[n] = self._by_missing
+        return normal
+
+    @cached_property
+    def _factor(self) -> np.ndarray:
+        """
+        The misfit is minimised over draws L x, at a cost |x|², L Lᵀ = (diag ρ - ρρᵀ)/N.
+        A triangle T of what is to be inverted, T Tᵀ: draws become T⁻¹ of them.
+        """
+        drawn = self._draws(self._by_density[:-1])
+        inner = self._root[:, None] * (drawn - self._occurs @ drawn)
+        inner.ravel()[:: len(inner) + 1] += 1
+        return dpotrf(inner.T, lower=1, clean=0, overwrite_a=1)[0]
 
     def _draws(self, normal: np.ndarray) -> np.ndarray:
-        """What draws share with changes, from what density changes do (n, …)."""
-        return self._root * (normal - self._occurs @ normal)
+        """What draws share with changes (…, n), from what density changes do (…, n)."""
+        drawn = normal - (normal @ self._occurs)[:, None]
+        drawn *= self._root
+        return drawn
 
     def _whitened(self, drawn: np.ndarray) -> np.ndarray:
-        return dtrtrs(self._factor, drawn, lower=1)[0]
+        return dtrtrs(self._factor, drawn.T, lower=1, overwrite_b=1)[0].T
 
-    def _changed(self, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What moves of v (P, n) change in both moments, (P, n² + n), and that times
-        its weights."""
+    def _changed(self, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What moves of v (P, n) change in both moments: half of it, which is to be
+        added to its transpose, for the second, (P, n²); that sum times its weights,
+        (P, n²); and for the first, (P, n)."""
         P, n = moves.shape
         moved = all_shifts(moves) @ self.observed.axes
-        change, pull = np.empty((2, P, n * n + n))
         half = moved.swapaxes(-1, -2) @ self._weighted
-        second = change[:, : n * n].reshape(P, n, n)
-        np.add(half, half.swapaxes(-1, -2), out=second)
-        np.matmul(self.rho, moved, out=change[:, n * n :])
-        weights = self.observed.weights.ravel()
-        np.multiply(change[:, : n * n], weights, out=pull[:, : n * n])
-        np.multiply(change[:, n * n :], self._first_weight, out=pull[:, n * n :])
-        return change, pull
+        pull = half + half.swapaxes(-1, -2)
+        pull *= self.observed.weights
+        return half.reshape(P, -1), pull.reshape(P, -1), self.rho @ moved
 
-    def _with_density(self, pull: np.ndarray) -> np.ndarray:
-        """What moves share with changes of the density, (P, n)."""
-        n = len(self.v)
-        bent = self._centred @ pull[:, : n * n].reshape(-1, n, n)
+    def _with_others(self, change) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What moves share with those of :meth:`along`, (P, P'), with changes of the
+        density, (P, n), and with what is missing, (P,)."""
+        (_, other, other_first), (half, pull, first) = self._moves, change
+        n, first = len(self.v), self._first_weight * first
+        bent = self._centred @ pull.reshape(-1, n, n)
         cross = np.einsum("psa,sa->ps", bent, self._centred)
-        cross += pull[:, n * n :] @ self._shifted.T
-        return cross
+        cross += first @ self._shifted.T
+        missing = 2 * (half @ self._pull) + first @ self._first
+        return 2 * (half @ other.T) + first @ other_first.T, cross, missing
 
     def along(self, moves: np.ndarray) -> Quadratic:
         """
@@ -244,17 +264,17 @@ class Expansion:
         :return: The misfit as a function of how far v goes in each direction, from 0,
             and of ρ, (P + n,). ρ may change only by what has the sum 0.
         """
-        (P, n), change = moves.shape, self._changed(moves)
-        self._moves = change[0]
-        cross = self._with_density(change[1])
-        normal = np.empty((P + n, P + n + 1))
-        normal[:P, :P] = change[1] @ change[0].T
-        normal[:P, P:-1], normal[:P, -1] = cross, change[0] @ self._missing
-        normal[P:, :P], normal[P:, P:] = cross.T, self._by_density
-        self._all_drawn = np.hstack((self._whitened(self._draws(cross.T)), self._drawn))
-        normal -= self._all_drawn[:, :-1].T @ self._all_drawn
+        P, n = moves.shape
+        self._moves = self._changed(moves)
+        # Of rows the last is what is missing.
+        normal = np.empty((P + n + 1, P + n))
+        normal[:P, :P], normal[:P, P:], normal[-1, :P] = self._with_others(self._moves)
+        normal[P:-1, :P], normal[P:, P:] = normal[:P, P:].T, self._by_density
+        self._drawn = self._whitened(self._draws(normal[:, P:]))
+        normal -= self._drawn @ self._drawn[:-1].T
+        value = self._value - self._drawn[-1] @ self._drawn[-1]
         at = np.concatenate((np.zeros(P), self.rho))
-        return Quadratic(at, normal[:, :-1], normal[:, -1], self.value)
+        return Quadratic(at, normal[:-1], normal[-1], float(value))
 
     def of_others(
         self, others: np.ndarray
@@ -264,15 +284,14 @@ class Expansion:
         :return: For each by itself, the product of the hessian and the move,
             (A, P + n), the product with the gradient, and the curvature, (A,).
         """
-        change, pull = self._changed(others)
-        cross = self._with_density(pull)
-        drawn = self._whitened(self._draws(cross.T))
-        bent = np.hstack(
-            (pull @ self._moves.T, cross, (change @ self._missing)[:, None])
-        )
-        bent -= drawn.T @ self._all_drawn
-        curvature = np.einsum("ax,ax->a", pull, change)
-        curvature -= np.einsum("ra,ra->a", drawn, drawn)
+        half, pull, first = change = self._changed(others)
+        shared, cross, missing = self._with_others(change)
+        drawn = self._whitened(self._draws(cross))
+        bent = np.hstack((shared, cross, missing[:, None]))
+        bent -= drawn @ self._drawn.T
+        curvature = 2 * np.einsum("ax,ax->a", pull, half)
+        curvature += self._first_weight * np.einsum("an,an->a", first, first)
+        curvature -= np.einsum("ar,ar->a", drawn, drawn)
         return bent[:, :-1], bent[:, -1], curvature
 
 

@@ -89,7 +89,10 @@ class Curves:
         if np.count_nonzero(uncut):
             distance[uncut] = (distance[uncut] + n / 2) % n - n / 2
         scaled = distance * narrowness
-        return np.exp(heights - 0.5 * scaled**2), scaled, narrowness
+        terms = scaled * scaled
+        terms *= -0.5
+        terms += heights
+        return np.exp(terms, out=terms), scaled, narrowness
 
     @cached_property
     def curves(self) -> np.ndarray:
@@ -100,7 +103,9 @@ class Curves:
     def _unmoved(self) -> np.ndarray:
         """The curves without their offsets (S, n)."""
         curves = np.add.reduce(self._terms[0], 1)
-        return curves / curves.sum(1, keepdims=True) if self.density else curves
+        if self.density:
+            curves /= np.add.reduce(curves, 1, keepdims=True)
+        return curves
 
     @cached_property
     def by_shape(self) -> np.ndarray:
@@ -112,8 +117,8 @@ class Curves:
         by[:, :k] *= narrowness
         by[:, 2 * k :] = terms
         if self.density:
-            by -= by.sum(-1, keepdims=True) * self._unmoved[:, None]
-            by /= terms.sum((1, 2))[:, None, None]
+            by -= np.add.reduce(by, -1, keepdims=True) * self._unmoved[:, None]
+            by /= np.add.reduce(terms, (1, 2), keepdims=True)
         return self._moved(by)
 
     def values(self) -> tuple[np.ndarray, np.ndarray]:
@@ -309,7 +314,7 @@ def in_all_windows(curve: Curves) -> np.ndarray:
     for i in range(1, k):
         values += terms[i].take(places - after[i, :, None])
     if curve.density:
-        values /= values.sum(1, keepdims=True)
+        values /= np.add.reduce(values, 1, keepdims=True)
     return values
 
 

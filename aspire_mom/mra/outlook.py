@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from functools import cache
-from itertools import accumulate, combinations
+from functools import cache, cached_property
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from aspire_mom.mra.prior import Pair, ways_of
 
 # Changes by another window that are looked at: relative to the curve up to FARTHEST,
 # and in units of what noise does to v from NEAR[0], and of v in good fits to NEAR[1].
-FARTHEST, NEAR = 0.5, (1.0, 300.0)
+FARTHEST, NEAR = 0.5, (1.0, 100.0)
 # Precision with which parameters are known (samples, logarithms) when misfits of other
 # curves are foreseen.
 RIDGE = 1.0
@@ -39,52 +38,46 @@ class Changes(NamedTuple):
 class Outlook:
     """
     What one expansion of the misfit about a pair foresees, to second order and with all
-    parameters adjusted: for the pair itself, and for it with another window or with two
-    Gaussians merged. If the pair itself comes to a good misfit, only windows of v are
-    looked at that change little.
+    parameters adjusted: for the pair itself (number 0), for it with another window, and
+    for it with two Gaussians merged.
 
     :param pair: v and ρ.
     :param expansion: The misfit about them.
+    :param both: Whether v's windows are looked at as well; if the pair itself comes to
+        a good misfit, only those that change little.
     """
 
-    def __init__(self, pair: Pair, expansion: Expansion):
+    def __init__(self, pair: Pair, expansion: Expansion, both: bool = True):
         observed = expansion.observed
         (signal, density), n = pair, observed.mean.size
-        self.pair, self._known = pair, {}
+        self.pair, self.expansion, self._known = pair, expansion, {}
         by_v, P = signal.by_shape[0], 3 * signal.k
         self.whole = expansion.along(by_v)
         self._along = np.zeros((P + 3 * density.k, P + n))
         self._along[:P, :P], self._along[P:, P:] = np.eye(P), density.by_shape[0]
-        noise = observed.sigma / np.sqrt(observed.n_observations)
-        noise /= np.linalg.norm(signal.curves[0])
-        self._changes = Changes(np.zeros((1, P + n)), np.zeros(1), np.zeros(1))
-        most = FARTHEST
-        if self.foreseen(equal=True)[0][0] < observed.good:
-            most = min(FARTHEST, NEAR[1] * noise)
-        none = [np.empty((0, n))]
-        # Windows and mergers of v, then of ρ.
-        self.others = [
-            f
-            for x, most in zip(pair, (most, FARTHEST), strict=True)
-            for f in (with_other_windows(x, NEAR[0] * noise, most), merged(x))
-        ]
-        self._ends = list(accumulate(map(len, self.others), initial=1))
-        ways = [
-            np.concatenate([x.curves for x in self.others[i : i + 2] if len(x)] or none)
-            - curve.curves[0]
-            for i, curve in zip((0, 2), pair, strict=True)
-        ]
-        parts = [self._changes, density_changes(self.whole, ways[1])]
-        if len(ways[0]):
-            parts.insert(1, Changes(*expansion.of_others(ways[0])))
-        self._changes = Changes(*map(np.concatenate, zip(*parts, strict=True)))
-        self._known = {}
+        v, rho = signal.curves[0], density.curves[0]
+        noise = observed.sigma / np.sqrt(observed.n_observations * (v @ v))
+        least = NEAR[0] * noise
+        self._windows, others = other_windows(density, least, FARTHEST)
+        parts = [density_changes(self.whole, np.vstack((np.zeros(n), others - rho)))]
+        self._n_density = len(others)
+        if both:
+            most = FARTHEST
+            own = Changes(*(x[:1] for x in parts[0]))
+            adjust = ways_of(pair, True) @ self._along
+            if foreseen(self.whole, adjust, own)[0][0] < observed.good:
+                most = min(FARTHEST, NEAR[1] * noise)
+            windows, others = other_windows(signal, least, most)
+            if len(windows):
+                self._windows = np.concatenate((self._windows, windows))
+                parts.append(Changes(*expansion.of_others(others - v)))
+        self._changes = _joined(parts)
 
     def foreseen(self, equal: bool) -> tuple[np.ndarray, np.ndarray]:
         """
         :param equal: Whether ratios of masses are kept.
-        :return: Misfits (A,), the pair's own first, and the changes of both curves'
-            parameters that lead there (A, P).
+        :return: Misfits of the pair and of all with other windows (A,), and the changes
+            of both curves' parameters that lead there (A, P).
         """
         if equal not in self._known:
             adjust = ways_of(self.pair, equal)
@@ -93,20 +86,52 @@ class Outlook:
             self._known[equal] = expected, steps @ adjust
         return self._known[equal]
 
-    def numbers(self, kind: int) -> np.ndarray:
-        """Which of the alternatives are windows (0) or mergers (1)."""
-        ends = self._ends
-        both = (range(ends[i], ends[i + 1]) for i in (kind, kind + 2))
-        return np.array([number for part in both for number in part], int)
+    def best_window(self, equal: bool, margin: float) -> int:
+        """Which number is foreseen to have the least misfit; 0, for the pair itself,
+        unless another is lower by a margin."""
+        expected = np.round(self.foreseen(equal)[0], 3)
+        best = int(np.argmin(expected))
+        return best if expected[best] < expected[0] - margin else 0
 
     def pair_of(self, number: int) -> Pair:
-        """The pair with one alternative in it."""
+        """The pair with one of the windows."""
         if number == 0:
             return self.pair
-        i = bisect_right(self._ends, number) - 1
-        number -= self._ends[i]
-        other = self.others[i][number : number + 1]
-        return (other, self.pair[1]) if i < 2 else (self.pair[0], other)
+        window, (signal, density) = self._windows[number - 1 : number], self.pair
+        if number <= self._n_density:
+            return signal, at_windows(density, window)
+        return at_windows(signal, window), density
+
+    @cached_property
+    def mergers(self) -> tuple[list[Pair], np.ndarray]:
+        """The pair with two Gaussians of v or of ρ merged, in every way that changes
+        them by less than FARTHEST, and the misfits foreseen (A,), masses free."""
+        signal, density = self.pair
+        others = [_near(merged(x), x.curves[0]) for x in self.pair]
+        pairs = [(others[0][i : i + 1], density) for i in range(len(others[0]))]
+        pairs += [(signal, others[1][i : i + 1]) for i in range(len(others[1]))]
+        parts = []
+        if len(others[0]):
+            moves = others[0].curves - signal.curves[0]
+            parts.append(Changes(*self.expansion.of_others(moves)))
+        if len(others[1]):
+            moves = others[1].curves - density.curves[0]
+            parts.append(density_changes(self.whole, moves))
+        if not parts:
+            return [], np.empty(0)
+        along = ways_of(self.pair, False) @ self._along
+        return pairs, foreseen(self.whole, along, _joined(parts))[0]
+
+
+def _near(others: Curves, curve: np.ndarray) -> Curves:
+    """Those that differ from a curve by less than FARTHEST of it."""
+    away = others.curves - curve
+    distance = np.einsum("aj,aj->a", away, away)
+    return others[distance < FARTHEST**2 * (curve @ curve)]
+
+
+def _joined(parts: list[Changes]) -> Changes:
+    return Changes(*(np.concatenate(x) for x in zip(*parts, strict=True)))
 
 
 def density_changes(whole: Quadratic, ways: np.ndarray) -> Changes:
@@ -132,7 +157,7 @@ def foreseen(
     :return: Values (A,), and how far to move (A, F).
     """
     inner = adjust @ whole.hessian @ adjust.T
-    inner.flat[:: len(inner) + 1] += RIDGE
+    inner.ravel()[:: len(inner) + 1] += RIDGE
     slopes = (whole.gradient - changes.bent) @ adjust.T
     steps = dposv(inner, slopes.T)[1].T
     values = whole.value - 2 * changes.pull + changes.curvature
@@ -140,9 +165,15 @@ def foreseen(
     return values, steps
 
 
-def with_other_windows(curve: Curves, least: float, most: float) -> Curves:
-    """The curve with all windows by which it changes, relative to its norm, by more
-    than the least and less than the most, and not just as their neighbours do."""
+def other_windows(
+    curve: Curves, least: float, most: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    All windows by which a curve changes, relative to its norm, by more than the least
+    and less than the most, and not just as their neighbours do.
+
+    :return: Windows (A,), and the curve with them (A, n).
+    """
     values, curve_values = in_all_windows(curve), curve.curves[0]
     away = values - curve_values
     steps = np.empty_like(away)
@@ -151,9 +182,7 @@ def with_other_windows(curve: Curves, least: float, most: float) -> Curves:
     away, steps = (np.einsum("wj,wj->w", x, x) for x in (away, steps))
     least, most = (x**2 * (curve_values @ curve_values) for x in (least, most))
     windows = np.flatnonzero((away > least) & (steps > least) & (away < most))
-    others = at_windows(curve, windows)
-    others.__dict__["curves"] = values[windows]
-    return others
+    return windows, values[windows]
 
 
 def merged(curve: Curves) -> Curves:

@@ -46,20 +46,25 @@ class QuickEncoder:
 
     def __init__(self, encoder: MixtureEncoder):
         state = {
-            name: np.ascontiguousarray(value.detach().float().numpy())
+            name: value.detach().double().numpy()
             for name, value in encoder.state_dict().items()
         }
-        self.enter, self.leave = (
-            (state[f"{name}.weight"], state[f"{name}.bias"])
-            for name in ("enter", "leave")
-        )
-        self.blocks = [
-            [
-                (state[f"blocks.{i}.{j}.weight"], state[f"blocks.{i}.{j}.bias"])
-                for j in (0, 1, 3)
-            ]
-            for i in range(len(encoder.blocks))
-        ]
+
+        def layer(name):
+            return state[f"{name}.weight"], state[f"{name}.bias"]
+
+        self.enter, self.leave = _single(*layer("enter")), _single(*layer("leave"))
+        self.blocks = []
+        for i in range(len(encoder.blocks)):
+            scale, offset = layer(f"blocks.{i}.0")
+            widen, start = layer(f"blocks.{i}.1")
+            # What normalises x is part of the layer after it, but for x's deviation.
+            start = start + widen @ offset
+            widen = widen * scale
+            widen -= widen.mean(1, keepdims=True)
+            self.blocks.append(
+                (*_single(widen, start), *_single(*layer(f"blocks.{i}.3")))
+            )
         self.ends, self.n_alternatives = np.cumsum(encoder.sizes), encoder.alternatives
         self.k, self.l = encoder.pairs.numpy()
 
@@ -77,11 +82,14 @@ class QuickEncoder:
         features = self._features(first, second, share, sigma)
         weight, bias = self.enter
         x = weight @ features + bias
-        for (scale, offset), (widen, start), (narrow, end) in self.blocks:
-            y = x - x.mean()
-            y = y * (scale / math.sqrt(y @ y / len(y) + EPSILON)) + offset
-            y = widen @ y + start
-            x = x + narrow @ (y / (1 + np.exp(-y))) + end
+        for widen, start, narrow, end in self.blocks:
+            mean = np.add.reduce(x) / len(x)
+            y = widen @ x
+            y /= math.sqrt(x @ x / len(x) - mean**2 + EPSILON)
+            y += start
+            y /= 1 + np.exp(-y)
+            x += narrow @ y
+            x += end
         weight, bias = self.leave
         *parts, counts = np.split(np.float64(weight @ x + bias), self.ends)
         return _softmax(counts), parts
@@ -135,6 +143,10 @@ def leans_left(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether it is the reverse of data that `MixtureEncoder` is told."""
     mean = first[0].real
     return bool((second[2, 1] * np.exp(-1j * np.angle(first[1] / mean))).imag < 0)
+
+
+def _single(*arrays: np.ndarray) -> list[np.ndarray]:
+    return [np.ascontiguousarray(x, np.float32) for x in arrays]
 
 
 @cache

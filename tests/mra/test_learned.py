@@ -96,8 +96,9 @@ def test_fits_are_good_and_close(k):
         ).value
         expected = degrees_of_freedom(41)
         assert abs(value - expected) < 5 * np.sqrt(2 * expected)
-        # 2k positions and widths of each, a window of each, and v's mass.
-        assert fits[i].score - value == pytest.approx(7 * (4 * k + 3), abs=1) or k > 1
+        # 2k positions and widths of each, a window of each, and v's mass; the misfit is
+        # foreseen, or evaluated with draws of shifts as a step before, to about 1.
+        assert fits[i].score - value == pytest.approx(7 * (4 * k + 3), abs=2) or k > 1
 
 
 @pytest.mark.parametrize("n", [20, 41, 64])

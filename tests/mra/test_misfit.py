@@ -123,11 +123,16 @@ def test_more_moves_are_expanded_as_the_first_are(n):
     moves = rng.standard_normal((7, n))
     whole = Expansion(observed, 1.1 * v, rho).along(moves)
     part = Expansion(observed, 1.1 * v, rho)
-    part.along(moves[:4])
+    value = part.along(moves[:4]).value
     bent, pull, curvature = part.of_others(moves[4:])
     kept = np.r_[:4, 7 : 7 + n]
     np.testing.assert_allclose(bent, whole.hessian[4:7][:, kept], rtol=1e-7, atol=1e-3)
     np.testing.assert_allclose(pull, whole.gradient[4:7], rtol=1e-7)
     np.testing.assert_allclose(curvature, whole.hessian.diagonal()[4:7], rtol=1e-7)
-    value = misfit(observed, 1.1 * v, rho).value
-    assert part.value == whole.value == pytest.approx(value, rel=1e-12)
+    assert value == pytest.approx(whole.value, rel=1e-12)
+    assert value == pytest.approx(misfit(observed, 1.1 * v, rho).value, rel=1e-12)
+    # Near by, and there itself, without an expansion of its own.
+    assert part.value_near(part) == pytest.approx(value, rel=1e-12)
+    near = Expansion(observed, 1.101 * v, rho)
+    value = misfit(observed, 1.101 * v, rho).value
+    assert near.value_near(part) == pytest.approx(value, rel=1e-3)

@@ -7,7 +7,7 @@ from aspire_mom.mra import simulate_moments
 from aspire_mom.mra.misfit import Observed, misfit
 from aspire_mom.mra.mixtures import Curves
 from aspire_mom.mra.moments import to_samples
-from aspire_mom.mra.outlook import Outlook, merged, with_other_windows
+from aspire_mom.mra.outlook import Outlook, other_windows
 from aspire_mom.mra.prior import expanded, fit_both, moved_along
 
 N, SIGMA = 10**6, 1.0
@@ -54,21 +54,42 @@ def test_the_right_window_is_foreseen(n, which):
     wrong[which] = Curves(pair[which].parameters, np.array([1]), n, density=bool(which))
     outlook = outlook_of(tuple(wrong), observed)
     expected, _ = outlook.foreseen(equal=True)
-    windows = outlook.numbers(0)
-    best = outlook.pair_of(windows[np.argmin(expected[windows])])
-    assert [x.windows[0] for x in best] == [0, 0]
-    assert expected[windows].min() < expected[0] - 5
-    mergers = [outlook.pair_of(i) for i in outlook.numbers(1)]
-    assert [(a.k, b.k) for a, b in mergers] == [(1, 2), (2, 1)]
-    np.testing.assert_array_equal(mergers[0][0].parameters, merged(wrong[0]).parameters)
+    best = outlook.best_window(equal=True, margin=5)
+    assert best > 0
+    assert [x.windows[0] for x in outlook.pair_of(best)] == [0, 0]
+    assert expected[best] == expected.min() < expected[0] - 5
+    # Two Gaussians far apart are not to be merged.
+    assert outlook.mergers[0] == []
+    assert outlook_of(tuple(wrong), observed).best_window(True, np.inf) == 0
+
+
+@pytest.mark.parametrize("n", [24, 25])
+def test_mergers_are_foreseen(n):
+    """Two Gaussians at one place are one."""
+    pair, observed = problem(n)
+    split = [
+        np.insert(x.parameters, [1, 3, 5], x.parameters[:, [0, 2, 4]], 1) for x in pair
+    ]
+    near = []
+    for p, x in zip(split, pair, strict=True):
+        p[:, 6:8] -= np.log(2)
+        near.append(Curves(p, x.windows, n, x.density))
+    outlook = outlook_of(tuple(near), observed)
+    pairs, expected = outlook.mergers
+    for which in (0, 1):
+        rows = [i for i, pair in enumerate(pairs) if pair[which].k == 2]
+        best = min(rows, key=lambda i: expected[i])
+        assert expected[best] < outlook.whole.value + 1
+        for a, b in zip(pairs[best], pair, strict=True):
+            np.testing.assert_allclose(a.curves, b.curves, rtol=1e-9)
 
 
 def test_windows_that_change_nothing_are_left_out():
     n = 60
     narrow = Curves(np.array([[30.0, np.log(2.0), 0.0, 0.0]]), np.array([0]), n, False)
-    others = with_other_windows(narrow, 1e-3, 0.5)
+    windows, values = other_windows(narrow, 1e-3, 0.5)
     # Four standard deviations, 8 samples, to either side; and not half of it cut off.
-    assert len(others) > 0
-    distance = np.abs(others.windows - 30)
+    assert len(windows) == len(values) > 0
+    distance = np.abs(windows - 30)
     assert distance.max() <= 8
     assert distance.min() >= 1
