@@ -32,7 +32,7 @@ from finufft import Plan
 
 from aspire_mom import MomentEstimator, PolarBasis
 from aspire_mom.moments.polar_transform import polar_transform
-from aspire_mom.moments.streaming import n_workers
+from aspire_mom.threads import n_workers
 
 RUNS = 3
 

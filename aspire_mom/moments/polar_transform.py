@@ -7,7 +7,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+
+from aspire_mom.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from aspire_mom.moments.bases import PolarBasis
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 # filled up with zeros: enough to keep calls few, few enough to keep zeros few.
 LINES_PER_BLOCK = 8
 RINGS_PER_BLOCK = 4
-# Products are too small for several threads, which would wait for one another.
-BLAS = ThreadpoolController().select(user_api="blas")
 
 
 class PolarTransform:
@@ -89,7 +88,7 @@ class PolarTransform:
         products += sum(m.size for _, matrices in self.angular for m in matrices)
         return 2.0 * products
 
-    @BLAS.wrap(limits=1)
+    @one_blas_thread()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """
         :param images: Images (n, L, L) of the transform's type.

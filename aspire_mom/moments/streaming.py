@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from aspire.utils import tqdm
-from threadpoolctl import threadpool_info, threadpool_limits
 
 from aspire_mom import processes
 from aspire_mom.checks import check_integer
 from aspire_mom.moments.checkpoint import Sums, SumsCheckpoint
+from aspire_mom.threads import n_workers, one_blas_thread
 
 
 def accumulate(
@@ -79,7 +78,7 @@ def accumulate(
         (start, min(start + batch_size, n)) for start in starts[first : own.stop]
     ]
     stream = _computed(read, sums_of, batches, n_workers())
-    with closing(stream), threadpool_limits(1, "blas"):
+    with closing(stream), one_blas_thread():
         for number, parts in enumerate(_with_bar(stream, own, first, desc), first):
             _add(totals, parts, number % n_groups, n_groups)
             kept.write_now_and_then(number + 1, totals)
@@ -87,17 +86,6 @@ def accumulate(
         kept.write(own.stop, totals)
     _of_all_processes(totals)
     return [{name: t[group] for name, t in totals.items()} for group in range(n_groups)]
-
-
-def n_workers() -> int:
-    """Cores that this process may use, or threads of BLAS where these are fewer."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    pools = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
-    # Of several libraries, some are built without threads.
-    return min(cores, max(pools, default=cores))
 
 
 def _computed(

@@ -19,6 +19,7 @@ from aspire_mom.mra.misfit import Quadratic, degrees_of_freedom
 from aspire_mom.mra.moments import forward_moments, to_samples
 from aspire_mom.mra.prior import mixture_fit
 from aspire_mom.mra.spectral import spectral
+from aspire_mom.threads import one_blas_thread
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ NOT_MET = (
 )
 
 
+@one_blas_thread()
 def solve(
     first: np.ndarray,
     second: np.ndarray,

@@ -1,0 +1,56 @@
+"""Threads of the libraries that multiply matrices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from threading import Lock
+
+# Libraries are found once they are loaded.
+import numpy  # noqa: F401
+import scipy.linalg  # noqa: F401
+from threadpoolctl import ThreadpoolController
+
+_lock = Lock()
+_users, _limiter = 0, None
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """
+    One thread for each matrix product, where products are too small for several, which
+    would wait for one another, or where several threads make products already. The
+    limit is one of the process: it ends when the last of those who asked for it, in any
+    thread, is done. A context or a decorator; it takes 20 µs.
+    """
+    global _users, _limiter
+    with _lock:
+        if _users == 0:
+            _limiter = _blas().limit(limits=1)
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                _limiter.restore_original_limits()
+
+
+def n_workers() -> int:
+    """Cores that this process may use, or threads of BLAS where these are fewer."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    # Of several libraries, some are built without threads.
+    pools = [pool["num_threads"] for pool in _blas().info()]
+    return min(cores, max(pools, default=cores))
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """The BLAS libraries there are, looked up once, which takes a millisecond."""
+    return ThreadpoolController().select(user_api="blas")

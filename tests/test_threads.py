@@ -1,0 +1,47 @@
+"""The limit of BLAS threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from aspire_mom.threads import one_blas_thread
+
+
+def blas() -> list[int]:
+    return [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
+
+
+def test_the_limit_lasts_as_long_as_anyone_needs_it():
+    before = blas()
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with one_blas_thread():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with one_blas_thread():
+        thread.start()
+        entered.wait(10)
+    assert set(blas()) == {1}
+    leave.set()
+    thread.join()
+    assert blas() == before
+
+
+def test_the_limit_ends_with_an_error():
+    before = blas()
+
+    @one_blas_thread()
+    def fail():
+        assert set(blas()) == {1}
+        raise RuntimeError
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            fail()
+    assert blas() == before
