@@ -216,6 +216,10 @@ def refine(
         begun = checkpoint.in_progress(stage)
         if begun:
             restore(begun)
+        else:
+            # No step leads away from 0, where the last level may have brought it.
+            for now in shifts:
+                now.data.abs_().clamp_min_(FIRST_SHIFT_STD / SHIFT_UNIT)
         candidate.loss = minimise(
             lambda: problem.objective(volume, density, shift_std),
             [*volume.parameters(), *density.parameters(), *shifts],
