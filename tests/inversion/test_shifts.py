@@ -13,8 +13,9 @@ from aspire_mom.inversion import (
     Reconstruction,
     StoppedByUser,
 )
+from aspire_mom.inversion.checkpoint import Checkpoint
 from aspire_mom.inversion.forward import Shifts, forward_model
-from aspire_mom.inversion.search import FIRST_SHIFT_STD
+from aspire_mom.inversion.search import FIRST_SHIFT_STD, SHIFT_UNIT, Plan, refine
 from aspire_mom.moments import CartesianBasis, MomentEstimator, Moments, PolarBasis
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import GaussianMixture
@@ -197,6 +198,18 @@ def test_the_spread_of_shifts_is_found(basis, std, tmp_path):
     assert max(found.moment_errors) < 0.01
     found.save(tmp_path / "result")
     assert Reconstruction.load(tmp_path / "result").shift_std == found.shift_std
+
+
+def test_a_spread_of_0_may_grow_on_the_next_level():
+    """Where moments are stationary in it, since they depend on its square."""
+    quadrature, basis = SO3Quadrature.product(SphericalDesign(5), 1), PolarBasis(17)
+    inversion = MomentInversion(*exact(basis, quadrature, 0.9), quadrature)
+    candidate = inversion._start(0)
+    candidate.shift_std.data.zero_()
+    plan = Plan("lbfgs", 80, (1e-3,), None, Checkpoint(None, ""))
+    refine(candidate, inversion._problem(6), plan, stage="second", n_steps=80)
+    std = SHIFT_UNIT * 17 * candidate.shift_std.item()
+    assert abs(std) == pytest.approx(0.9, abs=0.1)
 
 
 @pytest.mark.parametrize("prior", ["fouriernet", "harmonics"])
