@@ -116,3 +116,11 @@ def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray
             " infinite; only finite images can be averaged"
         )
     return images
+
+
+def spread(shift_std: float | None) -> str:
+    """
+    :param shift_std: Standard deviation of shifts, pixels, None where not known.
+    :return: It in words.
+    """
+    return "unknown spread" if shift_std is None else f"{shift_std:g} pixels"

@@ -183,6 +183,7 @@ def write_reconstruction(
         "lowpass_angstrom": resolution,
         "seed": reconstruction.seed,
         "moment_errors": reconstruction.moment_errors,
+        "shift_std": reconstruction.shift_std,
         "settings": reconstruction.settings,
         "starts": reconstruction.starts,
         "history": reconstruction.history,

@@ -6,15 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from threading import Lock
 
 # Libraries are found once they are loaded.
 import numpy  # noqa: F401
 import scipy.linalg  # noqa: F401
 from threadpoolctl import ThreadpoolController
-
-_lock = Lock()
-_users, _limiter = 0, None
 
 
 @contextmanager
@@ -22,21 +18,10 @@ def one_blas_thread() -> Iterator[None]:
     """
     One thread for each matrix product, where products are too small for several, which
     would wait for one another, or where several threads make products already. The
-    limit is one of the process: it ends when the last of those who asked for it, in any
-    thread, is done. A context or a decorator; it takes 20 µs.
+    limit is one of the process. A context or a decorator; it takes 20 µs.
     """
-    global _users, _limiter
-    with _lock:
-        if _users == 0:
-            _limiter = _blas().limit(limits=1)
-        _users += 1
-    try:
+    with _blas().limit(limits=1):
         yield
-    finally:
-        with _lock:
-            _users -= 1
-            if _users == 0:
-                _limiter.restore_original_limits()
 
 
 def n_workers() -> int:

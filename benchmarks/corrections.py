@@ -105,8 +105,11 @@ def shifts(
     noisy = Image(clean).shift(offsets.astype(np.float32)).asnumpy() + noise
     report("white noise, no shifts", clean + noise, exact)
     report(f"shifts of {SHIFT_STD:g} pixels left out", noisy, exact)
-    model = Shifts(SHIFT_STD / L, exact.basis.n_rings, exact.basis.max_order)
-    first, second = model(torch.from_numpy(exact.first), torch.from_numpy(exact.second))
+    std = SHIFT_STD / L
+    model = Shifts(exact.basis.n_rings, exact.basis.max_order, most=std)
+    first, second = model(
+        torch.from_numpy(exact.first), torch.from_numpy(exact.second), std
+    )
     shifted = replace(exact, first=first.numpy(), second=second.numpy())
     report("  modelled", noisy, shifted)
     report("  known and undone", noisy, exact, offsets=offsets)

@@ -40,7 +40,8 @@ class CartesianForward(torch.nn.Module):
     :param basis: `CartesianBasis` of the moments.
     :param quadrature: Nodes on SO(3), view-major.
     :param shift_std: Standard deviation along each axis, pixels, of Gaussian shifts
-        that the images have: f(k) f(k')* shrinks by exp(-2π² (std/L)² |k - k'|²).
+        that the images have: f(k) f(k')* shrinks by exp(-2π² (std/L)² |k - k'|²). None
+        where every call is given it.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class CartesianForward(torch.nn.Module):
         basis: CartesianBasis,
         quadrature: SO3Quadrature,
         *,
-        shift_std: float = 0.0,
+        shift_std: float | None = 0.0,
     ):
         super().__init__()
         self.L = L = basis.L
@@ -59,8 +60,7 @@ class CartesianForward(torch.nn.Module):
         self.register_buffer("behind", behind)
         self.register_buffer("frequencies", frequencies[ahead])
         self.n_pixels = len(frequencies)
-        self.shift_std = shift_std / L
-        self.register_buffer("every_frequency", frequencies, persistent=False)
+        self.shift_std = shift_std
         n = quadrature.n_inplane
         self.n_turns = 4 if n % 4 == 0 else 1
         rotations = torch.from_numpy(quadrature.rotations.matrices)
@@ -105,11 +105,15 @@ class CartesianForward(torch.nn.Module):
         return torch.cat((pairs[..., 0], pairs[..., 1], half[:, -1:].real), 1)
 
     def forward(
-        self, volume: FourierVolume, probabilities: Tensor
+        self,
+        volume: FourierVolume,
+        probabilities: Tensor,
+        shift_std: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
         :param volume: The volume model.
         :param probabilities: Weights of the quadrature's nodes, (n,).
+        :param shift_std: As the constructor has it, where that was given None.
         :return: First moment (L²,) and second (L², L²), complex.
         :raises ValueError: If there is not one probability per node.
         """
@@ -120,12 +124,23 @@ class CartesianForward(torch.nn.Module):
         slices[:, self.ahead] = half
         weighted = slices * probabilities[:, None].to(half.real.dtype)
         first, second = weighted.sum(0), weighted.T @ slices.conj()
-        if self.shift_std:
-            k = self.every_frequency.to(half.real.dtype)
-            a = 2 * math.pi**2 * self.shift_std**2
-            first = first * torch.exp(-a * k.square().sum(1))
-            second = second * torch.exp(-a * torch.cdist(k, k).square())
-        return first, second
+        if self.shift_std == 0:
+            return first, second
+        std = self.shift_std if shift_std is None else shift_std
+        return self._shifted(first, second, std / self.L)
+
+    def _shifted(
+        self, first: Tensor, second: Tensor, std: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        """Moments of images with shifts of a standard deviation in boxes."""
+        L, a = self.L, 2 * math.pi**2 * std**2
+        k = torch.arange(L, device=second.device).to(second.real.dtype)
+        # Gaussians are products over the axes.
+        one = torch.exp(-a * (k - L // 2).square())
+        two = torch.exp(-a * (k[:, None] - k).square())
+        pairs = two[:, None, :, None] * two[None, :, None, :]
+        first = first * torch.outer(one, one).ravel()
+        return first, second * pairs.reshape(L**2, L**2)
 
 
 class CartesianLoss(torch.nn.Module):

@@ -7,11 +7,16 @@ import math
 import torch
 from torch import Tensor
 
+from aspire_mom.checks import spread
 from aspire_mom.inversion.cartesian import CartesianForward, check_count, in_chunks
 from aspire_mom.moments import Basis, CartesianBasis, PolarBasis
 from aspire_mom.processes import gathered, own_rows
 from aspire_mom.quadrature import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
+
+# Standard deviation in boxes up to which shifts that are to be found are modelled well:
+# centred images have less.
+WIDEST_SHIFTS = 0.1
 
 
 class PolarForward(torch.nn.Module):
@@ -28,7 +33,7 @@ class PolarForward(torch.nn.Module):
     :param n_rings: Use rings 0 … n_rings - 1 only.
     :param max_order: Use angular orders 0 … max_order only.
     :param shift_std: Standard deviation along each axis, pixels, of shifts that the
-        images have (see :class:`Shifts`).
+        images have (see :class:`Shifts`); None where every call is given it.
     :raises ValueError: shifts where in-plane angles are not averaged.
     """
 
@@ -39,7 +44,7 @@ class PolarForward(torch.nn.Module):
         *,
         n_rings: int | None = None,
         max_order: int | None = None,
-        shift_std: float = 0.0,
+        shift_std: float | None = 0.0,
     ):
         super().__init__()
         self.n_rings = min(n_rings or basis.n_rings, basis.n_rings)
@@ -47,14 +52,16 @@ class PolarForward(torch.nn.Module):
         self.max_order = min(limit, basis.max_order)
         self.L = basis.L
         self.inplane_average = basis.inplane_average
-        if shift_std and not self.inplane_average:
-            raise ValueError(
-                f"the images have shifts of {shift_std:g} pixels; these are modelled in"
-                " Cartesian bases and in polar ones that average over in-plane angles"
-            )
-        self.shifts = None
-        if shift_std:
-            self.shifts = Shifts(shift_std / basis.L, self.n_rings, self.max_order)
+        self.shift_std, self.shifts = shift_std, None
+        if shift_std != 0:
+            if not self.inplane_average:
+                raise ValueError(
+                    f"the images have shifts of {spread(shift_std)}; these are modelled"
+                    " in Cartesian bases and in polar ones that average over in-plane"
+                    " angles"
+                )
+            most = WIDEST_SHIFTS if shift_std is None else shift_std / basis.L
+            self.shifts = Shifts(self.n_rings, self.max_order, most)
         self.n_inplane = quadrature.n_inplane
         rotations = torch.from_numpy(quadrature.view_rotations)
         self.n_quadrature_views = len(rotations)
@@ -110,11 +117,15 @@ class PolarForward(torch.nn.Module):
         return c
 
     def forward(
-        self, volume: FourierVolume, probabilities: Tensor
+        self,
+        volume: FourierVolume,
+        probabilities: Tensor,
+        shift_std: Tensor | float | None = None,
     ) -> tuple[Tensor, Tensor]:
         """
         :param volume: The volume model.
         :param probabilities: Weights of the quadrature's nodes, (n,), view-major.
+        :param shift_std: As the constructor has it, where that was given None.
         :return: First and second moment in the basis's shapes, cut to the rings and
             orders in use.
         :raises ValueError: If there is not one probability per node.
@@ -137,7 +148,10 @@ class PolarForward(torch.nn.Module):
             p = odd
         cross = (im * p) @ rt
         second = torch.complex(real, cross - cross.transpose(1, 2))
-        return (first, second) if self.shifts is None else self.shifts(first, second)
+        if self.shifts is None:
+            return first, second
+        std = self.shift_std if shift_std is None else shift_std
+        return self.shifts(first, second, std / self.L)
 
     def _all_orders(self, c: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """Moments with no in-plane average, probabilities (n_views, n_inplane)."""
@@ -174,36 +188,43 @@ class Shifts(torch.nn.Module):
     |k - k'|² = r² + r'² - 2 r r' cos θ: a factor for every angle θ between frequencies,
     of which the orders m are the Fourier coefficients.
 
-    :param std: Standard deviation along each axis, in boxes.
     :param n_rings: Rings of the moments.
     :param max_order: Largest angular order of the moments.
+    :param most: Largest standard deviation to come, in boxes; aliases of wider ones
+        reach the moments.
     """
 
-    def __init__(self, std: float, n_rings: int, max_order: int):
+    def __init__(self, n_rings: int, max_order: int, most: float):
         super().__init__()
-        a = 2 * math.pi**2 * std**2
         r = torch.arange(n_rings).double()
-        # The factor's orders reach as far as those of exp(2a r r' cos θ).
-        reach = 2 * a * (n_rings - 1) ** 2
-        self.n_angles = 2 * (max_order + math.ceil(reach + 6 * reach**0.5) + 8)
+        # Orders of the factor exp(-x (1 - cos θ)), x = 2a r r', fall as those of a
+        # Gaussian in θ; all but 1e-10 of them lie within these.
+        reach = math.ceil(6 * 2 * math.pi * most * (n_rings - 1)) + 8
+        self.n_angles = 2 * max_order + reach + reach % 2
         angles = 2 * math.pi / self.n_angles * torch.arange(self.n_angles).double()
         apart = (
             r[:, None] ** 2 + r**2 - 2 * torch.outer(r, r) * angles.cos()[:, None, None]
         )
-        self.register_buffer("first", torch.exp(-a * r**2))
-        self.register_buffer("second", torch.exp(-a * apart))
+        self.register_buffer("squares", r**2)
+        self.register_buffer("apart", apart)
 
-    def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, first: Tensor, second: Tensor, std: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
         """
         :param first: First moment (n_rings,) of centred images.
         :param second: Second moment (max_order + 1, n_rings, n_rings) of them.
+        :param std: Standard deviation of shifts along each axis, in boxes; what comes
+            out is differentiable in it.
         :return: Both of shifted images.
         """
         dtype = second.real.dtype
+        a = 2 * math.pi**2 * std**2
         # Orders -m are the conjugates of orders m: values at angles are real.
         at_angles = torch.fft.irfft(second, self.n_angles, dim=0)
-        shifted = torch.fft.rfft(at_angles * self.second.to(dtype), dim=0)
-        return first * self.first.to(dtype), shifted[: len(second)]
+        factors = torch.exp(-a * self.apart.to(dtype))
+        shifted = torch.fft.rfft(at_angles * factors, dim=0)
+        return first * torch.exp(-a * self.squares.to(dtype)), shifted[: len(second)]
 
 
 def forward_model(
@@ -212,7 +233,7 @@ def forward_model(
     *,
     n_rings: int | None = None,
     max_order: int | None = None,
-    shift_std: float = 0.0,
+    shift_std: float | None = 0.0,
 ) -> PolarForward | CartesianForward:
     """
     The map from (volume, probabilities) to moments in a basis.
@@ -221,8 +242,10 @@ def forward_model(
     :param quadrature: Nodes on SO(3).
     :param n_rings: Rings to use of a polar basis.
     :param max_order: Angular orders to use of a polar basis.
-    :param shift_std: Standard deviation along each axis, pixels, of the images' shifts.
-    :return: A module to call with a volume model and the nodes' probabilities.
+    :param shift_std: Standard deviation along each axis, pixels, of the images' shifts;
+        None where every call is given it.
+    :return: A module to call with a volume model and the nodes' probabilities, and with
+        the shifts' standard deviation where that is not known.
     """
     if isinstance(basis, CartesianBasis):
         return CartesianForward(basis, quadrature, shift_std=shift_std)

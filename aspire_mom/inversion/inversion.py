@@ -34,6 +34,8 @@ from aspire_mom.inversion.options import (
 )
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (
+    FIRST_SHIFT_STD,
+    SHIFT_UNIT,
     Candidate,
     Plan,
     Problem,
@@ -74,7 +76,8 @@ class MomentInversion:
     By default the volume is a mixture of Gaussians that grows while the data ask for
     more, the density smooth on viewing directions, moments are weighted by their
     standard errors, and the best of several starts is kept by Akaike's information
-    criterion, which sees no reference.
+    criterion, which sees no reference. Where `moments.shift_std` is None,
+    each start finds the standard deviation of its images' shifts with the rest.
 
     :param moments: Estimated (or exact) moments in either basis.
     :param volume: "gaussians", "harmonics", "fouriernet", or a volume model to start
@@ -183,6 +186,7 @@ class MomentInversion:
             "density": density,
             "basis": repr(self.moments.basis),
             "n_nodes": len(self.quadrature),
+            "shift_std": self.moments.shift_std,
             "device": str(self.device),
             **{name: getattr(self, name) for name in names.split()},
         }
@@ -224,7 +228,10 @@ class MomentInversion:
 
     @torch.no_grad()
     def moment_errors(
-        self, volume: FourierVolume, density: torch.nn.Module
+        self,
+        volume: FourierVolume,
+        density: torch.nn.Module,
+        shift_std: float = 0.0,
     ) -> tuple[float, float]:
         """
         How well a model meets the moments, all rings and orders of them: eq. 22, as in
@@ -232,6 +239,8 @@ class MomentInversion:
 
         :param volume: A volume model.
         :param density: A density model of this inversion's nodes.
+        :param shift_std: Standard deviation of the images' shifts, pixels, where the
+            moments leave it open.
         :return: Relative errors of the first and the second moment.
         """
         problem = self._whole
@@ -241,7 +250,8 @@ class MomentInversion:
             slices = problem.forward.slices(volume)
             errors = problem.loss.relative_errors(slices, probabilities)
             return tuple(float(error) for error in errors)
-        made = self._forward()(volume, probabilities)
+        open_std = shift_std if self.moments.shift_std is None else None
+        made = self._forward()(volume, probabilities, open_std)
         first, second = (m.cpu().numpy().astype(np.complex128) for m in made)
         return Moments(first, second, self.moments.basis).relative_error(self.moments)
 
@@ -271,6 +281,11 @@ class MomentInversion:
         starts = [
             {"seed": c.seed, "criterion": c.criterion, "loss": c.loss} for c in ranking
         ]
+        shift_std = self.moments.shift_std
+        if shift_std is None:
+            for start, candidate in zip(starts, ranking, strict=True):
+                start["shift_std"] = SHIFT_UNIT * L * abs(candidate.shift_std.item())
+            shift_std = starts[0]["shift_std"]
         logger.info(f"Best of {self.n_starts} starts: {starts[0]}")
         return Reconstruction(
             volume=Volume(volumes[0], pixel_size=pixel_size),
@@ -280,7 +295,8 @@ class MomentInversion:
             starts=starts,
             settings=self.settings,
             seed=self.seed,
-            moment_errors=self.moment_errors(best.volume, best.density),
+            moment_errors=self.moment_errors(best.volume, best.density, shift_std),
+            shift_std=shift_std,
             start_volumes=Volume(np.stack(volumes), pixel_size=pixel_size),
         )
 
@@ -299,7 +315,7 @@ class MomentInversion:
             cut = {"n_rings": n_rings, "max_order": self._max_order(n_rings)}
         moments = self.moments
         # Shifts and weights are of pairs of pixels, which `CartesianLoss` never forms.
-        pairs = moments.shift_std or moments.second_weight is not None
+        pairs = moments.shift_std != 0 or moments.second_weight is not None
         if self.cartesian and self.weighting == "none" and not pairs:
             loss = CartesianLoss(moments, lam=self.lam)
         else:
@@ -342,7 +358,11 @@ class MomentInversion:
             volume = copy.deepcopy(self.volume)
         else:
             volume = self._random_volume(seed)
-        return Candidate(seed, volume.to(self.device), density)
+        shift_std = None
+        if self.moments.shift_std is None:
+            first = torch.tensor(FIRST_SHIFT_STD / SHIFT_UNIT, device=self.device)
+            shift_std = torch.nn.Parameter(first)
+        return Candidate(seed, volume.to(self.device), density, shift_std)
 
     def _random_volume(self, seed: int) -> FourierVolume:
         L, rms = self.moments.basis.L, ring_rms(self.moments)
@@ -392,7 +412,6 @@ class MomentInversion:
                 *(moments.first, moments.second),
                 *(moments.first_error, moments.second_error),
                 *(moments.first_weight, moments.second_weight),
-                np.array(moments.shift_std),
             ],
             [m for m in (self.volume, self.density) if isinstance(m, torch.nn.Module)],
         )

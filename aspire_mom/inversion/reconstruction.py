@@ -27,11 +27,13 @@ class Reconstruction:
     :param history: Stages of the start that was chosen: dicts of stage, n_rings, loss
         and criterion.
     :param starts: All starts that reached the last level, best first: dicts of seed,
-        criterion and loss.
+        criterion and loss, and of shift_std where each found its own.
     :param settings: Options of the inversion.
     :param seed: Seed of the search.
     :param moment_errors: Relative errors of its first and second moment against the
         estimates (eq. 22), the estimates' own noise included.
+    :param shift_std: Standard deviation along each axis, pixels, of the images' shifts
+        in its model: as the moments have it or, where they leave it open, as found.
     :param start_volumes: Volumes of `starts`, a stack in the same order.
     """
 
@@ -43,12 +45,14 @@ class Reconstruction:
     settings: dict
     seed: int
     moment_errors: tuple[float, float] | None = None
+    shift_std: float = 0.0
     start_volumes: Volume | None = None
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """
         Write volume.mrc, reconstruction.npz (density and quadrature) and
-        reconstruction.json (history, starts, settings, seed) to a folder.
+        reconstruction.json (history, starts, settings, seed, moment errors, shifts) to
+        a folder.
 
         :param folder: Folder, made if need be.
         :param overwrite: Replace files that exist.
@@ -66,6 +70,7 @@ class Reconstruction:
             "settings": self.settings,
             "seed": self.seed,
             "moment_errors": self.moment_errors,
+            "shift_std": self.shift_std,
         }
         text = json.dumps(text, indent=2)
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,10 @@ FIRST_RINGS = 4
 MARCH = 1.35
 SURVIVORS = 4
 STEPS_PER_LEVEL = 80
+# Unit in boxes of the shifts' standard deviation as a parameter, in which steps as long
+# as those of other parameters suit it, and where it starts: at 1 pixel of a box of 50.
+SHIFT_UNIT = 0.1
+FIRST_SHIFT_STD = 0.02
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,17 @@ class Problem:
     n_rings: int
     estimates: tuple[Tensor, ...] = ()
 
-    def objective(self, volume: FourierVolume, density: torch.nn.Module) -> Tensor:
+    def objective(
+        self,
+        volume: FourierVolume,
+        density: torch.nn.Module,
+        shift_std: Tensor | None = None,
+    ) -> Tensor:
         """
+        :param volume: Volume model.
+        :param density: Density model.
+        :param shift_std: Standard deviation of the images' shifts, in `SHIFT_UNIT`
+            boxes, where the forward model leaves it open.
         :return: The loss, with the density's penalty where it is −2 log-likelihood.
         """
         self.encode(volume)
@@ -54,7 +67,9 @@ class Problem:
         if isinstance(self.loss, CartesianLoss):
             value = self.loss(self.forward.slices(volume), probabilities)
         else:
-            value = self.loss(*self.forward(volume, probabilities))
+            if shift_std is not None:
+                shift_std = shift_std * SHIFT_UNIT * self.forward.L
+            value = self.loss(*self.forward(volume, probabilities, shift_std))
         if self.loss.weighting == "noise" and hasattr(density, "penalty"):
             value = value + density.penalty()
         return value
@@ -90,6 +105,8 @@ class Candidate:
     :param seed: Seed of its random start.
     :param volume: Volume model.
     :param density: Density model.
+    :param shift_std: Standard deviation of the images' shifts where it is to be found,
+        in `SHIFT_UNIT` boxes, of either sign: moments depend on its square.
     :param loss: Loss at its last level.
     :param criterion: :meth:`Problem.criterion` at its last level.
     :param history: Stages so far: dicts of stage, n_rings, loss and criterion.
@@ -98,6 +115,7 @@ class Candidate:
     seed: int
     volume: FourierVolume
     density: torch.nn.Module
+    shift_std: torch.nn.Parameter | None = None
     loss: float = math.inf
     criterion: float = math.inf
     history: list[dict] = field(default_factory=list)
@@ -174,13 +192,18 @@ def refine(
     :return: The candidate.
     """
     checkpoint, volume, density = plan.checkpoint, candidate.volume, candidate.density
+    shift_std = candidate.shift_std
+    shifts = [] if shift_std is None else [shift_std]
 
     def restore(state: dict) -> None:
         volume.load_state_dict(state["volume"])
         density.load_state_dict(state["density"])
+        for now, then in zip(shifts, state.get("shifts", []), strict=True):
+            now.data.copy_(then)
 
     def snapshot(**more) -> dict:
         states = {"volume": volume.state_dict(), "density": density.state_dict()}
+        states["shifts"] = [s.detach() for s in shifts]
         return {**copy.deepcopy(states), **more}
 
     def status(now: OptimizerStatus) -> bool | None:
@@ -193,9 +216,13 @@ def refine(
         begun = checkpoint.in_progress(stage)
         if begun:
             restore(begun)
+        else:
+            # No step leads away from 0, where the last level may have brought it.
+            for now in shifts:
+                now.data.abs_().clamp_min_(FIRST_SHIFT_STD / SHIFT_UNIT)
         candidate.loss = minimise(
-            lambda: problem.objective(volume, density),
-            [*volume.parameters(), *density.parameters()],
+            lambda: problem.objective(volume, density, shift_std),
+            [*volume.parameters(), *density.parameters(), *shifts],
             method=plan.method,
             n_steps=n_steps,
             learning_rates=plan.learning_rates,
@@ -236,6 +263,7 @@ def grow(candidate: Candidate, problem: Problem, plan: Plan, most: int) -> Candi
             candidate,
             volume=candidate.volume.grown(min(max(1, n // 2), most - n), n),
             density=copy.deepcopy(candidate.density),
+            shift_std=copy.deepcopy(candidate.shift_std),
             history=list(candidate.history),
         )
         stage = larger.label(problem.n_rings) + ", grown"

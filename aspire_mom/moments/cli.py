@@ -78,10 +78,10 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 )
 @click.option(
     "--shift-std",
-    type=click.FloatRange(min=0),
-    default=0.0,
+    metavar="NUMBER|auto",
+    default="0",
     help="Standard deviation along each axis, in pixels after --downsample, of shifts"
-    " that the images still have; reconstruct models them.",
+    " that the images still have; reconstruct models them, and with auto finds it.",
 )
 @click.option(
     "--amplitude-std",
@@ -136,7 +136,7 @@ def moments(
     downsample: int | None,
     basis: str,
     noise: str,
-    shift_std: float,
+    shift_std: str,
     amplitude_std: str,
     third_rings: int | None,
     halves: bool,
@@ -185,8 +185,8 @@ def moments(
     options = {
         "noise_filter": "corners" if noise == "coloured" else None,
         "phase_flipped": read.phase_flipped or None,
-        "shift_std": shift_std,
-        "amplitude_std": _amplitude_std(amplitude_std),
+        "shift_std": _std("--shift-std", shift_std),
+        "amplitude_std": _std("--amplitude-std", amplitude_std),
         "third": _third(coefficients, third_rings),
         "batch_size": batch_size,
         "ignore_ctf": ignore_ctf,
@@ -230,14 +230,14 @@ def _half_names(out: Path) -> list[Path]:
     return [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
 
 
-def _amplitude_std(value: str) -> float | None:
+def _std(option: str, value: str) -> float | None:
     if value == "auto":
         return None
     try:
         return float(value)
     except ValueError as error:
         raise ValueError(
-            f"--amplitude-std is {value!r}; a number or auto is needed"
+            f"{option} is {value!r}; a number or auto is needed"
         ) from error
 
 

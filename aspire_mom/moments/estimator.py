@@ -13,7 +13,7 @@ from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 from aspire.source import ImageSource
 
-from aspire_mom.checks import check_images, check_integer
+from aspire_mom.checks import check_images, check_integer, spread
 from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
 from aspire_mom.moments.bases import Basis
 from aspire_mom.moments.checks import (
@@ -91,7 +91,8 @@ class MomentEstimator:
         same pass (see `corners`). Instead of `noise_variance`.
     :param phase_flipped: Whether the images' phases were flipped; None to see whether
         `source.phase_flip()` was called, which `source.cache()` makes it forget.
-    :param shift_std: Standard deviation of the residual shifts along each axis, pixels.
+    :param shift_std: Standard deviation of the residual shifts along each axis, pixels;
+        None to have the inversion find it.
     :param amplitude_std: Standard deviation of the images' amplitudes relative to their
         mean; None to estimate it from the images' sums.
     :param third: Third moments to estimate too, in-plane averaged; those of images with
@@ -116,7 +117,7 @@ class MomentEstimator:
         noise_variance: float | NoiseEstimator | None = None,
         noise_filter: Filter | Literal["corners"] | None = None,
         phase_flipped: bool | None = None,
-        shift_std: float = 0.0,
+        shift_std: float | None = 0.0,
         amplitude_std: float | None = 0.0,
         third: ThirdMomentBasis | None = None,
         batch_size: int = 512,
@@ -139,7 +140,9 @@ class MomentEstimator:
         self.noise_spectrum = None
         if isinstance(noise_filter, Filter):
             self.noise_spectrum = _spectrum(noise_filter, source)
-        self.shift_std = checked_std("shift_std", shift_std, source.L / 4)
+        if shift_std is not None:
+            shift_std = checked_std("shift_std", shift_std, source.L / 4)
+        self.shift_std = shift_std
         if amplitude_std is not None:
             amplitude_std = checked_std("amplitude_std", amplitude_std, 1.0)
         self.amplitude_std = amplitude_std
@@ -330,9 +333,14 @@ class MomentEstimator:
         """What a checkpoint's sums depend on."""
         if self.checkpoint is None:
             return {}
+        transfer, centred = "none", self.offsets is not None
+        if self.transfer is not None:
+            transfer = "flipped" if self.transfer.phase_flipped else "corrected for"
         return {
             "basis": repr(self.basis),
-            "treatment": self.treatment,
+            "CTFs": transfer,
+            "known shifts": "undone" if centred else "none, or left",
+            "corners": "spectrum" if self.noise_seen else "variance",
             "third": "" if self.third is None else digest(self.third.to_arrays()),
             **fingerprint_source(self.source),
         }
@@ -396,8 +404,8 @@ def _treatment(estimator: MomentEstimator, transfer: TransferFunctions) -> str:
         parts.append(f"centred by shifts of up to {abs(estimator.offsets).max():.3g}")
     elif known_offsets(estimator.source) is not None:
         parts.append("known shifts ignored")
-    if estimator.shift_std:
-        parts.append(f"residual shifts of {estimator.shift_std:g} pixels modelled")
+    if estimator.shift_std != 0:
+        parts.append(f"residual shifts of {spread(estimator.shift_std)} modelled")
     if estimator.noise_seen:
         parts.append("noise of the spectrum in the corners")
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aspire_mom.checks import spread
 from aspire_mom.moments.bases import CartesianBasis
 from aspire_mom.moments.weights import (
     divide,
@@ -173,8 +174,8 @@ def _check_mergeable(a: Moments, b: Moments) -> None:
         )
     if a.shift_std != b.shift_std:
         raise ValueError(
-            f"residual shifts are of {a.shift_std:g} and {b.shift_std:g}"
-            " pixels; only images with the same can be averaged"
+            f"residual shifts are of {spread(a.shift_std)} and of"
+            f" {spread(b.shift_std)}; only images with the same can be averaged"
         )
     if a.third_basis != b.third_basis:
         raise ValueError(

@@ -53,7 +53,8 @@ class Moments:
         (orders, n_rings, n_rings), where orders 0, 2, … are of the angle between them
         (see `weights`) and order 0 is the number of images.
     :param shift_std: Standard deviation along each axis, pixels, of shifts that the
-        images still have: the inversion's model is shifted likewise.
+        images still have: the inversion's model is shifted likewise. None where it is
+        not known, and is to be found by the inversion.
     :param treatment: What the moments were corrected for, in words.
     :param third_basis: `ThirdMomentBasis` of `third`, None where there is none.
     :param third_error: The same for `third`, as :meth:`ThirdMomentBasis.finish` has it.
@@ -77,7 +78,7 @@ class Moments:
     nyquist: bool = True
     first_weight: np.ndarray | None = None
     second_weight: np.ndarray | None = None
-    shift_std: float = 0.0
+    shift_std: float | None = 0.0
     treatment: str = ""
     third_basis: ThirdMomentBasis | None = None
     third_error: np.ndarray | None = None
@@ -94,7 +95,7 @@ class Moments:
             check_positive("noise_variance", self.noise_variance)
         if self.pixel_size is not None:
             check_positive("pixel_size", self.pixel_size)
-        if self.shift_std != 0:
+        if self.shift_std not in (0, None):
             check_positive("shift_std", self.shift_std)
         for name in ("first", "second", "first_error", "second_error"):
             if name.endswith("_error") and getattr(self, name) is None:
@@ -240,7 +241,7 @@ class Moments:
                     noise_variance=self.noise_variance,
                     pixel_size=np.nan if self.pixel_size is None else self.pixel_size,
                     nyquist=self.nyquist,
-                    shift_std=self.shift_std,
+                    shift_std=np.nan if self.shift_std is None else self.shift_std,
                     treatment=self.treatment,
                     **{f"basis_{k}": v for k, v in asdict(self.basis).items()},
                     **{k: v for k, v in arrays.items() if v is not None},
@@ -288,7 +289,10 @@ class Moments:
         name = str(fields["basis"])
         if name not in BASES:
             raise ValueError(f"its basis is {name!r}; known are {', '.join(BASES)}")
-        pixel_size = float(fields["pixel_size"])
+        pixel_size, shift_std = (
+            None if np.isnan(fields[name]) else float(fields[name])
+            for name in ("pixel_size", "shift_std")
+        )
         basis, kept = BASES[name](**settings), None
         if "third" in fields:
             kept = ThirdMomentBasis.from_arrays(basis, fields)
@@ -296,9 +300,9 @@ class Moments:
             basis=basis,
             n_images=int(fields["n_images"]),
             noise_variance=float(fields["noise_variance"]),
-            pixel_size=None if np.isnan(pixel_size) else pixel_size,
+            pixel_size=pixel_size,
             nyquist=bool(fields["nyquist"]),
-            shift_std=float(fields["shift_std"]),
+            shift_std=shift_std,
             treatment=str(fields["treatment"]),
             first=fields["first"],
             second=fields["second"],

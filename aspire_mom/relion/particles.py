@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,17 @@ import numpy as np
 
 from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, agreed_pixel_size
 from aspire_mom.relion.stacks import check_stacks, locate
-from aspire_mom.relion.table import CTF_COLUMNS, GROUP, Table, distinct_rows, read_table
+from aspire_mom.relion.table import (
+    B_FACTOR,
+    CTF_COLUMNS,
+    GROUP,
+    UNCORRECTED,
+    Table,
+    distinct_rows,
+    read_table,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +52,14 @@ class Particles:
 
     @cached_property
     def ctfs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct CTFs (n_ctfs, 6), columns as in `CTF_COLUMNS`, and the index of each
-        particle's (n,): no CTF where the file does not tell all of it."""
-        columns = self.table.columns
+        """Distinct CTFs (n_ctfs, 7), columns as in `CTF_COLUMNS` and the B factor, and
+        the index of each particle's (n,): no CTF where the file does not tell all of
+        it."""
+        columns, none = self.table.columns, np.zeros(len(self))
         if not set(CTF_COLUMNS) <= set(columns):
-            return np.empty((0, len(CTF_COLUMNS))), np.zeros(len(self), dtype=int)
-        return distinct_rows([columns[name] for name in CTF_COLUMNS])
+            return np.empty((0, len(CTF_COLUMNS) + 1)), none.astype(int)
+        known = [columns[name] for name in CTF_COLUMNS]
+        return distinct_rows([*known, columns.get(B_FACTOR, none)])
 
     @property
     def phase_flipped(self) -> bool:
@@ -120,13 +133,15 @@ class Particles:
         ctfs, _ = self.ctfs
         if len(ctfs) == 0:
             return "incomplete" if self.has_ctf else "none"
-        voltage, u, v, _, cs, contrast = ctfs.T
+        voltage, u, v, _, cs, contrast, b_factor = ctfs.T
+        damped = f", B factor {_span(b_factor)} Å²" if b_factor.any() else ""
         defocus = _span((u + v) / 2e4)
         flipped = "" if self.phase_flipped else "not "
+        astigmatism = _span(np.abs(u - v) / 1e4)
         return (
             f"{_span(voltage)} kV, Cs {_span(cs)} mm, amplitude contrast"
             f" {_span(contrast)}, defocus {defocus} µm, astigmatism"
-            f" {_span(np.abs(u - v) / 1e4)} µm, {len(ctfs):,} distinct, {flipped}"
+            f" {astigmatism} µm{damped}, {len(ctfs):,} distinct, {flipped}"
             "phase-flipped"
         )
 
@@ -160,7 +175,8 @@ def read_particles(
     :param first: Take this many particles, or all where there are fewer.
     :param random_subset: Take those of this half set (_rlnRandomSubset).
     :param class_number: Take those of this class (_rlnClassNumber).
-    :return: The particles.
+    :return: The particles. A warning tells what their images have, as the file says,
+        that is not corrected for.
     :raises OSError: no such file, or a stack that it names is missing.
     :raises ValueError: no particles, a damaged file or stack, images of several sizes
         or pixel sizes, no pixel size, or one that contradicts `pixel_size`.
@@ -187,7 +203,21 @@ def read_particles(
                 f"{path} tells of images of {listed:g} pixels along an edge"
                 f" (_rlnImageSize), but those in its stacks have {L}"
             )
+    _mention_uncorrected(table)
     return Particles(table, stacks, n_listed, L, size)
+
+
+def _mention_uncorrected(table: Table) -> None:
+    """Warn of what the images have that nothing here corrects for."""
+    for what, columns in UNCORRECTED.items():
+        there = {
+            name: values
+            for name, none in columns.items()
+            if ((values := table.columns.get(name, np.full(1, none))) != none).any()
+        }
+        if there:
+            spans = ", ".join(f"{name} {_span(v)}" for name, v in there.items())
+            logger.warning(f"{table.path} tells of {what}, not corrected for: {spans}")
 
 
 def _check_file(path: Path) -> None:

@@ -28,8 +28,9 @@ class ParticleSource(RelionSource):
         ctfs, indices = particles.ctfs
         if len(ctfs) > 0:
             self.unique_filters = [
-                CTFFilter(voltage, u, v, np.radians(angle), Cs=cs, alpha=contrast)
-                for voltage, u, v, angle, cs, contrast in ctfs
+                # RELION's exp(-B s² / 4) is in Å², ASPIRE's exp(-B s²) in nm².
+                CTFFilter(voltage, u, v, np.radians(angle), cs, contrast, B=b / 400)
+                for voltage, u, v, angle, cs, contrast, b in ctfs
             ]
             self.filter_indices = indices
         del self._particles  # which copies of the source need not have

@@ -20,7 +20,20 @@ CTF_COLUMNS = (
     "_rlnSphericalAberration",
     "_rlnAmplitudeContrast",
 )
-# Numbers beyond these are damage: kV, Å, degrees, mm, pixels.
+B_FACTOR = "_rlnCtfBfactor"  # Å², of exp(-B s² / 4)
+# What images may have that is not corrected for, by what it is: the columns that tell
+# of it and their values where there is none.
+UNCORRECTED = {
+    "beam tilt": {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0},
+    "anisotropic magnification": {
+        "_rlnMagMat00": 1.0,
+        "_rlnMagMat01": 0.0,
+        "_rlnMagMat10": 0.0,
+        "_rlnMagMat11": 1.0,
+    },
+    "scales of CTFs": {"_rlnCtfScalefactor": 1.0},
+}
+# Numbers beyond these are damage: kV, Å, degrees, mm, pixels, Å², mrad.
 RANGES = {
     "_rlnVoltage": (1, 10_000),
     "_rlnDefocusU": (-1e6, 1e6),
@@ -29,6 +42,11 @@ RANGES = {
     "_rlnSphericalAberration": (-100, 100),
     "_rlnAmplitudeContrast": (0, 1),
     "_rlnPhaseShift": (-1e4, 1e4),
+    B_FACTOR: (-1e3, 1e4),
+    "_rlnCtfScalefactor": (-1e4, 1e4),
+    "_rlnBeamTiltX": (-1e3, 1e3),
+    "_rlnBeamTiltY": (-1e3, 1e3),
+    **{f"_rlnMagMat{i}": (-10, 10) for i in ("00", "01", "10", "11")},
     "_rlnOriginX": (-1e5, 1e5),
     "_rlnOriginY": (-1e5, 1e5),
     "_rlnOriginXAngst": (-1e6, 1e6),

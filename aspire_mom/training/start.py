@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from aspire_mom.checks import spread
 from aspire_mom.densities import DiscreteDensity
 from aspire_mom.inversion import MomentInversion
 from aspire_mom.moments import Moments, PolarBasis
@@ -38,8 +39,8 @@ def predict(
     :param encoder: The encoder; by default that of `pretrained()`.
     :return: The volume, `GaussianMixture`, and its views, a smooth `DiscreteDensity`.
     :raises TypeError: no moments.
-    :raises ValueError: moments of another basis, with too few rings or orders, or
-        without power.
+    :raises ValueError: moments of another basis, with too few rings or orders, without
+        power, or of images that still have shifts.
     """
     encoder = shipped() if encoder is None else encoder
     device = encoder.mean.device
@@ -95,6 +96,12 @@ def encoder_inputs(
 def _check(moments: Moments, encoder: StartEncoder) -> None:
     if not isinstance(moments, Moments):
         raise TypeError(f"moments is a {type(moments).__name__}, not a Moments")
+    if moments.shift_std != 0:
+        raise ValueError(
+            f"the images have shifts of {spread(moments.shift_std)}, which"
+            " encoders do not model; where they are small, pass"
+            " dataclasses.replace(moments, shift_std=0.0)"
+        )
     basis = moments.basis
     if not isinstance(basis, PolarBasis):
         raise ValueError(f"moments are in {basis}; encoders take those of a PolarBasis")

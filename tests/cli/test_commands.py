@@ -425,7 +425,15 @@ def test_halves_and_options_of_a_finished_output(tmp_path, star):
     merged = halves[0].merge(halves[1])
     assert np.abs(merged.second - whole.second).max() < 1e-9 * abs(whole.second).max()
     assert "is complete" in succeed(*words).stdout
-    for other in (("--shift-std", 2), ("--third-rings", 2), ("--noise", "coloured")):
+    for option in ("--shift-std", "--amplitude-std"):
+        refused = run(*words, option, "wide")
+        assert f"{option} is 'wide'; a number or auto is needed" in refused.stderr
+    for other in (
+        ("--shift-std", 2),
+        ("--shift-std", "auto"),
+        ("--third-rings", 2),
+        ("--noise", "coloured"),
+    ):
         refused = run(*words, *other)
         assert refused.exit_code == 2
         assert "pass --overwrite to" in refused.stderr

@@ -1,11 +1,21 @@
 """Residual shifts, which the forward moments model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from aspire_mom.inversion import MomentInversion
+from aspire_mom.densities import DiscreteDensity
+from aspire_mom.inversion import (
+    ForeignCheckpoint,
+    MomentInversion,
+    Reconstruction,
+    StoppedByUser,
+)
+from aspire_mom.inversion.checkpoint import Checkpoint
 from aspire_mom.inversion.forward import Shifts, forward_model
+from aspire_mom.inversion.search import FIRST_SHIFT_STD, SHIFT_UNIT, Plan, refine
 from aspire_mom.moments import CartesianBasis, MomentEstimator, Moments, PolarBasis
 from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import GaussianMixture
@@ -59,8 +69,10 @@ def shifted_moments(L, basis):
 def test_moments_of_shifted_images(L):
     basis = PolarBasis(L, n_rings=7)
     first, second, centred = shifted_moments(L, basis)
-    shifts = Shifts(STD / L, basis.n_rings, basis.max_order)
-    model = shifts(torch.from_numpy(centred.first), torch.from_numpy(centred.second))
+    shifts = Shifts(basis.n_rings, basis.max_order, most=STD / L)
+    model = shifts(
+        torch.from_numpy(centred.first), torch.from_numpy(centred.second), STD / L
+    )
     for value, expected in zip(model, (first, second), strict=True):
         assert largest_difference(value.numpy(), expected) < 1e-4
     # What leaving the shifts out would give.
@@ -92,7 +104,7 @@ def test_shift_matrix_keeps_the_power_of_rings():
     half = rng.standard_normal((basis.max_order + 1, 6, 9))
     half = torch.from_numpy(half * 0.5 ** np.arange(len(half))[:, None, None])
     second = (half @ half.transpose(1, 2)).to(torch.complex128)
-    _, shifted = Shifts(0.03, 6, basis.max_order)(torch.zeros(6), second)
+    _, shifted = Shifts(6, basis.max_order, 0.03)(torch.zeros(6), second, 0.03)
     count = torch.full((len(half), 1), 2.0)
     count[0] = 1
     power = [
@@ -123,8 +135,132 @@ def test_an_inversion_models_the_shifts_of_its_moments():
     assert losses[0] < 1e-6 * losses[1]
 
 
-def test_shifts_need_an_average_in_plane():
+@pytest.mark.parametrize("L", [9, 10])
+@pytest.mark.parametrize("kind", [CartesianBasis, PolarBasis])
+def test_moments_are_differentiable_in_the_spread_of_shifts(L, kind):
+    """Against differences, and equal to those of the same spread if that is given."""
+    quadrature, basis = SO3Quadrature.product(SphericalDesign(3), 4), kind(L)
+    volume = GaussianMixture(3, seed=1).double()
+    p = torch.full((len(quadrature),), 1 / len(quadrature)).double()
+    forward = forward_model(basis, quadrature, shift_std=None)
+    std = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    made = forward(volume, p, std)
+    with torch.no_grad():
+        given = forward_model(basis, quadrature, shift_std=0.7)(volume, p)
+        step = 1e-4
+        sides = [forward(volume, p, 0.7 + d) for d in (step, -step)]
+    rng = np.random.default_rng(0)
+    for moment, expected, above, below in zip(made, given, *sides, strict=True):
+        assert torch.allclose(moment, expected, atol=1e-9)
+        w = torch.from_numpy(rng.standard_normal(moment.shape))
+        (slope,) = torch.autograd.grad((w * moment.real).sum(), std, retain_graph=True)
+        difference = (w * (above - below).real).sum() / (2 * step)
+        assert slope.item() == pytest.approx(difference.item(), rel=1e-5)
+
+
+def exact(basis, quadrature, std):
+    """Moments of images with shifts, as if of a million images, their spread unknown,
+    and models near the truth to start from."""
+    volume = GaussianMixture(3, seed=0, sigma=0.08, support_radius=0.25)
+    p = np.random.default_rng(0).exponential(size=len(quadrature))
+    p = torch.from_numpy(p / p.sum())
+    with torch.no_grad():
+        model = forward_model(basis, quadrature, shift_std=std)
+        first, second = (m.numpy() for m in model(volume.double(), p))
+        volume.float().log_sigmas += 0.2
+    density = DiscreteDensity.from_probabilities(p.float() + 1 / len(p))
+    moments = Moments(first, second, basis, n_images=10**6, shift_std=None)
+    return moments, volume, density
+
+
+@pytest.mark.parametrize(
+    ("basis", "std"),
+    [
+        (PolarBasis(16, n_rings=6), 0.9),
+        (PolarBasis(17, n_rings=6), 0.9),
+        (PolarBasis(17, n_rings=6), 0.0),
+        (CartesianBasis(8), 0.6),
+        (CartesianBasis(9), 0.6),
+    ],
+    ids=repr,
+)
+def test_the_spread_of_shifts_is_found(basis, std, tmp_path):
+    """With the volume and the density, whose widths and views start off the truth."""
+    inplane = 4 if isinstance(basis, CartesianBasis) else 1
+    quadrature = SO3Quadrature.product(SphericalDesign(5), inplane)
+    found = MomentInversion(
+        *exact(basis, quadrature, std), quadrature, max_gaussians=3, n_steps=100
+    ).estimate()
+    # Moments depend on the square: 0.05 at 0.9 are as much as 0.3 at 0.
+    assert found.shift_std**2 == pytest.approx(std**2, abs=0.09)
+    assert found.starts[0]["shift_std"] == found.shift_std
+    assert found.settings["shift_std"] is None
+    assert max(found.moment_errors) < 0.01
+    found.save(tmp_path / "result")
+    assert Reconstruction.load(tmp_path / "result").shift_std == found.shift_std
+
+
+def test_a_spread_of_0_may_grow_on_the_next_level():
+    """Where moments are stationary in it, since they depend on its square."""
+    quadrature, basis = SO3Quadrature.product(SphericalDesign(5), 1), PolarBasis(17)
+    inversion = MomentInversion(*exact(basis, quadrature, 0.9), quadrature)
+    candidate = inversion._start(0)
+    candidate.shift_std.data.zero_()
+    plan = Plan("lbfgs", 80, (1e-3,), None, Checkpoint(None, ""))
+    refine(candidate, inversion._problem(6), plan, stage="second", n_steps=80)
+    std = SHIFT_UNIT * 17 * candidate.shift_std.item()
+    assert abs(std) == pytest.approx(0.9, abs=0.1)
+
+
+@pytest.mark.parametrize("prior", ["fouriernet", "harmonics"])
+def test_all_priors_move_the_spread_of_shifts(prior):
+    quadrature = SO3Quadrature.product(SphericalDesign(3), 1)
+    moments, _, _ = exact(PolarBasis(9, n_rings=4), quadrature, 0.9)
+    found = MomentInversion(
+        moments, prior, quadrature=quadrature, n_starts=1, n_steps=20
+    ).estimate()
+    assert found.shift_std != pytest.approx(9 * FIRST_SHIFT_STD, rel=1e-3)
+
+
+def test_a_resumed_search_finds_the_same_spread(tmp_path):
+    quadrature = SO3Quadrature.product(SphericalDesign(5), 1)
+    moments, _, _ = exact(PolarBasis(9, n_rings=5), quadrature, 0.7)
+    options = {"quadrature": quadrature, "n_starts": 1, "n_steps": 40}
+    options |= {"max_gaussians": 4}
+    expected = MomentInversion(moments, **options).estimate()
+    path, seen = tmp_path / "checkpoint.pt", []
+
+    def until_killed(now):
+        seen.append(now)
+        return len(seen) == 3
+
+    options["checkpoint"] = path
+    with pytest.raises(StoppedByUser):
+        MomentInversion(moments, status=until_killed, **options).estimate()
+    resumed = MomentInversion(moments, **options).estimate()
+    assert resumed.shift_std == expected.shift_std
+    assert resumed.starts == expected.starts
+    given = MomentInversion(replace(moments, shift_std=0.7), **options)
+    with pytest.raises(ForeignCheckpoint, match="of other moments or settings"):
+        given.estimate()
+
+
+def test_an_unknown_spread_is_kept_in_files_and_not_merged_with_a_known_one(tmp_path):
+    quadrature = SO3Quadrature.product(SphericalDesign(5), 1)
+    moments, _, _ = exact(PolarBasis(9), quadrature, 0.5)
+    moments.save(tmp_path / "m.npz")
+    assert Moments.load(tmp_path / "m.npz").shift_std is None
+    assert moments.merge(moments).shift_std is None
+    with pytest.raises(ValueError, match="of unknown spread and of 1.5 pixels; only"):
+        moments.merge(replace(moments, shift_std=1.5))
+    for bad in (-1, np.nan, np.inf, "auto"):
+        with pytest.raises(ValueError, match=f"shift_std is {bad!r}; it must be"):
+            replace(moments, shift_std=bad)
+
+
+@pytest.mark.parametrize(("std", "words"), [(1.5, "1.5 pixels"), (None, "unknown")])
+def test_shifts_need_an_average_in_plane(std, words):
     quadrature = SO3Quadrature.product(SphericalDesign(5), 4)
     basis = PolarBasis(9, inplane_average=False)
-    with pytest.raises(ValueError, match="shifts of 1.5 pixels.*average over in-plane"):
-        forward_model(basis, quadrature, shift_std=1.5)
+    with pytest.raises(ValueError, match=f"shifts of {words}.*average over in-plane"):
+        forward_model(basis, quadrature, shift_std=std)

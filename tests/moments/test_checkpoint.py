@@ -205,7 +205,7 @@ def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
 
 def test_an_orphan_does_not_write(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_started", lambda: True)
-    monkeypatch.setattr(processes, "_parent", 1)
+    monkeypatch.setattr(processes, "_parent", -1)
     monkeypatch.setattr(processes, "n_processes", lambda: 1)
     monkeypatch.setattr(processes, "rank", lambda: 0)
     monkeypatch.setattr(processes, "own_rows", lambda n: slice(0, n))

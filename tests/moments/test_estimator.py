@@ -354,6 +354,7 @@ def test_amplitudes_cannot_be_seen_in_sums_that_noise_hides(caplog):
         ),
         ({"shift_std": -1}, ValueError, "shift_std is -1; it must lie between 0 and"),
         ({"shift_std": np.nan}, ValueError, "shift_std is nan"),
+        ({"shift_std": "auto"}, ValueError, "shift_std is 'auto'; it must lie"),
         ({"amplitude_std": 3}, ValueError, "amplitude_std is 3; .* between 0 and 1"),
         ({"batch_size": 0}, ValueError, "batch_size is 0; it must be an integer"),
         ({"batch_size": 2.5}, ValueError, r"batch_size is 2\.5; it must be"),

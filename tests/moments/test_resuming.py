@@ -4,9 +4,10 @@ import os
 
 import numpy as np
 import pytest
+from aspire.operators import CTFFilter, ScalarFilter
 from aspire.source import RelionSource
 
-from aspire_mom.moments import MomentEstimator, PolarBasis
+from aspire_mom.moments import MomentEstimator, PolarBasis, ThirdMomentBasis
 from tests.moments.sources import array_source, noise_images, simulation
 from tests.moments.streams import Killed
 
@@ -84,6 +85,37 @@ def test_sources_that_changed_are_noticed(tmp_path, change, name):
     estimate(simulation(12, n=30), tmp_path / "sums")
     with pytest.raises(ValueError, match=rf"other images or settings \({name}: "):
         estimate(change(source), tmp_path / "sums")
+
+
+def test_sums_serve_what_they_do_not_depend_on(tmp_path):
+    """Other shifts to be modelled, amplitudes and noise; not another way of reading."""
+    offsets = np.random.default_rng(0).standard_normal((30, 2))
+    source = simulation(12, n=30, offsets=offsets, unique_filters=[CTFFilter()])
+    path = tmp_path / "sums"
+    estimate(source, path)
+    read_again = []
+    read = source._images
+    source._img_accessor.fun = lambda i: read_again.append(len(i)) or read(i)
+    for serves in (
+        {"shift_std": 1.5},
+        {"shift_std": None},
+        {"amplitude_std": 0.2},
+        {"noise_variance": 0.1},
+        {"noise_filter": ScalarFilter(dim=2, value=0.1)},
+    ):
+        found = estimate(source, path, **serves)
+        assert found.shift_std == serves.get("shift_std", 0.0)
+    # The few that are looked at, and never the rest.
+    assert set(read_again) == {16}
+    for other, name in (
+        ({"ignore_shifts": True}, "known shifts"),
+        ({"ignore_ctf": True}, "CTFs"),
+        ({"phase_flipped": True}, "CTFs"),
+        ({"noise_filter": "corners"}, "corners"),
+        ({"third": ThirdMomentBasis.rings(PolarBasis(12), 2)}, "third"),
+    ):
+        with pytest.raises(ValueError, match=rf"images or settings \({name}: "):
+            estimate(source, path, **other)
 
 
 def test_arrays_that_changed_are_noticed(tmp_path):

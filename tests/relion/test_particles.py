@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from aspire.source import RelionSource
 
+from aspire_mom.moments import CartesianBasis
+from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.relion import ParticleSource, read_particles
 from tests.relion.files import (
     EDGE,
@@ -250,6 +252,66 @@ def test_ctfs_that_cannot_be_corrected_for(tmp_path, options, words):
     with pytest.raises(ValueError, match=words) as error:
         found.check_ctf()
     assert "--ignore-ctf" in str(error.value)
+
+
+def test_b_factors_damp_ctfs_as_in_relion(tmp_path):
+    """By exp(-B s² / 4), s in cycles per Ångström, one by one and all at once."""
+    b = np.array([0.0, 40.0, 80.0])
+    source = ParticleSource(flagged(tmp_path, _rlnCtfBfactor=b))
+    plain = ParticleSource(flagged(tmp_path))
+    axis = np.fft.fftshift(np.fft.fftfreq(EDGE, source.pixel_size))
+    squares = axis[:, None] ** 2 + axis**2
+    basis, expected = CartesianBasis(EDGE), []
+    for i in range(3):
+        damped, full = (
+            s.unique_filters[s.filter_indices[i]].evaluate_grid(
+                EDGE, pixel_size=s.pixel_size
+            )
+            for s in (source, plain)
+        )
+        expected.append(full * np.exp(-b[i] * squares / 4))
+        np.testing.assert_allclose(damped, expected[i], atol=1e-7)  # float32's grid
+    transfer = TransferFunctions(source, basis).of_images(0, 3)
+    np.testing.assert_allclose(transfer, expected, atol=3e-5)
+    assert "B factor 0 to 80 Å²" in flagged(tmp_path, _rlnCtfBfactor=b).summary()
+
+
+@pytest.mark.parametrize(
+    ("optics", "columns", "words"),
+    [
+        (
+            {"_rlnBeamTiltX": [0.0], "_rlnBeamTiltY": [-0.3]},
+            {},
+            "beam tilt, not corrected for: _rlnBeamTiltY -0.3",
+        ),
+        (
+            {"_rlnMagMat00": [1.01], "_rlnMagMat10": [0.0], "_rlnMagMat11": [1.0]},
+            {},
+            "anisotropic magnification, not corrected for: _rlnMagMat00 1.01",
+        ),
+        (
+            {},
+            {"_rlnCtfScalefactor": [1.0, 0.9, 1.0]},
+            "scales of CTFs, not corrected for: _rlnCtfScalefactor 0.9 to 1",
+        ),
+    ],
+)
+def test_what_is_not_corrected_for_is_told(tmp_path, caplog, optics, columns, words):
+    flagged(tmp_path, optics=OPTICS | optics, **columns)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'p.star'} tells of {words}"
+    ]
+    caplog.clear()
+    none = {
+        name: np.round(np.array(values), 0).tolist()
+        for name, values in (optics | columns).items()
+    }
+    flagged(
+        tmp_path,
+        optics=OPTICS | {name: none[name] for name in optics},
+        **{name: none[name] for name in columns},
+    )
+    assert not caplog.records
 
 
 def test_defocus_u_alone_is_without_astigmatism(tmp_path):

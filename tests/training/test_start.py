@@ -1,5 +1,7 @@
 """Predictions from estimated moments, weights on disk, the command."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +134,9 @@ def test_bad_moments():
         )
         with pytest.raises(ValueError, match=r"n_rings of at least 8 and max_order"):
             predict(few)
+    for std, words in ((1.5, "1.5 pixels"), (None, "unknown spread")):
+        with pytest.raises(ValueError, match=f"shifts of {words}, which encoders do"):
+            predict(replace(moments(), shift_std=std))
     basis = PolarBasis(21)
     empty = Moments(
         np.zeros(basis.first_shape, complex),
