@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import scipy.fft
 
 from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 
@@ -176,8 +177,9 @@ def _correlation(values: np.ndarray, n_harmonics: int) -> np.ndarray:
     if values.shape[-1] == 1:
         rings = values[..., 0]
         return (rings.T @ rings)[None]
-    n = values.shape[-1]
-    spectrum = np.fft.rfft(values, axis=-1)[..., :n_harmonics].transpose(2, 1, 0) / n
+    # Of_images has images next to one another.
+    spectrum = scipy.fft.rfft(values.transpose(1, 2, 0), axis=1, norm="forward")
+    spectrum = spectrum[:, :n_harmonics].swapaxes(0, 1)
     return spectrum @ spectrum.conj().swapaxes(1, 2)
 
 
