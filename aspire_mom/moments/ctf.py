@@ -160,12 +160,14 @@ class TransferFunctions:
         Of filters that are all CTFs, the coefficients (5, filters) of `_terms` in χ -
         arcsin α, where a CTF is √(1 - α²) sin χ - α cos χ = sin(χ - arcsin α) with
 
-            χ = π/2 Cs λ³ s⁴ - πλ s² (mean defocus + half the difference · cos 2(φ - a)).
+            χ = π/2 Cs λ³ s⁴ - πλ s² ((u + v)/2 + (u - v)/2 cos 2(φ - a)),
+
+        u and v the defocus, a the angle of u.
         """
         plain = [_unscaled(f)[0] for f in self.filters]
         if not all(isinstance(f, CTFFilter) for f in plain):
             return None
-        names = "voltage Cs alpha defocus_u defocus_v defocus_ang".split()
+        names = ["voltage", "Cs", "alpha", "defocus_u", "defocus_v", "defocus_ang"]
         voltage, Cs, alpha, u, v, angle = (
             np.array([getattr(f, name) for f in plain], dtype=float) for name in names
         )

@@ -26,8 +26,8 @@ class RingFilter:
     On half a ring, real numbers do. c[-m] = (-1)^m conj c[m], so even orders make up
     the real part of F and odd ones its imaginary part, which H leaves apart:
 
-        Σ c[m] exp(imφ) = Σ_{even} w (Re c cos mφ - Im c sin mφ)
-                      + i Σ_{odd} 2 (Re c sin mφ + Im c cos mφ),   w = 1 for m = 0, or 2.
+        Σ c[m] exp(imφ) = 2 Σ_{even} Re c cos mφ - Im c sin mφ   (m = 0 once)
+                      + 2i Σ_{odd} Re c sin mφ + Im c cos mφ.
 
     So one matrix makes values of both parts of coefficients, and one the way back.
 
