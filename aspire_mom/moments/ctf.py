@@ -94,18 +94,18 @@ class TransferFunctions:
         if self.radial or isinstance(self.basis, CartesianBasis):
             return 1
         reach = 2 * self._largest_astigmatism
-        if reach > self._most_harmonics:
-            return self._most_harmonics
-        n = math.ceil(reach + 4 * reach ** (1 / 3) + 4)
-        return min(n, self._most_harmonics)
+        if reach > self.basis.n_angles // 2:
+            return self.basis.n_angles // 2
+        return math.ceil(reach + 4 * reach ** (1 / 3) + 4)
 
     @property
     def n_angles(self) -> int:
         """Angles on half a ring, an odd number, that hold the even orders of filters
         and their squares; flipped phases leave kinks, of all orders."""
+        n = self.n_harmonics
         if self.phase_flipped and not self.radial:
-            return 2 * self._most_harmonics - 1
-        return 2 * self.n_harmonics - 1
+            n = max(n, self.basis.n_angles // 2)
+        return 2 * n - 1
 
     def of_images(self, start: int, stop: int) -> np.ndarray:
         """
@@ -195,10 +195,6 @@ class TransferFunctions:
     @cached_property
     def _largest_astigmatism(self) -> float:
         return max(self._astigmatism(f) for f in self.filters)
-
-    @property
-    def _most_harmonics(self) -> int:
-        return self.basis.n_angles // 2
 
     @cached_property
     def _largest_frequency(self) -> float:
