@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import finufft
 import numpy as np
 import scipy.fft
 from aspire.numeric import fft
@@ -15,10 +14,9 @@ from aspire_mom.checks import check_images, check_integer
 from aspire_mom.moments.noise import white_noise_second
 from aspire_mom.moments.polar_transform import polar_transform
 from aspire_mom.moments.products import averaged_sums
+from aspire_mom.moments.ring_filter import ring_filter
 
 MIN_SIZE = 4
-# Images per non-uniform FFT: their values on rings stay in the cache.
-CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -241,48 +239,35 @@ class PolarBasis:
     ) -> np.ndarray:
         """
         :param images: Images (n, L, L), real.
-        :param H: Real and even functions to multiply the images' transforms by, on half
-            rings: (n, n_rings, n_angles), or (n, n_rings, 1) for radial ones.
+        :param H: Real and even functions to multiply the images' transforms by, at
+            angles πj/K on the rings: (n, n_rings, K), K odd, which hold their orders
+            0, 2 … K - 1; (n, n_rings, 1) for radial ones.
         :return: Coefficients c (n, max_order + 1, n_rings), complex of the images'
             precision; the images lie next to one another in memory, as products of
             :meth:`factors` want them.
         :raises ValueError: wrong shape or values that are not finite.
         """
-        images = check_images(images, self.L)
-        shape = self.max_order + 1, self.n_rings, len(images)
-        by_order = np.empty(shape, np.result_type(images, np.complex64))
-        if H is None or H.shape[-1] == 1:
-            by_order.real, by_order.imag = self._parts(images, H)
-        else:
-            for start in range(0, len(images), CHUNK):
-                chunk = slice(start, start + CHUNK)
-                half = self._half_rings_of(images[chunk])
-                half *= H[chunk].astype(images.dtype)
-                by_order[..., chunk] = self.orders(half).transpose(1, 2, 0)
+        parts, _ = self._parts(images, H)
+        by_order = np.empty(parts.shape[1:], np.result_type(parts, np.complex64))
+        by_order.real, by_order.imag = parts
         return by_order.transpose(2, 0, 1)
 
-    def _parts(self, images: np.ndarray, H: np.ndarray | None) -> np.ndarray:
-        """Real and imaginary parts (2, max_order + 1, n_rings, n), H being radial."""
-        c = polar_transform(self, images.dtype.name)(images)
+    def _parts(
+        self, images: np.ndarray, H: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Real and imaginary parts of coefficients, (2, max_order + 1, n_rings, n), and
+        the largest order of each ring that is not 0.
+        """
+        images = check_images(images, self.L)
+        if H is not None and H.shape[-1] > 1:
+            multiply = ring_filter(self, H.shape[-1], images.dtype.name)
+            return multiply(images, H), multiply.reach
+        transform = polar_transform(self, images.dtype.name)
+        c = transform(images)
         if H is not None:
             c *= H[:, :, 0].T.astype(images.dtype)
-        return c
-
-    def _half_rings_of(self, images: np.ndarray) -> np.ndarray:
-        """Fourier values / (2 n_angles) on half rings, by a non-uniform FFT."""
-        kx, ky = self.half_rings
-        scale = 0.5 / self.n_angles
-        values = finufft.nufft2d2(
-            # Images are [y, x], and finufft's first mode axis goes with its first
-            # coordinate.
-            ky.astype(images.dtype),
-            kx.astype(images.dtype),
-            np.multiply(images, scale, dtype=np.result_type(images, np.complex64)),
-            eps=1e-6 if images.dtype == np.float32 else 1e-12,
-            isign=-1,
-            nthreads=1,
-        )
-        return values.reshape(-1, self.n_rings, self.n_angles)
+        return c, transform.reach
 
     def orders(self, half: np.ndarray) -> np.ndarray:
         """
@@ -306,12 +291,9 @@ class PolarBasis:
         :param H: As in :meth:`coefficients`.
         :return: Sums, to be added over batches in double precision.
         """
-        radial = H is None or H.shape[-1] == 1
-        if not (radial and self.inplane_average):
-            return self.coefficient_sums(self.coefficients(images, H))
-        images = check_images(images, self.L)
-        reach = polar_transform(self, images.dtype.name).reach
-        return averaged_sums(self._parts(images, H), reach)
+        if self.inplane_average:
+            return averaged_sums(*self._parts(images, H))
+        return self.coefficient_sums(self.coefficients(images, H))
 
     def coefficient_sums(self, c: np.ndarray) -> tuple[np.ndarray, ...]:
         """

@@ -10,7 +10,6 @@ always evaluated with the images' present pixel size and without that scale.
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from functools import cached_property
@@ -70,9 +69,11 @@ class TransferFunctions:
 
         :raises ValueError: a filter lets nothing pass.
         """
+        L = self.basis.L
+        pixels = 2 * np.pi / L * CartesianBasis(L).frequencies.T
         for i, image_filter in enumerate(self.filters):
-            values = self._evaluate([image_filter], self._pixels)[0]
-            if not values.any():
+            values = _evaluate(image_filter, pixels, self.pixel_size)
+            if not np.any(values):
                 raise ValueError(
                     f"filter {i} of the source is zero at all frequencies; such images"
                     " tell nothing"
@@ -84,7 +85,7 @@ class TransferFunctions:
     @cached_property
     def radial(self) -> bool:
         """Whether all filters are functions of the radius, or as good as."""
-        return all(self._astigmatism(f) < ROUND for f in self.filters)
+        return self._largest_astigmatism < ROUND
 
     @cached_property
     def n_harmonics(self) -> int:
@@ -92,52 +93,117 @@ class TransferFunctions:
         those of cos(2δ cos 2φ), δ the largest astigmatic phase."""
         if self.radial or isinstance(self.basis, CartesianBasis):
             return 1
-        reach = 2 * max(self._astigmatism(f) for f in self.filters)
-        most = self.basis.n_angles // 2
-        if reach > most:
-            return most
-        return min(math.ceil(reach + 4 * reach ** (1 / 3) + 4), most)
+        reach = 2 * self._largest_astigmatism
+        if reach > self.basis.n_angles // 2:
+            return self.basis.n_angles // 2
+        return math.ceil(reach + 4 * reach ** (1 / 3) + 4)
+
+    @property
+    def n_angles(self) -> int:
+        """Angles on half a ring, an odd number, that hold the even orders of filters
+        and their squares; flipped phases leave kinks, of all orders."""
+        n = self.n_harmonics
+        if self.phase_flipped and not self.radial:
+            n = max(n, self.basis.n_angles // 2)
+        return 2 * n - 1
 
     def of_images(self, start: int, stop: int) -> np.ndarray:
         """
         :param start: First image.
         :param stop: One past the last.
-        :return: Factors, float64: on the basis's half rings (n, n_rings, n_angles), or
-            (n, n_rings, 1) where all filters are radial; on the Fourier pixels (n, L,
-            L) of a Cartesian basis.
+        :return: Factors, float64: at angles πj/n_angles on the basis's rings (n,
+            n_rings, n_angles), images next to one another in memory; on the Fourier
+            pixels (n, L, L) of a Cartesian basis.
         """
         used, which = np.unique(self.indices[start:stop], return_inverse=True)
-        values = self._evaluate([self.filters[i] for i in used], self._grid)
+        if self._phases is None:
+            filters = [self.filters[i] for i in used]
+            values = np.empty((self._omega.shape[1], len(used)))
+            for i, image_filter in enumerate(filters):
+                values[:, i] = _evaluate(image_filter, self._omega, self.pixel_size)
+        else:
+            values = np.sin(self._terms @ self._phases[:, used])
+            if self._envelopes.any():
+                values *= np.exp(-np.outer(self._terms[:, 1], self._envelopes[used]))
         if self.phase_flipped:
-            values = np.abs(values)
-        return values.reshape(len(used), *self._shape)[which]
-
-    @cached_property
-    def _shape(self) -> tuple[int, int]:
+            np.abs(values, out=values)
+        values = values[:, which]
         if isinstance(self.basis, CartesianBasis):
-            return self.basis.L, self.basis.L
-        return self.basis.n_rings, 1 if self.radial else self.basis.n_angles
+            L = self.basis.L
+            return np.ascontiguousarray(values.T).reshape(-1, L, L)
+        values = values.reshape(self.basis.n_rings, self.n_angles, -1)
+        return values.transpose(2, 0, 1)
 
     @cached_property
-    def _pixels(self) -> np.ndarray:
-        """All Fourier pixels (2, n), radians per pixel."""
-        L = self.basis.L
-        return 2 * np.pi / L * CartesianBasis(L).frequencies.T
-
-    @cached_property
-    def _frequencies(self) -> np.ndarray:
-        """The basis's frequencies (2, n) as (kx, ky), cycles per pixel."""
-        if isinstance(self.basis, CartesianBasis):
-            return self.basis.frequencies.T / self.basis.L
-        return np.stack(self.basis.half_rings) / (2 * np.pi)
-
-    @cached_property
-    def _grid(self) -> np.ndarray:
+    def _omega(self) -> np.ndarray:
         """Frequencies (2, n) to evaluate filters at, radians per pixel."""
-        omega = 2 * np.pi * self._frequencies
-        if isinstance(self.basis, CartesianBasis) or not self.radial:
-            return omega
-        return omega[:, :: self.basis.n_angles]
+        scale = 2 * np.pi / self.basis.L
+        if isinstance(self.basis, CartesianBasis):
+            return scale * self.basis.frequencies.T
+        angles = np.pi / self.n_angles * np.arange(self.n_angles)
+        directions = np.stack((np.cos(angles), np.sin(angles)))
+        radii = scale * np.arange(self.basis.n_rings)
+        return (radii[:, None] * directions[:, None]).reshape(2, -1)
+
+    @cached_property
+    def _terms(self) -> np.ndarray:
+        """What phases are linear in, (n, 5): s⁴, s², its even and odd cos and sin
+        parts s² cos 2φ and s² sin 2φ, and 1, s in cycles per nanometre."""
+        kx, ky = self._omega / (2 * np.pi) * (10 / self.pixel_size)
+        squares = kx**2 + ky**2
+        terms = squares**2, squares, kx**2 - ky**2, 2 * kx * ky, np.ones_like(kx)
+        return np.stack(terms, axis=1)
+
+    @cached_property
+    def _phases(self) -> np.ndarray | None:
+        """
+        Of filters that are all CTFs, the coefficients (5, filters) of `_terms` in χ -
+        arcsin α, where a CTF is √(1 - α²) sin χ - α cos χ = sin(χ - arcsin α) with
+
+            χ = π/2 Cs λ³ s⁴ - πλ s² ((u + v)/2 + (u - v)/2 cos 2(φ - a)),
+
+        u and v the defocus, a the angle of u.
+        """
+        plain = [_unscaled(f)[0] for f in self.filters]
+        if not all(isinstance(f, CTFFilter) for f in plain):
+            return None
+        names = ["voltage", "Cs", "alpha", "defocus_u", "defocus_v", "defocus_ang"]
+        voltage, Cs, alpha, u, v, angle = (
+            np.array([getattr(f, name) for f in plain], dtype=float) for name in names
+        )
+        # Nanometres; defocus is in Å, Cs in mm.
+        wavelength = 1.22639 / np.sqrt(voltage * 1000 + 0.97845 * voltage**2)
+        mean, half = (
+            np.pi * wavelength / 20 * (u + v),
+            np.pi * wavelength / 20 * (u - v),
+        )
+        return np.stack(
+            (
+                np.pi / 2 * 1e6 * Cs * wavelength**3,
+                -mean,
+                -half * np.cos(2 * angle),
+                -half * np.sin(2 * angle),
+                -np.arcsin(alpha),
+            )
+        )
+
+    @cached_property
+    def _envelopes(self) -> np.ndarray:
+        """B of CTFs, (filters,), as ASPIRE takes it."""
+        return np.array([_unscaled(f)[0].B for f in self.filters], dtype=float)
+
+    @cached_property
+    def _largest_astigmatism(self) -> float:
+        return max(self._astigmatism(f) for f in self.filters)
+
+    @cached_property
+    def _largest_frequency(self) -> float:
+        """The largest in use, cycles per Å."""
+        if isinstance(self.basis, CartesianBasis):
+            most = np.linalg.norm(self.basis.frequencies, axis=1).max()
+        else:
+            most = self.basis.n_rings - 1
+        return most / self.basis.L / self.pixel_size
 
     def _astigmatism(self, image_filter: Filter) -> float:
         """
@@ -150,18 +216,8 @@ class TransferFunctions:
         if not isinstance(image_filter, CTFFilter):
             return 0.0 if image_filter.radial else math.inf
         difference = abs(image_filter.defocus_u - image_filter.defocus_v)
-        largest = np.linalg.norm(self._frequencies, axis=0).max() / self.pixel_size
+        largest = self._largest_frequency
         return np.pi / 2 * image_filter.wavelength * difference * largest**2
-
-    def _evaluate(self, filters: list[Filter], omega: np.ndarray) -> np.ndarray:
-        """Values (filters, n) at frequencies (2, n)."""
-        plain = [_unscaled(f)[0] for f in filters]
-        ctfs = all(isinstance(f, CTFFilter) for f in plain)
-        if ctfs and len(plain) > 1:
-            values = _stacked(plain)._evaluate(omega, pixel_size=self.pixel_size)
-            return values * _envelopes(plain, omega, self.pixel_size)
-        values = [_evaluate(f, omega, self.pixel_size) for f in filters]
-        return np.stack([np.broadcast_to(v, omega.shape[1]) for v in values])
 
 
 def is_phase_flipped(source: ImageSource) -> bool:
@@ -246,29 +302,3 @@ def _evaluate(
     if isinstance(image_filter, CTFFilter):
         scale = 1.0
     return image_filter.evaluate(omega / scale, pixel_size=pixel_size)
-
-
-def _stacked(filters: list[CTFFilter]) -> CTFFilter:
-    """
-    All CTFs without their envelopes as one filter whose values at n frequencies are
-    (filters, n): ASPIRE's formula with columns for what it reads, hundreds of times
-    faster than one by one.
-    """
-    stacked = copy.copy(filters[0])
-    stacked.B = 0  # of which ASPIRE asks whether it is 0: several cannot answer
-    read = "voltage defocus_ang Cs alpha _defocus_mean_nm _defocus_diff_nm"
-    for name in read.split():
-        column = np.array([getattr(f, name) for f in filters], dtype=float)[:, None]
-        setattr(stacked, name, column)
-    return stacked
-
-
-def _envelopes(
-    filters: list[CTFFilter], omega: np.ndarray, pixel_size: float
-) -> np.ndarray | float:
-    """ASPIRE's exp(-B s²) of all CTFs, s in cycles per nanometre, (filters, n)."""
-    B = np.array([f.B for f in filters], dtype=float)
-    if not B.any():
-        return 1.0
-    squares = np.sum((omega / (2 * np.pi * pixel_size / 10)) ** 2, axis=0)
-    return np.exp(-np.outer(B, squares))

@@ -176,9 +176,15 @@ def _correlation(values: np.ndarray, n_harmonics: int) -> np.ndarray:
     if values.shape[-1] == 1:
         rings = values[..., 0]
         return (rings.T @ rings)[None]
-    n = values.shape[-1]
-    spectrum = np.fft.rfft(values, axis=-1)[..., :n_harmonics].transpose(2, 1, 0) / n
-    return spectrum @ spectrum.conj().swapaxes(1, 2)
+    K = values.shape[-1]
+    waves = np.exp(-2j * np.pi / K * np.outer(np.arange(n_harmonics), np.arange(K))) / K
+    re, im = (
+        (part @ values.transpose(1, 2, 0)).swapaxes(0, 1)
+        for part in (waves.real.copy(), waves.imag.copy())
+    )
+    real = re @ re.swapaxes(1, 2) + im @ im.swapaxes(1, 2)
+    mixed = im @ re.swapaxes(1, 2)
+    return real + 1j * (mixed - mixed.swapaxes(1, 2))
 
 
 def _n_angles(basis: PolarBasis, weights: np.ndarray) -> int:

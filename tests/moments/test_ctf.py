@@ -215,14 +215,23 @@ def test_moments_with_weights_are_saved_and_loaded(tmp_path):
     assert "5 astigmatic" in loaded.treatment
 
 
+def ring_frequencies(transfer):
+    """Radians per pixel, of rings at evenly spaced angles on their upper halves."""
+    basis, n = transfer.basis, transfer.n_angles
+    angles = np.pi * np.arange(n) / n
+    radii = 2 * np.pi / basis.L * np.arange(basis.n_rings)
+    waves = np.stack((np.cos(angles), np.sin(angles)))
+    return (radii[:, None] * waves[:, None]).reshape(2, -1)
+
+
 def test_hundreds_of_ctfs_at_once_are_those_one_by_one():
     filters = ctfs(300, n=200)
     source = simulation(24, filters)
     transfer = TransferFunctions(source, PolarBasis(24))
     values = transfer.of_images(0, source.n)
-    kx, ky = transfer.basis.half_rings
+    omega = ring_frequencies(transfer)
     for i in (0, 3, 117):
-        expected = filters[i].evaluate(np.stack((kx, ky)), pixel_size=PIXEL_SIZE)
+        expected = filters[i].evaluate(omega, pixel_size=PIXEL_SIZE)
         assert np.allclose(values[i].ravel(), expected, atol=1e-12)
 
 
@@ -252,11 +261,13 @@ def test_astigmatism_needs_an_average_in_plane():
     assert MomentEstimator(source, basis, noise_variance=0).estimate().n_images
 
 
-def test_different_envelopes_are_evaluated_one_by_one():
-    filters = [CTFFilter(B=0, defocus_u=9e3), CTFFilter(B=20, defocus_u=8e3)]
+@pytest.mark.parametrize("last", [CTFFilter(B=20, defocus_u=8e3), IdentityFilter()])
+def test_different_envelopes_and_filters(last):
+    filters = [CTFFilter(B=0, defocus_u=9e3), CTFFilter(alpha=-0.3, voltage=100), last]
     source = simulation(16, filters)
-    values = TransferFunctions(source, PolarBasis(16)).of_images(0, 2)
-    omega = np.stack(PolarBasis(16).half_rings)
+    transfer = TransferFunctions(source, PolarBasis(16))
+    values = transfer.of_images(0, 3)
+    omega = ring_frequencies(transfer)
     for value, image_filter in zip(values, filters, strict=True):
         expected = image_filter.evaluate(omega, pixel_size=PIXEL_SIZE)
         assert np.allclose(value.ravel(), expected, atol=1e-12)
