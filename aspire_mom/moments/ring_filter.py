@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aspire_mom.moments.polar_transform import BLAS, RINGS_PER_BLOCK, polar_transform
+from aspire_mom.moments.polar_transform import RINGS_PER_BLOCK, polar_transform
+from aspire_mom.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from aspire_mom.moments.bases import PolarBasis
@@ -55,7 +56,7 @@ class RingFilter:
             matrices = (there, back, _interpolation(angles, n_samples))
             self.blocks.append((rings, [m.astype(dtype)[:, None] for m in matrices]))
 
-    @BLAS.wrap(limits=1)
+    @one_blas_thread()
     def __call__(self, images: np.ndarray, H: np.ndarray) -> np.ndarray:
         """
         :param images: Images (n, L, L) of the filter's type.
