@@ -1,0 +1,45 @@
+"""Sums over a batch of images on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from aspire_mom.moments.bases import PolarBasis
+from aspire_mom.moments.polar_transform import polar_transform
+from aspire_mom.moments.products import averaged_sums
+
+
+def sums_on_device(
+    basis: PolarBasis, images: np.ndarray, H: np.ndarray | None, device: torch.device
+) -> tuple[np.ndarray, ...]:
+    """
+    What :meth:`PolarBasis.sums` returns, computed by torch: the same operations on the
+    whole batch at once. All coefficients of a batch are in the device's memory.
+
+    :param basis: An in-plane averaged basis.
+    :param images: Finite images (n, L, L), float32 or float64.
+    :param H: Radial factors (n, n_rings, 1), or None.
+    :param device: Where to compute.
+    :return: Sums over images, in the CPU's memory.
+    """
+    transform = polar_transform(basis, images.dtype.name, device)
+    c = transform(torch.tensor(images, device=device))
+    if H is not None:
+        c *= torch.tensor(H[:, :, 0].T.astype(images.dtype), device=device)
+    return tuple(s.cpu().numpy() for s in averaged_sums(c, transform.reach))
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 in float32, not in TF32 or bfloat16, whose errors of 1e-3
+    and more would not average out."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
