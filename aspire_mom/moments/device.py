@@ -13,6 +13,22 @@ from aspire_mom.moments.polar_transform import polar_transform
 from aspire_mom.moments.products import averaged_sums
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """A GPU's products of float32 in float32, not in TF32, whose errors of 1e-3 are
+    alike for all images and would not average out."""
+    matmul, name, full = torch.backends.cuda.matmul, "fp32_precision", "ieee"
+    if not hasattr(matmul, name):  # before torch 2.9
+        name, full = "allow_tf32", False
+    before = getattr(matmul, name)
+    setattr(matmul, name, full)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
+
+
+@full_precision()
 def sums_on_device(
     basis: PolarBasis, images: np.ndarray, H: np.ndarray | None, device: torch.device
 ) -> tuple[np.ndarray, ...]:
@@ -31,15 +47,3 @@ def sums_on_device(
     if H is not None:
         c *= torch.tensor(H[:, :, 0].T.astype(images.dtype), device=device)
     return tuple(s.cpu().numpy() for s in averaged_sums(c, transform.reach))
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products of float32 in float32, not in TF32 or bfloat16, whose errors of 1e-3
-    and more would not average out."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -262,7 +262,7 @@ def _inverse(waves: np.ndarray) -> np.ndarray:
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
-    """np.matmul for tensors: torch's own writes to no view of any strides."""
+    """np.matmul for tensors, `out` being a view of any strides."""
     out.copy_(left @ right)
 
 
