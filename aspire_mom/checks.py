@@ -45,18 +45,18 @@ def checked_device(device: str | torch.device, name: str = "device") -> torch.de
     """
     :param device: A torch device or its name.
     :param name: The argument's name.
-    :return: The device.
+    :return: The device, by number if it is a GPU: "cuda" is another in every thread.
     :raises ValueError: no such device here, or one that computes no values.
     """
     try:
-        found = torch.device(device)
-        torch.zeros(1, device=found).item()  # which "meta" has none of
+        number = torch.zeros(1, device=device)
+        number.item()  # which "meta" has none of
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"{name} {device} cannot be used; cpu always can, cuda where PyTorch finds"
             " a GPU"
         ) from error
-    return found
+    return number.device
 
 
 def check_new(path: Path, overwrite: bool) -> None:

@@ -159,8 +159,8 @@ def moments(
     the images and its share removed.
 
     Several processes share the images where torchrun --no-python starts the command.
-    With --device cuda each has a GPU for the sums, which --basis polar without
-    astigmatic CTFs and --third-rings can use.
+    With --device cuda each sums up on a GPU: polar moments only, without --third-rings
+    and astigmatic CTFs.
 
     \b
     Examples:

@@ -41,9 +41,16 @@ def sums_on_device(
     :param H: Radial factors (n, n_rings, 1), or None.
     :param device: Where to compute.
     :return: Sums over images, in the CPU's memory.
+    :raises ValueError: the device has too little memory for so many images.
     """
-    transform = polar_transform(basis, images.dtype.name, device)
-    c = transform(torch.tensor(images, device=device))
-    if H is not None:
-        c *= torch.tensor(H[:, :, 0].T.astype(images.dtype), device=device)
-    return tuple(s.cpu().numpy() for s in averaged_sums(c, transform.reach))
+    try:
+        transform = polar_transform(basis, images.dtype.name, device)
+        c = transform(torch.tensor(images, device=device))
+        if H is not None:
+            c *= torch.tensor(H[:, :, 0].T.astype(images.dtype), device=device)
+        return tuple(s.cpu().numpy() for s in averaged_sums(c, transform.reach))
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{device} has too little memory for {len(images)} images at once; pass a"
+            " smaller batch_size"
+        ) from error

@@ -100,7 +100,7 @@ class MomentEstimator:
         mean; None to estimate it from the images' sums.
     :param third: Third moments to estimate too, in-plane averaged; those of images with
         CTFs cannot be compressed (`ThirdMomentBasis.rings`).
-    :param batch_size: Images read and transformed at once.
+    :param batch_size: Images read and transformed at once; fewer need less memory.
     :param checkpoint: File that keeps the sums so far: a new estimator of the same
         images goes on from there. It stays when all is done;
         `aspire_mom.moments.discard_checkpoint` removes it.

@@ -107,6 +107,16 @@ def test_a_checkpoint_of_the_cpu_goes_on(tmp_path, monkeypatch, device):
     assert starts == [32, 48]
 
 
+def test_too_little_memory_is_told(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr(device_module, "averaged_sums", full)
+    made = estimator(array_source(noise_images(20, 9)), DEVICES[0])
+    with pytest.raises(ValueError, match="cpu has too little memory for 16 images"):
+        made.estimate()
+
+
 def test_products_are_in_full_precision(monkeypatch):
     """Whatever was set before, which is set again."""
     averaged_sums, seen = device_module.averaged_sums, []
