@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 from aspire.volume import Volume
 
 # Pixel sizes that differ by less than this fraction are the same: MRC headers hold
@@ -38,6 +39,24 @@ def check_positive(name: str, value: float) -> float:
     if not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be a positive number")
     return float(value)
+
+
+def checked_device(device: str | torch.device, name: str = "device") -> torch.device:
+    """
+    :param device: A torch device or its name.
+    :param name: The argument's name.
+    :return: The device, by number if it is a GPU: "cuda" is another in every thread.
+    :raises ValueError: no such device here, or one that computes no values.
+    """
+    try:
+        number = torch.zeros(1, device=device)
+        number.item()  # which "meta" has none of
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"{name} {device} cannot be used; cpu always can, cuda where PyTorch finds"
+            " a GPU"
+        ) from error
+    return number.device
 
 
 def check_new(path: Path, overwrite: bool) -> None:

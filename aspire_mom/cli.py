@@ -20,6 +20,7 @@ from aspire_mom.console import (
     LazyGroup,
     Positive,
     check_device,
+    device_option,
     estimated,
     figures,
     overwrite_option,
@@ -37,9 +38,6 @@ seed_option = click.option(
     default=0,
     show_default=True,
     help="Seed of all that is drawn at random.",
-)
-device_option = click.option(
-    "--device", default="cpu", show_default=True, help="torch device: cpu, cuda, …"
 )
 
 

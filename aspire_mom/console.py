@@ -43,6 +43,9 @@ pixel_size_option = click.option(
     help="Ångström per pixel, where the file does not say; must agree with it if it"
     " does.",
 )
+device_option = click.option(
+    "--device", default="cpu", show_default=True, help="torch device: cpu, cuda, …"
+)
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace results that exist."
 )
@@ -187,15 +190,9 @@ def check_device(name: str) -> str:
     :return: The name.
     :raises ValueError: no such device here, or one that computes no values.
     """
-    import torch
+    from aspire_mom.checks import checked_device
 
-    try:
-        torch.zeros(1, device=name).item()  # which "meta" has none of
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"--device {name} cannot be used; cpu always can, cuda where PyTorch finds"
-            " a GPU"
-        ) from error
+    checked_device(name, "--device")
     return name
 
 

@@ -4,10 +4,13 @@ beside ASPIRE's coefficients of the same images and beside physical limits.
 
     OMP_NUM_THREADS=1 python benchmarks/throughput.py
     python benchmarks/throughput.py --sizes 63 --images 8192      # all cores
+    python benchmarks/throughput.py --device cuda
 
 The moments' batches are computed on as many cores as OMP_NUM_THREADS and the machine
 allow, each with one thread; ASPIRE's coefficients use threads of their own libraries,
-and polar coefficients alone, as one calls them, those of BLAS.
+and polar coefficients alone, as one calls them, those of BLAS. With --device cuda a GPU
+sums the moments' batches up: CPU times are then what is left to the CPU, and the last
+line, of the CPU's arithmetic, is left out.
 
 CTFs are one per image: 300 kV, defocus 1 to 2.5 µm, 4 Å pixels, astigmatic ones with up
 to 600 Å between the largest and the smallest defocus.
@@ -30,11 +33,11 @@ import numpy as np
 from aspire.basis import FLEBasis2D, FPSWFBasis2D
 from aspire.image import Image
 from aspire.operators import CTFFilter
-from aspire.source import ArrayImageSource, RelionSource
+from aspire.source import ArrayImageSource, ImageSource, RelionSource
 from aspire.utils.logging import setConsoleLoggingLevel
 from finufft import Plan
 
-from aspire_mom import MomentEstimator, PolarBasis
+from aspire_mom import MomentEstimator, Moments, PolarBasis
 from aspire_mom.moments.polar_transform import polar_transform
 from aspire_mom.threads import n_workers
 
@@ -58,13 +61,13 @@ def row(name: str, seconds: tuple[float, float], of: tuple[float, float]) -> Non
     print(f"  {name:44} {1 / cpu:9.0f} {1 / wall:9.0f} {cpu / of[0]:10.2f}", flush=True)
 
 
-def throughput(L: int, n: int) -> None:
+def throughput(L: int, n: int, device: str) -> None:
     images = np.random.default_rng(0).standard_normal((n, L, L), dtype=np.float32)
     basis = PolarBasis(L)
     source = ArrayImageSource(images, pixel_size=1.0)
     print(f"\nL = {L}, {n} images, images per second of CPU time and of wall time, and")
     print("CPU time over that of the moments from memory")
-    ours = best(lambda: MomentEstimator(source, basis).estimate(), n)
+    ours = best(lambda: moments(source, basis, device), n)
     row("M1 + M2, in memory", ours, ours)
     for name, astigmatism in (("radial", 0), ("astigmatic", 600)):
         seen = with_ctfs(images, astigmatism)
@@ -78,7 +81,7 @@ def throughput(L: int, n: int) -> None:
         on_disk = RelionSource(star, pixel_size=1.0)
         row(
             "M1 + M2, from .mrcs, float32",
-            best(lambda: MomentEstimator(on_disk, basis).estimate(), n),
+            best(lambda: moments(on_disk, basis, device), n),
             ours,
         )
         stack = star.with_suffix(".mrcs")
@@ -98,7 +101,13 @@ def throughput(L: int, n: int) -> None:
             best(lambda other=other, some=some: other.evaluate_t(some), 256),
             ours,
         )
-    limits(basis, ours, cold, warm)
+    disk_limits(basis, cold, warm)
+    if device == "cpu":
+        arithmetic_limits(basis, ours)
+
+
+def moments(source: ImageSource, basis: PolarBasis, device: str) -> Moments:
+    return MomentEstimator(source, basis, device=device).estimate()
 
 
 def with_ctfs(images: np.ndarray, astigmatism: float) -> ArrayImageSource:
@@ -156,19 +165,19 @@ def read_speed(path: Path, cold: bool) -> float:
         return size / (time.perf_counter() - start)
 
 
-def limits(
-    basis: PolarBasis, ours: tuple[float, float], cold: float, warm: float
-) -> None:
-    L, M = basis.L, basis.max_order
-    size = 4 * L * L
+def disk_limits(basis: PolarBasis, cold: float, warm: float) -> None:
+    size = 4 * basis.L**2
     print(
         f"  disk: {cold / 1e6:.0f} MB/s with an empty page cache,"
         f" {warm / 1e6:.0f} MB/s from it: {cold / size:.0f} and {warm / size:.0f}"
         " images/s of float32"
     )
+
+
+def arithmetic_limits(basis: PolarBasis, ours: tuple[float, float]) -> None:
     transform = polar_transform(basis, "float32")
     # Four products of real numbers, one for squares, on the rings that orders reach.
-    orders = np.arange(M + 1)[:, None]
+    orders = np.arange(basis.max_order + 1)[:, None]
     products = 8 * np.sum(np.sum(transform.reach >= orders, axis=1) ** 2)
     flops = transform.flops + products
     peak = gemm_speed()
@@ -191,12 +200,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[63, 128])
     parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--device", default="cpu", help="of the moments' sums")
     options = parser.parse_args()
     setConsoleLoggingLevel("WARNING")
     threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
-    print(f"threads: {threads}; batches at once: {n_workers()}")
+    at_once = n_workers() if options.device == "cpu" else 1
+    print(f"threads: {threads}; batches at once: {at_once} on {options.device}")
     for L in options.sizes:
-        throughput(L, options.images)
+        throughput(L, options.images, options.device)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from aspire.utils import tqdm
 from aspire.volume import Volume
 from torch import Tensor
 
+from aspire_mom.checks import checked_device
 from aspire_mom.densities import DiscreteDensity, MomentEncoder
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.checkpoint import Checkpoint, fingerprint
@@ -30,7 +31,6 @@ from aspire_mom.inversion.options import (
     check_kinds,
     check_numbers,
     check_rings,
-    checked_device,
 )
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (

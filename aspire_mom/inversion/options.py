@@ -92,17 +92,3 @@ def check_rings(n_rings: int, basis: Basis) -> None:
     """
     if not isinstance(basis, CartesianBasis) and n_rings > basis.n_rings:
         raise ValueError(f"n_rings is {n_rings}; {basis} has 1 to {basis.n_rings}")
-
-
-def checked_device(device: str | torch.device) -> torch.device:
-    """
-    :param device: A torch device or its name.
-    :return: The device.
-    :raises ValueError: torch knows no such device.
-    """
-    try:
-        return torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"device is {device!r}; torch knows cpu, cuda, cuda:1, …"
-        ) from error

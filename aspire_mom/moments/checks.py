@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import torch
 from aspire.operators import Filter
 from aspire.source import ImageSource
 
@@ -104,6 +105,28 @@ def check_third(
             "third moments of images with astigmatic CTFs are not corrected for; leave"
             " them out or pass ignore_ctf=True"
         )
+
+
+def check_covered(
+    device: torch.device,
+    basis: Basis,
+    transfer: TransferFunctions | None,
+    third: ThirdMomentBasis | None,
+) -> None:
+    """Raise for what is averaged on the CPU only."""
+    if device.type == "cpu":
+        return
+    missing = None
+    if device.type != "cuda":
+        missing = "averages are computed on cpu or cuda"
+    elif not getattr(basis, "inplane_average", False):
+        missing = "only polar bases averaged over in-plane angles are averaged there"
+    elif transfer is not None and not transfer.radial:
+        missing = "astigmatic CTFs are corrected for on the CPU only"
+    elif third is not None:
+        missing = "third moments are averaged on the CPU only"
+    if missing:
+        raise ValueError(f'device is {device}; {missing}; pass device="cpu"')
 
 
 def known_offsets(source: ImageSource) -> np.ndarray | None:

@@ -14,6 +14,8 @@ from aspire_mom.console import (
     INPUT,
     OUTPUT,
     Command,
+    check_device,
+    device_option,
     overwrite_option,
     pixel_size_option,
 )
@@ -118,6 +120,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     show_default=True,
     help="Images in memory at once.",
 )
+@device_option
 @click.option(
     "--resume",
     is_flag=True,
@@ -143,6 +146,7 @@ def moments(
     ignore_ctf: bool,
     ignore_shifts: bool,
     batch_size: int,
+    device: str,
     resume: bool,
     overwrite: bool,
 ) -> None:
@@ -155,6 +159,8 @@ def moments(
     the images and its share removed.
 
     Several processes share the images where torchrun --no-python starts the command.
+    With --device cuda each sums up on a GPU: polar moments only, without --third-rings
+    and astigmatic CTFs.
 
     \b
     Examples:
@@ -165,6 +171,7 @@ def moments(
             aspire-mom moments particles.star -o moments.npz
     """
     check_name(out, ".npz")
+    device = check_device(processes.own_device(device))
     outputs = [out, *_half_names(out)] if halves else [out]
     complete = resume and all(p.is_file() for p in outputs) and not overwrite
     # A killed run may have written some of the outputs.
@@ -192,6 +199,7 @@ def moments(
         "ignore_ctf": ignore_ctf,
         "ignore_shifts": ignore_shifts,
         "checkpoint": checkpoint if resume else None,
+        "device": device,
     }
     if complete:
         wanted = MomentEstimator(source, coefficients, **options)

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 from aspire.source import ImageSource
 
-from aspire_mom.checks import check_images, check_integer, spread
+from aspire_mom import processes
+from aspire_mom.checks import check_images, check_integer, checked_device, spread
 from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
 from aspire_mom.moments.bases import Basis
 from aspire_mom.moments.checks import (
     check_astigmatism,
+    check_covered,
     check_match,
     check_noise_filter,
     check_third,
@@ -35,6 +38,7 @@ from aspire_mom.moments.corners import (
     has_nyquist,
 )
 from aspire_mom.moments.ctf import TransferFunctions
+from aspire_mom.moments.device import sums_on_device
 from aspire_mom.moments.fingerprint import digest, fingerprint_source
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.noise import stationary_noise_second
@@ -97,16 +101,20 @@ class MomentEstimator:
         mean; None to estimate it from the images' sums.
     :param third: Third moments to estimate too, in-plane averaged; those of images with
         CTFs cannot be compressed (`ThirdMomentBasis.rings`).
-    :param batch_size: Images read and transformed at once.
+    :param batch_size: Images read and transformed at once; fewer need less memory.
     :param checkpoint: File that keeps the sums so far: a new estimator of the same
         images goes on from there. It stays when all is done;
         `aspire_mom.moments.discard_checkpoint` removes it.
     :param checkpoint_seconds: Time from one writing of the checkpoint to the next.
     :param ignore_ctf: Take images that have a CTF as if they had none.
     :param ignore_shifts: Take images that have shifts as if they had none.
+    :param device: torch device of the sums over a batch, "cpu" for NumPy on all cores;
+        "cuda" is this process's GPU under `torchrun`. GPUs compute those of polar bases
+        averaged over in-plane angles, without astigmatic CTFs and third moments.
     :raises TypeError: `source`, `basis` or the noise is of another type.
     :raises ValueError: an empty source, a size that is not the basis's, numbers out of
-        range, or astigmatic CTFs with in-plane angles that are not averaged.
+        range, astigmatic CTFs with in-plane angles that are not averaged, or a device
+        that is not here or does not compute these sums.
     """
 
     def __init__(
@@ -125,6 +133,7 @@ class MomentEstimator:
         checkpoint_seconds: float = 60.0,
         ignore_ctf: bool = False,
         ignore_shifts: bool = False,
+        device: str | torch.device = "cpu",
     ):
         check_match(source, basis)
         check_integer("batch_size", batch_size, 1)
@@ -154,6 +163,10 @@ class MomentEstimator:
         check_astigmatism(self.transfer, basis)
         self.third = third
         check_third(third, basis, self.transfer)
+        device = checked_device(processes.own_device(str(device)))
+        check_covered(device, basis, self.transfer, third)
+        # None for NumPy.
+        self.device = None if device.type == "cpu" else device
         self.offsets = None if ignore_shifts else known_offsets(source)
         self.treatment = _treatment(self, transfer)
         if amplitude_std == 0:
@@ -320,6 +333,8 @@ class MomentEstimator:
             checkpoint=self.checkpoint,
             fingerprint=self._fingerprint(),
             every=self.checkpoint_seconds,
+            # A batch's products fill a GPU.
+            workers=None if self.device is None else 1,
         )
 
     def _images(self, start: int, stop: int) -> np.ndarray:
@@ -359,6 +374,9 @@ class MomentEstimator:
             H = self.transfer.of_images(start, start + len(images))
             sums |= weight_sums(basis, H, self.transfer.n_harmonics)
         names = ("first", "second", "squares")
+        if self.device is not None:
+            found = sums_on_device(basis, images, H, self.device)
+            return sums | dict(zip(names, found, strict=True))
         if self.third is None:
             return sums | dict(zip(names, basis.sums(images, H), strict=True))
         c = basis.coefficients(images, H)

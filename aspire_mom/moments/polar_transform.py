@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from aspire_mom.moments.arrays import Array, zeros
 from aspire_mom.threads import one_blas_thread
 
 if TYPE_CHECKING:
@@ -45,10 +48,21 @@ class PolarTransform:
 
     :param basis: The basis.
     :param dtype: float32 or float64, of the images.
+    :param device: Where to compute with torch; None for NumPy, on the CPU.
     """
 
-    def __init__(self, basis: PolarBasis, dtype: type):
+    def __init__(
+        self, basis: PolarBasis, dtype: type, device: torch.device | None = None
+    ):
         self.basis, self.dtype, self.half = basis, dtype, basis.L // 2
+        self.device = device
+        self.xp, self.multiply = (
+            (np, np.matmul) if device is None else (torch, _multiply)
+        )
+        # Pixels 0, -1, … -h of an axis, which torch's slices cannot take backwards.
+        self.backwards = slice(self.half, None, -1)
+        if device is not None:
+            self.backwards = torch.arange(self.half, -1, -1, device=device)
         self.chunk = int(np.clip(2**19 // basis.L**2, 16, 64))
         rings = np.arange(basis.n_rings)
         # Orders of a ring: those of the pixels in the corners.
@@ -76,78 +90,84 @@ class PolarTransform:
                 for r in own
             ]
             matrices = [
-                _stacked(of_rings, dtype) for of_rings in zip(*inverses, strict=True)
+                self._placed(_stacked(of_rings))
+                for of_rings in zip(*inverses, strict=True)
             ]
             self.angular.append((slice(own[0], own[-1] + 1), matrices))
 
     @property
     def flops(self) -> float:
         """Floating-point operations per image, of matrix products."""
-        products = 8 * self.down[0].size * (self.half + 1)
-        products += sum(4 * waves.size for *_, waves in self.across)
-        products += sum(m.size for _, matrices in self.angular for m in matrices)
+        products = 8 * math.prod(self.down[0].shape) * (self.half + 1)
+        products += sum(4 * math.prod(waves.shape) for *_, waves in self.across)
+        products += sum(math.prod(m.shape) for _, ms in self.angular for m in ms)
         return 2.0 * products
 
     @one_blas_thread()
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: Array) -> Array:
         """
-        :param images: Images (n, L, L) of the transform's type.
+        :param images: Images (n, L, L) of the transform's type, on its device.
         :return: Real and imaginary parts of their coefficients, (2, max_order + 1,
             n_rings, n), of that type.
         """
         n, basis = len(images), self.basis
-        c = np.zeros((2, basis.max_order + 1, basis.n_rings, n), self.dtype)
-        for start in range(0, n, self.chunk):
-            own = images[start : start + self.chunk]
-            if start == 0 or len(own) < self.chunk:
-                parts, along_lines, crossings = self._workspace(len(own))
+        c = zeros((2, basis.max_order + 1, basis.n_rings, n), images)
+        # GPUs want much work at once, the CPU's cache little.
+        chunk = self.chunk if self.device is None else n
+        for start in range(0, n, chunk):
+            own = images[start : start + chunk]
+            if start == 0 or len(own) < chunk:
+                parts, along_lines, crossings = self._workspace(own)
             self._split(own, parts)
             for odd_in_y in (0, 1):
                 across = parts[odd_in_y].reshape(4, self.half + 1, -1)
-                np.matmul(self.down[odd_in_y], across, out=along_lines)
+                self.multiply(self.down[odd_in_y], across, out=along_lines)
                 self._to_crossings(odd_in_y, along_lines, crossings)
-            self._to_orders(crossings, c[..., start : start + self.chunk])
+            self._to_orders(crossings, c[..., start : start + chunk])
         c[0, 0, 0] = images.sum((1, 2))
         return c
 
-    def _workspace(self, n: int) -> tuple[np.ndarray, ...]:
+    def _workspace(self, images: Array) -> tuple[Array, ...]:
         """
         Parts of n images (odd in y, [even in x, even in x, odd, odd], y, x, n), their
         transforms on lines (4, lines, x · n) and at crossings (of odd orders, which,
         rings, lines, odd in y, n).
         """
         basis, across, lines = self.basis, self.half + 1, len(self.lines)
+        n = len(images)
         shapes = (
             (2, 4, across, across, n),
             (4, lines, across * n),
             (2, 2, basis.n_rings, lines, 2, n),
         )
-        return tuple(np.zeros(shape, self.dtype) for shape in shapes)
+        return tuple(zeros(shape, images) for shape in shapes)
 
-    def _split(self, images: np.ndarray, parts: np.ndarray) -> None:
+    def _split(self, images: Array, parts: Array) -> None:
         """Pixels at ±x, ±y, mirrored in x = y and not, added up by their symmetry."""
-        L, h, n = self.basis.L, self.half, len(images)
+        L, h, n, xp = self.basis.L, self.half, len(images), self.xp
         # Even sizes have a row and a column at -L/2 and none at L/2.
-        pixels = np.zeros((2 * h + 1, 2 * h + 1, n), self.dtype)
-        pixels[:L, :L] = images.transpose(1, 2, 0)
+        pixels = zeros((2 * h + 1, 2 * h + 1, n), images)
+        pixels[:L, :L] = images.swapaxes(0, 1).swapaxes(1, 2)
+        upwards = pixels[self.backwards]
         (ee, _, oe, _), (_, eo, oo, _) = parts
         for rows, even, odd in (
-            (pixels[h:] + pixels[h::-1], ee, oe),
-            (pixels[h:] - pixels[h::-1], eo, oo),
+            (pixels[h:] + upwards, ee, oe),
+            (pixels[h:] - upwards, eo, oo),
         ):
-            np.add(rows[:, h:], rows[:, h::-1], out=even)
-            np.subtract(rows[:, h:], rows[:, h::-1], out=odd)
+            leftwards = rows[:, self.backwards]
+            xp.add(rows[:, h:], leftwards, out=even)
+            xp.subtract(rows[:, h:], leftwards, out=odd)
             even[:, 0] /= 2
         for even in (ee, oe):
             even[0] /= 2
         parts[0, 3], parts[1, 0] = eo.swapaxes(0, 1), oe.swapaxes(0, 1)
         for one, other in (parts[0, :2], parts[1, 2:]):
             mirrored = one.swapaxes(0, 1)
-            np.subtract(one, mirrored, out=other)
-            one += mirrored
+            xp.subtract(one, mirrored, out=other)
+            one[:] = one + mirrored
 
     def _to_crossings(
-        self, odd_in_y: int, along_lines: np.ndarray, crossings: np.ndarray
+        self, odd_in_y: int, along_lines: Array, crossings: Array
     ) -> None:
         """From transforms along y, on lines, to those on rings' crossings with them."""
         n_lines, n = crossings.shape[3], crossings.shape[-1]
@@ -156,9 +176,9 @@ class PolarTransform:
             for odd_in_x in (0, 1):
                 two = by_column[2 * odd_in_x : 2 * odd_in_x + 2, lines]
                 out = crossings[odd_in_x ^ odd_in_y, :, rings, lines, odd_in_y]
-                np.matmul(waves[odd_in_x], two, out=out.swapaxes(1, 2))
+                self.multiply(waves[odd_in_x], two, out=out.swapaxes(1, 2))
 
-    def _to_orders(self, crossings: np.ndarray, c: np.ndarray) -> None:
+    def _to_orders(self, crossings: Array, c: Array) -> None:
         """From transforms at crossings to angular coefficients, ring 0 left out."""
         for rings, matrices in self.angular:
             n_rings, _, n_lines = matrices[0].shape
@@ -176,12 +196,19 @@ class PolarTransform:
                 strict=True,
             ):
                 orders = slice(first, first + step * matrix.shape[1], step)
-                np.matmul(matrix, values, out=c[part, orders, rings].swapaxes(0, 1))
+                self.multiply(matrix, values, out=c[part, orders, rings].swapaxes(0, 1))
 
-    def _waves(self, k: np.ndarray) -> np.ndarray:
+    def _waves(self, k: np.ndarray) -> Array:
         """cos and sin of 2πkx/L, (2, …, L//2 + 1)."""
         angles = 2 * np.pi / self.basis.L * k[..., None] * np.arange(self.half + 1)
-        return np.stack((np.cos(angles), np.sin(angles))).astype(self.dtype)
+        return self._placed(np.stack((np.cos(angles), np.sin(angles))))
+
+    def _placed(self, matrices: np.ndarray) -> Array:
+        """Constant matrices of the transform's type, on its device."""
+        matrices = matrices.astype(self.dtype)
+        if self.device is None:
+            return matrices
+        return torch.from_numpy(matrices).to(self.device)
 
 
 def _reach(z: np.ndarray, dtype: type) -> np.ndarray:
@@ -232,24 +259,31 @@ def _inverse(waves: np.ndarray) -> np.ndarray:
     return np.linalg.pinv(waves, rcond=1e-8)
 
 
-def _stacked(matrices: tuple[np.ndarray, ...], dtype: type) -> np.ndarray:
+def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """np.matmul for tensors, `out` being a view of any strides."""
+    out.copy_(left @ right)
+
+
+def _stacked(matrices: tuple[np.ndarray, ...]) -> np.ndarray:
     """Matrices of unlike sizes in one array, filled up with zeros."""
     shape = np.max([matrix.shape for matrix in matrices], axis=0)
-    stacked = np.zeros((len(matrices), *shape), dtype)
+    stacked = np.zeros((len(matrices), *shape))
     for place, matrix in zip(stacked, matrices, strict=True):
         place[: matrix.shape[0], : matrix.shape[1]] = matrix
     return stacked
 
 
-def polar_transform(basis: PolarBasis, dtype: str) -> PolarTransform:
+def polar_transform(
+    basis: PolarBasis, dtype: str, device: torch.device | None = None
+) -> PolarTransform:
     """The transform of a basis, remembered, and made once for all threads."""
     with _making:
-        return _made(basis, dtype)
+        return _made(basis, dtype, device)
 
 
 @lru_cache(maxsize=2)
-def _made(basis: PolarBasis, dtype: str) -> PolarTransform:
-    return PolarTransform(basis, np.dtype(dtype).type)
+def _made(basis: PolarBasis, dtype: str, device: torch.device | None) -> PolarTransform:
+    return PolarTransform(basis, np.dtype(dtype).type, device)
 
 
 _making = Lock()

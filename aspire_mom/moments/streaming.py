@@ -27,6 +27,7 @@ def accumulate(
     checkpoint: str | Path | None = None,
     fingerprint: dict[str, str] | None = None,
     every: float = 60.0,
+    workers: int | None = None,
     desc: str = "Averaging images",
 ) -> list[Sums]:
     """
@@ -55,6 +56,7 @@ def accumulate(
         :func:`~aspire_mom.moments.fingerprint.fingerprint_source` and settings.
     :param every: Seconds between writings of the checkpoint: what was added up since is
         all that is ever repeated, with the batches that were being computed.
+    :param workers: Batches computed at once; by default :func:`n_workers`.
     :param desc: What the progress bar says.
     :return: One dictionary of sums per group, float64 or complex128. Groups that no
         batch falls to have zeros.
@@ -77,7 +79,7 @@ def accumulate(
     batches = [
         (start, min(start + batch_size, n)) for start in starts[first : own.stop]
     ]
-    stream = _computed(read, sums_of, batches, n_workers())
+    stream = _computed(read, sums_of, batches, workers or n_workers())
     with closing(stream), one_blas_thread():
         for number, parts in enumerate(_with_bar(stream, own, first, desc), first):
             _add(totals, parts, number % n_groups, n_groups)

@@ -11,7 +11,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from aspire_mom.console import Group, Positive, check_device
+from aspire_mom.console import Group, Positive, check_device, device_option
 from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
 from aspire_mom.mra.files import plot_solution, read_moments
 from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
@@ -89,9 +89,7 @@ def mra() -> None:
     " is new]",
 )
 @seed_option
-@click.option(
-    "--device", default="cpu", show_default=True, help="torch device: cpu, cuda, …"
-)
+@device_option
 @overwrite_option
 def train_command(
     out: Path,

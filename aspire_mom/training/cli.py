@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from aspire_mom.console import Command, Positive, check_device
+from aspire_mom.console import Command, Positive, check_device, device_option
 from aspire_mom.files import check_name, check_outputs, staged
 from aspire_mom.inversion import ForeignCheckpoint
 from aspire_mom.training.encoder import StartEncoder
@@ -52,9 +52,7 @@ from aspire_mom.training.weights import save_weights
     help="Gaussians in the volumes that are found.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
-@click.option(
-    "--device", default="cpu", show_default=True, help="torch device: cpu, cuda, …"
-)
+@device_option
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
 def train(
     out: Path,

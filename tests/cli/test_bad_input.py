@@ -157,6 +157,7 @@ def test_pixel_size_must_be_positive(here, size):
         (("--downsample", L + 1), f"--downsample is {L + 1}; the images have {L}"),
         (("--downsample", 3), "--downsample"),
         (("--data-folder", "nowhere"), "nowhere"),
+        (("--device", "abacus"), "--device abacus cannot be used; cpu always can"),
     ],
 )
 def test_choices_of_particles(here, options, word):

@@ -1,6 +1,7 @@
 """Small ASPIRE sources that the tests of this folder share."""
 
 import numpy as np
+import torch
 from aspire.noise import WhiteNoiseAdder
 from aspire.source import ArrayImageSource, Simulation
 from aspire.utils import Rotation
@@ -8,6 +9,10 @@ from aspire.utils import Rotation
 from aspire_mom.phantoms import gaussian_phantom
 
 VARIANCE = (0.5 / 25) ** 2
+# Where torch computes sums: what a GPU does is tested without one, too.
+DEVICES = [torch.device("cpu")]
+if torch.cuda.is_available():
+    DEVICES.append(torch.device("cuda"))
 
 
 def simulation(L, *, n=100, dtype=np.float32, noise=VARIANCE, **options):

@@ -3,24 +3,29 @@
 import finufft
 import numpy as np
 import pytest
+import torch
 from scipy.special import jv
 
 from aspire_mom.moments import PolarBasis
 from aspire_mom.moments.polar_transform import PolarTransform
-from tests.moments.sources import noise_images
+from tests.moments.sources import DEVICES, noise_images
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("L", [4, 5, 16, 17, 32, 33])
-def test_it_is_the_defining_sum(L, dtype):
+@pytest.mark.parametrize("device", [None, *DEVICES], ids=str)
+def test_it_is_the_defining_sum(L, dtype, device):
     """Also of a pixel in a corner, of one on an axis, and of one on a diagonal."""
     basis, h = PolarBasis(L), L // 2
     images = noise_images(7, L, dtype=dtype)
     for image, (y, x) in zip(images[:4], [(0, 0), (h, h), (h, 0), (1, 1)], strict=True):
         image[:] = 0
         image[y, x] = 1
-    real, imaginary = PolarTransform(basis, dtype)(images)
+    given = images if device is None else torch.tensor(images, device=device)
+    real, imaginary = PolarTransform(basis, dtype, device)(given)
     found = real + 1j * imaginary
+    if device is not None:
+        found = found.cpu().numpy()
     assert found.dtype == np.result_type(dtype, np.complex64)
     y, x = np.indices((L, L)) - h
     m = np.arange(basis.max_order + 1)[:, None, None]

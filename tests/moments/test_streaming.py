@@ -112,6 +112,20 @@ def test_fewer_threads_of_blas_mean_fewer_batches():
         assert streaming.n_workers() == 1
 
 
+def test_one_batch_at_a_time_if_wanted(monkeypatch):
+    """On a machine of many cores, for a GPU's sake."""
+    computing = threading.Lock()
+
+    def computed(images, start):
+        assert computing.acquire(blocking=False)
+        time.sleep(0.002)
+        computing.release()
+        return sums_of(images, start)
+
+    monkeypatch.setattr(streaming, "n_workers", lambda: 8)
+    assert_same(accumulate(N, BATCH, image_slice, computed, workers=1), average()[0])
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_one_more_batch_is_read_than_computed(monkeypatch, workers):
     """While the first is computed, all others being done, and no more than that."""
