@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aspire_mom.mra.curves import Curves, at_windows
 from aspire_mom.mra.gauge import fix_gauge
 from aspire_mom.mra.misfit import Observed
 from aspire_mom.mra.mixture_encoder import MIN_SIZE
-from aspire_mom.mra.mixtures import PENALTY, Curves, at_windows
+from aspire_mom.mra.mixtures import PENALTY
 from aspire_mom.mra.moments import to_samples
 from aspire_mom.mra.outlook import Outlook
 from aspire_mom.mra.prior import Pair, expanded, fit_both, moved_along

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aspire_mom.mra.mixtures import MARGIN, WIDTHS
+from aspire_mom.mra.curves import MARGIN, WIDTHS
 
 # Highest frequency looked at: Gaussians of the reference family are gone there.
 HIGHEST = 9

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg.lapack import dposv
 
+from aspire_mom.mra.curves import Curves, at_windows, in_all_windows
 from aspire_mom.mra.misfit import Expansion, Quadratic
-from aspire_mom.mra.mixtures import Curves, at_windows, in_all_windows
 from aspire_mom.mra.prior import Pair, ways_of
 
 # Changes by another window that are looked at: relative to the curve up to FARTHEST,

@@ -9,6 +9,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
+from aspire_mom.mra.curves import NO_CUT, Curves
 from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
 from aspire_mom.mra.misfit import (
     Expansion,
@@ -17,13 +18,7 @@ from aspire_mom.mra.misfit import (
     degrees_of_freedom,
     misfit,
 )
-from aspire_mom.mra.mixtures import (
-    NO_CUT,
-    PENALTY,
-    Curves,
-    grow,
-    single_gaussians,
-)
+from aspire_mom.mra.mixtures import PENALTY, grow, single_gaussians
 
 # Precision of ρ's entries that fitting v alone takes for granted.
 DENSITY_RIDGE = 400.0

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aspire_mom.mra.curves import MARGIN, WIDTHS
 from aspire_mom.mra.mixture_encoder import (
     HIGHEST,
     LEAST_LEVEL,
@@ -18,7 +19,6 @@ from aspire_mom.mra.mixture_encoder import (
     LEAST_SHARE,
     MixtureEncoder,
 )
-from aspire_mom.mra.mixtures import MARGIN, WIDTHS
 
 # Of the network's layers that normalise.
 EPSILON = 1e-5

@@ -5,9 +5,9 @@ import pytest
 from scipy.stats import norm
 
 from aspire_mom.mra import GaussianFamily, shift_error, simulate_moments, solve
+from aspire_mom.mra.curves import Curves, at_windows
 from aspire_mom.mra.learned import learned_fit
 from aspire_mom.mra.misfit import Observed, degrees_of_freedom, misfit
-from aspire_mom.mra.mixtures import Curves, at_windows
 from aspire_mom.mra.moments import to_samples
 from aspire_mom.mra.outlook import merged
 from aspire_mom.mra.prior import fit_both

@@ -5,17 +5,11 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from aspire_mom.mra import GaussianFamily, exact_moments, shift, shift_error
+from aspire_mom.mra.curves import NO_CUT, Curves, at_windows, in_all_windows
 from aspire_mom.mra.density import density_of_shifts
 from aspire_mom.mra.gauge import fix_gauge, shift_pair, to_distribution
 from aspire_mom.mra.misfit import Quadratic
-from aspire_mom.mra.mixtures import (
-    NO_CUT,
-    Curves,
-    at_windows,
-    grow,
-    in_all_windows,
-    single_gaussians,
-)
+from aspire_mom.mra.mixtures import grow, single_gaussians
 from aspire_mom.mra.prior import jumps
 
 

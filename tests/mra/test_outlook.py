@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from aspire_mom.mra import simulate_moments
+from aspire_mom.mra.curves import Curves
 from aspire_mom.mra.misfit import Observed, misfit
-from aspire_mom.mra.mixtures import Curves
 from aspire_mom.mra.moments import to_samples
 from aspire_mom.mra.outlook import Outlook, other_windows
 from aspire_mom.mra.prior import expanded, fit_both, moved_along
