@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
 
 # Libraries are found once they are loaded.
 import numpy  # noqa: F401
@@ -18,10 +19,21 @@ def one_blas_thread() -> Iterator[None]:
     """
     One thread for each matrix product, where products are too small for several, which
     would wait for one another, or where several threads make products already. The
-    limit is one of the process. A context or a decorator; it takes 20 µs.
+    limit is one of the process and ends with the last of the contexts that are open, in
+    whichever threads. A context or a decorator; it takes 20 µs.
     """
-    with _blas().limit(limits=1):
+    global _n_open, _limit
+    with _counting:
+        if _n_open == 0:
+            _limit = _blas().limit(limits=1)
+        _n_open += 1
+    try:
         yield
+    finally:
+        with _counting:
+            _n_open -= 1
+            if _n_open == 0:
+                _limit.restore_original_limits()
 
 
 def n_workers() -> int:
@@ -39,3 +51,7 @@ def n_workers() -> int:
 def _blas() -> ThreadpoolController:
     """The BLAS libraries there are, looked up once, which takes a millisecond."""
     return ThreadpoolController().select(user_api="blas")
+
+
+_counting = Lock()
+_n_open, _limit = 0, None

@@ -21,6 +21,17 @@ def test_limits_nest():
     assert blas() == before
 
 
+def test_contexts_of_several_threads_may_end_in_any_order():
+    """The one that began first, when others had no limit, may end first, too."""
+    before, outer, inner = blas(), one_blas_thread(), one_blas_thread()
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert set(blas()) == {1}
+    inner.__exit__(None, None, None)
+    assert blas() == before
+
+
 def test_the_limit_ends_with_an_error():
     before = blas()
 

@@ -13,7 +13,11 @@ from torch import Tensor
 from aspire_mom.densities import MomentEncoder
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.checkpoint import Checkpoint
-from aspire_mom.inversion.forward import CartesianForward, PolarForward
+from aspire_mom.inversion.forward import (
+    WIDEST_SHIFTS,
+    CartesianForward,
+    PolarForward,
+)
 from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import (
     Optimizer,
@@ -217,9 +221,12 @@ def refine(
         if begun:
             restore(begun)
         else:
-            # No step leads away from 0, where the last level may have brought it.
+            # No step leads away from 0, or back from where all but the innermost ring
+            # has vanished, where the last level may have brought it.
             for now in shifts:
-                now.data.abs_().clamp_min_(FIRST_SHIFT_STD / SHIFT_UNIT)
+                now.data.abs_().clamp_(
+                    FIRST_SHIFT_STD / SHIFT_UNIT, WIDEST_SHIFTS / SHIFT_UNIT
+                )
         candidate.loss = minimise(
             lambda: problem.objective(volume, density, shift_std),
             [*volume.parameters(), *density.parameters(), *shifts],

@@ -118,7 +118,8 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Images in memory at once.",
+    help="Images computed at once by a core; one batch per core and one more are in"
+    " memory.",
 )
 @device_option
 @click.option(

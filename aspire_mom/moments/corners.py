@@ -135,7 +135,7 @@ def _power(images: np.ndarray) -> np.ndarray:
     """Σ over images of their squared Fourier moduli, padded by a third."""
     L = images.shape[-1]
     size = scipy.fft.next_fast_len(L + L // 3, real=True)
-    spectra = scipy.fft.rfft2(images, (size, size), workers=-1)
+    spectra = scipy.fft.rfft2(images, (size, size))
     squares = np.square(spectra.view(images.dtype))
     return (squares[..., ::2] + squares[..., 1::2]).sum(0, dtype=np.float64)
 

@@ -220,11 +220,13 @@ def _lines(reach: np.ndarray) -> np.ndarray:
     """
     :param reach: The highest order of each ring.
     :return: Distances of lines from the origin, cycles per box: of those apart by
-        steps on which no ring turns by more than half a period, the middles.
+        steps on which no ring turns by more than half a period, the middles. The last
+        is beyond the octant of the outermost ring.
     """
     rings, lines, edge = np.arange(len(reach)), [], 0.0
-    while np.sqrt(2) * edge < rings[-1]:
+    while np.sqrt(2) * (lines[-1] if lines else 0) < rings[-1]:
         crossed = rings > np.sqrt(2) * edge
+        crossed[-1] = True
         turns = np.sqrt(rings[crossed] ** 2 - edge**2) / reach[crossed]
         step = np.pi * turns.min()
         lines.append(edge + step / 2)

@@ -80,7 +80,7 @@ def accumulate(
         (start, min(start + batch_size, n)) for start in starts[first : own.stop]
     ]
     stream = _computed(read, sums_of, batches, workers or n_workers())
-    with closing(stream), one_blas_thread():
+    with one_blas_thread(), closing(stream):
         for number, parts in enumerate(_with_bar(stream, own, first, desc), first):
             _add(totals, parts, number % n_groups, n_groups)
             kept.write_now_and_then(number + 1, totals)

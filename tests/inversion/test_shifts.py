@@ -200,12 +200,14 @@ def test_the_spread_of_shifts_is_found(basis, std, tmp_path):
     assert Reconstruction.load(tmp_path / "result").shift_std == found.shift_std
 
 
-def test_a_spread_of_0_may_grow_on_the_next_level():
-    """Where moments are stationary in it, since they depend on its square."""
+@pytest.mark.parametrize("astray", [0.0, -68.0])
+def test_a_spread_gone_astray_comes_back_on_the_next_level(astray):
+    """From 0, where moments are stationary in it, since they depend on its square, and
+    from boxes, where they are, since nothing is left of them."""
     quadrature, basis = SO3Quadrature.product(SphericalDesign(5), 1), PolarBasis(17)
     inversion = MomentInversion(*exact(basis, quadrature, 0.9), quadrature)
     candidate = inversion._start(0)
-    candidate.shift_std.data.zero_()
+    candidate.shift_std.data.fill_(astray)
     plan = Plan("lbfgs", 80, (1e-3,), None, Checkpoint(None, ""))
     refine(candidate, inversion._problem(6), plan, stage="second", n_steps=80)
     std = SHIFT_UNIT * 17 * candidate.shift_std.item()

@@ -1,5 +1,7 @@
 """Polar coefficients by matrix products, the defining sum and a non-uniform FFT."""
 
+from itertools import product
+
 import finufft
 import numpy as np
 import pytest
@@ -41,6 +43,7 @@ def test_it_is_the_defining_sum(L, dtype, device):
 @pytest.mark.parametrize(
     ("L", "n_rings", "max_order"),
     [(24, 1, 0), (24, 1, 3), (24, 2, None), (24, None, 3), (24, None, 70)]
+    + [(5, 2, None), (7, 2, None), (9, 2, 30), (11, 2, 0)]
     + [(63, None, None), (128, None, None)],
 )
 def test_it_is_the_non_uniform_transform(L, n_rings, max_order, dtype):
@@ -69,11 +72,13 @@ def test_orders_left_out_are_zero(L):
     assert (np.diff(transform.reach) >= 0).all()
 
 
-@pytest.mark.parametrize("L", range(4, 70, 3))
+@pytest.mark.parametrize("L", [*range(4, 70, 3), 5, 9, 11])
 def test_rings_are_crossed_closely_enough(L):
     """So that inverses, which multiply rounding errors, stay small."""
-    for dtype in (np.float32, np.float64):
-        transform = PolarTransform(PolarBasis(L), dtype)
+    for dtype, n_rings in product((np.float32, np.float64), (2, 3, None)):
+        if n_rings is not None and n_rings > (L + 1) // 2:
+            continue
+        transform = PolarTransform(PolarBasis(L, n_rings), dtype)
         for _, matrices in transform.angular:
             assert max(np.linalg.norm(m, 2, axis=(1, 2)).max() for m in matrices) < 1
 

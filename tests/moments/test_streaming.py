@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from aspire_mom import processes
 from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis, streaming
 from aspire_mom.moments.streaming import accumulate
+from aspire_mom.threads import one_blas_thread
 from tests.moments.sources import noise_images, simulation
 from tests.moments.streams import (
     BATCH,
@@ -165,6 +166,26 @@ def test_errors_surface_as_themselves_and_leave_no_thread(error, where):
     with pytest.raises(type(error)) as raised:
         accumulate(N, BATCH, read, computed)
     assert raised.value is error
+    assert no_thread_is_left()
+
+
+def test_the_limit_of_threads_ends_with_an_error_in_adding_up(monkeypatch):
+    """While other batches, which limit threads themselves, are being computed."""
+
+    def full(kept, following, sums):
+        raise OSError("disk full")
+
+    @one_blas_thread()
+    def computed(images, start):
+        time.sleep(0.02 if start else 0)
+        return sums_of(images, start)
+
+    before = threadpool_info()
+    monkeypatch.setattr(streaming, "n_workers", lambda: 3)
+    monkeypatch.setattr(streaming.SumsCheckpoint, "write_now_and_then", full)
+    with pytest.raises(OSError, match="disk full"):
+        accumulate(N, BATCH, image_slice, computed)
+    assert threadpool_info() == before
     assert no_thread_is_left()
 
 
