@@ -11,7 +11,7 @@ from threading import Lock
 # Libraries are found once they are loaded.
 import numpy  # noqa: F401
 import scipy.linalg  # noqa: F401
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import OpenBLASController, ThreadpoolController
 
 
 @contextmanager
@@ -33,7 +33,10 @@ def one_blas_thread() -> Iterator[None]:
         with _counting:
             _n_open -= 1
             if _n_open == 0:
+                # Or only the thread that set the limit could end it.
+                OpenBLASController.clear_controlling_thread(force=True)
                 _limit.restore_original_limits()
+                OpenBLASController.clear_controlling_thread()
 
 
 def n_workers() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from threadpoolctl import threadpool_info
 
@@ -23,12 +25,24 @@ def test_limits_nest():
 
 def test_contexts_of_several_threads_may_end_in_any_order():
     """The one that began first, when others had no limit, may end first, too."""
-    before, outer, inner = blas(), one_blas_thread(), one_blas_thread()
-    outer.__enter__()
-    inner.__enter__()
-    outer.__exit__(None, None, None)
+    before = blas()
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with one_blas_thread():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with one_blas_thread():
+        thread.start()
+        entered.wait(10)
     assert set(blas()) == {1}
-    inner.__exit__(None, None, None)
+    leave.set()
+    thread.join()
+    assert blas() == before
+    with one_blas_thread():
+        assert set(blas()) == {1}
     assert blas() == before
 
 
