@@ -15,7 +15,7 @@ from aspire.operators import Filter
 from aspire.source import ImageSource
 
 from aspire_mom import processes
-from aspire_mom.checks import check_images, check_integer, checked_device, spread
+from aspire_mom.checks import check_images, check_integer, checked_device
 from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
 from aspire_mom.moments.bases import Basis
 from aspire_mom.moments.checks import (
@@ -41,9 +41,10 @@ from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.device import sums_on_device
 from aspire_mom.moments.fingerprint import digest, fingerprint_source
 from aspire_mom.moments.moments import Moments
-from aspire_mom.moments.noise import stationary_noise_second
+from aspire_mom.moments.noise import filter_spectrum, stationary_noise_second
 from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.moments.third import ThirdMomentBasis
+from aspire_mom.moments.treatment import treatment_of
 from aspire_mom.moments.weights import (
     divide,
     divide_power,
@@ -55,6 +56,9 @@ from aspire_mom.moments.weights import (
 )
 
 logger = logging.getLogger(__name__)
+
+# Bytes of results of batches computed at once, 24 for each entry of second moments.
+RESULTS = 2**30
 
 
 class MomentEstimator:
@@ -148,7 +152,7 @@ class MomentEstimator:
         self.noise_seen = isinstance(noise_filter, str)
         self.noise_spectrum = None
         if isinstance(noise_filter, Filter):
-            self.noise_spectrum = _spectrum(noise_filter, source)
+            self.noise_spectrum = filter_spectrum(noise_filter, source)
         if shift_std is not None:
             shift_std = checked_std("shift_std", shift_std, source.L / 4)
         self.shift_std = shift_std
@@ -168,7 +172,7 @@ class MomentEstimator:
         # None for NumPy.
         self.device = None if device.type == "cpu" else device
         self.offsets = None if ignore_shifts else known_offsets(source)
-        self.treatment = _treatment(self, transfer)
+        self.treatment = treatment_of(self, transfer)
         if amplitude_std == 0:
             mention_amplitudes(source)
 
@@ -333,9 +337,15 @@ class MomentEstimator:
             checkpoint=self.checkpoint,
             fingerprint=self._fingerprint(),
             every=self.checkpoint_seconds,
-            # A batch's products fill a GPU.
-            workers=None if self.device is None else 1,
+            most_workers=self._most_workers,
         )
+
+    @property
+    def _most_workers(self) -> int:
+        """One batch's products fill a GPU; each batch has a result in memory."""
+        if self.device is not None:
+            return 1
+        return max(1, RESULTS // (24 * math.prod(self.basis.second_shape)))
 
     def _images(self, start: int, stop: int) -> np.ndarray:
         """Images of the source, centred."""
@@ -393,40 +403,3 @@ def _standard_error(
         return None
     error = np.sqrt(np.maximum(squares, 0) * n / (n - 1))
     return error / n if weights is None else solve_entries(error, weights, n)
-
-
-def _spectrum(noise_filter: Filter, source: ImageSource) -> np.ndarray:
-    """Power spectrum on 2L - 1 frequencies along each axis."""
-    size = 2 * source.L - 1
-    values = noise_filter.evaluate_grid(
-        size, dtype=np.float64, pixel_size=source.pixel_size
-    )
-    if not (np.isfinite(values).all() and values.mean() >= 0):
-        raise ValueError(
-            f"the noise filter has values from {values.min():g} to {values.max():g}; a"
-            " power spectrum is finite and its mean, a variance, 0 or more"
-        )
-    return values
-
-
-def _treatment(estimator: MomentEstimator, transfer: TransferFunctions) -> str:
-    """What the moments are corrected for and what they leave out, in one line."""
-    used = estimator.transfer
-    if used is not None:
-        kind = "" if used.radial else "astigmatic "
-        flipped = ", phases flipped" if used.phase_flipped else ""
-        parts = [f"corrected for {len(used.filters)} {kind}filter(s){flipped}"]
-    else:
-        parts = ["no CTF" if transfer.flat else "CTFs ignored"]
-    if estimator.offsets is not None:
-        parts.append(f"centred by shifts of up to {abs(estimator.offsets).max():.3g}")
-    elif known_offsets(estimator.source) is not None:
-        parts.append("known shifts ignored")
-    if estimator.shift_std != 0:
-        parts.append(f"residual shifts of {spread(estimator.shift_std)} modelled")
-    if estimator.noise_seen:
-        parts.append("noise of the spectrum in the corners")
-    else:
-        white = estimator.noise_spectrum is None
-        parts.append("white noise" if white else "noise of a given spectrum")
-    return "; ".join(parts)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from aspire.numeric import fft
+from aspire.operators import Filter
+from aspire.source import ImageSource
 
 if TYPE_CHECKING:
     from aspire_mom.moments.bases import Basis, PolarBasis
@@ -162,3 +164,22 @@ def _second(basis: PolarBasis, waves: np.ndarray) -> np.ndarray:
 def _coefficients(basis: PolarBasis, waves: np.ndarray) -> np.ndarray:
     half = waves.reshape(-1, basis.n_rings, basis.n_angles) / (2 * basis.n_angles)
     return basis.orders(half)
+
+
+def filter_spectrum(noise_filter: Filter, source: ImageSource) -> np.ndarray:
+    """
+    :param noise_filter: Power spectrum of noise, as an ASPIRE `Filter`.
+    :param source: Source of the images that have it.
+    :return: Its values on 2L - 1 frequencies along each axis, float64.
+    :raises ValueError: values that no power spectrum has.
+    """
+    size = 2 * source.L - 1
+    values = noise_filter.evaluate_grid(
+        size, dtype=np.float64, pixel_size=source.pixel_size
+    )
+    if not (np.isfinite(values).all() and values.mean() >= 0):
+        raise ValueError(
+            f"the noise filter has values from {values.min():g} to {values.max():g}; a"
+            " power spectrum is finite and its mean, a variance, 0 or more"
+        )
+    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,7 @@ def accumulate(
     checkpoint: str | Path | None = None,
     fingerprint: dict[str, str] | None = None,
     every: float = 60.0,
-    workers: int | None = None,
+    most_workers: int | None = None,
     desc: str = "Averaging images",
 ) -> list[Sums]:
     """
@@ -56,7 +57,7 @@ def accumulate(
         :func:`~aspire_mom.moments.fingerprint.fingerprint_source` and settings.
     :param every: Seconds between writings of the checkpoint: what was added up since is
         all that is ever repeated, with the batches that were being computed.
-    :param workers: Batches computed at once; by default :func:`n_workers`.
+    :param most_workers: Batches computed at once, at most.
     :param desc: What the progress bar says.
     :return: One dictionary of sums per group, float64 or complex128. Groups that no
         batch falls to have zeros.
@@ -79,7 +80,8 @@ def accumulate(
     batches = [
         (start, min(start + batch_size, n)) for start in starts[first : own.stop]
     ]
-    stream = _computed(read, sums_of, batches, workers or n_workers())
+    workers = min(n_workers(), most_workers or math.inf)
+    stream = _computed(read, sums_of, batches, workers)
     with one_blas_thread(), closing(stream):
         for number, parts in enumerate(_with_bar(stream, own, first, desc), first):
             _add(totals, parts, number % n_groups, n_groups)

@@ -419,3 +419,9 @@ def test_third_moments_that_cannot_be():
         MomentEstimator(array_source(noise_images(5, 9)), PolarBasis(9), third=rings)
     with pytest.raises(TypeError, match="third is a int, not a ThirdMomentBasis"):
         MomentEstimator(source, basis, third=5)
+
+
+def test_large_results_are_not_made_on_many_cores_at_once():
+    source = array_source(noise_images(2, 64))
+    assert MomentEstimator(source, PolarBasis(64))._most_workers > 64
+    assert MomentEstimator(source, CartesianBasis(64))._most_workers == 2

@@ -124,7 +124,9 @@ def test_one_batch_at_a_time_if_wanted(monkeypatch):
         return sums_of(images, start)
 
     monkeypatch.setattr(streaming, "n_workers", lambda: 8)
-    assert_same(accumulate(N, BATCH, image_slice, computed, workers=1), average()[0])
+    assert_same(
+        accumulate(N, BATCH, image_slice, computed, most_workers=1), average()[0]
+    )
 
 
 @pytest.mark.parametrize("workers", [1, 3])
