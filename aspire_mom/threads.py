@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, wraps
 from threading import Lock
 
 # Libraries are found once they are loaded.
@@ -48,6 +48,24 @@ def n_workers() -> int:
     # Of several libraries, some are built without threads.
     pools = [pool["num_threads"] for pool in _blas().info()]
     return min(cores, max(pools, default=cores))
+
+
+def made_once(make: Callable) -> Callable:
+    """
+    Remember the last two results, like `lru_cache`, which in several threads at a time
+    would make the same one several times.
+
+    :param make: A function of hashable arguments.
+    :return: The same, remembered.
+    """
+    remembered, making = lru_cache(maxsize=2)(make), Lock()
+
+    @wraps(make)
+    def made(*arguments):
+        with making:
+            return remembered(*arguments)
+
+    return made
 
 
 @lru_cache(maxsize=1)

@@ -68,10 +68,8 @@ def main() -> None:
         seconds = elapsed(start)
         moments = Moments.load(out)
         first, second = exact.relative_error(moments)
-        print(
-            f"moments in {seconds}; error of M1 {first:.4f}, of M2 {second:.4f}, of M2"
-        )
-        print(f"on rings that carry 95 % of the power {error_of(moments, exact):.4f}")
+        print(f"moments in {seconds}; error of M1 {first:.4f}, of M2 {second:.4f}, on")
+        print(f"rings that carry 95 % of the power {error_of(moments, exact):.4f}")
         if arguments.reconstruct:
             reconstruct(out, volume)
 

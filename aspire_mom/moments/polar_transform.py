@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from aspire_mom.moments.arrays import Array, zeros
-from aspire_mom.threads import one_blas_thread
+from aspire_mom.threads import made_once, one_blas_thread
 
 if TYPE_CHECKING:
     from aspire_mom.moments.bases import PolarBasis
@@ -275,17 +273,9 @@ def _stacked(matrices: tuple[np.ndarray, ...]) -> np.ndarray:
     return stacked
 
 
+@made_once
 def polar_transform(
     basis: PolarBasis, dtype: str, device: torch.device | None = None
 ) -> PolarTransform:
     """The transform of a basis, remembered, and made once for all threads."""
-    with _making:
-        return _made(basis, dtype, device)
-
-
-@lru_cache(maxsize=2)
-def _made(basis: PolarBasis, dtype: str, device: torch.device | None) -> PolarTransform:
     return PolarTransform(basis, np.dtype(dtype).type, device)
-
-
-_making = Lock()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
-from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aspire_mom.moments.polar_transform import RINGS_PER_BLOCK, polar_transform
-from aspire_mom.threads import one_blas_thread
+from aspire_mom.threads import made_once, one_blas_thread
 
 if TYPE_CHECKING:
     from aspire_mom.moments.bases import PolarBasis
@@ -114,15 +112,7 @@ def _interpolation(angles: np.ndarray, n_samples: int) -> np.ndarray:
     return (1 + 2 * np.cos(orders * apart).sum(0, keepdims=True)) / n_samples
 
 
+@made_once
 def ring_filter(basis: PolarBasis, n_samples: int, dtype: str) -> RingFilter:
     """The filter of a basis, remembered, and made once for all threads."""
-    with _making:
-        return _made(basis, n_samples, dtype)
-
-
-@lru_cache(maxsize=2)
-def _made(basis: PolarBasis, n_samples: int, dtype: str) -> RingFilter:
     return RingFilter(basis, n_samples, dtype)
-
-
-_making = Lock()

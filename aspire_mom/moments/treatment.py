@@ -18,6 +18,7 @@ def treatment_of(estimator: MomentEstimator, transfer: TransferFunctions) -> str
 
     :param estimator: The estimator.
     :param transfer: The source's transfer functions, in use or not.
+    :return: Words, parted by semicolons.
     """
     used = estimator.transfer
     if used is not None:
