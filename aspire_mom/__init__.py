@@ -6,21 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aspire_mom.densities import (
-        DiscreteDensity,
-        MomentEncoder,
-        VonMisesFisherMixture,
-    )
+    from aspire_mom.bases import CartesianBasis, PolarBasis
     from aspire_mom.evaluation import Comparison, compare
     from aspire_mom.inversion import MomentInversion, Reconstruction, paper_inversion
-    from aspire_mom.moments import (
-        CartesianBasis,
-        MomentEstimator,
-        Moments,
-        PolarBasis,
-        ThirdMomentBasis,
+    from aspire_mom.moments import MomentEstimator, Moments, ThirdMomentBasis
+    from aspire_mom.networks import MomentEncoder
+    from aspire_mom.rotations import (
+        DiscreteDensity,
+        SO3Quadrature,
+        SphericalDesign,
+        VonMisesFisherMixture,
     )
-    from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
     from aspire_mom.volumes import BallHarmonics, FourierNet, GaussianMixture
 
 __version__ = "0.1.0"
@@ -46,7 +42,15 @@ __all__ = [
     "paper_inversion",
 ]
 
-ROOMS = ("densities", "evaluation", "inversion", "moments", "quadrature", "volumes")
+ROOMS = (
+    "bases",
+    "moments",
+    "rotations",
+    "volumes",
+    "networks",
+    "inversion",
+    "evaluation",
+)
 
 
 # Names are imported when first used (PEP 562): `aspire-mom --help` need not wait for

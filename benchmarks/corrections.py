@@ -26,12 +26,13 @@ from aspire.utils import Rotation
 from aspire.utils.logging import setConsoleLoggingLevel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from aspire_mom.files import read_volume
+from aspire_mom.bases import PolarBasis
+from aspire_mom.cli.outputs import read_volume
 from aspire_mom.inversion.forward import Shifts
-from aspire_mom.moments import MomentEstimator, Moments, PolarBasis
+from aspire_mom.moments import MomentEstimator, Moments
 from aspire_mom.moments.report import RingReport
 from aspire_mom.moments.rings import ring_power
-from aspire_mom.quadrature import viewing_rotations
+from aspire_mom.rotations import viewing_rotations
 from benchmarks.ctf import DEGREE, error_of, signal_power
 from benchmarks.moments import exact_moments
 from tests.references.moments import product_quadrature

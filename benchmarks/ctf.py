@@ -30,9 +30,10 @@ from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from aspire_mom.files import read_volume
-from aspire_mom.moments import MomentEstimator, Moments, PolarBasis
-from aspire_mom.quadrature import viewing_rotations
+from aspire_mom.bases import PolarBasis
+from aspire_mom.cli.outputs import read_volume
+from aspire_mom.moments import MomentEstimator, Moments
+from aspire_mom.rotations import viewing_rotations
 from benchmarks.moments import exact_moments, on_fewer_pixels
 from tests.references.moments import product_quadrature
 

@@ -51,12 +51,12 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.demo import simulate
-from aspire_mom.inversion import MomentLoss, OptimizerStatus, forward_model
+from aspire_mom.cli.demo import simulate
+from aspire_mom.inversion import MomentLoss, OptimizerStatus, forward_model, predict
 from aspire_mom.inversion.optimise import LBFGS_STEPS_PER_REPORT, minimise
 from aspire_mom.moments.rings import ring_rms
+from aspire_mom.networks import how_trained
 from aspire_mom.phantoms import helix_bundle_phantom
-from aspire_mom.training import how_trained, predict
 from aspire_mom.volumes import FourierVolume
 from aspire_mom.volumes.grid import volume_on_rings
 

@@ -26,7 +26,7 @@ from scipy.special import sph_harm_y_all
 from scipy.stats import special_ortho_group
 from tqdm import tqdm
 
-from aspire_mom.quadrature.designs import DATA, harmonic_residual
+from aspire_mom.rotations.designs import DATA, harmonic_residual
 
 SOLVED = 1e-13
 # Displacement of the starting spiral's points, as a fraction of their spacing.

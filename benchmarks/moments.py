@@ -26,17 +26,15 @@ from aspire.utils import Rotation
 from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
-from aspire_mom.densities import VonMisesFisherMixture
-from aspire_mom.moments import (
-    Basis,
-    CartesianBasis,
-    MomentEstimator,
-    Moments,
-    PolarBasis,
-)
+from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.moments import MomentEstimator, Moments
 from aspire_mom.moments.moments import weighted_norm
 from aspire_mom.phantoms import gaussian_phantom, gaussians_on_grid
-from aspire_mom.quadrature import SphericalDesign, viewing_rotations
+from aspire_mom.rotations import (
+    SphericalDesign,
+    VonMisesFisherMixture,
+    viewing_rotations,
+)
 from aspire_mom.volumes.grid import volume_on_rings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

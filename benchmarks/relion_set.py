@@ -26,8 +26,8 @@ from aspire.volume import Volume
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aspire_mom import Moments, PolarBasis, compare
-from aspire_mom.files import read_volume
-from aspire_mom.quadrature import viewing_rotations
+from aspire_mom.cli.outputs import read_volume
+from aspire_mom.rotations import viewing_rotations
 from benchmarks.ctf import DEGREE, ctfs, error_of
 from benchmarks.moments import exact_moments
 from tests.references.moments import product_quadrature
@@ -88,7 +88,7 @@ def reconstruct(moments: Path, volume: Volume) -> None:
 
 def command(*words: object) -> str:
     """`aspire-mom …` in a process of its own; what it says, without progress bars."""
-    program = [sys.executable, "-c", "from aspire_mom.cli import main; main()"]
+    program = [sys.executable, "-c", "from aspire_mom.cli.main import main; main()"]
     done = subprocess.run(
         [*program, *map(str, words)], capture_output=True, text=True, check=True
     )

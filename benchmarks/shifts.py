@@ -32,8 +32,8 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.demo import SIGMA, L
-from aspire_mom.files import read_volume
+from aspire_mom.cli.demo import SIGMA, L
+from aspire_mom.cli.outputs import read_volume
 from aspire_mom.phantoms import gaussian_phantom
 
 

@@ -26,10 +26,11 @@ from aspire.utils import Rotation
 from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
-from aspire_mom.moments import MomentEstimator, Moments, PolarBasis, ThirdMomentBasis
+from aspire_mom.bases import PolarBasis
+from aspire_mom.moments import MomentEstimator, Moments, ThirdMomentBasis
 from aspire_mom.moments.moments import weighted_norm
 from aspire_mom.phantoms import chain_phantom, gaussian_phantom
-from aspire_mom.quadrature import SphericalDesign, viewing_rotations
+from aspire_mom.rotations import SphericalDesign, viewing_rotations
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.moments import average, slice_coefficients

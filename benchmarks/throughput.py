@@ -38,7 +38,7 @@ from aspire.utils.logging import setConsoleLoggingLevel
 from finufft import Plan
 
 from aspire_mom import MomentEstimator, Moments, PolarBasis
-from aspire_mom.moments.polar_transform import polar_transform
+from aspire_mom.bases.polar_transform import polar_transform
 from aspire_mom.threads import n_workers
 
 RUNS = 3

@@ -9,14 +9,12 @@ from aspire_mom.evaluation.plots import (
     plot_views,
 )
 from aspire_mom.evaluation.registration import Registration, register
-from aspire_mom.filters import mirror
 
 __all__ = [
     "Comparison",
     "Registration",
     "compare",
     "fourier_shell_correlation",
-    "mirror",
     "plot_fsc",
     "plot_isosurfaces",
     "plot_slices",

@@ -8,8 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from aspire_mom.bases import CartesianBasis
 from aspire_mom.evaluation.plots import BLUE, GREEN, INK, ORANGE
-from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments import Moments
 from aspire_mom.moments.report import RingReport
 from aspire_mom.moments.rings import order_blocks
 

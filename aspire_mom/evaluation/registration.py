@@ -21,7 +21,7 @@ from scipy.special import sph_harm_y_all
 
 from aspire_mom.checks import check_volume
 from aspire_mom.evaluation.fsc import check_pair
-from aspire_mom.filters import mirror
+from aspire_mom.volumes.filters import mirror
 
 # Rotations are searched on few shells, where peaks are as wide as the search grid is
 # coarse and where even poor reconstructions are right, then refined on more. One degree

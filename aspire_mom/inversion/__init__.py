@@ -7,6 +7,7 @@ from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import OptimizerStatus, StoppedByUser
 from aspire_mom.inversion.paper import paper_inversion
 from aspire_mom.inversion.reconstruction import Reconstruction
+from aspire_mom.inversion.start import predict
 
 __all__ = [
     "ForeignCheckpoint",
@@ -17,4 +18,5 @@ __all__ = [
     "StoppedByUser",
     "forward_model",
     "paper_inversion",
+    "predict",
 ]

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.bases import CartesianBasis
+from aspire_mom.moments import Moments
 from aspire_mom.processes import gathered, own_rows
-from aspire_mom.quadrature import SO3Quadrature
+from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
 # Fourier values evaluated at once: as many as keep a network's layers in cache, or more

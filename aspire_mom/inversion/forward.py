@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.checks import spread
 from aspire_mom.inversion.cartesian import CartesianForward, check_count, in_chunks
-from aspire_mom.moments import Basis, CartesianBasis, PolarBasis
 from aspire_mom.processes import gathered, own_rows
-from aspire_mom.quadrature import SO3Quadrature
+from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
 # Standard deviation in boxes up to which shifts that are to be found are modelled well:

@@ -16,8 +16,8 @@ from aspire.utils import tqdm
 from aspire.volume import Volume
 from torch import Tensor
 
+from aspire_mom.bases import CartesianBasis
 from aspire_mom.checks import checked_device
-from aspire_mom.densities import DiscreteDensity, MomentEncoder
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.checkpoint import Checkpoint, fingerprint
 from aspire_mom.inversion.forward import forward_model
@@ -43,10 +43,11 @@ from aspire_mom.inversion.search import (
     n_refinements,
     search,
 )
-from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import informative_rings, ring_rms
+from aspire_mom.networks import MomentEncoder
 from aspire_mom.processes import is_first, wait
-from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
+from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import (
     BallHarmonics,
     FourierNet,

@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.bases import CartesianBasis
+from aspire_mom.bases.ctf_weights import LEAST_SHARE
+from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import (
     NEGLIGIBLE,
     order_multiplicity,
     pixel_rings,
     ring_rms,
 )
-from aspire_mom.moments.weights import LEAST_SHARE
 
 Weighting = Literal["noise", "rings", "none"]
 # What quadrature and model may miss of an entry, relative to its rings' RMS: errors

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
+from aspire_mom.bases import Basis, CartesianBasis
 from aspire_mom.checks import check_integer, check_positive
-from aspire_mom.moments import Basis, CartesianBasis, Moments
-from aspire_mom.quadrature import SO3Quadrature
+from aspire_mom.moments import Moments
+from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
 PRIORS = ("gaussians", "fouriernet", "harmonics")

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
+from aspire_mom.bases import CartesianBasis
 from aspire_mom.checks import check_integer
-from aspire_mom.densities import LatentEncoder, MomentEncoder
 from aspire_mom.inversion.inversion import MomentInversion
 from aspire_mom.inversion.optimise import StatusCallback
-from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import ring_rms
-from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
+from aspire_mom.networks import LatentEncoder, MomentEncoder
+from aspire_mom.rotations import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import FourierNet
 
 LEARNING_RATES = (1e-5, 1e-6)

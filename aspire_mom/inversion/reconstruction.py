@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from aspire.volume import Volume
 
-from aspire_mom.filters import mirror
-from aspire_mom.quadrature import SO3Quadrature
+from aspire_mom.rotations import SO3Quadrature
+from aspire_mom.volumes.filters import mirror
 
 FILES = ("volume.mrc", "reconstruction.npz", "reconstruction.json")
 

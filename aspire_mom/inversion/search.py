@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from aspire_mom.densities import MomentEncoder
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.checkpoint import Checkpoint
 from aspire_mom.inversion.forward import (
@@ -25,6 +24,7 @@ from aspire_mom.inversion.optimise import (
     StatusCallback,
     minimise,
 )
+from aspire_mom.networks import MomentEncoder
 from aspire_mom.volumes import FourierVolume, GaussianMixture
 
 FIRST_RINGS = 4

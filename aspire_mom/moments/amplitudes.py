@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from aspire_mom.moments.bases import CartesianBasis
+from aspire_mom.bases.bases import CartesianBasis
 from aspire_mom.moments.moments import Moments
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch
 from aspire.operators import Filter
 from aspire.source import ImageSource
 
-from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.third import ThirdMomentBasis
 

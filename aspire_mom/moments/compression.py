@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from aspire_mom.bases.bases import PolarBasis
 from aspire_mom.checks import check_integer
-from aspire_mom.moments.bases import PolarBasis
 
 if TYPE_CHECKING:
     from typing_extensions import Self

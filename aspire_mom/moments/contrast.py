@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import j0
 
-from aspire_mom.moments.bases import CartesianBasis
+from aspire_mom.bases.bases import CartesianBasis
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.rings import pixel_rings
 

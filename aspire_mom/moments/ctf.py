@@ -26,7 +26,7 @@ from aspire.operators import (
 )
 from aspire.source import ArrayImageSource, ImageSource
 
-from aspire_mom.moments.bases import Basis, CartesianBasis
+from aspire_mom.bases.bases import Basis, CartesianBasis
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,20 @@ from aspire.operators import Filter
 from aspire.source import ImageSource
 
 from aspire_mom import processes
+from aspire_mom.bases.bases import Basis
+from aspire_mom.bases.ctf_weights import (
+    divide,
+    divide_power,
+    expand,
+    multiply,
+    own_power,
+    solve_entries,
+    weight_sums,
+)
+from aspire_mom.bases.device import sums_on_device
+from aspire_mom.bases.noise import filter_spectrum, stationary_noise_second
 from aspire_mom.checks import check_images, check_integer, checked_device
 from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
-from aspire_mom.moments.bases import Basis
 from aspire_mom.moments.checks import (
     check_astigmatism,
     check_covered,
@@ -38,22 +49,11 @@ from aspire_mom.moments.corners import (
     has_nyquist,
 )
 from aspire_mom.moments.ctf import TransferFunctions
-from aspire_mom.moments.device import sums_on_device
 from aspire_mom.moments.fingerprint import digest, fingerprint_source
 from aspire_mom.moments.moments import Moments
-from aspire_mom.moments.noise import filter_spectrum, stationary_noise_second
 from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.moments.third import ThirdMomentBasis
 from aspire_mom.moments.treatment import treatment_of
-from aspire_mom.moments.weights import (
-    divide,
-    divide_power,
-    expand,
-    multiply,
-    own_power,
-    solve_entries,
-    weight_sums,
-)
 
 logger = logging.getLogger(__name__)
 

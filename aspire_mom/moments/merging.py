@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aspire_mom.checks import spread
-from aspire_mom.moments.bases import CartesianBasis
-from aspire_mom.moments.weights import (
+from aspire_mom.bases.bases import CartesianBasis
+from aspire_mom.bases.ctf_weights import (
     divide,
     divide_power,
     expand,
@@ -17,6 +16,7 @@ from aspire_mom.moments.weights import (
     multiply_power,
     solve_entries,
 )
+from aspire_mom.checks import spread
 
 if TYPE_CHECKING:
     from aspire_mom.moments.moments import Moments

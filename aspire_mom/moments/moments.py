@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.checks import check_integer, check_new, check_positive
-from aspire_mom.moments.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.moments.merging import merged
 from aspire_mom.moments.third import ThirdMomentBasis
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aspire_mom.moments.bases import CartesianBasis
+from aspire_mom.bases.bases import CartesianBasis
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.rings import (
     NEGLIGIBLE,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from aspire_mom.moments.bases import CartesianBasis
+from aspire_mom.bases.bases import CartesianBasis
+from aspire_mom.bases.ctf_weights import own_power
 from aspire_mom.moments.moments import Moments
-from aspire_mom.moments.weights import own_power
 
 # A ring carries signal where its second moments exceed their errors by this in square.
 SIGNIFICANT = 1.5

@@ -23,7 +23,7 @@ from aspire_mom.mra.supervision import (
     draw_problems,
     training_set,
 )
-from aspire_mom.networks import warm_cosine
+from aspire_mom.networks.files import warm_cosine
 
 # Errors below which a problem counts as solved, so that it is not all that is trained.
 SOLVED = 1e-3

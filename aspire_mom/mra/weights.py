@@ -10,7 +10,7 @@ from torch import nn
 
 from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
-from aspire_mom.networks import UNREADABLE, read_weights, write_weights
+from aspire_mom.networks.files import UNREADABLE, read_weights, write_weights
 
 KINDS = {
     "marching": MarchingEncoder,

@@ -12,7 +12,7 @@ from scipy.special import spherical_jn
 from torch import Tensor
 
 from aspire_mom.checks import check_integer, check_positive, check_volume
-from aspire_mom.quadrature import real_spherical_harmonics
+from aspire_mom.rotations import real_spherical_harmonics
 from aspire_mom.volumes.base import FourierVolume
 from aspire_mom.volumes.fitting import relative_error
 from aspire_mom.volumes.grid import volume_on_rings

@@ -15,7 +15,7 @@ from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.base import FourierVolume, volume_transform
 
 if TYPE_CHECKING:
-    from aspire_mom.densities.encoder import LatentEncoder
+    from aspire_mom.networks.moment_encoder import LatentEncoder
 
 # First-layer waves are those of points in a ball this large (box units) ...
 FIRST_RADIUS = 0.2

@@ -8,12 +8,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from aspire_mom.cli import main
+from aspire_mom.cli.main import main
 from aspire_mom.phantoms import gaussian_phantom
 
 L, PIXEL_SIZE, IMAGES = 12, 2.0, 300
 # What the installed command runs.
-SCRIPT = "from aspire_mom.cli import main; main()"
+SCRIPT = "from aspire_mom.cli.main import main; main()"
 
 
 def run(*args):

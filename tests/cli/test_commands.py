@@ -23,12 +23,12 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.cli import reconstruct
-from aspire_mom.evaluation import mirror
-from aspire_mom.files import RECONSTRUCTION_FILES
+from aspire_mom.cli.main import reconstruct
+from aspire_mom.cli.outputs import RECONSTRUCTION_FILES
 from aspire_mom.inversion.options import PRIORS
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.relion import ParticleSource
+from aspire_mom.volumes.filters import mirror
 from tests.cli.conftest import IMAGES, PIXEL_SIZE, SCRIPT, L, run, succeed
 
 # Checkpoints at once.
@@ -254,7 +254,7 @@ def test_checkpoint_stays_until_the_results_are_written(tmp_path, monkeypatch, m
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aspire_mom.files.write_reconstruction", full)
+    monkeypatch.setattr("aspire_mom.cli.outputs.write_reconstruction", full)
     command = ("reconstruct", moments, "-o", tmp_path, "--starts", 1)
     assert "No space left" in run(*command).stderr
     monkeypatch.undo()

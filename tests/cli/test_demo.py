@@ -9,9 +9,9 @@ from aspire.volume import Volume
 from scipy.spatial.transform import Rotation
 
 from aspire_mom import MomentInversion, compare
-from aspire_mom import demo as demonstration
-from aspire_mom.evaluation import mirror
+from aspire_mom.cli import demo as demonstration
 from aspire_mom.phantoms import gaussian_phantom
+from aspire_mom.volumes.filters import mirror
 from tests.cli.conftest import run, succeed
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation as Rotations
 
-from aspire_mom.evaluation import Comparison, compare, fourier_shell_correlation, mirror
+from aspire_mom.evaluation import Comparison, compare, fourier_shell_correlation
+from aspire_mom.volumes.filters import mirror
 from tests.evaluation.blobs import blobs
 
 ROTATION = Rotations.from_euler("ZYZ", [0.4, 1.3, -2.1]).as_matrix()

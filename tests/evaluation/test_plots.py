@@ -4,12 +4,7 @@ import pytest
 from aspire.volume import Volume
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-from aspire_mom.evaluation import (
-    compare,
-    plot_isosurfaces,
-    plot_slices,
-    plot_views,
-)
+from aspire_mom.evaluation import compare, plot_isosurfaces, plot_slices, plot_views
 from aspire_mom.evaluation.plots import _smooth_density, _surface
 from tests.evaluation.blobs import blobs
 

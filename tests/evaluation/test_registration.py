@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation as Rotations
 from scipy.special import sph_harm_y
 
-from aspire_mom.evaluation import mirror, register
+from aspire_mom.evaluation import register
 from aspire_mom.evaluation.registration import (
     SEARCH_ANGLES,
     fourier_spline,
@@ -15,6 +15,7 @@ from aspire_mom.evaluation.registration import (
     half_ball,
     rotation_correlation,
 )
+from aspire_mom.volumes.filters import mirror
 from tests.evaluation.blobs import angle_between, blobs, motion_back
 from tests.references.dft import volume_fourier_values
 

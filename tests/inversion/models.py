@@ -6,7 +6,7 @@ from aspire.utils import Rotation
 
 from aspire_mom.inversion import forward_model
 from aspire_mom.moments import Moments
-from aspire_mom.quadrature import SO3Quadrature
+from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import GaussianMixture
 from aspire_mom.volumes.base import FourierVolume
 from tests.references import forward as reference

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from aspire_mom.densities import LatentEncoder
+from aspire_mom.bases import CartesianBasis
 from aspire_mom.inversion import MomentLoss, cartesian, forward_model
 from aspire_mom.inversion.cartesian import CartesianLoss
-from aspire_mom.moments import CartesianBasis, Moments
+from aspire_mom.moments import Moments
+from aspire_mom.networks import LatentEncoder
 from aspire_mom.volumes import FourierNet
 from tests.inversion.models import (
     closed_form,

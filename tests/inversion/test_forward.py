@@ -6,10 +6,10 @@ from aspire.utils import Rotation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aspire_mom.densities import VonMisesFisherMixture
+from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.inversion import cartesian, forward_model
-from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis
-from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
+from aspire_mom.moments import MomentEstimator
+from aspire_mom.rotations import SO3Quadrature, SphericalDesign, VonMisesFisherMixture
 from aspire_mom.volumes import BallHarmonics, FourierNet, ball_harmonics
 from tests.inversion.models import (
     GridVolume,

@@ -7,8 +7,9 @@ from aspire.source import ArrayImageSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.inversion import MomentLoss, forward_model, loss
-from aspire_mom.moments import CartesianBasis, MomentEstimator, Moments, PolarBasis
+from aspire_mom.moments import MomentEstimator, Moments
 from aspire_mom.moments.rings import informative_rings, ring_rms
 from tests.inversion.models import (
     closed_form,

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from aspire_mom.densities import LatentEncoder, MomentEncoder
+from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.inversion import (
     OptimizerStatus,
     StoppedByUser,
     optimise,
     paper_inversion,
 )
-from aspire_mom.moments import CartesianBasis, PolarBasis
+from aspire_mom.networks import LatentEncoder, MomentEncoder
 from aspire_mom.volumes import FourierNet
 from tests.inversion.models import (
     exact_moments,

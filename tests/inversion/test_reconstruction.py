@@ -5,7 +5,7 @@ import pytest
 from aspire.volume import Volume
 
 from aspire_mom.inversion import Reconstruction
-from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
+from aspire_mom.rotations import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes.base import volume_transform
 
 FILES = ["reconstruction.json", "reconstruction.npz", "volume.mrc"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from aspire_mom.densities import DiscreteDensity
+from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.inversion import (
     ForeignCheckpoint,
     MomentInversion,
@@ -16,8 +16,8 @@ from aspire_mom.inversion import (
 from aspire_mom.inversion.checkpoint import Checkpoint
 from aspire_mom.inversion.forward import Shifts, forward_model
 from aspire_mom.inversion.search import FIRST_SHIFT_STD, SHIFT_UNIT, Plan, refine
-from aspire_mom.moments import CartesianBasis, MomentEstimator, Moments, PolarBasis
-from aspire_mom.quadrature import SO3Quadrature, SphericalDesign
+from aspire_mom.moments import MomentEstimator, Moments
+from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import GaussianMixture
 from tests.moments.sources import largest_difference, simulation
 

@@ -8,7 +8,8 @@ from aspire.source import ArrayImageSource, Simulation
 from aspire.utils import Rotation
 from scipy.spatial.transform import Rotation as Turn
 
-from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis
+from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.moments import MomentEstimator
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.phantoms import gaussian_phantom
 from tests.moments.sources import largest_difference

@@ -10,12 +10,8 @@ from aspire.utils import Rotation
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aspire_mom.moments import (
-    CartesianBasis,
-    MomentEstimator,
-    PolarBasis,
-    ThirdMomentBasis,
-)
+from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.moments import MomentEstimator, ThirdMomentBasis
 from tests.moments.sources import (
     VARIANCE,
     array_source,

@@ -5,10 +5,10 @@ import pytest
 from aspire.source import Simulation
 from aspire.utils import Rotation
 
-from aspire_mom.densities import VonMisesFisherMixture
-from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis
+from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.moments import MomentEstimator
 from aspire_mom.phantoms import gaussians_on_grid
-from aspire_mom.quadrature import SphericalDesign
+from aspire_mom.rotations import SphericalDesign, VonMisesFisherMixture
 from tests.moments.sources import largest_difference
 from tests.references import moments as reference
 

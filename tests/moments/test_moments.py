@@ -4,7 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
-from aspire_mom.moments import CartesianBasis, MomentEstimator, Moments, PolarBasis
+from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.moments import MomentEstimator, Moments
 from tests.moments.sources import array_source, noise_images
 
 BASES = [

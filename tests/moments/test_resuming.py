@@ -7,7 +7,8 @@ import pytest
 from aspire.operators import CTFFilter, ScalarFilter
 from aspire.source import RelionSource
 
-from aspire_mom.moments import MomentEstimator, PolarBasis, ThirdMomentBasis
+from aspire_mom.bases import PolarBasis
+from aspire_mom.moments import MomentEstimator, ThirdMomentBasis
 from tests.moments.sources import array_source, noise_images, simulation
 from tests.moments.streams import Killed
 

@@ -14,7 +14,8 @@ from aspire.operators import CTFFilter
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from aspire_mom import processes
-from aspire_mom.moments import CartesianBasis, MomentEstimator, PolarBasis, streaming
+from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.moments import MomentEstimator, streaming
 from aspire_mom.moments.streaming import accumulate
 from aspire_mom.threads import one_blas_thread
 from tests.moments.sources import noise_images, simulation

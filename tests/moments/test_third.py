@@ -9,16 +9,11 @@ from aspire.operators import FunctionFilter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aspire_mom.moments import (
-    CartesianBasis,
-    MomentEstimator,
-    Moments,
-    PolarBasis,
-    ThirdMomentBasis,
-)
+from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.bases.noise import stationary_noise_second
+from aspire_mom.moments import MomentEstimator, Moments, ThirdMomentBasis
 from aspire_mom.moments.compression import _noise_second
 from aspire_mom.moments.moments import weighted_norm
-from aspire_mom.moments.noise import stationary_noise_second
 from tests.moments.sources import array_source, largest_difference, noise_images
 from tests.references import moments as reference
 from tests.references import third as slow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from aspire.source import RelionSource
 
-from aspire_mom.moments import CartesianBasis
+from aspire_mom.bases import CartesianBasis
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.relion import ParticleSource, read_particles
 from tests.relion.files import (

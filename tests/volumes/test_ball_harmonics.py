@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import sph_harm_y, spherical_jn
 from torch.func import functional_call
 
-from aspire_mom.quadrature import real_spherical_harmonics
+from aspire_mom.rotations import real_spherical_harmonics
 from aspire_mom.volumes.ball_harmonics import BallHarmonics
 from aspire_mom.volumes.base import FourierVolume
 

@@ -7,7 +7,7 @@ from aspire.volume import Volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aspire_mom.densities import LatentEncoder
+from aspire_mom.networks import LatentEncoder
 from aspire_mom.volumes.base import volume_transform
 from aspire_mom.volumes.fourier_net import FourierNet
 

@@ -1,0 +1,281 @@
+"""Polar coefficients of images by small matrix products, one axis after the other."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from aspire_mom.bases.arrays import Array, zeros
+from aspire_mom.threads import made_once, one_blas_thread
+
+if TYPE_CHECKING:
+    from aspire_mom.bases.bases import PolarBasis
+
+# Lines and rings whose matrices are multiplied in one call, the smaller ones being
+# filled up with zeros: enough to keep calls few, few enough to keep zeros few.
+LINES_PER_BLOCK = 8
+RINGS_PER_BLOCK = 4
+
+
+class PolarTransform:
+    """
+    c[m, r], the m-th Fourier coefficient in θ of an image's transform on ring r,
+
+        F(r cos θ, r sin θ) = Σ_{x, y} f(x, y) exp(-2πi (x r cos θ + y r sin θ) / L).
+
+    Where a ring crosses a line of constant ky, its transform is one along y, the same
+    for all rings, and then one along x: matrices of L numbers a row instead of L². Of
+    the lines chosen, |ky| <= |kx|, each ring has so many crossings that they determine
+    its angular coefficients: nowhere are they further apart than half a period of the
+    highest order. A pseudo-inverse per ring finds them, the other half of the crossings
+    being those of lines of constant kx, or of constant ky in the image mirrored in
+    x = y. The work grows as L³, and to rounding nothing is approximated.
+
+    The square's symmetries save the rest. Images are first split into parts even and
+    odd in x and in y, of a quarter of the pixels and with real transforms, which are
+
+        F = ee - oo - i (oe + eo)                (oe odd in x, even in y, say),
+        ee = 2 Σ Re c[m] cos mθ,  oo =  2 Σ Im c[m] sin mθ    over even m (m = 0 once),
+        oe = -2 Σ Im c[m] cos mθ, eo = -2 Σ Re c[m] sin mθ    over odd m.
+
+    Mirroring in x = y turns θ into π/2 - θ: ee and oo plus or minus themselves mirrored
+    have every fourth order alone, and the other octant of oe is that of oe mirrored.
+
+    :param basis: The basis.
+    :param dtype: float32 or float64, of the images.
+    :param device: Where to compute with torch; None for NumPy, on the CPU.
+    """
+
+    def __init__(
+        self, basis: PolarBasis, dtype: type, device: torch.device | None = None
+    ):
+        self.basis, self.dtype, self.half = basis, dtype, basis.L // 2
+        self.device = device
+        self.xp, self.multiply = (
+            (np, np.matmul) if device is None else (torch, _multiply)
+        )
+        # Pixels 0, -1, … -h of an axis, which torch's slices cannot take backwards.
+        self.backwards = slice(self.half, None, -1)
+        if device is not None:
+            self.backwards = torch.arange(self.half, -1, -1, device=device)
+        self.chunk = int(np.clip(2**19 // basis.L**2, 16, 64))
+        rings = np.arange(basis.n_rings)
+        # Orders of a ring: those of the pixels in the corners.
+        corner = 2 * np.pi / basis.L * np.sqrt(2) * self.half
+        reach = _reach(corner * rings, dtype)
+        self.reach = np.minimum(reach, basis.max_order)
+        self.lines = _lines(reach)
+        # One crossing beyond the octant, so that there is no gap at its end.
+        crossings = np.searchsorted(self.lines, rings / np.sqrt(2)) + (rings > 0)
+        crossings = np.minimum(crossings, len(self.lines))
+        self.down = self._waves(self.lines)
+        self.across, self.angular = [], []
+        for start in range(0, len(self.lines), LINES_PER_BLOCK):
+            lines = slice(start, min(start + LINES_PER_BLOCK, len(self.lines)))
+            crossing = slice(int(np.argmax(crossings > start)), basis.n_rings)
+            kx = rings[crossing] ** 2 - self.lines[lines, None] ** 2
+            waves = self._waves(np.sqrt(np.maximum(kx, 0)))
+            self.across.append((lines, crossing, waves))
+        for start in range(1, basis.n_rings, RINGS_PER_BLOCK):
+            own = rings[start : start + RINGS_PER_BLOCK]
+            inverses = [
+                _inverses(
+                    np.arcsin(self.lines[: crossings[r]] / r), reach[r], basis.max_order
+                )
+                for r in own
+            ]
+            matrices = [
+                self._placed(_stacked(of_rings))
+                for of_rings in zip(*inverses, strict=True)
+            ]
+            self.angular.append((slice(own[0], own[-1] + 1), matrices))
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations per image, of matrix products."""
+        products = 8 * math.prod(self.down[0].shape) * (self.half + 1)
+        products += sum(4 * math.prod(waves.shape) for *_, waves in self.across)
+        products += sum(math.prod(m.shape) for _, ms in self.angular for m in ms)
+        return 2.0 * products
+
+    @one_blas_thread()
+    def __call__(self, images: Array) -> Array:
+        """
+        :param images: Images (n, L, L) of the transform's type, on its device.
+        :return: Real and imaginary parts of their coefficients, (2, max_order + 1,
+            n_rings, n), of that type.
+        """
+        n, basis = len(images), self.basis
+        c = zeros((2, basis.max_order + 1, basis.n_rings, n), images)
+        # GPUs want much work at once, the CPU's cache little.
+        chunk = self.chunk if self.device is None else n
+        for start in range(0, n, chunk):
+            own = images[start : start + chunk]
+            if start == 0 or len(own) < chunk:
+                parts, along_lines, crossings = self._workspace(own)
+            self._split(own, parts)
+            for odd_in_y in (0, 1):
+                across = parts[odd_in_y].reshape(4, self.half + 1, -1)
+                self.multiply(self.down[odd_in_y], across, out=along_lines)
+                self._to_crossings(odd_in_y, along_lines, crossings)
+            self._to_orders(crossings, c[..., start : start + chunk])
+        c[0, 0, 0] = images.sum((1, 2))
+        return c
+
+    def _workspace(self, images: Array) -> tuple[Array, ...]:
+        """
+        Parts of n images (odd in y, [even in x, even in x, odd, odd], y, x, n), their
+        transforms on lines (4, lines, x · n) and at crossings (of odd orders, which,
+        rings, lines, odd in y, n).
+        """
+        basis, across, lines = self.basis, self.half + 1, len(self.lines)
+        n = len(images)
+        shapes = (
+            (2, 4, across, across, n),
+            (4, lines, across * n),
+            (2, 2, basis.n_rings, lines, 2, n),
+        )
+        return tuple(zeros(shape, images) for shape in shapes)
+
+    def _split(self, images: Array, parts: Array) -> None:
+        """Pixels at ±x, ±y, mirrored in x = y and not, added up by their symmetry."""
+        L, h, n, xp = self.basis.L, self.half, len(images), self.xp
+        # Even sizes have a row and a column at -L/2 and none at L/2.
+        pixels = zeros((2 * h + 1, 2 * h + 1, n), images)
+        pixels[:L, :L] = images.swapaxes(0, 1).swapaxes(1, 2)
+        upwards = pixels[self.backwards]
+        (ee, _, oe, _), (_, eo, oo, _) = parts
+        for rows, even, odd in (
+            (pixels[h:] + upwards, ee, oe),
+            (pixels[h:] - upwards, eo, oo),
+        ):
+            leftwards = rows[:, self.backwards]
+            xp.add(rows[:, h:], leftwards, out=even)
+            xp.subtract(rows[:, h:], leftwards, out=odd)
+            even[:, 0] /= 2
+        for even in (ee, oe):
+            even[0] /= 2
+        parts[0, 3], parts[1, 0] = eo.swapaxes(0, 1), oe.swapaxes(0, 1)
+        for one, other in (parts[0, :2], parts[1, 2:]):
+            mirrored = one.swapaxes(0, 1)
+            xp.subtract(one, mirrored, out=other)
+            one[:] = one + mirrored
+
+    def _to_crossings(
+        self, odd_in_y: int, along_lines: Array, crossings: Array
+    ) -> None:
+        """From transforms along y, on lines, to those on rings' crossings with them."""
+        n_lines, n = crossings.shape[3], crossings.shape[-1]
+        by_column = along_lines.reshape(4, n_lines, self.half + 1, n)
+        for lines, rings, waves in self.across:
+            for odd_in_x in (0, 1):
+                two = by_column[2 * odd_in_x : 2 * odd_in_x + 2, lines]
+                out = crossings[odd_in_x ^ odd_in_y, :, rings, lines, odd_in_y]
+                self.multiply(waves[odd_in_x], two, out=out.swapaxes(1, 2))
+
+    def _to_orders(self, crossings: Array, c: Array) -> None:
+        """From transforms at crossings to angular coefficients, ring 0 left out."""
+        for rings, matrices in self.angular:
+            n_rings, _, n_lines = matrices[0].shape
+            even, odd = crossings[:, :, rings, :n_lines]
+            odd = odd.reshape(2, n_rings, 2 * n_lines, -1)
+            for matrix, values, part, first, step in zip(
+                matrices,
+                # ee, ee mirrored and subtracted, oo so, oo; oe, eo.
+                (even[0, ..., 0, :], even[1, ..., 0, :])
+                + (even[1, ..., 1, :], even[0, ..., 1, :])
+                + (odd[0], odd[1]),
+                (0, 0, 1, 1, 1, 0),
+                (0, 2, 0, 2, 1, 1),
+                (4, 4, 4, 4, 2, 2),
+                strict=True,
+            ):
+                orders = slice(first, first + step * matrix.shape[1], step)
+                self.multiply(matrix, values, out=c[part, orders, rings].swapaxes(0, 1))
+
+    def _waves(self, k: np.ndarray) -> Array:
+        """cos and sin of 2πkx/L, (2, …, L//2 + 1)."""
+        angles = 2 * np.pi / self.basis.L * k[..., None] * np.arange(self.half + 1)
+        return self._placed(np.stack((np.cos(angles), np.sin(angles))))
+
+    def _placed(self, matrices: np.ndarray) -> Array:
+        """Constant matrices of the transform's type, on its device."""
+        matrices = matrices.astype(self.dtype)
+        if self.device is None:
+            return matrices
+        return torch.from_numpy(matrices).to(self.device)
+
+
+def _reach(z: np.ndarray, dtype: type) -> np.ndarray:
+    """Orders beyond which J_m(z) is below 1e-7 in single precision, 1e-15 in double."""
+    return np.ceil(z + 4 + (5 if dtype == np.float32 else 10) * np.cbrt(z)).astype(int)
+
+
+def _lines(reach: np.ndarray) -> np.ndarray:
+    """
+    :param reach: The highest order of each ring.
+    :return: Distances of lines from the origin, cycles per box: of those apart by
+        steps on which no ring turns by more than half a period, the middles. The last
+        is beyond the octant of the outermost ring.
+    """
+    rings, lines, edge = np.arange(len(reach)), [], 0.0
+    while np.sqrt(2) * (lines[-1] if lines else 0) < rings[-1]:
+        crossed = rings > np.sqrt(2) * edge
+        crossed[-1] = True
+        turns = np.sqrt(rings[crossed] ** 2 - edge**2) / reach[crossed]
+        step = np.pi * turns.min()
+        lines.append(edge + step / 2)
+        edge += step
+    return np.array(lines)
+
+
+def _inverses(angles: np.ndarray, reach: int, max_order: int) -> list[np.ndarray]:
+    """
+    :param angles: Angles of a ring's crossings in the octant.
+    :param reach: The highest order that there is.
+    :param max_order: The highest order of interest.
+    :return: Matrices to Re c[m] for m = 0, 4, … and 2, 6, …, then to Im c[m], from ee
+        and oo with their mirror images added or subtracted; then, for odd orders, from
+        oe to Im c[m] and from eo to Re c[m], with two numbers for every crossing.
+    """
+    inverses = []
+    for wave in (np.cos, np.sin):
+        for first in (0, 2):
+            m = np.arange(first, reach + 1, 4)
+            waves = np.where(m == 0, 2, 4) * wave(np.outer(angles, m))
+            inverses.append(_inverse(waves)[m <= max_order])
+    m = np.arange(1, reach + 1, 2)
+    sign = 2 - m % 4
+    waves = np.cos(np.outer(angles, m)), sign * np.sin(np.outer(angles, m))
+    inverse = _inverse(-2 * np.stack(waves, 1).reshape(-1, len(m)))[m <= max_order]
+    return [*inverses, inverse, sign[: len(inverse), None] * inverse]
+
+
+def _inverse(waves: np.ndarray) -> np.ndarray:
+    """The pseudo-inverse; sin 0θ counts for nothing."""
+    return np.linalg.pinv(waves, rcond=1e-8)
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """np.matmul for tensors, `out` being a view of any strides."""
+    out.copy_(left @ right)
+
+
+def _stacked(matrices: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Matrices of unlike sizes in one array, filled up with zeros."""
+    shape = np.max([matrix.shape for matrix in matrices], axis=0)
+    stacked = np.zeros((len(matrices), *shape))
+    for place, matrix in zip(stacked, matrices, strict=True):
+        place[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return stacked
+
+
+@made_once
+def polar_transform(
+    basis: PolarBasis, dtype: str, device: torch.device | None = None
+) -> PolarTransform:
+    """The transform of a basis, remembered, and made once for all threads."""
+    return PolarTransform(basis, np.dtype(dtype).type, device)

@@ -1,0 +1,118 @@
+"""Polar coefficients of images multiplied by functions that vary along rings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aspire_mom.bases.polar_transform import RINGS_PER_BLOCK, polar_transform
+from aspire_mom.threads import made_once, one_blas_thread
+
+if TYPE_CHECKING:
+    from aspire_mom.bases.bases import PolarBasis
+
+
+class RingFilter:
+    """
+    Coefficients of H F, where images' transforms F have coefficients c[m, r] and H are
+    real functions of period π along rings, given at K angles πj/K, K odd, which hold
+    their orders 0, 2 … K - 1. Orders up to M of H F are made of those of F up to M + K
+    - 1, as many as a ring has. Both are multiplied at angles: so many that what wraps
+    around lies above M, and fewer on inner rings.
+
+    On half a ring, real numbers do. c[-m] = (-1)^m conj c[m], so even orders make up
+    the real part of F and odd ones its imaginary part, which H leaves apart:
+
+        Σ c[m] exp(imφ) = 2 Σ_{even} Re c cos mφ - Im c sin mφ   (m = 0 once)
+                      + 2i Σ_{odd} Re c sin mφ + Im c cos mφ.
+
+    So one matrix makes values of both parts of coefficients, and one the way back.
+
+    :param basis: The basis.
+    :param n_samples: Number K of angles that functions are given at.
+    :param dtype: float32 or float64, of the images.
+    """
+
+    def __init__(self, basis: PolarBasis, n_samples: int, dtype: str):
+        self.basis, span = basis, n_samples - 1
+        # Odd, so that there are as many even orders as odd ones.
+        wide = replace(basis, max_order=(basis.max_order + span) | 1)
+        self.transform = polar_transform(wide, dtype)
+        self.reach = np.minimum(self.transform.reach + span, basis.max_order)
+        self.blocks = []
+        for start in range(0, basis.n_rings, RINGS_PER_BLOCK):
+            rings = slice(start, min(start + RINGS_PER_BLOCK, basis.n_rings))
+            seen = int(self.transform.reach[rings][-1]) | 1
+            kept = int(self.reach[rings][-1]) | 1
+            n = (seen + kept + span) // 2 + 1
+            angles = np.pi * np.arange(n) / n
+            there, back = 2 * _waves(angles, seen), _waves(angles, kept) / n
+            there[0, :, 0] = 1
+            back = back.swapaxes(1, 2)
+            matrices = (there, back, _interpolation(angles, n_samples))
+            self.blocks.append((rings, [m.astype(dtype)[:, None] for m in matrices]))
+
+    @one_blas_thread()
+    def __call__(self, images: np.ndarray, H: np.ndarray) -> np.ndarray:
+        """
+        :param images: Images (n, L, L) of the filter's type.
+        :param H: Functions' values (n, n_rings, K).
+        :return: Real and imaginary parts of coefficients, (2, max_order + 1, n_rings,
+            n), of that type.
+        """
+        n, basis, chunk = len(images), self.basis, self.transform.chunk
+        wide = self.transform(images)
+        c = np.zeros((2, basis.max_order + 1, basis.n_rings, n), images.dtype)
+        H = H.transpose(1, 2, 0).astype(images.dtype)
+        for start in range(0, n, chunk):
+            own = slice(start, start + chunk)
+            for rings, (there, back, interpolation) in self.blocks:
+                orders = _by_parity(wide[:, : there.shape[-1], rings, own])
+                products = there @ orders
+                products *= interpolation @ H[rings, :, own]
+                orders = _by_order(back @ products)[:, : basis.max_order + 1]
+                c[:, : orders.shape[1], rings, own] = orders
+        return c
+
+
+def _waves(angles: np.ndarray, last: int) -> np.ndarray:
+    """
+    :param angles: Angles (n,).
+    :param last: The highest order, odd.
+    :return: Factors of Re c and Im c (n, last + 1), those of the one after those of the
+        other: of even orders in the real part, of odd orders in the imaginary part.
+    """
+    turns = np.outer(angles, np.arange(last + 1))
+    cos, sin = np.cos(turns), np.sin(turns)
+    even = np.concatenate((cos[:, ::2], -sin[:, ::2]), axis=1)
+    odd = np.concatenate((sin[:, 1::2], cos[:, 1::2]), axis=1)
+    return np.stack((even, odd))
+
+
+def _by_parity(c: np.ndarray) -> np.ndarray:
+    """From (2, orders, rings, n) to (even or odd, rings, 2 · orders / 2, n)."""
+    _, n_orders, n_rings, n = c.shape
+    c = c.reshape(2, n_orders // 2, 2, n_rings, n).transpose(2, 3, 0, 1, 4)
+    return c.reshape(2, n_rings, n_orders, n)
+
+
+def _by_order(c: np.ndarray) -> np.ndarray:
+    """The inverse of :func:`_by_parity`."""
+    _, n_rings, n_orders, n = c.shape
+    c = c.reshape(2, n_rings, 2, n_orders // 2, n).transpose(2, 3, 0, 1, 4)
+    return c.reshape(2, n_orders, n_rings, n)
+
+
+def _interpolation(angles: np.ndarray, n_samples: int) -> np.ndarray:
+    """To values at angles from those at πj/K, of orders 0, 2 … K - 1: (1, n, K)."""
+    apart = angles[:, None] - np.pi * np.arange(n_samples) / n_samples
+    orders = np.arange(2, n_samples, 2)[:, None, None]
+    return (1 + 2 * np.cos(orders * apart).sum(0, keepdims=True)) / n_samples
+
+
+@made_once
+def ring_filter(basis: PolarBasis, n_samples: int, dtype: str) -> RingFilter:
+    """The filter of a basis, remembered, and made once for all threads."""
+    return RingFilter(basis, n_samples, dtype)

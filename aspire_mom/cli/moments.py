@@ -1,0 +1,327 @@
+"""`aspire-mom moments` and `aspire-mom inspect`: moments from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import torch
+from aspire.source import ImageSource
+
+from aspire_mom import processes
+from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.cli.console import (
+    INPUT,
+    OUTPUT,
+    Command,
+    check_device,
+    device_option,
+    overwrite_option,
+    pixel_size_option,
+)
+from aspire_mom.cli.outputs import check_name, check_outputs
+from aspire_mom.files import staged
+from aspire_mom.moments.checkpoint import discard_checkpoint
+from aspire_mom.moments.estimator import MomentEstimator
+from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.report import RingReport
+from aspire_mom.moments.third import ThirdMomentBasis
+from aspire_mom.relion import Particles, ParticleSource, read_particles
+
+BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
+
+
+@click.command(cls=Command)
+@click.argument("particles", type=INPUT)
+@click.option(
+    "-o", "--out", type=OUTPUT, required=True, help="Moments file to write (.npz)."
+)
+@pixel_size_option
+@click.option(
+    "--data-folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder that paths of stacks start from.  [default: the first that has the"
+    " first stack: the STAR file's, those above it, the current one]",
+)
+@click.option(
+    "--first", type=click.IntRange(min=1), help="Take this many particles only."
+)
+@click.option(
+    "--random-subset",
+    type=click.IntRange(1, 2),
+    help="Take the particles of this half set (_rlnRandomSubset) only.",
+)
+@click.option(
+    "--class",
+    "class_number",
+    type=click.IntRange(min=1),
+    help="Take the particles of this class (_rlnClassNumber) only.",
+)
+@click.option(
+    "--downsample",
+    type=click.IntRange(min=4),
+    help="Crop the images' Fourier transforms to this many pixels along an edge.",
+)
+@click.option(
+    "--basis",
+    type=click.Choice(list(BASES)),
+    default="polar",
+    show_default=True,
+    help="Rings of the images' Fourier transforms, averaged over in-plane angles, or"
+    " all Fourier pixels, which the paper's configuration takes: n⁴ numbers.",
+)
+@click.option(
+    "--noise",
+    type=click.Choice(["white", "coloured"]),
+    default="white",
+    show_default=True,
+    help="Noise of one variance at all frequencies, or of a radial power spectrum;"
+    " either is seen in the images' corners.",
+)
+@click.option(
+    "--shift-std",
+    metavar="NUMBER|auto",
+    default="0",
+    help="Standard deviation along each axis, in pixels after --downsample, of shifts"
+    " that the images still have; reconstruct models them, and with auto finds it.",
+)
+@click.option(
+    "--amplitude-std",
+    metavar="NUMBER|auto",
+    default="0",
+    help="Standard deviation of the images' amplitudes relative to their mean, divided"
+    " out of the second moment; auto sees it in the images' sums.",
+)
+@click.option(
+    "--third-rings",
+    type=click.IntRange(min=1),
+    help="Estimate third moments of this many rings, too.",
+)
+@click.option(
+    "--halves",
+    is_flag=True,
+    help="Write moments of both halves of the images beside those of all, in files"
+    " whose names end in _half1 and _half2.",
+)
+@click.option(
+    "--ignore-ctf",
+    is_flag=True,
+    help="Take images that have a CTF as if they had none.",
+)
+@click.option(
+    "--ignore-shifts",
+    is_flag=True,
+    help="Take images that have shifts as if they were centred.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Images computed at once by a core; one batch per core and one more are in"
+    " memory.",
+)
+@device_option
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the sums so far in a file beside the output whose name ends in"
+    " .checkpoint, and go on from it if it is there; do nothing if the output is.",
+)
+@overwrite_option
+def moments(
+    particles: Path,
+    out: Path,
+    pixel_size: float | None,
+    data_folder: Path | None,
+    first: int | None,
+    random_subset: int | None,
+    class_number: int | None,
+    downsample: int | None,
+    basis: str,
+    noise: str,
+    shift_std: str,
+    amplitude_std: str,
+    third_rings: int | None,
+    halves: bool,
+    ignore_ctf: bool,
+    ignore_shifts: bool,
+    batch_size: int,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """
+    Average the moments of PARTICLES, a RELION STAR file, in one pass.
+
+    Files of RELION 3.0 to 5 are read, and cryoSPARC's as pyem's csparc2star.py converts
+    them. Angles in the file are not used; CTFs are corrected for and origins centred.
+    What was read is summed up before the pass. The noise is measured in the corners of
+    the images and its share removed.
+
+    Several processes share the images where torchrun --no-python starts the command.
+    With --device cuda each sums up on a GPU: polar moments only, without --third-rings
+    and astigmatic CTFs.
+
+    \b
+    Examples:
+        aspire-mom moments particles.star -o moments.npz --resume
+        aspire-mom moments Refine3D/job020/run_data.star --downsample 64 \\
+            --noise coloured --halves -o moments.npz
+        torchrun --nproc-per-node 4 --no-python \\
+            aspire-mom moments particles.star -o moments.npz
+    """
+    check_name(out, ".npz")
+    device = check_device(processes.own_device(device))
+    outputs = [out, *_half_names(out)] if halves else [out]
+    complete = resume and all(p.is_file() for p in outputs) and not overwrite
+    # A killed run may have written some of the outputs.
+    check_outputs(outputs, overwrite or resume)
+    read = read_particles(
+        particles,
+        pixel_size,
+        data_folder=data_folder,
+        first=first,
+        random_subset=random_subset,
+        class_number=class_number,
+    )
+    if not ignore_ctf:
+        read.check_ctf()
+    source = _source(read, downsample)
+    coefficients = BASES[basis](source.L)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    options = {
+        "noise_filter": "corners" if noise == "coloured" else None,
+        "phase_flipped": read.phase_flipped or None,
+        "shift_std": _std("--shift-std", shift_std),
+        "amplitude_std": _std("--amplitude-std", amplitude_std),
+        "third": _third(coefficients, third_rings),
+        "batch_size": batch_size,
+        "ignore_ctf": ignore_ctf,
+        "ignore_shifts": ignore_shifts,
+        "checkpoint": checkpoint if resume else None,
+        "device": device,
+    }
+    if complete:
+        wanted = MomentEstimator(source, coefficients, **options)
+        _check_same(out, wanted)
+        discard_checkpoint(checkpoint)  # left by who was killed just then
+        click.echo(f"{out} is complete")
+        return
+    with processes.joined(torch.device("cpu")):
+        if processes.is_first():
+            click.echo(read.summary(), err=True)
+        estimator = MomentEstimator(source, coefficients, **options)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            estimates = _estimates(estimator, halves)
+        except KeyboardInterrupt as error:
+            what = "the same command goes on" if resume else "--resume keeps the sums"
+            raise click.ClickException(f"interrupted; {what}") from error
+        if not processes.is_first():
+            return
+        with staged(out.parent) as folder:
+            for path, estimate in zip(outputs, estimates, strict=True):
+                estimate.save(folder / path.name)
+        if resume:
+            discard_checkpoint(checkpoint)
+        click.echo(f"{estimates[0]}; {estimates[0].treatment}; in {out}")
+
+
+def _estimates(estimator: MomentEstimator, halves: bool) -> list[Moments]:
+    """Moments of all images and, if wanted, of both halves."""
+    if not halves:
+        return [estimator.estimate()]
+    return list(estimator.estimate_with_halves())
+
+
+def _half_names(out: Path) -> list[Path]:
+    return [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
+
+
+def _std(option: str, value: str) -> float | None:
+    if value == "auto":
+        return None
+    try:
+        return float(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{option} is {value!r}; a number or auto is needed"
+        ) from error
+
+
+def _third(basis: Basis, n_rings: int | None) -> ThirdMomentBasis | None:
+    if n_rings is None:
+        return None
+    if not isinstance(basis, PolarBasis):
+        raise ValueError("--third-rings is for --basis polar only")
+    return ThirdMomentBasis.rings(basis, n_rings)
+
+
+def _source(particles: Particles, downsample: int | None) -> ImageSource:
+    """The particles' images, as they are to be averaged."""
+    source = ParticleSource(particles)
+    if downsample is None:
+        return source
+    if downsample > source.L:
+        raise ValueError(
+            f"--downsample is {downsample}; the images have {source.L} pixels"
+        )
+    return source.downsample(downsample)
+
+
+def _check_same(out: Path, wanted: MomentEstimator) -> None:
+    """Raise unless the moments in a file may be those that an estimator would give."""
+    found = Moments.load(out)
+    same = (
+        found.n_images == wanted.source.n
+        and found.basis == wanted.basis
+        and found.treatment.startswith(wanted.treatment)
+        and found.shift_std == wanted.shift_std
+        and found.third_basis == wanted.third
+    )
+    if not same:
+        raise ValueError(
+            f"{out} holds moments of {found.n_images} images in {found.basis}"
+            f" ({found.treatment}), not of {wanted.source.n} in {wanted.basis}"
+            f" ({wanted.treatment}), or with another third moment; pass --overwrite to"
+            " replace it"
+        )
+
+
+@click.command(cls=Command)
+@click.argument("moments", type=INPUT)
+@click.argument("other", type=INPUT, required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+@click.option("--plot", type=OUTPUT, help="Picture to write (.png, .pdf or .svg).")
+@overwrite_option
+def inspect(
+    moments: Path, other: Path | None, as_json: bool, plot: Path | None, overwrite: bool
+) -> None:
+    """
+    Tell what is in MOMENTS, an .npz file, and how many rings of them hold up.
+
+    For each ring of the images' Fourier transforms there are the power of the signal
+    and its standard error, the power of the noise that was removed, and whether second
+    moments rise above their errors. With OTHER, moments of other images, the table is
+    of both together and has the correlation between the two.
+
+    \b
+    Examples:
+        aspire-mom inspect moments.npz --plot moments.png
+        aspire-mom inspect half1.npz half2.npz
+    """
+    from aspire_mom.evaluation.moment_plots import plot_moments
+
+    if plot is not None:
+        check_name(plot, ".png", ".pdf", ".svg")
+        check_outputs([plot], overwrite)
+    halves = [Moments.load(path) for path in (moments, other) if path is not None]
+    whole = halves[0] if other is None else halves[0].merge(halves[1])
+    report = RingReport.of(whole, halves if other is not None else None)
+    if plot is not None:
+        with staged(plot.parent) as folder:
+            plot_moments(whole, report, folder / plot.name)
+    words = json.dumps(report.summary(), indent=2) if as_json else report.table()
+    click.echo(words)

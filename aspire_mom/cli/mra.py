@@ -1,0 +1,277 @@
+"""`aspire-mom mra`: multireference alignment from the command line."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from aspire_mom.cli.console import Group, Positive, check_device, device_option
+from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
+from aspire_mom.mra.files import plot_solution, read_moments
+from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
+from aspire_mom.mra.refine import predict
+from aspire_mom.mra.signals import GaussianFamily
+from aspire_mom.mra.solve import Method, solve
+from aspire_mom.mra.supervision import Training
+from aspire_mom.mra.training import TrainingStatus, train
+from aspire_mom.mra.weights import KINDS, load_weights, pretrained, save_weights
+
+POSITIVE = click.IntRange(min=1)
+# What the shipped weights were trained with, by kind of encoder.
+DEFAULTS = {
+    "marching": {"noisy": True, "learning_rate": 2e-3},
+    "mixture": {
+        "noisy": True,
+        "exact_share": 0.3,
+        "highest": HIGHEST,
+        "learning_rate": 1e-3,
+    },
+    "paper": {
+        "noisy": False,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "logarithmic": False,
+    },
+}
+
+out_option = click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="File to write (.npz).",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**31), default=0, show_default=True
+)
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace results that exist."
+)
+
+
+@click.group(cls=Group)
+def mra() -> None:
+    """Multireference alignment: signals shifted at random, under noise."""
+
+
+@mra.command("train")
+@out_option
+@click.option(
+    "--encoder",
+    type=click.Choice(list(DEFAULTS)),
+    default="marching",
+    show_default=True,
+    help="One of the package's encoders, for moments with and without noise, or the"
+    " paper's, for exact moments.",
+)
+@click.option(
+    "--gaussians",
+    type=POSITIVE,
+    multiple=True,
+    default=(1, 2, 3),
+    show_default=True,
+    help="Number of Gaussians in v and in ρ; may be given several times.",
+)
+@click.option("--n", type=click.IntRange(min=8), default=41, show_default=True)
+@click.option("--steps", type=POSITIVE, default=7000, show_default=True)
+@click.option("--batch-size", type=POSITIVE, help="Problems in a step.")
+@click.option("--learning-rate", type=Positive(), help="Of Adam, at its highest.")
+@click.option(
+    "--training-set",
+    type=POSITIVE,
+    help="Size of a fixed training set (paper's encoder only).  [default: every problem"
+    " is new]",
+)
+@seed_option
+@device_option
+@overwrite_option
+def train_command(
+    out: Path,
+    encoder: str,
+    gaussians: tuple[int, ...],
+    n: int,
+    steps: int,
+    batch_size: int | None,
+    learning_rate: float | None,
+    training_set: int | None,
+    seed: int,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """
+    Train an encoder on problems drawn as it goes, and write its weights.
+
+    Progress is kept in a file beside the weights whose name ends in .checkpoint: the
+    same command goes on where a stopped one was.
+
+    \b
+    Example:
+        aspire-mom mra train --steps 1000 -o weights.npz
+    """
+    from aspire_mom.cli.outputs import check_name, check_outputs
+    from aspire_mom.files import staged
+
+    check_name(out, ".npz")
+    check_outputs([out], overwrite)
+    if training_set is not None and encoder != "paper":
+        raise ValueError("--training-set is for --encoder paper")
+    if encoder == "mixture" and n < MIN_SIZE:
+        raise ValueError(
+            f"--n is {n}; --encoder mixture is for at least {MIN_SIZE} samples"
+        )
+    given = {"batch_size": batch_size, "learning_rate": learning_rate}
+    options = DEFAULTS[encoder] | {k: v for k, v in given.items() if v is not None}
+    training = Training(
+        ks=gaussians,
+        n=n,
+        n_steps=steps,
+        validate_every=min(Training.validate_every, steps),
+        set_size=training_set,
+        seed=seed,
+        **options,
+    )
+    size = {"most": max(gaussians)} if encoder == "mixture" else {"n": n}
+    network = KINDS[encoder](seed=seed, **size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = out.with_name(out.name + ".checkpoint")
+    with tqdm(total=steps, desc="training", disable=not sys.stderr.isatty()) as bar:
+
+        def show(status: TrainingStatus) -> None:
+            bar.update(status.step - bar.n)
+            bar.set_postfix(v=f"{status.v_error:.4f}", rho=f"{status.rho_error:.4f}")
+
+        best = train(
+            network,
+            training,
+            device=check_device(device),
+            checkpoint=checkpoint,
+            status=show,
+        )
+    with staged(out.parent) as folder:
+        command = " ".join(["aspire-mom", *sys.argv[1:]])
+        how = {"command": command, "loss": best, "training": asdict(training)}
+        save_weights(network, folder / out.name, how)
+    checkpoint.unlink()
+    click.echo(f"{out}, validation loss {best:.4f}")
+
+
+@mra.command("solve")
+@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@out_option
+@click.option(
+    "--method",
+    type=click.Choice([*get_args(Method), "network"]),
+    default="auto",
+    show_default=True,
+)
+@click.option(
+    "--sigma",
+    type=Positive(),
+    help="Standard deviation of the noise.  [default: as in the file; estimated from"
+    " observations]",
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Weights of an encoder (.npz) for --method network.  [default: the package's]",
+)
+@overwrite_option
+def solve_command(
+    data: Path,
+    out: Path,
+    method: str,
+    sigma: float | None,
+    weights: Path | None,
+    overwrite: bool,
+) -> None:
+    """
+    Find a signal v and a density of shifts ρ from DATA.
+
+    DATA are moments, an .npz file with first (n) and second (n x n): unitary DFT,
+    numpy.fft.fftfreq order, noise bias removed, and n_observations and sigma where they
+    are noisy; or observations, an .npy file of N x n real numbers. The file has v and
+    rho; beside it a picture of the same name is written (.png).
+
+    \b
+    Example:
+        aspire-mom mra solve observations.npy -o solution.npz
+    """
+    from aspire_mom.cli.outputs import check_name, check_outputs
+    from aspire_mom.files import staged
+
+    check_name(out, ".npz")
+    picture = out.with_suffix(".png")
+    check_outputs([out, picture], overwrite)
+    if weights is not None and method != "network":
+        raise ValueError("--weights is for --method network")
+    moments = read_moments(data, sigma)
+    if moments.first.ndim != 1:
+        raise ValueError(
+            f"{data}: first has shape {moments.first.shape}; one problem has (n,)"
+        )
+    arguments = {"n_observations": moments.n_observations, "sigma": moments.sigma}
+    if method == "network":
+        network = pretrained() if weights is None else load_weights(weights)
+        # The marching solver checks what the network takes for granted.
+        solve(moments.first, moments.second, **arguments, method="marching")
+        v, rho = predict(network, moments)
+    else:
+        v, rho = solve(moments.first, moments.second, **arguments, method=method)
+    with staged(out.parent) as folder:
+        np.savez(folder / out.name, v=v, rho=rho)
+        plot_solution(v, rho, folder / picture.name)
+    click.echo(f"v and rho in {out}, picture in {picture}")
+
+
+@mra.command("benchmark")
+@click.option("--gaussians", type=click.IntRange(1, 3), default=2, show_default=True)
+@click.option("--instances", type=POSITIVE, default=50, show_default=True)
+@click.option("--observations", type=POSITIVE, help="N.  [default: exact moments]")
+@click.option("--sigma", type=Positive(), default=1.0, show_default=True)
+@click.option(
+    "--scale",
+    type=click.Choice(["density", "unit"]),
+    default="density",
+    show_default=True,
+    help="v of mean 1, or of Euclidean norm 1.",
+)
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice([*get_args(Method), *NETWORKS]),
+    multiple=True,
+    default=("marching", "auto", "network"),
+    show_default=True,
+    help="May be given several times.",
+)
+@seed_option
+def benchmark_command(
+    gaussians: int,
+    instances: int,
+    observations: int | None,
+    sigma: float,
+    scale: str,
+    methods: tuple[str, ...],
+    seed: int,
+) -> None:
+    """
+    Print errors and times of methods on problems with known answers.
+
+    Errors are those of eq. 21, relative and up to a shift.
+
+    \b
+    Example:
+        aspire-mom mra benchmark --gaussians 2 --observations 1000000
+    """
+    family = GaussianFamily(gaussians, scale=scale)
+    v, rho, moments = draw_test(family, instances, seed, observations, sigma)
+    click.echo(HEADER)
+    for method in methods:
+        scores = score(solver(method, gaussians), v, rho, moments)
+        click.echo(f"{method:<14}  {scores}")

@@ -1,0 +1,195 @@
+"""
+Errors of volumes and densities that no choice of axes' signs changes.
+
+Moments determine a volume and its density of views up to a rotation and the hand. In
+the frame of the volume's principal axes eight choices are left, S = diag(±1, ±1, ±1).
+A volume v(Sx) is seen from R as v is from SR. Where S is improper, S = -S', its Fourier
+values are V(-S'k) = conj V(S'k), so that it is seen from R as v is from S'R but turned
+by π in the plane, which in-plane averaged moments do not notice. So (v, ρ) has the
+moments of v(Sx) with views ρ(det(S) S d).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor, nn
+
+from aspire_mom.rotations import real_spherical_harmonics
+
+#: The eight sign changes (8, 3).
+FLIPS = np.array(list(itertools.product((1, -1), repeat=3)))
+#: What they do to viewing directions (8, 3): diagonals of rotations.
+VIEW_FLIPS = FLIPS * FLIPS.prod(1, keepdims=True)
+# No rotation, and those about one axis; what lies between them is left to learn.
+ANGLES = np.deg2rad([[-60], [-30], [30], [60], [90]])
+TURNS = Rotation.from_rotvec(
+    np.concatenate((np.zeros((1, 3)), np.kron(np.eye(3), ANGLES)))
+).as_matrix()
+# Rings that rotations are chosen by.
+COARSE_RINGS = 4
+# Shells whose RMS is below this share of V(0) count for less and less.
+FAINT = 3e-3
+
+
+def parity_transform(
+    centres: Tensor, sigmas: Tensor, weights: Tensor, n_rings: int
+) -> Tensor:
+    """
+    Fourier transforms of Gaussian sums on integer frequencies, split by parity: V(k) is
+    the sum over its eight parts, times -i for each axis in which a part is odd, and
+    changing the sign of x, y or z changes the sign of the parts that are odd in it.
+
+    :param centres: Centres (batch, n, 3), box units, xyz order.
+    :param sigmas: Standard deviations (batch, n).
+    :param weights: Weights (batch, n).
+    :param n_rings: Frequencies 0 … n_rings - 1 on each axis.
+    :return: Real parts (batch, 8, n_rings³): parity even or odd in x, y, z as `FLIPS`
+        lists 1 and -1; frequencies kx, ky, kz, the last fastest.
+    """
+    batch, n = sigmas.shape
+    k = torch.arange(n_rings, device=centres.device, dtype=centres.dtype)
+    phase = 2 * math.pi * centres[..., None] * k
+    decay = torch.exp(-2 * math.pi**2 * (sigmas[..., None] * k) ** 2)
+    waves = torch.stack((phase.cos(), phase.sin()), 3) * decay[:, :, None, None]
+    x, y, z = waves.flatten(3).unbind(2)
+    xy = (weights[..., None] * x)[..., None] * y[:, :, None]
+    parts = xy.reshape(batch, n, -1).mT @ z
+    parts = parts.reshape(batch, *(2, n_rings) * 3).permute(0, 1, 3, 5, 2, 4, 6)
+    return parts.reshape(batch, 8, -1)
+
+
+class GaugeFreeErrors(nn.Module):
+    """
+    Errors of predictions under the best of eight choices of signs and of rotations
+    about the principal axes by multiples of 30°.
+
+    Where two principal moments are nearly equal, moments hardly tell how the axes lie
+    in their plane; the rotations keep that from being learned. They are chosen by the
+    innermost shells and count as constants.
+
+    :param n_rings: Shells 1 … n_rings - 1 are compared.
+    :param points: Viewing directions (n_points, 3) that densities are given on.
+    :param degree: Degree of the log-densities (see `DiscreteDensity`).
+    """
+
+    def __init__(self, n_rings: int, points: np.ndarray, degree: int):
+        super().__init__()
+        self.n_rings, self.n_coarse = n_rings, min(COARSE_RINGS, n_rings)
+        self.register_buffer("shells", _shells(n_rings))
+        self.register_buffer("coarse_shells", _shells(self.n_coarse))
+        self.register_buffer("signs", torch.from_numpy(_characters()).float())
+        harmonics = log_density_harmonics(points, degree)
+        self.register_buffer("harmonics", harmonics.float())
+        flipped = [log_density_harmonics(points * s, degree) for s in VIEW_FLIPS]
+        own = (harmonics**2).sum(0)
+        view_signs = torch.stack([(f * harmonics).sum(0) / own for f in flipped])
+        self.register_buffer("view_signs", view_signs.round().float())
+        turned = [log_density_harmonics(points @ turn, degree) for turn in TURNS]
+        view_turns = torch.stack([harmonics.T @ t / own[:, None] for t in turned])
+        self.register_buffer("turns", torch.from_numpy(TURNS).float())
+        self.register_buffer("view_turns", view_turns.float())
+
+    def forward(
+        self, truth: tuple[Tensor, Tensor], found: tuple[tuple[Tensor, ...], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        :param truth: :func:`parity_transform` (batch, 8, n_rings³) of volumes, and
+            densities (batch, n_points).
+        :param found: Centres, widths and weights of volumes, and coefficients of
+            log-densities (batch, (degree + 1)² - 1).
+        :return: For the choice that makes the sum of the first two least: squared error
+            of Fourier values on each shell over their power, mean over shells; the
+            Kullback-Leibler divergence of the density, in nats; correlations of Fourier
+            values on each shell (batch, n_rings - 1). All but the last are (batch,).
+        """
+        target, probabilities = truth
+        (centres, sigmas, weights), coefficients = self._turned(truth, found)
+        parts = parity_transform(centres, sigmas, weights, self.n_rings)
+        volume, alike = self._volume_errors(parts, target, self.shells)
+        density = self._divergence(probabilities, coefficients)
+        best = (volume + density).argmin(1, keepdim=True)
+        return (
+            volume.take_along_dim(best, 1)[:, 0],
+            density.take_along_dim(best, 1)[:, 0],
+            alike.take_along_dim(best[..., None], 1)[:, 0].detach(),
+        )
+
+    def _turned(self, truth, found):
+        """What was found, turned by the best of the rotations."""
+        target, probabilities = truth
+        (centres, sigmas, weights), coefficients = found
+        n_turns, n = len(self.turns), self.n_coarse
+        turned = torch.einsum("tij,bgj->btgi", self.turns, centres)
+        turned_views = torch.einsum("tij,bj->bti", self.view_turns, coefficients)
+        with torch.no_grad():
+            parts = parity_transform(
+                turned.flatten(0, 1),
+                sigmas.repeat_interleave(n_turns, 0),
+                weights.repeat_interleave(n_turns, 0),
+                n,
+            )
+            inner = target.unflatten(2, (self.n_rings,) * 3)[..., :n, :n, :n].flatten(2)
+            inner = inner.repeat_interleave(n_turns, 0)
+            volume, _ = self._volume_errors(parts, inner, self.coarse_shells)
+            density = self._divergence(
+                probabilities.repeat_interleave(n_turns, 0), turned_views.flatten(0, 1)
+            )
+            best = (volume + density).amin(1).unflatten(0, (-1, n_turns)).argmin(1)
+        chosen = torch.arange(len(best), device=best.device), best
+        return (turned[chosen], sigmas, weights), turned_views[chosen]
+
+    def _volume_errors(
+        self, parts: Tensor, target: Tensor, shells: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Relative errors (batch, 8) and correlations (batch, 8, shells) by flip."""
+        power, wanted = parts.square().sum(1) @ shells, target.square().sum(1) @ shells
+        cross = self.signs @ ((parts * target) @ shells)
+        errors = (power + wanted)[:, None] - 2 * cross
+        scale = wanted + FAINT**2 * shells.sum(0)
+        size = (power * wanted).sqrt().clamp_min(torch.finfo(power.dtype).tiny)
+        return (errors / scale[:, None]).mean(-1), cross / size[:, None]
+
+    def _divergence(self, probabilities: Tensor, coefficients: Tensor) -> Tensor:
+        """Σ p log(p/q) (batch, 8) of densities q turned by each flip."""
+        n_points = probabilities.shape[1]
+        entropy = (probabilities * (n_points * probabilities).log()).sum(1)
+        logits = coefficients @ self.harmonics.T
+        normalisation = torch.logsumexp(logits, 1) - math.log(n_points)
+        expected = coefficients * (probabilities @ self.harmonics)
+        return (entropy + normalisation)[:, None] - expected @ self.view_signs.T
+
+
+def log_density_harmonics(directions: np.ndarray, degree: int) -> Tensor:
+    """
+    :param directions: Unit vectors (n, 3).
+    :param degree: Largest degree.
+    :return: √(4π) Y_lm, l = 1 … degree, (n, (degree + 1)² - 1), float64: what
+        `DiscreteDensity` multiplies its coefficients with.
+    """
+    directions = torch.tensor(directions)
+    harmonics = list(real_spherical_harmonics(directions, degree))[1:]
+    return math.sqrt(4 * math.pi) * torch.cat(harmonics, 1)
+
+
+def _characters() -> np.ndarray:
+    """Sign of each parity part (column) under each flip (row), (8, 8)."""
+    odd = FLIPS < 0
+    return np.where(odd[:, None] & odd, -1, 1).prod(-1)
+
+
+def _shells(n_rings: int) -> Tensor:
+    """
+    Matrix (n_rings³, n_rings - 1) that sums an octant of frequencies to shells; each
+    stands for 2 along every axis on which it is not 0.
+    """
+    axis = np.arange(n_rings)
+    k = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    shell = np.round(np.linalg.norm(k, axis=1))
+    multiplicity = 2.0 ** (k > 0).sum(1)
+    shells = (shell[:, None] == np.arange(1, n_rings)) * multiplicity[:, None]
+    return torch.from_numpy(shells).float()

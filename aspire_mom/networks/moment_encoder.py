@@ -1,0 +1,237 @@
+"""The paper's encoders: from moments to a density on nodes, or to a latent variable."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from aspire_mom.networks.periodic import PeriodicConv2d
+
+# Appendix A.1: slope of the leaky ReLU, and channels of the two branches stacked.
+SLOPE = 0.02
+STACKED = 6
+
+
+class LatentEncoder(nn.Module):
+    """
+    Encoder ξ_θ^v of section 4.2 and appendix A.2: moments in, a latent variable z_v of
+    the volume out, which `FourierNet` takes. Make one by :meth:`cartesian` or
+    :meth:`polar`.
+
+    Each moment is a field on side × side points with real and imaginary parts as
+    channels, scaled to unit RMS over all its entries: neither the scale of the data nor
+    the ratio of the moments' sizes matters. A branch of two convolutions per moment
+    gives 3 channels; both are stacked to 6, two more convolutions and a fully connected
+    layer follow, then one to the outputs. Other layers end in a LeakyReLU(0.02).
+
+    The figure that states the paper's layer sizes (A.11) gives no text, so they are our
+    choice: for Cartesian moments the window of 15 and the fully connected 256 of the
+    authors' published 1-D code, and `channels` = 6 in hidden convolutions.
+
+    :param side: Points along an edge of the field.
+    :param first_shape: Shape of the first moment, side² or side entries.
+    :param second_shape: Shape of the second moment, a multiple of side² entries; all
+        axes but the field's become channels.
+    :param n_outputs: Length of z.
+    :param periodic: Whether fields are periodic; others are padded with zeros.
+    :param window: Convolution window, odd, at most 2 side - 1.
+    :param channels: Channels of the hidden convolutions.
+    :param width: Width of the fully connected layer.
+    :param seed: Seed of the initial weights.
+    :raises ValueError: If a size is out of range.
+    """
+
+    def __init__(
+        self,
+        side: int,
+        first_shape: tuple[int, ...],
+        second_shape: tuple[int, ...],
+        n_outputs: int,
+        *,
+        periodic: bool,
+        window: int,
+        channels: int,
+        width: int,
+        seed: int,
+    ):
+        super().__init__()
+        if min(side, n_outputs, channels, width) < 1 or min(second_shape) < 1:
+            raise ValueError(
+                "sizes must be positive, got moments of shape "
+                f"{first_shape} and {second_shape}, n_outputs = {n_outputs}, "
+                f"channels = {channels}, width = {width}"
+            )
+        if window % 2 == 0 or not 1 <= window <= 2 * side - 1:
+            raise ValueError(
+                f"window must be odd and at most {2 * side - 1} for fields of "
+                f"{side} x {side} points, got {window}"
+            )
+        self.side, self.first_shape, self.second_shape = side, first_shape, second_shape
+        self.n_outputs = n_outputs
+
+        def convolutions(*sizes: int) -> nn.Sequential:
+            layers = []
+            for before, after in itertools.pairwise(sizes):
+                if periodic:
+                    conv = PeriodicConv2d(before, after, window)
+                else:
+                    conv = nn.Conv2d(before, after, window, padding="same")
+                layers += [conv, nn.LeakyReLU(SLOPE)]
+            return nn.Sequential(*layers)
+
+        second_channels = 2 * math.prod(second_shape) // side**2
+        # The CPU generator alone is seeded, and given back as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.first_branch = convolutions(2, channels, STACKED // 2)
+            self.second_branch = convolutions(second_channels, channels, STACKED // 2)
+            self.joint = nn.Sequential(
+                *convolutions(STACKED, channels, channels),
+                nn.Flatten(),
+                nn.Linear(channels * side**2, width),
+                nn.LeakyReLU(SLOPE),
+                nn.Linear(width, n_outputs),
+            )
+
+    @classmethod
+    def cartesian(
+        cls,
+        L: int,
+        n_outputs: int,
+        *,
+        window: int = 15,
+        channels: int = 6,
+        width: int = 256,
+        seed: int = 0,
+    ) -> LatentEncoder:
+        """
+        Encoder of moments of all L² Fourier pixels (eq. 14), with periodic padding.
+        First moment (L²,), second (L², L²): the second's left pixel is the channel, its
+        right pixel the point of the field, as the paper's input1D_{n,n}.
+
+        The first convolution of the second moment has 2 L² · window² · channels
+        weights, 10.7 million (43 MB in float32) at L = 63 and the defaults.
+
+        :param L: Pixels along an edge of the images.
+        :param n_outputs: Length of z.
+        :param window: Convolution window, odd, at most 2 L - 1.
+        :param channels: Channels of the hidden convolutions.
+        :param width: Width of the fully connected layer.
+        :param seed: Seed of the initial weights.
+        :return: The encoder.
+        """
+        return cls(
+            L,
+            (L * L,),
+            (L * L, L * L),
+            n_outputs,
+            periodic=True,
+            window=window,
+            channels=channels,
+            width=width,
+            seed=seed,
+        )
+
+    @classmethod
+    def polar(
+        cls,
+        n_orders: int,
+        n_rings: int,
+        n_outputs: int,
+        *,
+        window: int = 5,
+        channels: int = 6,
+        width: int = 256,
+        seed: int = 0,
+    ) -> LatentEncoder:
+        """
+        Encoder of moments in the polar basis, with zero padding, for rings are not
+        periodic. First moment (n_rings,), of angular order 0, constant along the
+        field's other axis; second (n_orders, n_rings, n_rings), one block per order.
+
+        :param n_orders: Number of angular orders.
+        :param n_rings: Number of rings.
+        :param n_outputs: Length of z.
+        :param window: Convolution window, odd, at most 2 n_rings - 1.
+        :param channels: Channels of the hidden convolutions.
+        :param width: Width of the fully connected layer.
+        :param seed: Seed of the initial weights.
+        :return: The encoder.
+        """
+        return cls(
+            n_rings,
+            (n_rings,),
+            (n_orders, n_rings, n_rings),
+            n_outputs,
+            periodic=False,
+            window=window,
+            channels=channels,
+            width=width,
+            seed=seed,
+        )
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """
+        :param first: First moment (..., *first_shape), complex.
+        :param second: Second moment (..., *second_shape), complex, with the same
+            leading axes. Both are computed with in the encoder's dtype.
+        :return: z (..., n_outputs), real.
+        :raises ValueError: If shapes or leading axes do not fit, or moments are real.
+        """
+        batch = _leading("first moment", first, self.first_shape)
+        if batch != _leading("second moment", second, self.second_shape):
+            raise ValueError(
+                f"first moment of shape {tuple(first.shape)} and second moment of "
+                f"shape {tuple(second.shape)} have different leading axes"
+            )
+        stacked = torch.cat(
+            (
+                self.first_branch(self._field(first, self.first_shape)),
+                self.second_branch(self._field(second, self.second_shape)),
+            ),
+            dim=1,
+        )
+        return self.joint(stacked).reshape(*batch, -1)
+
+    def _field(self, moment: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Moment as real fields (batch, channels, side, side) of unit RMS."""
+        side, size = self.side, math.prod(shape)
+        moment = moment.reshape(-1, size)
+        norm = torch.linalg.vector_norm(moment, dim=1, keepdim=True)
+        moment = moment / norm.clamp_min(torch.finfo(norm.dtype).tiny) * size**0.5
+        parts = torch.cat((moment.real, moment.imag), dim=1)
+        parts = parts.to(next(self.parameters()).dtype)
+        # A first moment in rings has one row, repeated over the field.
+        rows = min(side, size // side)
+        return parts.reshape(len(parts), -1, rows, side).expand(-1, -1, side, -1)
+
+
+class MomentEncoder(LatentEncoder):
+    """
+    Encoder ξ_θ^ρ: as :class:`LatentEncoder`, with a softmax at the end that makes its
+    outputs probabilities of a quadrature's nodes, the paper's z_ρ.
+    """
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """
+        :param first: First moment, as :meth:`LatentEncoder.forward` takes it.
+        :param second: Second moment.
+        :return: Probabilities (..., n_outputs), non-negative, summing to one.
+        :raises ValueError: If shapes or leading axes do not fit, or moments are real.
+        """
+        return torch.softmax(super().forward(first, second), dim=-1)
+
+
+def _leading(name: str, moment: Tensor, shape: tuple[int, ...]) -> torch.Size:
+    """Axes of a moment before its own, which are checked."""
+    if not moment.is_complex():
+        raise ValueError(f"{name} must be complex, got {moment.dtype}")
+    if moment.shape[-len(shape) :] != shape:
+        raise ValueError(
+            f"{name} must have shape (..., {', '.join(map(str, shape))}), "
+            f"got {tuple(moment.shape)}"
+        )
+    return moment.shape[: -len(shape)]

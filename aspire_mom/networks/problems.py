@@ -1,0 +1,171 @@
+"""What encoders are trained on: moments drawn with their volumes and densities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aspire_mom.bases import PolarBasis
+from aspire_mom.checks import check_integer, check_positive
+from aspire_mom.networks.exact import ExactMoments
+from aspire_mom.networks.families import draw_chains, draw_mixtures, draw_views
+from aspire_mom.networks.gauge import parity_transform
+
+# Streams of random numbers: training, validation and standardisation share none.
+TRAINING, VALIDATION, FAMILY = 0, 1, 2
+# Moments of a volume cost more than those of another density of its views.
+DENSITIES_PER_VOLUME = 4
+# Share of problems with exact moments, and in the others ranges of log10 of the number
+# of images and of the noise's power on a ring of Fourier space over the squared mean:
+# about 5 / (L² · SNR) for a molecule that fills a quarter of its image.
+EXACT_SHARE = 0.25
+LOG_IMAGES, LOG_NOISE = (4.0, 6.0), (-3.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Training:
+    """
+    What a training run does.
+
+    :param n_steps: Steps, over which the learning rate falls to 0 as a cosine.
+    :param batch_size: Problems in a step, a multiple of 8: half of the volumes are
+        Gaussian mixtures, half are chains, and each is seen by four densities.
+    :param learning_rate: Adam's, at its highest.
+    :param weight_decay: Adam's (decoupled).
+    :param validate_every: Steps between validations.
+    :param validation_size: Problems in a validation, a multiple of 8.
+    :param patience: Validations without a new best after which training stops.
+    :param seed: Seed of all problems.
+    """
+
+    n_steps: int = 3000
+    batch_size: int = 256
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-2
+    validate_every: int = 250
+    validation_size: int = 1024
+    patience: int = 20
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("n_steps", "validate_every", "patience"):
+            check_integer(name, getattr(self, name), 1)
+        check_positive("learning_rate", self.learning_rate)
+        smallest = 2 * DENSITIES_PER_VOLUME
+        for name in ("batch_size", "validation_size"):
+            value = getattr(self, name)
+            if check_integer(name, value, smallest) % smallest:
+                raise ValueError(
+                    f"{name} is {value}; it must be a multiple of {smallest}"
+                )
+
+
+@dataclass(frozen=True)
+class Problems:
+    """
+    Problems with their answers, as tensors, in units in which V(0) = 1.
+
+    :param first: First moments (batch, n_rings), complex.
+    :param second: Second moments (batch, max_order + 1, n_rings, n_rings), complex.
+    :param power_error: Standard errors of the rings' powers (batch, n_rings).
+    :param volumes: `parity_transform` of the volumes (batch, 8, n_rings³), turned to
+        their principal axes.
+    :param densities: Densities (batch, n_points) on the model's `points`.
+    """
+
+    first: Tensor
+    second: Tensor
+    power_error: Tensor
+    volumes: Tensor
+    densities: Tensor
+
+
+def draw_problems(
+    training: Training, count: int, stream: tuple[int, ...], exact: ExactMoments
+) -> Problems:
+    """
+    :param training: Seed.
+    :param count: Number of problems, a multiple of 8.
+    :param stream: Which stream of random numbers: TRAINING with the step, VALIDATION or
+        FAMILY.
+    :param exact: Forward model, on the device that problems are wanted on.
+    :return: The problems, float32.
+    """
+    rng = np.random.default_rng((training.seed, *stream))
+    device = exact.radii.device
+    expansions, targets = [], []
+    n_volumes = count // DENSITIES_PER_VOLUME
+    for draw in (draw_mixtures, draw_chains):
+        volumes = draw(n_volumes // 2, rng).in_principal_axes()
+        arrays = (volumes.centres, volumes.sigmas, volumes.weights)
+        tensors = [torch.from_numpy(a).float().to(device) for a in arrays]
+        expansions.append(exact.expand(*tensors))
+        targets.append(parity_transform(*tensors, exact.n_rings))
+    p = torch.from_numpy(draw_views(count, exact.points, rng)).float().to(device)
+    shape = (n_volumes, DENSITIES_PER_VOLUME, -1)
+    first, second = exact(torch.cat(expansions), p.reshape(shape))
+    noisy = add_noise(first.flatten(0, 1), second.flatten(0, 1), rng)
+    volumes = torch.cat(targets).repeat_interleave(DENSITIES_PER_VOLUME, 0)
+    return Problems(*noisy, volumes, p)
+
+
+def add_noise(
+    first: Tensor, second: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Moments as if of noisy images: an entry of the mean of N products f_r conj f_r' of
+    coefficients has the variance E|f_r|² E|f_r'|² / N, each E|f|² being signal and
+    noise, and entries are taken as independent.
+
+    :param first: Exact first moments (batch, n_rings), complex.
+    :param second: Exact second moments (batch, max_order + 1, n_rings, n_rings).
+    :param rng: Where noise and its levels come from.
+    :return: Noisy moments and the standard errors of the rings' powers.
+    """
+    batch, n_orders, n_rings = second.shape[:3]
+    device = second.device
+    n_images = 10 ** rng.uniform(*LOG_IMAGES, batch)
+    noise = 10 ** rng.uniform(*LOG_NOISE, batch)
+    n_images[rng.random(batch) < EXACT_SHARE] = math.inf
+    own = second.diagonal(dim1=-2, dim2=-1).real.clamp_min(0)
+    floor = torch.from_numpy(noise[:, None, None] * ring_noise(n_orders, n_rings))
+    raw = own + floor.float().to(device)
+    share = torch.from_numpy(n_images**-0.5).float().to(device)
+    error = share[:, None, None, None] * (raw[..., None] * raw[..., None, :]).sqrt()
+    gaussian = torch.from_numpy(
+        rng.standard_normal((2, *second.shape), dtype=np.float32)
+    ).to(device)
+    scatter = torch.complex(*gaussian)
+    # Hermitian, of unit variance; entries on the diagonal are real.
+    scatter = (scatter + scatter.mH) / 2
+    second = second + error * scatter
+    of_first = torch.from_numpy(rng.standard_normal(first.shape, dtype=np.float32))
+    first = first + share[:, None] * raw[:, 0].sqrt() * of_first.to(device)
+    return first, second, power_errors(error.diagonal(dim1=-2, dim2=-1))
+
+
+def power_errors(own_errors: Tensor) -> Tensor:
+    """
+    :param own_errors: Standard errors of E|c[m, r]|², (batch, max_order + 1, n_rings).
+    :return: Standard errors of the powers Σ_m E|c[m, r]|², all orders, (batch,
+        n_rings).
+    """
+    twice = torch.full((own_errors.shape[1], 1), 2.0).to(own_errors)
+    twice[0] = 1
+    return torch.linalg.vector_norm(twice * own_errors, dim=1)
+
+
+@lru_cache(maxsize=2)
+def ring_noise(n_orders: int, n_rings: int) -> np.ndarray:
+    """
+    E|c[m, r]|² of white noise (n_orders, n_rings), 1 for c[0, 0]. Rings are counted in
+    cycles per box, so it hardly depends on the images' size.
+    """
+    basis = PolarBasis(2 * n_rings + 9, n_rings=n_rings, max_order=n_orders - 1)
+    own = np.einsum("mrr->mr", basis.noise_second()).real
+    return own / own[0, 0]

@@ -1,0 +1,182 @@
+"""Quadrature on SO(3): viewing directions times in-plane angles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from aspire.utils import Rotation
+
+from aspire_mom.checks import check_integer, check_new
+from aspire_mom.rotations.designs import SphericalDesign
+
+
+def viewing_rotations(
+    directions: np.ndarray, in_plane: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """
+    Rotations with given viewing directions: R = Rz(φ) Ry(θ) Rz(α), ASPIRE's intrinsic
+    ZYZ Euler angles, where (φ, θ) are azimuth and polar angle of R[:, 2].
+
+    :param directions: Unit vectors (n, 3), xyz order; at the poles φ = 0.
+    :param in_plane: In-plane angles α, radians, (n,) or one for all.
+    :return: Rotation matrices (n, 3, 3), float64.
+    """
+    x, y, z = np.asarray(directions, dtype=np.float64).T
+    polar, azimuth = np.arctan2(np.hypot(x, y), z), np.arctan2(y, x)
+    angles = np.stack(np.broadcast_arrays(azimuth, polar, in_plane), axis=-1)
+    return Rotation.from_euler(angles, dtype=np.float64).matrices
+
+
+@dataclass(frozen=True, eq=False)
+class SO3Quadrature:
+    """
+    Quadrature rule on SO(3), nodes R(view) Rz(2πj / n_inplane) (section 5.2).
+
+    Nodes are view-major: node = view * n_inplane + j. The rule is exact to `degree`:
+    the weighted sum of any Wigner function D^l_mm', l ≤ `degree`, is its mean over
+    SO(3).
+
+    :param rotations: Nodes, ASPIRE `Rotation` of n float64 matrices; R[:, 2] is the
+        viewing direction, the in-plane rotation acts on the right.
+    :param weights: Positive weights (n,), float64, summing to one.
+    :param degree: Degree of exactness.
+    :param n_inplane: Number of in-plane angles per view.
+    :raises ValueError: If the fields contradict each other or are not rotations.
+    """
+
+    rotations: Rotation
+    weights: np.ndarray
+    degree: int
+    n_inplane: int
+
+    def __post_init__(self):
+        n, matrices = len(self.rotations), self.rotations.matrices
+        if self.n_inplane < 1 or n % self.n_inplane:
+            raise ValueError(
+                f"{n} nodes are not a multiple of n_inplane = {self.n_inplane}"
+            )
+        if self.weights.shape != (n,):
+            raise ValueError(f"expected {n} weights, got shape {self.weights.shape}")
+        if not (np.all(self.weights > 0) and np.isclose(self.weights.sum(), 1)):
+            raise ValueError(
+                "weights must be positive and sum to one; their minimum is "
+                f"{self.weights.min()} and their sum {self.weights.sum()}"
+            )
+        views = matrices[:: self.n_inplane]
+        proper = np.allclose(views @ views.transpose(0, 2, 1), np.eye(3), atol=1e-10)
+        if not proper or not np.allclose(np.linalg.det(views), 1):
+            raise ValueError("rotations must be orthogonal matrices of determinant 1")
+        if not np.allclose(matrices, _with_inplane(views, self.n_inplane), atol=1e-10):
+            raise ValueError(
+                "nodes must be R(view) Rz(2πj / n_inplane), view-major, j = 0 first"
+            )
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    @classmethod
+    def product(cls, design: SphericalDesign, n_inplane: int) -> SO3Quadrature:
+        """
+        All pairs of a design's viewing directions and equally spaced in-plane angles,
+        with equal weights (section 5.2; the paper has 100 × 12 nodes).
+
+        In-plane angles annihilate 0 < |m'| < n_inplane, the design then 0 < l ≤ t:
+        exact to the lower of t and n_inplane - 1.
+
+        :param design: Viewing directions.
+        :param n_inplane: Number of in-plane angles in [0, 2π), the first one 0.
+        :return: The quadrature.
+        :raises TypeError: If `design` is no `SphericalDesign`.
+        :raises ValueError: If `n_inplane` is no positive integer.
+        """
+        if not isinstance(design, SphericalDesign):
+            raise TypeError(f"design is {design!r}; it must be a SphericalDesign")
+        check_integer("n_inplane", n_inplane, 1)
+        n = len(design) * n_inplane
+        matrices = _with_inplane(viewing_rotations(design.points), n_inplane)
+        return cls(
+            rotations=Rotation(matrices, gimble_lock_warnings=False),
+            weights=np.full(n, 1 / n),
+            degree=min(design.degree, n_inplane - 1),
+            n_inplane=n_inplane,
+        )
+
+    @classmethod
+    def for_band_limit(cls, degree: int) -> SO3Quadrature:
+        """
+        The smallest shipped product rule exact to a degree.
+
+        :param degree: Degree wanted.
+        :return: The quadrature, of exactly this degree.
+        :raises ValueError: If no shipped design has this degree.
+        """
+        return cls.product(SphericalDesign(degree), degree + 1)
+
+    @property
+    def view_rotations(self) -> np.ndarray:
+        """Rotations (n_views, 3, 3) of in-plane angle 0."""
+        return self.rotations.matrices[:: self.n_inplane]
+
+    @property
+    def views(self) -> np.ndarray:
+        """Viewing directions (n_views, 3): unit vectors R[:, 2]."""
+        return self.view_rotations[:, :, 2]
+
+    @property
+    def view_weights(self) -> np.ndarray:
+        """Weights (n_views,) of the viewing directions, summing to one."""
+        return self.weights.reshape(-1, self.n_inplane).sum(axis=1)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """
+        Write all fields to one .npz file.
+
+        :param path: File to write, with its suffix.
+        :param overwrite: Replace an existing file.
+        :raises FileExistsError: If the file exists and `overwrite` is False.
+        """
+        check_new(Path(path), overwrite)
+        with open(path, "wb") as file:
+            np.savez_compressed(
+                file,
+                rotations=self.rotations.matrices,
+                weights=self.weights,
+                degree=self.degree,
+                n_inplane=self.n_inplane,
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> SO3Quadrature:
+        """
+        Read what :meth:`save` wrote.
+
+        :param path: The .npz file.
+        :return: The quadrature.
+        :raises ValueError: If the file is not a saved quadrature.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                fields = dict(file)
+        except (EOFError, ValueError, BadZipFile) as error:
+            raise ValueError(
+                f"{path} cannot be read as a saved SO3Quadrature: {error}"
+            ) from error
+        names = {"rotations", "weights", "degree", "n_inplane"}
+        if missing := sorted(names - set(fields)):
+            raise ValueError(f"{path} is no saved SO3Quadrature: it lacks {missing}")
+        return cls(
+            rotations=Rotation(fields["rotations"], gimble_lock_warnings=False),
+            weights=fields["weights"],
+            degree=int(fields["degree"]),
+            n_inplane=int(fields["n_inplane"]),
+        )
+
+
+def _with_inplane(views: np.ndarray, n_inplane: int) -> np.ndarray:
+    """All products R(view) Rz(2πj / n_inplane) (n_views * n_inplane, 3, 3)."""
+    angles = 2 * np.pi * np.arange(n_inplane) / n_inplane
+    in_plane = Rotation.about_axis("z", angles, dtype=np.float64).matrices
+    return (views[:, None] @ in_plane).reshape(-1, 3, 3)

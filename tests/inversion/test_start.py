@@ -1,0 +1,186 @@
+"""Predictions from estimated moments, weights on disk, the command."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from scipy.spatial.transform import Rotation
+
+from aspire_mom import CartesianBasis, MomentInversion, Moments, PolarBasis
+from aspire_mom.cli.main import main
+from aspire_mom.inversion import predict
+from aspire_mom.inversion.forward import PolarForward
+from aspire_mom.inversion.start import encoder_inputs
+from aspire_mom.moments.rings import ring_rms
+from aspire_mom.networks import (
+    StartEncoder,
+    how_trained,
+    load_weights,
+    pretrained,
+    save_weights,
+)
+from aspire_mom.networks.gauge import log_density_harmonics
+from aspire_mom.rotations import SO3Quadrature, SphericalDesign
+from aspire_mom.volumes import GaussianMixture
+
+L = 21
+DESIGN = SphericalDesign(29)
+CENTRES = np.array([[0.2, 0, 0.05], [-0.15, 0.1, 0], [0, -0.1, -0.05], [0, 0.05, 0.1]])
+WEIGHTS = torch.tensor([1.0, 2, 1.5, 1]).double()
+LOGITS = 0.3 * np.random.default_rng(0).standard_normal(15)
+
+
+def moments(turn=None, scale=1.0, size=L, **basis):
+    """Exact moments of four Gaussians and a smooth density, turned together."""
+    turn = np.eye(3) if turn is None else turn
+    volume = (
+        GaussianMixture(1)
+        .double()
+        .with_gaussians(
+            torch.from_numpy(CENTRES @ turn.T),
+            torch.full((4,), 0.06).double(),
+            scale * WEIGHTS,
+        )
+    )
+    n_inplane = 1 if basis.get("inplane_average", True) else 60
+    quadrature = SO3Quadrature.product(DESIGN, n_inplane)
+    # ρ'(d) = ρ(Qᵀ d): rows d times Q.
+    harmonics = log_density_harmonics(quadrature.views @ turn, 3).numpy()
+    p = np.exp(harmonics @ LOGITS)
+    p = np.repeat(p / p.sum() / n_inplane, n_inplane)
+    basis = PolarBasis(size, n_rings=8, **basis)
+    with torch.no_grad():
+        first, second = PolarForward(basis, quadrature)(volume, torch.from_numpy(p))
+    return Moments(first.numpy(), second.numpy(), basis)
+
+
+def answer(moments):
+    volume, density = predict(moments)
+    return (
+        volume.centres.detach().numpy(),
+        volume.sigmas.detach().numpy(),
+        volume.weights.detach().numpy(),
+        density.coefficients.detach().numpy(),
+    )
+
+
+def test_turning_the_volume_changes_nothing():
+    turn = Rotation.random(rng=np.random.default_rng(3)).as_matrix()
+    for a, b in zip(answer(moments()), answer(moments(turn)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_mirroring_the_volume_changes_nothing():
+    mirror = np.diag([1, 1, -1])
+    # The proper part of a mirror turns the views: see `aspire_mom.networks.gauge`.
+    mirrored = moments(mirror)
+    views = moments(-mirror)
+    np.testing.assert_allclose(mirrored.first, moments().first, atol=1e-6)
+    for a, b in zip(answer(moments()), answer(views), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_scale_size_and_inplane_averaging():
+    expected = answer(moments())
+    bigger = answer(moments(scale=7.0, size=31))
+    for i, factor in enumerate((1, 1, 7, 1)):
+        np.testing.assert_allclose(
+            bigger[i], factor * expected[i], atol=1e-3, rtol=1e-3
+        )
+    kept = answer(moments(inplane_average=False))
+    for a, b in zip(expected, kept, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_prediction_starts_an_inversion_and_has_the_mean():
+    data = moments()
+    volume, density = predict(data)
+    mean = volume(torch.zeros(1, 3)).real.item()
+    assert mean == pytest.approx(float(WEIGHTS.sum()), rel=1e-3)
+    inversion = MomentInversion(data, volume, density, max_gaussians=12, n_steps=5)
+    assert inversion.estimate().volume.resolution == L
+    quadrature = SO3Quadrature.product(SphericalDesign(9), 1)
+    assert len(predict(data, quadrature)[1].probabilities) == len(quadrature)
+
+
+def test_errors_are_told_in_units_of_the_strongest_ring():
+    data = moments()
+    error = np.zeros(data.second.shape)
+    error[0, 2, 2], error[3, 2, 2], error[3, 2, 1] = 3.0, 2.0, 100.0
+    noisy = Moments(data.first, data.second, data.basis, n_images=9, second_error=error)
+    told = encoder_inputs(noisy, pretrained())[2].numpy()
+    expected = np.zeros((1, 8))
+    expected[0, 2] = 5 / ring_rms(data).max() ** 2  # orders ±3 count twice
+    np.testing.assert_allclose(told, expected, rtol=1e-5)
+    exact, doubtful = answer(data), answer(noisy)
+    assert np.abs(exact[0] - doubtful[0]).max() > 1e-3
+
+
+def test_bad_moments():
+    with pytest.raises(TypeError, match="moments is a int, not a Moments"):
+        predict(3)
+    flat = Moments(
+        np.zeros(64, complex), np.zeros((64, 64), complex), CartesianBasis(8)
+    )
+    with pytest.raises(ValueError, match=r"CartesianBasis\(L=8\); encoders take those"):
+        predict(flat)
+    for basis in (PolarBasis(13), PolarBasis(21, max_order=5)):
+        few = Moments(
+            np.zeros(basis.first_shape, complex),
+            np.zeros(basis.second_shape, complex),
+            basis,
+        )
+        with pytest.raises(ValueError, match=r"n_rings of at least 8 and max_order"):
+            predict(few)
+    for std, words in ((1.5, "1.5 pixels"), (None, "unknown spread")):
+        with pytest.raises(ValueError, match=f"shifts of {words}, which encoders do"):
+            predict(replace(moments(), shift_std=std))
+    basis = PolarBasis(21)
+    empty = Moments(
+        np.zeros(basis.first_shape, complex),
+        np.zeros(basis.second_shape, complex),
+        basis,
+    )
+    with pytest.raises(ValueError, match="no power on any ring"):
+        predict(empty)
+
+
+def test_weights_come_back(tmp_path):
+    encoder = StartEncoder(3, n_rings=4, max_order=5, width=16, n_blocks=1, seed=2)
+    path = tmp_path / "w.npz"
+    save_weights(encoder, path, {"command": "none"})
+    loaded = load_weights(path)
+    assert loaded.settings == encoder.settings
+    for name, value in encoder.state_dict().items():
+        torch.testing.assert_close(
+            loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3
+        )
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="holds no weights of a StartEncoder"):
+        load_weights(path)
+    with pytest.raises(FileNotFoundError):
+        load_weights(tmp_path / "no.npz")
+
+
+def test_shipped_weights_say_how_they_were_made():
+    assert pretrained().n_rings == 8
+    how = how_trained()
+    assert how["command"].startswith("aspire-mom train ")
+    assert how["training"]["n_steps"] >= 1000
+
+
+def test_command(tmp_path):
+    out = tmp_path / "w.npz"
+    words = ["train", "--steps", "2", "--batch-size", "8", "-o", str(out)]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "validation loss" in result.output
+    assert not out.with_name("w.npz.checkpoint").exists()
+    assert load_weights(out).n_gaussians == 12
+    again = CliRunner().invoke(main, words)
+    assert again.exit_code == 2
+    assert "exists" in again.output
+    odd = CliRunner().invoke(main, [*words[:4], "12", "-o", str(tmp_path / "x.npz")])
+    assert "batch_size is 12; it must be a multiple of 8" in odd.output
