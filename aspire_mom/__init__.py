@@ -53,8 +53,8 @@ ROOMS = (
 )
 
 
-# Names are imported when first used (PEP 562): `aspire-mom --help` need not wait for
-# PyTorch, nor ASPIRE be imported before a command says where its logs go.
+# Names are imported when first used (PEP 562): importing this package does not wait for
+# PyTorch, nor import ASPIRE before its configuration is chosen.
 def __getattr__(name: str):
     if name in ROOMS:
         return import_module(f"{__name__}.{name}")

@@ -41,10 +41,9 @@ def check_positive(name: str, value: float) -> float:
     return float(value)
 
 
-def checked_device(device: str | torch.device, name: str = "device") -> torch.device:
+def checked_device(device: str | torch.device) -> torch.device:
     """
     :param device: A torch device or its name.
-    :param name: The argument's name.
     :return: The device, by number if it is a GPU: "cuda" is another in every thread.
     :raises ValueError: no such device here, or one that computes no values.
     """
@@ -53,8 +52,8 @@ def checked_device(device: str | torch.device, name: str = "device") -> torch.de
         number.item()  # which "meta" has none of
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            f"{name} {device} cannot be used; cpu always can, cuda where PyTorch finds"
-            " a GPU"
+            f"device is {device}, which cannot be used; cpu always can, cuda where"
+            " PyTorch finds a GPU"
         ) from error
     return number.device
 
@@ -95,8 +94,8 @@ def agreed_pixel_size(
     """
     :param path: A file.
     :param found: Its pixel size in Ångström, None where it has none.
-    :param given: The one on the command line, if any.
-    :return: The file's, or else the one given.
+    :param given: The caller's `pixel_size`, None where it gives none.
+    :return: The file's, or else the caller's.
     :raises ValueError: the file's is not positive, or they differ.
     """
     if found is not None and not 0 < found < math.inf:
@@ -105,7 +104,7 @@ def agreed_pixel_size(
         return given if found is None else found
     if not math.isclose(found, given, rel_tol=PIXEL_SIZE_TOLERANCE):
         raise ValueError(
-            f"--pixel-size is {given:g} Å, but {path} has one of {found:g} Å"
+            f"pixel_size is {given:g} Å, but {path} has one of {found:g} Å"
         )
     return found
 

@@ -43,7 +43,7 @@ def joined(device: torch.device) -> Iterator[None]:
     """
     Join the processes that `torchrun` has started, if it has, for as long as the
     context lasts. A script opens it around `MomentInversion(…).estimate()` and writes
-    results where :func:`is_first`; `aspire-mom reconstruct` does.
+    results where :func:`is_first`.
 
     :param device: Device of the tensors that are exchanged: nccl for cuda, else gloo.
     """

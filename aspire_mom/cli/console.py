@@ -6,6 +6,7 @@ import atexit
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -52,9 +53,34 @@ overwrite_option = click.option(
 
 
 class Command(click.Command):
-    """A command with ASPIRE's log lines on stderr: stdout is for results."""
+    """
+    A command with ASPIRE's log lines on stderr, since stdout is for results. Errors,
+    save for bugs, become one sentence in terms of its options.
+    """
 
     def invoke(self, ctx: click.Context):
+        try:
+            return self._run(ctx)
+        except OSError as error:
+            # Python's own have the reason and the file apart.
+            reason = (error.strerror, error.filename) if error.filename else error.args
+            message = ": ".join(str(part) for part in reason)
+        except (ValueError, FloatingPointError) as error:
+            message = str(error)
+        raise click.ClickException(self._in_options(message))
+
+    def _in_options(self, message: str) -> str:
+        """A message of the library with options in place of its arguments."""
+        for option in self.params:
+            if isinstance(option, click.Option):
+                flag, name = max(option.opts, key=len), option.name
+                message = re.sub(rf"^{name}(?= is )", flag, message)
+                message = re.sub(
+                    rf"\b(pass (a \w+ )?){name}(=True)?\b", rf"\1{flag}", message
+                )
+        return message
+
+    def _run(self, ctx: click.Context):
         _import_aspire()
         consoles = [
             handler
@@ -87,7 +113,7 @@ def _tells_something(record: logging.LogRecord) -> bool:
 
 
 class Group(click.Group):
-    """Commands whose errors, save for bugs, are one sentence and exit status 2."""
+    """Commands whose errors are one sentence and exit status 2."""
 
     command_class = Command
 
@@ -101,12 +127,6 @@ class Group(click.Group):
             message = error.format_message()
         except click.Abort:
             message = "interrupted"
-        except OSError as error:
-            # Python's own have the reason and the file apart.
-            reason = (error.strerror, error.filename) if error.filename else error.args
-            message = ": ".join(str(part) for part in reason)
-        except (ValueError, FloatingPointError) as error:
-            message = str(error)
         click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(2)
 
@@ -192,7 +212,7 @@ def check_device(name: str) -> str:
     """
     from aspire_mom.checks import checked_device
 
-    checked_device(name, "--device")
+    checked_device(name)
     return name
 
 

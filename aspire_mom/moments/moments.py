@@ -270,7 +270,6 @@ class Moments:
                 if "format" not in file or str(file["format"]) != FORMAT:
                     raise ValueError(
                         f"no format mark {FORMAT!r}; make such a file with Moments.save"
-                        " or `aspire-mom moments`"
                     )
                 return cls._from_fields({name: file[name] for name in file.files})
         except KeyError as error:

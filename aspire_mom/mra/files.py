@@ -1,4 +1,4 @@
-"""Files of the command line's multireference alignment."""
+"""Files of moments, observations and solutions of multireference alignment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     known = {name: _number(path, arrays, name) for name in ("n_observations", "sigma")}
     if sigma is not None and known["sigma"] not in (None, sigma):
         raise ValueError(
-            f"--sigma is {sigma:g}, but {path} has a sigma of {known['sigma']:g}"
+            f"sigma is {sigma:g}, but {path} has a sigma of {known['sigma']:g}"
         )
     count, sigma = known["n_observations"], known["sigma"] or sigma or 0.0
     if count is not None and count != round(count):

@@ -55,8 +55,8 @@ def load_weights(path: str | Path) -> nn.Module:
 
 def pretrained(name: str = "marching") -> nn.Module:
     """
-    Encoders that come with the package, made by `aspire-mom mra train` for signals of
-    the reference family, n = 41 (see the documentation for the commands).
+    Encoders that come with the package, trained for signals of the reference family,
+    n = 41 (see the documentation for how).
 
     :param name: "marching" or "mixture", one for k = 1, 2, 3 Gaussians and all noise
         levels, or "paper-1", "paper-2", "paper-3", the paper's, each for one k and

@@ -51,7 +51,7 @@ def load_weights(path: str | Path) -> StartEncoder:
 
 def pretrained() -> StartEncoder:
     """
-    The encoder that comes with the package, made by `aspire-mom train`.
+    Load the encoder that comes with the package.
 
     :return: A new encoder, float32, for evaluation.
     """

@@ -90,25 +90,24 @@ class Particles:
         if missing:
             raise ValueError(
                 f"{path} has defoci but no {' and no '.join(missing)}, without which"
-                " there is no CTF; complete it, or pass --ignore-ctf"
+                " there is no CTF; complete it, or pass ignore_ctf=True"
             )
         if self._flags("_rlnCtfDataAreCtfPremultiplied").any():
             raise ValueError(
                 f"{path} has images that were multiplied by their CTF, which is not"
-                " corrected for; extract them as they were, or pass --ignore-ctf"
+                " corrected for; extract them as they were, or pass ignore_ctf=True"
             )
         flipped = np.count_nonzero(self._flags("_rlnCtfDataArePhaseFlipped"))
         if 0 < flipped < len(self):
             raise ValueError(
                 f"{path} has {flipped} phase-flipped images among {len(self)}; all must"
-                " be or none, or pass --ignore-ctf"
+                " be or none, or pass ignore_ctf=True"
             )
         phase = np.abs(columns.get("_rlnPhaseShift", np.zeros(1))).max()
         if phase > 0:
             raise ValueError(
                 f"{path} has phase shifts of up to {phase:g}° (_rlnPhaseShift), which"
-                " are not corrected for; pass --ignore-ctf to take the images as they"
-                " are"
+                " are not corrected for; pass ignore_ctf=True to ignore the CTF"
             )
 
     def summary(self) -> str:
@@ -193,7 +192,7 @@ def read_particles(
     table.check_ranges()
     size = agreed_pixel_size(path, _pixel_size(table), pixel_size)
     if size is None:
-        raise ValueError(f"{path} gives no pixel size; pass --pixel-size")
+        raise ValueError(f"{path} gives no pixel size; pass pixel_size")
     stacks = locate(table, data_folder)
     L = check_stacks(table, stacks)
     if "_rlnImageSize" in table.columns:

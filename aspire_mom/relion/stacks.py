@@ -150,7 +150,7 @@ def _checked(star: Path, path: Path) -> tuple[int, int]:
         if path.is_symlink():
             where = f"is a link to {os.readlink(path)}, which is missing"
         raise FileNotFoundError(
-            f"{path}, a stack that {star} names, {where}; pass --data-folder if its"
+            f"{path}, a stack that {star} names, {where}; pass data_folder if its"
             " paths start from another folder"
         ) from error
     except OSError as error:

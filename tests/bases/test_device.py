@@ -148,12 +148,12 @@ def test_devices_that_are_not_here(monkeypatch, device):
     if torch.cuda.is_available() and "cuda" in str(device):
         pytest.skip("there is a GPU")
     source = array_source(noise_images(5, 9))
-    message = f"device {device} cannot be used; cpu always can, cuda where PyTorch"
+    message = f"device is {device}, which cannot be used; cpu always can, cuda where"
     with pytest.raises(ValueError, match=message):
         MomentEstimator(source, PolarBasis(9), device=device)
     if str(device) == "cuda":
         monkeypatch.setenv("LOCAL_RANK", "97")
-        with pytest.raises(ValueError, match="device cuda:97 cannot be used"):
+        with pytest.raises(ValueError, match="device is cuda:97, which cannot be used"):
             MomentEstimator(source, PolarBasis(9), device=device)
 
 

@@ -96,7 +96,7 @@ DAMAGED_STARS = {
     "odd image name": (lambda f: edit_star(f, "000002@", "second@"), "second@"),
     "image beyond the stack": (lambda f: edit_star(f, "000002@", "000999@"), "999"),
     "image 0": (lambda f: edit_star(f, "000002@", "000000@"), "image 0 of"),
-    "no stack": (lambda f: (f / STACK).unlink(), "missing"),
+    "no stack": (lambda f: (f / STACK).unlink(), "missing; pass --data-folder if"),
     "stack cut short": (lambda f: cut_short(f / STACK, 5000), "cut short"),
     "stack's header cut short": (lambda f: cut_short(f / STACK, 500), STACK),
     "empty stack": (lambda f: cut_short(f / STACK, 0), STACK),
@@ -157,7 +157,10 @@ def test_pixel_size_must_be_positive(here, size):
         (("--downsample", L + 1), f"--downsample is {L + 1}; the images have {L}"),
         (("--downsample", 3), "--downsample"),
         (("--data-folder", "nowhere"), "nowhere"),
-        (("--device", "abacus"), "--device abacus cannot be used; cpu always can"),
+        (
+            ("--device", "abacus"),
+            "--device is abacus, which cannot be used; cpu always can",
+        ),
     ],
 )
 def test_choices_of_particles(here, options, word):
@@ -276,7 +279,7 @@ def test_moments_cut_short(tmp_path, moments):
     ("options", "word"),
     [
         (("--device", "abacus"), "abacus"),
-        (("--device", "meta"), "--device meta cannot be used"),
+        (("--device", "meta"), "--device is meta, which cannot be used"),
         (("--support-radius", 13), "half the box"),
         (("--support-radius", -1), "not a positive number"),
         (("--lowpass", 3.9), "two voxels, 4 Å"),
@@ -387,6 +390,29 @@ def test_bugs_keep_their_traceback(tmp_path, monkeypatch, volume):
     monkeypatch.setattr(Volume, "project", bug)
     result = run("simulate", volume, *rest(tmp_path))
     assert isinstance(result.exception, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ("pixel_size is 3", "--pixel-size is 3"),
+        ("p.star exists; pass ignore_ctf=True", "p.star exists; pass --ignore-ctf"),
+        ("pass a smaller batch_size or none", "pass a smaller --batch-size or none"),
+        ("p.star has no class_number", "p.star has no class_number"),
+        ("first has shape (3,)", "first has shape (3,)"),
+        ("pass nyquist=True", "pass nyquist=True"),
+    ],
+)
+def test_errors_of_the_library_name_options(tmp_path, monkeypatch, message, sentence):
+    """Those of the command in place of arguments, and nothing else."""
+
+    def fail(*args, **options):
+        raise ValueError(message)
+
+    monkeypatch.setattr("aspire_mom.cli.moments.read_particles", fail)
+    (tmp_path / "p.star").touch()
+    args = ("moments", tmp_path / "p.star", "-o", tmp_path / "m.npz")
+    assert refused(tmp_path, *args) == f"Error: {sentence}"
 
 
 def test_unknown_command_and_option(tmp_path):

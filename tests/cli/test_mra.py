@@ -107,7 +107,7 @@ def test_refusals(tmp_path, exact, raw):
     np.savez(broken, first=arrays["first"], second=arrays["second"][:3])
     assert "must be (..., n) and (..., n, n)" in refused("solve", broken, *out)
     np.savez(broken, **arrays, sigma=2.0)
-    assert "sigma is 1, but" in refused("solve", broken, *out, "--sigma", 1)
+    assert "--sigma is 1, but" in refused("solve", broken, *out, "--sigma", 1)
     wrong = tmp_path / "y.npy"
     np.save(wrong, np.zeros((3, 4, 5)))
     assert "holds float64 of shape (3, 4, 5)" in refused("solve", wrong, *out)

@@ -446,7 +446,7 @@ def test_signs_where_the_mean_is_too_small(average):
         ({"lam": -1.0}, "lam is -1.0; it must be a positive"),
         ({"weighting": "shells"}, "weighting is 'shells'; it must be noise or rings"),
         ({"seed": "a"}, "seed is 'a'; it must be an integer of at least 0"),
-        ({"device": "foo"}, "device foo cannot be used; cpu always can"),
+        ({"device": "foo"}, "device is foo, which cannot be used; cpu always can"),
         (
             {"density": DiscreteDensity(7)},
             f"the density has 7 nodes, the quadrature {len(COARSE)}",

@@ -155,7 +155,7 @@ def test_paths_of_a_project(tmp_path, monkeypatch):
         source = ParticleSource(read_particles(star))
         monkeypatch.chdir("/")  # a source stays where it is
         np.testing.assert_array_equal(source.images[:].asnumpy(), values[[1, 3]])
-    with pytest.raises(FileNotFoundError, match="--data-folder"):
+    with pytest.raises(FileNotFoundError, match="pass data_folder"):
         read_particles(outside)
     assert len(read_particles(outside, data_folder=tmp_path)) == 2
     monkeypatch.chdir(tmp_path)
@@ -251,7 +251,7 @@ def test_ctfs_that_cannot_be_corrected_for(tmp_path, options, words):
     found = flagged(tmp_path, **options)
     with pytest.raises(ValueError, match=words) as error:
         found.check_ctf()
-    assert "--ignore-ctf" in str(error.value)
+    assert "pass ignore_ctf=True" in str(error.value)
 
 
 def test_b_factors_damp_ctfs_as_in_relion(tmp_path):
