@@ -1,22 +1,78 @@
-"""Files written whole or not at all."""
+"""Files: written whole or not at all, read without pickle, refused in one sentence."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aspire_mom import processes
+from aspire_mom.checks import check_new
+
+NETWORK = "aspire_mom.Network.1"
+# A checkpoint begins with this line and the SHA-256 digest of all that follows.
+CHECKPOINT, DIGEST_SIZE = b"aspire_mom.Checkpoint.1\n", 32
+PLAIN = bool | int | float | str
+ANEW = "remove it, or name another file, to start anew"
+
+
+class ForeignCheckpoint(ValueError):
+    """A checkpoint that cannot be resumed: of another computation, or damaged."""
+
+
+def check_folder(path: Path) -> None:
+    """
+    :param path: File to write.
+    :raises FileNotFoundError: its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write to")
+
+
+@contextmanager
+def atomic(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+    """
+    Write a file whole or not at all, even if the machine fails: it is written under
+    another name and takes its place once it is on the disk. After an error the former
+    file is still there.
+
+    :param path: File to write or to replace.
+    :param mode: "wb", or "w" for text.
+    :return: Context of the open file.
+    :raises FileNotFoundError: the folder does not exist.
+    """
+    path = Path(path)
+    check_folder(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """
-    Where to write files that shall appear in a folder all at once and whole: they move
-    there at the end of the block, or vanish if it ends in an error.
+    Write files that must appear in a folder together and whole: they move there at the
+    end of the block, or vanish if it ends in an error.
 
-    :param folder: The folder, made if need be.
+    :param folder: The folder, made if it does not exist.
     :return: Context of a temporary folder on the same file system.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,4 +87,330 @@ def write_json(path: Path, report: dict) -> None:
     :param path: File to write.
     :param report: Plain numbers, strings, lists and dictionaries.
     """
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    with atomic(path, "w") as file:
+        file.write(json.dumps(report, indent=2) + "\n")
+
+
+def save_arrays(
+    path: str | Path,
+    format: str,
+    arrays: Mapping[str, np.ndarray | None],
+    settings: Mapping | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """
+    Write arrays and settings to one .npz file, whole or not at all.
+
+    :param path: File to write, its name ending in .npz.
+    :param format: Kind of the contents and its version, such as "aspire_mom.Moments.3".
+    :param arrays: Arrays by name; those that are None are left out.
+    :param settings: Values that JSON can hold, by name.
+    :param overwrite: Replace an existing file.
+    :raises ValueError: the name does not end in .npz.
+    :raises FileNotFoundError: the folder does not exist.
+    :raises FileExistsError: the file exists and `overwrite` is False.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: the file's name must end in .npz")
+    check_folder(path)
+    check_new(path, overwrite)
+    present = {name: value for name, value in arrays.items() if value is not None}
+    text = json.dumps(dict(settings or {}))
+    with atomic(path) as file:
+        np.savez(file, format=format, settings=text, **present)
+
+
+def load_arrays(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], dict]:
+    """
+    Read what :func:`save_arrays` wrote.
+
+    :param path: An .npz file.
+    :param format: Kind and version of the contents.
+    :return: Arrays by name, and settings by name.
+    :raises FileNotFoundError: the file does not exist.
+    :raises ValueError: the file is no .npz file, is damaged, or holds something else.
+    """
+    arrays = load_npz(path)
+    with contents_of(path):
+        found = str(arrays.pop("format", "unknown contents"))
+        text = str(arrays.pop("settings", "{}"))
+        if found != format:
+            raise ValueError(f"it holds {found}, and {format} is wanted")
+        return arrays, json.loads(text)
+
+
+def load_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """
+    Read all arrays of an .npz file that anybody wrote, without pickle.
+
+    :param path: An .npz file.
+    :return: Arrays by name.
+    :raises FileNotFoundError: the file does not exist.
+    :raises ValueError: the file is no .npz file, or is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    # np.load would leave a damaged file open.
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            raise ValueError(f"{path} is not an .npz file")
+        file.seek(0)
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+        except Exception as error:  # damage shows as any of a dozen kinds
+            raise ValueError(f"{path} is damaged") from error
+
+
+@contextmanager
+def contents_of(path: str | Path) -> Iterator[None]:
+    """
+    Turn errors from making something of a file's contents into one that names the file.
+
+    :param path: The file.
+    :return: Context.
+    :raises ValueError: the contents are incomplete or do not fit together.
+    """
+    try:
+        yield
+    except LookupError as error:
+        raise ValueError(f"{path} lacks {error}") from error
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged or incomplete") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+def save_network(
+    path: str | Path,
+    network: nn.Module,
+    kind: str,
+    settings: dict,
+    how: dict | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """
+    Write a network's parameters and buffers to one .npz file: matrices and kernels as
+    float16, other real numbers as float32, the rest as they are.
+
+    :param path: File to write, its name ending in .npz.
+    :param network: The network.
+    :param kind: What :func:`load_network` finds the network's class by.
+    :param settings: Arguments that make such a network, of what JSON can hold.
+    :param how: How it was trained, of what JSON can hold.
+    :param overwrite: Replace an existing file.
+    :raises ValueError: the name does not end in .npz.
+    :raises FileNotFoundError: the folder does not exist.
+    :raises FileExistsError: the file exists and `overwrite` is False.
+    """
+    arrays = {}
+    for name, tensor in network.state_dict().items():
+        value = tensor.detach().cpu().numpy()
+        if value.dtype.kind == "f":
+            value = value.astype(np.float16 if value.ndim > 1 else np.float32)
+        arrays[name] = value
+    about = {"kind": kind, "settings": settings, "how": how or {}}
+    save_arrays(path, NETWORK, arrays, about, overwrite=overwrite)
+
+
+def load_network(
+    path: str | Path, kinds: Mapping[str, type[nn.Module]]
+) -> tuple[nn.Module, dict]:
+    """
+    Read what :func:`save_network` wrote.
+
+    :param path: An .npz file.
+    :param kinds: Classes of networks that are accepted, by kind.
+    :return: The network, float32, for evaluation; and how it was trained.
+    :raises FileNotFoundError: the file does not exist.
+    :raises ValueError: the file is damaged, or holds something else.
+    """
+    arrays, about = load_arrays(path, NETWORK)
+    with contents_of(path):
+        if about["kind"] not in kinds:
+            raise ValueError(
+                f"it holds a network of kind {about['kind']!r}, and"
+                f" {' or '.join(map(repr, kinds))} is wanted"
+            )
+        network = kinds[about["kind"]](**about["settings"])
+        network.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
+        return network.eval(), about["how"]
+
+
+def digest(*values: object) -> str:
+    """
+    :param values: Arrays, tensors, models, dictionaries of these, and whatever else
+        `repr` shows in full. Of a model, its tensors and plain attributes count.
+    :return: A short text that differs where a value, shape or type does.
+    """
+    sha = hashlib.sha256()
+    for value in values:
+        _add_to_digest(sha, value)
+    return sha.hexdigest()[:16]
+
+
+def _add_to_digest(sha, value: object) -> None:
+    if isinstance(value, nn.Module):
+        for name, module in value.named_modules():
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, PLAIN)}
+            plain.pop("training", None)
+            _add_to_digest(sha, (name, sorted(plain.items())))
+        value = value.state_dict()
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, dict):
+        for item in value.items():
+            for part in item:
+                _add_to_digest(sha, part)
+    elif isinstance(value, np.ndarray):
+        sha.update(f"{value.dtype}{value.shape}".encode())
+        sha.update(np.ascontiguousarray(value).tobytes())
+    else:
+        sha.update(repr(value).encode() + b"\n")
+
+
+class Checkpoint:
+    """
+    State of a long computation in one file, which can go on from it after being killed.
+
+    At every instant the file is the former one or the new one, whole. It is read with
+    `weights_only`, so that a file cannot run code.
+
+    :param path: The file, or None to keep nothing on disk.
+    :param fingerprint: Identifies data and settings: texts by name. A checkpoint with
+        any other text is refused.
+    :param every: Seconds from one writing to the next.
+    :param each_process: Each of several processes keeps a file of its own,
+        `name.RANK-of-COUNT`; otherwise the first process writes for all.
+    :raises FileNotFoundError: the folder does not exist.
+    :raises ForeignCheckpoint: the file is damaged, or of other data, other settings or
+        another number of processes.
+    """
+
+    #: What was kept: nested dictionaries, lists and tuples of numbers, texts, arrays
+    #: and tensors. Arrays come back as tensors, all on the CPU. Empty at first.
+    state: dict
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        fingerprint: Mapping[str, str],
+        *,
+        every: float = 20.0,
+        each_process: bool = False,
+    ):
+        self.path, self.state = None, {}
+        self.fingerprint, self.every = dict(fingerprint), every
+        self._last_write = time.monotonic()
+        self._writes = each_process or processes.is_first()
+        if path is None:
+            return
+        path, count = Path(path), processes.n_processes() if each_process else 1
+        check_folder(path)
+        for found, count_of_found in _checkpoint_files(path).items():
+            if count_of_found != count:
+                raise ForeignCheckpoint(
+                    f"{found} is a checkpoint of a run with {count_of_found}"
+                    f" process(es), and this one has {count}; {ANEW}"
+                )
+        if count > 1:
+            path = path.with_name(f"{path.name}.{processes.rank()}-of-{count}")
+        self.path = path
+        if self._writes:
+            # A process of a killed run that is about to move one of these into place
+            # cannot any more.
+            for partial in path.parent.glob(f"{escape(path.name)}.*.part"):
+                partial.unlink(missing_ok=True)
+        if path.exists():
+            self.state = self._read()
+
+    def write(self) -> None:
+        """
+        Write the state at once.
+
+        :raises OSError: the file cannot be written; the former one is still there.
+        :raises ConnectionError: the run that this process belongs to has ended.
+        """
+        if self.path is None or not self._writes:
+            return
+        processes.check_parent()
+        contents = {"fingerprint": self.fingerprint, "state": _tensors(self.state)}
+        try:
+            with atomic(self.path, "w+b") as file:
+                file.write(CHECKPOINT + bytes(DIGEST_SIZE))
+                torch.save(contents, file)
+                file.seek(len(CHECKPOINT) + DIGEST_SIZE)
+                found = _digest_of_rest(file)
+                file.seek(len(CHECKPOINT))
+                file.write(found)
+        except OSError as error:
+            reason = f"the checkpoint could not be written ({error.strerror or error})"
+            if self.path.exists():
+                reason += "; the former one is whole and can be resumed from"
+            raise OSError(error.errno, reason, str(self.path)) from error
+        self._last_write = time.monotonic()
+
+    def write_now_and_then(self) -> None:
+        """:meth:`write`, if the last time is at least `every` seconds ago."""
+        if time.monotonic() - self._last_write >= self.every:
+            self.write()
+
+    def _read(self) -> dict:
+        with open(self.path, "rb") as file:
+            mark, digest = file.read(len(CHECKPOINT)), file.read(DIGEST_SIZE)
+            if mark != CHECKPOINT or digest != _digest_of_rest(file):
+                raise ForeignCheckpoint(
+                    f"{self.path} is no checkpoint, or a damaged one, or of another"
+                    f" version of aspire_mom; {ANEW}"
+                )
+            contents = torch.load(file, map_location="cpu", weights_only=True)
+        before, now = contents["fingerprint"], self.fingerprint
+        for name in before | now:
+            if before.get(name) != now.get(name):
+                raise ForeignCheckpoint(
+                    f"{self.path} is a checkpoint of other data or settings ({name}:"
+                    f" {before.get(name)} then, {now.get(name)} now); {ANEW}"
+                )
+        return contents["state"]
+
+
+def discard_checkpoint(path: str | Path) -> None:
+    """
+    Remove a checkpoint, of however many processes, once the result is safe.
+
+    :param path: As :class:`Checkpoint` was given it.
+    """
+    for file in _checkpoint_files(Path(path)):
+        file.unlink(missing_ok=True)
+
+
+def _checkpoint_files(path: Path) -> dict[Path, int]:
+    """Existing files of a checkpoint, with the number of processes of each's run."""
+    pattern = re.compile(re.escape(path.name) + r"\.\d+-of-(\d+)")
+    own = {path: 1} if path.exists() else {}
+    matches = {file: pattern.fullmatch(file.name) for file in path.parent.iterdir()}
+    return own | {file: int(match[1]) for file, match in matches.items() if match}
+
+
+def _digest_of_rest(file: BinaryIO) -> bytes:
+    """SHA-256 of a file from where it is read; leaves it there."""
+    start, sha = file.tell(), hashlib.sha256()
+    while block := file.read(1 << 20):
+        sha.update(block)
+    file.seek(start)
+    return sha.digest()
+
+
+def _tensors(value: object) -> object:
+    """The same with tensors in place of arrays; they share memory."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.asarray(value, order="C"))
+    if isinstance(value, dict):
+        return {name: _tensors(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_tensors, value))
+    return value

@@ -243,14 +243,14 @@ def estimated(inversion: MomentInversion, overwrite: bool) -> Reconstruction:
     :raises click.ClickException: It was interrupted.
     """
     from aspire_mom import processes
-    from aspire_mom.inversion import ForeignCheckpoint
+    from aspire_mom.files import ForeignCheckpoint
 
     try:
         try:
             return inversion.estimate()
         except ForeignCheckpoint as error:
             if not overwrite:
-                raise ValueError(f"{error}; pass --overwrite to start anew") from error
+                raise ValueError(f"{error}, or pass --overwrite") from error
         processes.wait()  # all have read it
         Path(inversion.checkpoint).unlink(missing_ok=True)
         processes.wait()  # and none shall read it again

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from aspire_mom.cli.console import Command, Positive, check_device, device_option
 from aspire_mom.cli.outputs import check_name, check_outputs
 from aspire_mom.files import staged
-from aspire_mom.inversion import ForeignCheckpoint
 from aspire_mom.networks.problems import Training
 from aspire_mom.networks.start_encoder import StartEncoder
 from aspire_mom.networks.training import TrainingStatus
@@ -96,16 +95,13 @@ def train(
                 volume=f"{status.volume_error:.3f}", density=f"{status.divergence:.3f}"
             )
 
-        try:
-            best = train_encoder(
-                encoder,
-                training,
-                device=check_device(device),
-                checkpoint=checkpoint,
-                status=show,
-            )
-        except ForeignCheckpoint as error:
-            raise ValueError(f"{error}; remove it or write elsewhere") from error
+        best = train_encoder(
+            encoder,
+            training,
+            device=check_device(device),
+            checkpoint=checkpoint,
+            status=show,
+        )
     with staged(out.parent) as folder:
         command = " ".join(["aspire-mom", *sys.argv[1:]])
         how = {"command": command, "loss": best, "training": asdict(training)}

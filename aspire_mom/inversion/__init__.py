@@ -1,6 +1,5 @@
 """Moments → volume and density of rotations."""
 
-from aspire_mom.inversion.checkpoint import ForeignCheckpoint
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.inversion import MomentInversion
 from aspire_mom.inversion.loss import MomentLoss
@@ -10,7 +9,6 @@ from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.start import predict
 
 __all__ = [
-    "ForeignCheckpoint",
     "MomentInversion",
     "MomentLoss",
     "OptimizerStatus",

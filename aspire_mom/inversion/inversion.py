@@ -18,8 +18,8 @@ from torch import Tensor
 
 from aspire_mom.bases import CartesianBasis
 from aspire_mom.checks import checked_device
+from aspire_mom.files import Checkpoint, digest
 from aspire_mom.inversion.cartesian import CartesianLoss
-from aspire_mom.inversion.checkpoint import Checkpoint, fingerprint
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.loss import MomentLoss, Weighting
 from aspire_mom.inversion.optimise import Optimizer, StatusCallback
@@ -402,20 +402,22 @@ class MomentInversion:
                     f"the density has {n} nodes, the quadrature {len(self.quadrature)}"
                 )
 
-    def _fingerprint(self) -> str:
-        """Of all that decides the result; the device does not."""
-        moments = self.moments
-        return fingerprint(
-            {k: v for k, v in self.settings.items() if k != "device"},
-            [
-                self.quadrature.rotations.matrices,
-                self.quadrature.weights,
-                *(moments.first, moments.second),
-                *(moments.first_error, moments.second_error),
-                *(moments.first_weight, moments.second_weight),
-            ],
-            [m for m in (self.volume, self.density) if isinstance(m, torch.nn.Module)],
+    def _fingerprint(self) -> dict[str, str]:
+        """What decides the result, by name; the device does not."""
+        moments, quadrature = self.moments, self.quadrature
+        found = {name: str(value) for name, value in self.settings.items()}
+        del found["device"]
+        found["quadrature"] = digest(quadrature.rotations.matrices, quadrature.weights)
+        found["moments"] = digest(
+            *(moments.first, moments.second),
+            *(moments.first_error, moments.second_error),
+            *(moments.first_weight, moments.second_weight),
         )
+        for name in ("volume", "density"):
+            model = getattr(self, name)
+            if isinstance(model, torch.nn.Module):
+                found[f"initial {name}"] = digest(model)
+        return found
 
 
 def mean_coefficient(moments: Moments) -> float:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from aspire_mom.files import Checkpoint
 from aspire_mom.inversion.cartesian import CartesianLoss
-from aspire_mom.inversion.checkpoint import Checkpoint
 from aspire_mom.inversion.forward import (
     WIDEST_SHIFTS,
     CartesianForward,
@@ -202,31 +202,31 @@ def refine(
     def restore(state: dict) -> None:
         volume.load_state_dict(state["volume"])
         density.load_state_dict(state["density"])
-        for now, then in zip(shifts, state.get("shifts", []), strict=True):
+        for now, then in zip(shifts, state["shifts"], strict=True):
             now.data.copy_(then)
 
-    def snapshot(**more) -> dict:
+    def keep(more: dict) -> None:
         states = {"volume": volume.state_dict(), "density": density.state_dict()}
         states["shifts"] = [s.detach() for s in shifts]
-        return {**copy.deepcopy(states), **more}
+        checkpoint.state[stage] = {**copy.deepcopy(states), **more}
+        checkpoint.write_now_and_then()
 
     def status(now: OptimizerStatus) -> bool | None:
         return plan.status(replace(now, volume=volume, density=density))
 
-    if done := checkpoint.finished(stage):
-        restore(done)
-        candidate.loss = done["loss"]
+    begun = checkpoint.state.get(stage)
+    if begun is not None:
+        restore(begun)
     else:
-        begun = checkpoint.in_progress(stage)
-        if begun:
-            restore(begun)
-        else:
-            # No step leads away from 0, or back from where all but the innermost ring
-            # has vanished, where the last level may have brought it.
-            for now in shifts:
-                now.data.abs_().clamp_(
-                    FIRST_SHIFT_STD / SHIFT_UNIT, WIDEST_SHIFTS / SHIFT_UNIT
-                )
+        # No step leads away from 0, or back from where all but the innermost ring has
+        # vanished, where the last level may have brought it.
+        for now in shifts:
+            now.data.abs_().clamp_(
+                FIRST_SHIFT_STD / SHIFT_UNIT, WIDEST_SHIFTS / SHIFT_UNIT
+            )
+    if begun is not None and "optimizer" not in begun:  # finished
+        candidate.loss = begun["loss"]
+    else:
         candidate.loss = minimise(
             lambda: problem.objective(volume, density, shift_std),
             [*volume.parameters(), *density.parameters(), *shifts],
@@ -236,10 +236,10 @@ def refine(
             stage=stage,
             status=plan.status and status,
             state=begun,
-            save=lambda state: checkpoint.progress(stage, snapshot(**state)),
+            save=keep,
             split=volume.parameters(),
         )
-        checkpoint.finish(stage, snapshot(loss=candidate.loss))
+        keep({"loss": candidate.loss})
     candidate.criterion = problem.criterion(candidate.loss, volume)
     candidate.history.append(
         {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import permutations
@@ -14,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from aspire_mom.files import Checkpoint
 from aspire_mom.mra.mixture_encoder import Hypotheses, MixtureEncoder
 from aspire_mom.mra.supervision import (
     TRAINING,
@@ -23,7 +22,7 @@ from aspire_mom.mra.supervision import (
     draw_problems,
     training_set,
 )
-from aspire_mom.networks.files import warm_cosine
+from aspire_mom.training import warm_cosine
 
 # Errors below which a problem counts as solved, so that it is not all that is trained.
 SOLVED = 1e-3
@@ -33,7 +32,6 @@ TAIL, NEAR, ALL = 2.0, 1e-2, 0.03
 # Distances of parameters that count as much as a factor of e^(1/TAIL) in error.
 CENTRES, LOG_WIDTHS = 0.1, 0.3
 OVERSAMPLING, NEWTON_STEPS = 4, 3
-UNREADABLE = (RuntimeError, ValueError, LookupError, EOFError, pickle.PickleError)
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,9 @@ def train(
         weight_decay=training.weight_decay,
     )
     step, best, best_at, best_weights = 0, math.inf, 0, _copy(encoder)
-    state = _load(checkpoint, training)
-    if state is not None:
+    kept = Checkpoint(checkpoint, {k: str(v) for k, v in asdict(training).items()})
+    state = kept.state
+    if state:
         encoder.load_state_dict(state["encoder"])
         optimizer.load_state_dict(state["optimizer"])
         step, best, best_at = state["step"], state["best"], state["best_at"]
@@ -122,18 +121,15 @@ def train(
         value, v_error, rho_error = _validate(encoder, validation, training)
         if value < best:
             best, best_at, best_weights = value, step, _copy(encoder)
-        _save(
-            checkpoint,
-            training,
-            {
-                "encoder": encoder.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "best": best,
-                "best_at": best_at,
-                "best_weights": best_weights,
-            },
-        )
+        kept.state = {
+            "encoder": encoder.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "best": best,
+            "best_at": best_at,
+            "best_weights": best_weights,
+        }
+        kept.write()
         told = TrainingStatus(step, training.n_steps, v_error, rho_error, best)
         if status is not None and status(told):
             break
@@ -256,33 +252,3 @@ def _validate(encoder, problems, training) -> tuple[float, float, float]:
 
 def _copy(encoder: nn.Module) -> dict:
     return copy.deepcopy(encoder.state_dict())
-
-
-def _save(path, training: Training, state: dict) -> None:
-    if path is None:
-        return
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    torch.save({"training": repr(asdict(training)), **state}, partial)
-    os.replace(partial, path)
-
-
-def _load(path, training: Training) -> dict | None:
-    if path is None:
-        return None
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to write to")
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        settings = state["training"]
-    except (*UNREADABLE, TypeError) as error:
-        raise ValueError(f"{path} is no checkpoint, or a damaged one") from error
-    if settings != repr(asdict(training)):
-        raise ValueError(
-            f"{path} is a checkpoint of another training run; remove it or give another"
-            " path"
-        )
-    return state

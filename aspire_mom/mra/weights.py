@@ -8,9 +8,9 @@ from pathlib import Path
 
 from torch import nn
 
+from aspire_mom.files import load_network, save_network
 from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
-from aspire_mom.networks.files import UNREADABLE, read_weights, write_weights
 
 KINDS = {
     "marching": MarchingEncoder,
@@ -20,18 +20,19 @@ KINDS = {
 PRETRAINED = ("marching", "mixture", "paper-1", "paper-2", "paper-3")
 
 
-def save_weights(encoder: nn.Module, path: str | Path, how: dict | None = None) -> None:
+def save_weights(
+    encoder: nn.Module, path: str | Path, how: dict | None = None, **options
+) -> None:
     """
-    Write an encoder: matrices and kernels as float16, the rest as float32, and beside
-    them what is needed to make the encoder again.
+    Write an encoder.
 
     :param encoder: An encoder of this package.
     :param path: File to write (.npz).
     :param how: How it was trained, of what JSON can hold.
+    :param options: `overwrite`, as :func:`~aspire_mom.files.save_network` has it.
     """
     kind = next(name for name, cls in KINDS.items() if type(encoder) is cls)
-    settings = {"kind": kind, **encoder.settings, "how": how or {}}
-    write_weights(path, encoder, settings)
+    save_network(path, encoder, kind, encoder.settings, how, **options)
 
 
 def load_weights(path: str | Path) -> nn.Module:
@@ -41,16 +42,7 @@ def load_weights(path: str | Path) -> nn.Module:
     :raises FileNotFoundError: no such file.
     :raises ValueError: the file is damaged or of another kind.
     """
-    try:
-        settings, state = read_weights(path)
-        settings.pop("how")
-        encoder = KINDS[settings.pop("kind")](**settings)
-        encoder.load_state_dict(state)
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        raise ValueError(f"{path} holds no weights of an encoder") from error
-    return encoder.eval()
+    return load_network(path, KINDS)[0]
 
 
 def pretrained(name: str = "marching") -> nn.Module:
@@ -76,7 +68,7 @@ def how_trained(name: str) -> dict:
     :raises ValueError: another name.
     """
     with _shipped(name) as path:
-        return read_weights(path)[0]["how"]
+        return load_network(path, KINDS)[1]
 
 
 def _shipped(name: str) -> AbstractContextManager[Path]:

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from aspire_mom.inversion.checkpoint import Checkpoint
+from aspire_mom.files import Checkpoint
 from aspire_mom.networks.exact import ExactMoments
-from aspire_mom.networks.files import warm_cosine
 from aspire_mom.networks.gauge import GaugeFreeErrors
 from aspire_mom.networks.problems import (
     FAMILY,
@@ -24,8 +23,7 @@ from aspire_mom.networks.problems import (
     draw_problems,
 )
 from aspire_mom.networks.start_encoder import StartEncoder
-
-STAGE = "training"
+from aspire_mom.training import warm_cosine
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,8 @@ def train(
     :raises ForeignCheckpoint: the checkpoint is damaged or of another run.
     :raises FloatingPointError: the loss is not finite.
     """
-    kept = Checkpoint(checkpoint, repr((encoder.settings, asdict(training))))
+    settings = {**encoder.settings, **asdict(training)}
+    kept = Checkpoint(checkpoint, {k: str(v) for k, v in settings.items()})
     # What an object within 0.4 of the box has; directions that tell harmonics apart.
     reach = math.ceil(0.8 * math.pi * (encoder.n_rings - 1))
     exact = ExactMoments(
@@ -92,8 +91,8 @@ def train(
         weight_decay=training.weight_decay,
     )
     validation = draw_problems(training, training.validation_size, (VALIDATION,), exact)
-    state = kept.in_progress(STAGE)
-    if state is None:
+    state = kept.state
+    if not state:
         family = draw_problems(training, training.validation_size, (FAMILY,), exact)
         encoder.standardise(family.first, family.second, family.power_error)
         step, best, best_at, best_weights = 0, math.inf, 0, _copy(encoder)
@@ -119,17 +118,15 @@ def train(
         told = _validate(encoder, validation, errors, step, training.n_steps, best)
         if told.best < best:
             best, best_at, best_weights = told.best, step, _copy(encoder)
-        kept.progress(
-            STAGE,
-            {
-                "encoder": _copy(encoder),
-                "optimizer": copy.deepcopy(optimizer.state_dict()),
-                "step": step,
-                "best": best,
-                "best_at": best_at,
-                "best_weights": best_weights,
-            },
-        )
+        kept.state = {
+            "encoder": _copy(encoder),
+            "optimizer": copy.deepcopy(optimizer.state_dict()),
+            "step": step,
+            "best": best,
+            "best_at": best_at,
+            "best_weights": best_weights,
+        }
+        kept.write_now_and_then()
         if status is not None and status(told):
             break
     kept.write()

@@ -7,26 +7,25 @@ from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from aspire_mom.networks.files import UNREADABLE, read_weights, write_weights
+from aspire_mom.files import load_network, save_network
 from aspire_mom.networks.start_encoder import StartEncoder
 
-FORMAT = "aspire_mom.StartEncoder.1"
+KINDS = {"StartEncoder": StartEncoder}
 SHIPPED = "start.npz"
 
 
 def save_weights(
-    encoder: StartEncoder, path: str | Path, how: dict | None = None
+    encoder: StartEncoder, path: str | Path, how: dict | None = None, **options
 ) -> None:
     """
-    Write an encoder: matrices as float16, vectors as float32, and beside them what is
-    needed to make the encoder again.
+    Write an encoder.
 
     :param encoder: The encoder.
     :param path: File to write (.npz).
     :param how: How it was trained, of what JSON can hold.
+    :param options: `overwrite`, as :func:`~aspire_mom.files.save_network` has it.
     """
-    settings = {"format": FORMAT, "encoder": encoder.settings, "how": how or {}}
-    write_weights(path, encoder, settings)
+    save_network(path, encoder, "StartEncoder", encoder.settings, how, **options)
 
 
 def load_weights(path: str | Path) -> StartEncoder:
@@ -36,17 +35,7 @@ def load_weights(path: str | Path) -> StartEncoder:
     :raises FileNotFoundError: no such file.
     :raises ValueError: the file is damaged or of another kind.
     """
-    try:
-        settings, state = read_weights(path)
-        if settings["format"] != FORMAT:
-            raise ValueError(f"its format is {settings['format']!r}")
-        encoder = StartEncoder(**settings["encoder"])
-        encoder.load_state_dict(state)
-    except FileNotFoundError:
-        raise
-    except UNREADABLE as error:
-        raise ValueError(f"{path} holds no weights of a StartEncoder") from error
-    return encoder.eval()
+    return load_network(path, KINDS)[0]
 
 
 def pretrained() -> StartEncoder:
@@ -71,4 +60,4 @@ def how_trained() -> dict:
         the training, its steps and the best validation loss.
     """
     with as_file(files("aspire_mom.networks") / "data" / SHIPPED) as path:
-        return read_weights(path)[0]["how"]
+        return load_network(path, KINDS)[1]

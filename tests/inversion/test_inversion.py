@@ -19,7 +19,8 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.inversion import ForeignCheckpoint, OptimizerStatus, StoppedByUser
+from aspire_mom.files import ForeignCheckpoint
+from aspire_mom.inversion import OptimizerStatus, StoppedByUser
 from tests.inversion.models import exact_moments, mixture
 
 COARSE = SO3Quadrature.product(SphericalDesign(7), 1)
@@ -334,7 +335,7 @@ def test_checkpoint_of_others_is_refused(small, tmp_path):
         quick(small, density=DiscreteDensity(len(COARSE)), checkpoint=path),
         quick(replace(small, first_error=np.ones(6)), checkpoint=path),
     ):
-        with pytest.raises(ValueError, match="other moments or settings"):
+        with pytest.raises(ValueError, match="other data or settings"):
             inversion.estimate()
     assert path.read_bytes() == before
 
@@ -345,7 +346,7 @@ def test_checkpoint_of_another_model_is_refused(small, tmp_path):
     given = GaussianMixture(3, seed=0), GaussianMixture(3, seed=1)
     with pytest.raises(StoppedByUser):
         quick(small, given[0], checkpoint=path, status=lambda _: True).estimate()
-    with pytest.raises(ForeignCheckpoint, match="other moments or settings"):
+    with pytest.raises(ForeignCheckpoint, match="other data or settings"):
         quick(small, given[1], checkpoint=path).estimate()
 
 
@@ -353,7 +354,7 @@ def test_models_of_equal_weights_are_told_apart(small, tmp_path):
     """A network's limit is no weight, yet decides what it can be."""
     path, options = tmp_path / "c.pt", {"hidden": 8, "scale": 10.0}
     quick(small, FourierNet(4.0, **options), checkpoint=path, n_steps=2).estimate()
-    with pytest.raises(ForeignCheckpoint, match="other moments or settings"):
+    with pytest.raises(ForeignCheckpoint, match="other data or settings"):
         quick(small, FourierNet(2.0, **options), checkpoint=path, n_steps=2).estimate()
 
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.files import Checkpoint, ForeignCheckpoint
 from aspire_mom.inversion import (
-    ForeignCheckpoint,
     MomentInversion,
     Reconstruction,
     StoppedByUser,
 )
-from aspire_mom.inversion.checkpoint import Checkpoint
 from aspire_mom.inversion.forward import Shifts, forward_model
 from aspire_mom.inversion.search import FIRST_SHIFT_STD, SHIFT_UNIT, Plan, refine
 from aspire_mom.moments import MomentEstimator, Moments
@@ -208,7 +207,7 @@ def test_a_spread_gone_astray_comes_back_on_the_next_level(astray):
     inversion = MomentInversion(*exact(basis, quadrature, 0.9), quadrature)
     candidate = inversion._start(0)
     candidate.shift_std.data.fill_(astray)
-    plan = Plan("lbfgs", 80, (1e-3,), None, Checkpoint(None, ""))
+    plan = Plan("lbfgs", 80, (1e-3,), None, Checkpoint(None, {}))
     refine(candidate, inversion._problem(6), plan, stage="second", n_steps=80)
     std = SHIFT_UNIT * 17 * candidate.shift_std.item()
     assert abs(std) == pytest.approx(0.9, abs=0.1)
@@ -243,7 +242,7 @@ def test_a_resumed_search_finds_the_same_spread(tmp_path):
     assert resumed.shift_std == expected.shift_std
     assert resumed.starts == expected.starts
     given = MomentInversion(replace(moments, shift_std=0.7), **options)
-    with pytest.raises(ForeignCheckpoint, match="of other moments or settings"):
+    with pytest.raises(ForeignCheckpoint, match="of other data or settings"):
         given.estimate()
 
 

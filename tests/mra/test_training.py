@@ -131,7 +131,7 @@ def test_bad_settings(tmp_path):
     path = tmp_path / "c"
     encoder = PaperEncoder(15, window=5, width=8)
     train(encoder, PAPERS, checkpoint=path, status=lambda s: True)
-    with pytest.raises(ValueError, match="is a checkpoint of another training run"):
+    with pytest.raises(ValueError, match="is a checkpoint of other data or settings"):
         train(encoder, dataclasses.replace(PAPERS, seed=1), checkpoint=path)
     path.write_bytes(b"x")
     with pytest.raises(ValueError, match="is no checkpoint, or a damaged one"):
