@@ -6,37 +6,40 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, wraps
-from threading import Lock
+from threading import Event, Lock, Thread
 
 # Libraries are found once they are loaded.
 import numpy  # noqa: F401
 import scipy.linalg  # noqa: F401
-from threadpoolctl import OpenBLASController, ThreadpoolController
+from threadpoolctl import ThreadpoolController
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """
-    One thread for each matrix product, where products are too small for several, which
-    would wait for one another, or where several threads make products already. The
-    limit is one of the process and ends with the last of the contexts that are open, in
-    whichever threads. A context or a decorator; it takes 20 µs.
+    Limit BLAS to one thread, as a context or a decorator.
+
+    For products too small for several threads, or where several threads make products
+    already. The limit is one of the process. It begins with the first open context and
+    ends with the last, in whichever threads these are.
+
+    :yield: Nothing.
     """
-    global _n_open, _limit
+    global _limit
     with _counting:
-        if _n_open == 0:
-            _limit = _blas().limit(limits=1)
-        _n_open += 1
+        if not _limit.contexts:
+            _limit = _Limit()
+            _limit.start()
+            _limit.begun.wait()
+        _limit.contexts += 1
     try:
         yield
     finally:
         with _counting:
-            _n_open -= 1
-            if _n_open == 0:
-                # Or only the thread that set the limit could end it.
-                OpenBLASController.clear_controlling_thread(force=True)
-                _limit.restore_original_limits()
-                OpenBLASController.clear_controlling_thread()
+            _limit.contexts -= 1
+            if not _limit.contexts:
+                _limit.end.set()
+                _limit.join()
 
 
 def n_workers() -> int:
@@ -74,5 +77,20 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
-_counting = Lock()
-_n_open, _limit = 0, None
+class _Limit(Thread):
+    """
+    A thread that holds the limit. OpenBLAS lets only the thread that set a limit end it,
+    and the thread of the first context may be busy when the last one closes.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.contexts, self.begun, self.end = 0, Event(), Event()
+
+    def run(self) -> None:
+        with _blas().limit(limits=1):
+            self.begun.set()
+            self.end.wait()
+
+
+_counting, _limit = Lock(), _Limit()
