@@ -79,8 +79,8 @@ def _blas() -> ThreadpoolController:
 
 class _Limit(Thread):
     """
-    A thread that holds the limit. OpenBLAS lets only the thread that set a limit end it,
-    and the thread of the first context may be busy when the last one closes.
+    A thread that holds the limit. OpenBLAS lets only the thread that set a limit end
+    it, and the thread of the first context may be busy when the last one closes.
     """
 
     def __init__(self):
