@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aspire_mom.bases import CartesianBasis, PolarBasis
     from aspire_mom.evaluation import Comparison, compare
-    from aspire_mom.inversion import MomentInversion, Reconstruction, paper_inversion
+    from aspire_mom.inversion import (
+        LossOptions,
+        MomentInversion,
+        Reconstruction,
+        SearchOptions,
+        paper_inversion,
+    )
     from aspire_mom.moments import MomentEstimator, Moments, ThirdMomentBasis
     from aspire_mom.networks import MomentEncoder
     from aspire_mom.rotations import (
@@ -28,6 +34,7 @@ __all__ = [
     "DiscreteDensity",
     "FourierNet",
     "GaussianMixture",
+    "LossOptions",
     "MomentEncoder",
     "MomentEstimator",
     "MomentInversion",
@@ -35,6 +42,7 @@ __all__ = [
     "PolarBasis",
     "Reconstruction",
     "SO3Quadrature",
+    "SearchOptions",
     "SphericalDesign",
     "ThirdMomentBasis",
     "VonMisesFisherMixture",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,28 @@ def check_positive(name: str, value: float) -> float:
     if not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be a positive number")
     return float(value)
+
+
+def check_choice(name: str, value: str | None, accepted: Iterable[str]) -> None:
+    """
+    :param name: The argument's name.
+    :param value: Its value, None for the default.
+    :param accepted: The accepted values.
+    :raises ValueError: The value is none of these.
+    """
+    if value is not None and value not in accepted:
+        raise ValueError(f"{name} is {value!r}; it must be {' or '.join(accepted)}")
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """
+    :param name: The argument's name.
+    :param value: Its value.
+    :param kind: The class it must have.
+    :raises TypeError: It is of another class.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}, not a {kind.__name__}")
 
 
 def checked_device(device: str | torch.device) -> torch.device:

@@ -46,6 +46,7 @@ from aspire_mom import (
     MomentInversion,
     Moments,
     PolarBasis,
+    SearchOptions,
     SO3Quadrature,
     SphericalDesign,
     VonMisesFisherMixture,
@@ -54,6 +55,7 @@ from aspire_mom import (
 from aspire_mom.cli.demo import simulate
 from aspire_mom.inversion import MomentLoss, OptimizerStatus, forward_model, predict
 from aspire_mom.inversion.optimise import LBFGS_STEPS_PER_REPORT, minimise
+from aspire_mom.inversion.start import largest_order
 from aspire_mom.moments.rings import ring_rms
 from aspire_mom.networks import how_trained
 from aspire_mom.phantoms import helix_bundle_phantom
@@ -155,7 +157,10 @@ def starts(case: Case) -> tuple[Run, ...]:
     """The Gaussian prior from a trained and from a random start."""
     moments, n_rings = case.moments, RINGS
     quadrature = MomentInversion(moments, n_rings=n_rings).quadrature
-    cut = {"n_rings": n_rings, "max_order": max_order(n_rings, moments)}
+    cut = {
+        "n_rings": n_rings,
+        "max_order": largest_order(moments.basis, n_rings, SUPPORT_RADIUS),
+    }
     forward = forward_model(moments.basis, quadrature, **cut)
     loss = MomentLoss(moments, weighting="noise", **cut)
 
@@ -187,7 +192,10 @@ def inversions(case: Case) -> tuple[Run, ...]:
     def run(*start) -> Run:
         history = []
         inversion = MomentInversion(
-            case.moments, *start, n_starts=1, status=history.append
+            case.moments,
+            *start,
+            search=SearchOptions(n_starts=1),
+            status=history.append,
         )
         reconstruction = inversion.estimate()
         found = compare(reconstruction.volume, case.volume)
@@ -215,7 +223,10 @@ def by_iteration(history: list[OptimizerStatus], last: str) -> list[float]:
 def densities(case: Case) -> tuple[Run, ...]:
     """`FourierNet` with free logits, and with the paper's encoder."""
     moments, n_rings = case.moments, NETWORK_RINGS
-    cut = {"n_rings": n_rings, "max_order": max_order(n_rings, moments)}
+    cut = {
+        "n_rings": n_rings,
+        "max_order": largest_order(moments.basis, n_rings, SUPPORT_RADIUS),
+    }
     quadrature = MomentInversion(moments, "fouriernet", n_rings=n_rings).quadrature
     forward = forward_model(moments.basis, quadrature, **cut)
     loss = MomentLoss(moments, weighting="none", **cut)
@@ -246,12 +257,6 @@ def densities(case: Case) -> tuple[Run, ...]:
     free = run(DiscreteDensity(len(quadrature)))
     encoder = MomentEncoder.polar(n_orders, n_rings, len(quadrature))
     return free, run(encoder, *estimates)
-
-
-def max_order(n_rings: int, moments: Moments) -> int:
-    """Orders that an object within the support has on the outermost ring."""
-    order = math.ceil(2 * math.pi * SUPPORT_RADIUS * (n_rings - 1)) + 1
-    return min(order, moments.basis.max_order)
 
 
 def milliseconds(moments: Moments) -> float:

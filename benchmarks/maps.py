@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from aspire.volume import Volume
 
-from aspire_mom import MomentInversion, Moments, compare
+from aspire_mom import MomentInversion, Moments, SearchOptions, compare
 
 
 def command(*words: object) -> float:
@@ -48,7 +48,8 @@ def run(options: argparse.Namespace, seed: int, priors: list[str]) -> dict[str, 
     resolutions = {}
     for prior in priors:
         start = time.perf_counter()
-        reconstruction = MomentInversion(moments, prior, seed=seed).estimate()
+        search = SearchOptions(seed=seed)
+        reconstruction = MomentInversion(moments, prior, search=search).estimate()
         seconds = time.perf_counter() - start
         print(f"  {prior}: {seconds:.0f} s, {reconstruction.history[-1]['stage']}")
         for i, entry in enumerate(reconstruction.starts):

@@ -28,6 +28,7 @@ from aspire_mom import (
     MomentInversion,
     Moments,
     PolarBasis,
+    SearchOptions,
     VonMisesFisherMixture,
     compare,
 )
@@ -76,7 +77,8 @@ def run(kind: str, seed: int, priors: list[str], n_images: int) -> list[dict]:
     rows = []
     for prior in priors:
         start = time.perf_counter()
-        reconstruction = MomentInversion(moments, prior, seed=seed).estimate()
+        search = SearchOptions(seed=seed)
+        reconstruction = MomentInversion(moments, prior, search=search).estimate()
         seconds = time.perf_counter() - start
         comparison = compare(reconstruction.volume, volume)
         rows.append(

@@ -53,7 +53,7 @@ def loss_and_gradients(
     inversion = MomentInversion(
         moments, volume, DiscreteDensity(len(quadrature)).to(dtype), quadrature
     )
-    problem, density = inversion._problem(inversion.n_rings), inversion.density
+    problem, density = inversion.problem(inversion.n_rings), inversion.density
     parameters = [*volume.parameters(), *density.parameters()]
     for _ in range(2):
         start = time.perf_counter()

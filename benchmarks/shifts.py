@@ -29,6 +29,7 @@ from aspire_mom import (
     MomentInversion,
     Moments,
     PolarBasis,
+    SearchOptions,
     VonMisesFisherMixture,
     compare,
 )
@@ -89,7 +90,7 @@ def estimate(
 
 def report(name: str, moments: Moments, volume: Volume, seed: int) -> None:
     start = time.perf_counter()
-    found = MomentInversion(moments, seed=seed).estimate()
+    found = MomentInversion(moments, search=SearchOptions(seed=seed)).estimate()
     seconds = time.perf_counter() - start
     comparison = compare(found.volume, volume)
     stds = " ".join(f"{s.get('shift_std', 0):.2f}" for s in found.starts[1:])

@@ -27,6 +27,7 @@ from aspire_mom import (
     MomentEstimator,
     MomentInversion,
     PolarBasis,
+    SearchOptions,
     VonMisesFisherMixture,
     compare,
 )
@@ -52,7 +53,8 @@ source = Simulation(
 )
 
 moments = MomentEstimator(source, PolarBasis(L)).estimate()
-reconstruction = MomentInversion(moments, n_starts=n_starts).estimate()
+search = SearchOptions(n_starts=n_starts)
+reconstruction = MomentInversion(moments, search=search).estimate()
 comparison = compare(reconstruction.volume, truth)
 
 # %%

@@ -21,7 +21,7 @@ from aspire_mom.evaluation import (
     plot_views,
 )
 from aspire_mom.files import write_json
-from aspire_mom.inversion import MomentInversion, Reconstruction
+from aspire_mom.inversion import MomentInversion, Reconstruction, SearchOptions
 from aspire_mom.moments import MomentEstimator, Moments
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.rotations import VonMisesFisherMixture
@@ -148,7 +148,8 @@ def run_demo(n_images: int = 50_000, *, seed: int = 0, device: str = "cpu") -> D
     )
     moments = MomentEstimator(source, PolarBasis(L)).estimate()
     averaged = time.perf_counter()
-    reconstruction = MomentInversion(moments, seed=seed, device=device).estimate()
+    inversion = MomentInversion(moments, search=SearchOptions(seed=seed), device=device)
+    reconstruction = inversion.estimate()
     inverted = time.perf_counter()
     comparison = compare(reconstruction.volume, truth)
     seconds = {

@@ -251,7 +251,13 @@ def reconstruct(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom reconstruct moments.npz -o result --prior fouriernet
     """
-    from aspire_mom import MomentInversion, Moments, paper_inversion, processes
+    from aspire_mom import (
+        MomentInversion,
+        Moments,
+        SearchOptions,
+        paper_inversion,
+        processes,
+    )
     from aspire_mom.cli.outputs import (
         RECONSTRUCTION_FILES,
         check_outputs,
@@ -271,17 +277,19 @@ def reconstruct(
     if lowpass is not None:
         check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
     checkpoint = out / CHECKPOINT
-    common = {"seed": seed, "checkpoint": checkpoint}
+    common = {"checkpoint": checkpoint}
     common["device"] = check_device(processes.own_device(device))
     if prior == "paper":
         if starts is not None or options:
             raise ValueError("--prior paper has no --starts and no --support-radius")
-        inversion = paper_inversion(estimate, n_epochs=epochs or 10_000, **common)
+        inversion = paper_inversion(
+            estimate, n_epochs=epochs or 10_000, seed=seed, **common
+        )
     elif epochs is not None:
         raise ValueError("--epochs is for --prior paper only")
     else:
-        common |= options
-        inversion = MomentInversion(estimate, prior, n_starts=starts, **common)
+        search = SearchOptions(n_starts=starts, seed=seed)
+        inversion = MomentInversion(estimate, prior, search=search, **options, **common)
     out.mkdir(parents=True, exist_ok=True)
     with processes.joined(inversion.device):
         reconstruction = estimated(inversion, overwrite)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
@@ -17,20 +17,17 @@ from aspire.volume import Volume
 from torch import Tensor
 
 from aspire_mom.bases import CartesianBasis
-from aspire_mom.checks import checked_device
+from aspire_mom.checks import check_choice, check_integer, check_kind, checked_device
 from aspire_mom.files import Checkpoint, digest
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.forward import forward_model
-from aspire_mom.inversion.loss import MomentLoss, Weighting
-from aspire_mom.inversion.optimise import Optimizer, StatusCallback
+from aspire_mom.inversion.loss import MomentLoss
+from aspire_mom.inversion.optimise import StatusCallback
 from aspire_mom.inversion.options import (
-    OPTIMIZERS,
-    WEIGHTINGS,
-    check_choice,
-    check_counts,
-    check_kinds,
-    check_numbers,
-    check_rings,
+    STARTS,
+    LossOptions,
+    SearchOptions,
+    is_network,
 )
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (
@@ -43,73 +40,61 @@ from aspire_mom.inversion.search import (
     n_refinements,
     search,
 )
+from aspire_mom.inversion.start import (
+    SUPPORT_RADIUS,
+    default_quadrature,
+    largest_order,
+    needs_signs,
+    random_volume,
+)
 from aspire_mom.moments import Moments
-from aspire_mom.moments.rings import informative_rings, ring_rms
+from aspire_mom.moments.rings import informative_rings
 from aspire_mom.networks import MomentEncoder
 from aspire_mom.processes import is_first, wait
-from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
-from aspire_mom.volumes import (
-    BallHarmonics,
-    FourierNet,
-    FourierVolume,
-    GaussianMixture,
-)
+from aspire_mom.rotations import DiscreteDensity, SO3Quadrature
+from aspire_mom.volumes import FourierVolume
 
 logger = logging.getLogger(__name__)
 
-STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
-STEPS = {"lbfgs": 400, "adam": 1000}
-# Sizes that starts take in turn; the criterion tells which the data ask for.
-STARTING_SIZES = (3, 4, 6, 8)
-STARTING_SIGMA = 0.1
-# Wide enough for the few shells that moments determine, and quick.
-NETWORK_WIDTH = 64
 LOG_DENSITY_DEGREE = 6
-# Share of the best known frequencies' weight below which CTFs hardly let one pass.
-HARDLY = 0.01
-MAX_DEGREE = 41
 
 
 class MomentInversion:
     """
-    Finds a volume and a density of rotations whose moments match (sections 3.2, 4.2).
+    Find a volume and a density of rotations that have given moments (sections 3.2 and
+    4.2).
 
-    By default the volume is a mixture of Gaussians that grows while the data ask for
-    more, the density smooth on viewing directions, moments are weighted by their
-    standard errors, and the best of several starts is kept by Akaike's information
-    criterion, which sees no reference. Where `moments.shift_std` is None,
-    each start finds the standard deviation of its images' shifts with the rest.
+    By default the volume is a mixture of Gaussians, which grows while the data ask for
+    more, the density of viewing directions is smooth, and moments are weighted by their
+    standard errors. The best of several starts is chosen by Akaike's information
+    criterion, which needs no reference. Where `moments.shift_std` is None, each start
+    finds the standard deviation of the images' shifts too.
 
-    :param moments: Estimated (or exact) moments in either basis.
+    :param moments: Estimated or exact moments in either basis.
     :param volume: "gaussians", "harmonics", "fouriernet", or a volume model to start
-        from.
-    :param density: `DiscreteDensity`, `MomentEncoder` or any module that gives the
-        nodes' probabilities; by default smooth (`DiscreteDensity(…, degree=6)`), or one
-        logit per node where the volume is a network.
+        from, which is not changed.
+    :param density: `DiscreteDensity`, `MomentEncoder` or another module that returns
+        the probabilities of the nodes; by default `DiscreteDensity(quadrature,
+        degree=6)`, or one logit per node if the volume is a network.
     :param quadrature: Nodes on SO(3); by default a spherical design as fine as the
-        moments' angular orders, with 12 in-plane angles where they are not averaged.
-    :param n_rings: Rings in use of a polar basis; by default those with signal.
-    :param weighting: "noise", "rings" or "none" (see `MomentLoss`); by default "none",
-        eq. 28 itself, for networks and "noise" for the rest.
-    :param lam: λ of eq. 28.
-    :param optimizer: "lbfgs" or "adam"; by default Adam for networks.
-    :param n_steps: Steps of the last refinement of each start.
-    :param learning_rates: Adam's, each for an equal share of the steps (the paper:
-        1e-5, 1e-6).
-    :param n_starts: Number of random starts; 1 where `volume` is a model.
-    :param max_gaussians: Largest mixture of Gaussians.
-    :param support_radius: Radius of a ball that holds the molecule, in boxes.
+        moments' angular orders, with 12 in-plane angles where the moments are not
+        averaged over these.
+    :param n_rings: Number of rings to use of a polar basis; by default those that have
+        signal.
+    :param support_radius: Radius in boxes of a ball that holds the molecule.
     :param signed: Let Gaussians be negative; by default only where the mean of the
-        images is too small for a non-negative volume, and not where CTFs hide it.
-    :param seed: Seed of the starts.
+        images is too small for a non-negative volume.
+    :param loss: How to measure the distance of moments.
+    :param search: How to search: starts, steps, optimizer and seed.
     :param device: torch device.
-    :param status: Called every few steps with an `OptimizerStatus`; True stops with
-        `StoppedByUser`.
+    :param status: Called every few steps with an `OptimizerStatus`; returning True
+        stops the inversion.
     :param checkpoint: File that keeps progress; an existing one is resumed. It stays
-        when the inversion is complete, so that nothing is lost before the result is
-        saved, and gives the same result at once; delete it then.
-    :raises TypeError: `moments` or `volume` of another kind.
-    :raises ValueError: options out of range, or a density of another number of nodes.
+        when the inversion is complete and then gives the result at once; delete it when
+        the result is saved.
+    :raises TypeError: An argument is of another class.
+    :raises ValueError: An option is out of range, or the density has another number of
+        nodes than the quadrature.
     """
 
     def __init__(
@@ -120,111 +105,115 @@ class MomentInversion:
         quadrature: SO3Quadrature | None = None,
         *,
         n_rings: int | None = None,
-        weighting: Weighting | None = None,
-        lam: float = 1.0,
-        optimizer: Optimizer | None = None,
-        n_steps: int | None = None,
-        learning_rates: tuple[float, ...] = (2e-3, 2e-4),
-        n_starts: int | None = None,
-        max_gaussians: int = 64,
-        support_radius: float = 0.4,
+        support_radius: float = SUPPORT_RADIUS,
         signed: bool | None = None,
-        seed: int = 0,
+        loss: LossOptions | None = None,
+        search: SearchOptions | None = None,
         device: str | torch.device = "cpu",
         status: StatusCallback | None = None,
         checkpoint: str | Path | None = None,
     ):
-        check_kinds(moments, volume, density, quadrature)
-        check_choice("weighting", weighting, WEIGHTINGS)
-        check_choice("optimizer", optimizer, OPTIMIZERS)
-        check_counts(
-            n_rings=n_rings,
-            n_steps=n_steps,
-            n_starts=n_starts,
-            max_gaussians=max_gaussians,
-        )
-        check_numbers(lam, support_radius, tuple(learning_rates), seed)
-        network = volume == "fouriernet" or isinstance(volume, FourierNet)
-        self.moments = moments
-        self.volume = volume
-        self.cartesian = isinstance(moments.basis, CartesianBasis)
+        check_kind("moments", moments, Moments)
+        if isinstance(volume, str):
+            check_choice("volume", volume, STARTS)
+        elif not isinstance(volume, FourierVolume):
+            raise TypeError(
+                f"volume is a {type(volume).__name__}; it must be a FourierVolume or"
+                f" one of {', '.join(STARTS)}"
+            )
+        loss = LossOptions() if loss is None else loss
+        search = SearchOptions() if search is None else search
+        check_kind("loss", loss, LossOptions)
+        check_kind("search", search, SearchOptions)
+        if not 0 < support_radius <= 0.5:
+            raise ValueError(
+                f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"
+            )
+        basis = moments.basis
+        self.moments, self.volume = moments, volume
+        self.cartesian = isinstance(basis, CartesianBasis)
+        if n_rings is not None:
+            check_integer("n_rings", n_rings, 1)
         if self.cartesian:
-            self.n_rings = (moments.basis.L + 1) // 2
-        else:
-            self.n_rings = n_rings or informative_rings(moments)
-        check_rings(self.n_rings, moments.basis)
-        self.weighting = weighting or ("none" if network else "noise")
-        self.lam = lam
-        self.optimizer = optimizer or ("adam" if network else "lbfgs")
-        self.n_steps = n_steps or STEPS[self.optimizer]
-        self.learning_rates = tuple(learning_rates)
-        given = isinstance(volume, FourierVolume)
-        self.n_starts = n_starts or (1 if given else STARTS[volume])
-        self.max_gaussians = max_gaussians
-        self.support_radius = support_radius
-        self.signed = _needs_signs(moments) if signed is None else signed
-        self.seed = seed
+            n_rings = (basis.L + 1) // 2
+        elif n_rings is None:
+            n_rings = informative_rings(moments)
+        elif n_rings > basis.n_rings:
+            raise ValueError(f"n_rings is {n_rings}; {basis} has 1 to {basis.n_rings}")
+        self.n_rings, self.support_radius = n_rings, support_radius
+        self.signed = needs_signs(moments) if signed is None else signed
+        self.loss, self.search = loss.completed(volume), search.completed(volume)
         self.device = checked_device(device)
-        self.status = status
-        self.checkpoint = checkpoint
-        self.quadrature = quadrature or self._default_quadrature()
+        self.status, self.checkpoint = status, checkpoint
+        if quadrature is None:
+            quadrature = default_quadrature(moments, n_rings, support_radius)
+        check_kind("quadrature", quadrature, SO3Quadrature)
         if density is None:
-            degree = None if network else LOG_DENSITY_DEGREE
-            density = DiscreteDensity(self.quadrature, degree=degree)
-        self.density = density
-        self._check_density()
+            degree = None if is_network(volume) else LOG_DENSITY_DEGREE
+            density = DiscreteDensity(quadrature, degree=degree)
+        check_kind("density", density, torch.nn.Module)
+        if isinstance(density, DiscreteDensity):
+            n = len(density.probabilities)
+            if n != len(quadrature):
+                raise ValueError(
+                    f"the density has {n} nodes, the quadrature {len(quadrature)}"
+                )
+        self.density, self.quadrature = density, quadrature
 
     @property
     def settings(self) -> dict:
-        """Options in use, JSON-able."""
-        volume, density = self.volume, type(self.density).__name__
-        names = (
-            "n_rings weighting lam optimizer n_steps learning_rates n_starts"
-            " max_gaussians support_radius signed seed"
-        )
+        """
+        Options in use.
+
+        :return: Names and values, as JSON can hold them.
+        """
+        volume = self.volume
         return {
             "volume": volume if isinstance(volume, str) else type(volume).__name__,
-            "density": density,
+            "density": type(self.density).__name__,
             "basis": repr(self.moments.basis),
             "n_nodes": len(self.quadrature),
             "shift_std": self.moments.shift_std,
             "device": str(self.device),
-            **{name: getattr(self, name) for name in names.split()},
+            "n_rings": self.n_rings,
+            "support_radius": self.support_radius,
+            "signed": self.signed,
+            **asdict(self.loss),
+            **asdict(self.search),
         }
 
     def estimate(self) -> Reconstruction:
         """
-        Search, refine and choose.
+        Refine all starts and choose the best.
 
         :return: The reconstruction of the best start.
-        :raises StoppedByUser: the status callback returned True; what was done is in
-            the checkpoint.
-        :raises FloatingPointError: the loss became infinite or NaN.
+        :raises ForeignCheckpoint: The checkpoint is of other moments or settings.
+        :raises StoppedByUser: The status callback returned True. The checkpoint has
+            what was done.
+        :raises FloatingPointError: The loss became infinite or NaN.
         """
         checkpoint = Checkpoint(self.checkpoint, self._fingerprint())
-        wait()  # all have read the file before the first one writes it
-        plan = Plan(
-            self.optimizer, self.n_steps, self.learning_rates, self.status, checkpoint
-        )
-        problems = [*map(self._problem, self._levels()[:-1]), self._whole]
-        candidates = [self._start(self.seed + i) for i in range(self.n_starts)]
+        wait()  # all processes must read the file before the first one writes it
+        options = self.search
+        plan = Plan(options, self.status, checkpoint)
+        march = not self.cartesian and options.optimizer == "lbfgs"
+        levels = march_levels(self.n_rings) if march else [self.n_rings]
+        problems = [*map(self.problem, levels[:-1]), self._whole]
+        candidates = [self.start(options.seed + i) for i in range(options.n_starts)]
         logger.info(f"Inverting {self.moments} with {self.settings}")
         try:
             total = n_refinements(len(candidates), len(problems))
             bar = tqdm(desc="inversion", total=total, disable=not is_first())
-            with self._threads(), bar:
+            with torch_threads(1 if options.optimizer == "lbfgs" else None), bar:
                 ranking = search(
                     candidates,
                     problems,
                     plan,
-                    max_gaussians=self.max_gaussians,
-                    advance=lambda stage: (bar.set_postfix_str(stage), bar.update()),
+                    lambda stage: (bar.set_postfix_str(stage), bar.update()),
                 )
-        except BaseException:
-            # Killed or stopped: what is finished must not be lost.
+        finally:
+            # A search that was killed or stopped keeps what it finished.
             checkpoint.write()
-            raise
-        checkpoint.write()
         return self._result(ranking)
 
     @torch.no_grad()
@@ -235,13 +224,13 @@ class MomentInversion:
         shift_std: float = 0.0,
     ) -> tuple[float, float]:
         """
-        How well a model meets the moments, all rings and orders of them: eq. 22, as in
-        the paper's Table 2.
+        Relative errors of a model's moments on all rings and orders: eq. 22, as in the
+        paper's Table 2.
 
         :param volume: A volume model.
-        :param density: A density model of this inversion's nodes.
-        :param shift_std: Standard deviation of the images' shifts, pixels, where the
-            moments leave it open.
+        :param density: A density model on this inversion's nodes.
+        :param shift_std: Standard deviation of the images' shifts in pixels, used where
+            `moments.shift_std` is None.
         :return: Relative errors of the first and the second moment.
         """
         problem = self._whole
@@ -256,26 +245,57 @@ class MomentInversion:
         first, second = (m.cpu().numpy().astype(np.complex128) for m in made)
         return Moments(first, second, self.moments.basis).relative_error(self.moments)
 
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
+    def problem(self, n_rings: int) -> Problem:
         """
-        One thread for all but networks: their tensors are so small that handing work to
-        more threads takes longer than the work.
+        :param n_rings: Number of rings to use of a polar basis.
+        :return: Forward model and loss of these rings.
         """
-        n_threads = torch.get_num_threads()
-        if self.optimizer == "lbfgs":
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(n_threads)
+        cut, moments = {}, self.moments
+        if not self.cartesian:
+            order = largest_order(moments.basis, n_rings, self.support_radius)
+            cut = {"n_rings": n_rings, "max_order": order}
+        # `CartesianLoss` never forms the pairs of pixels that shifts and weights need.
+        pairs = moments.shift_std != 0 or moments.second_weight is not None
+        if self.cartesian and self.loss.weighting == "none" and not pairs:
+            loss = CartesianLoss(moments, lam=self.loss.lam)
+        else:
+            loss = MomentLoss(moments, **asdict(self.loss), **cut)
+        return Problem(
+            forward=self._forward(**cut),
+            loss=loss.to(self.device),
+            n_rings=n_rings,
+            estimates=self._estimates,
+        )
+
+    def start(self, seed: int) -> Candidate:
+        """
+        :param seed: Seed of a random volume; a volume model that was given is copied.
+        :return: The start of the search that has this seed.
+        """
+        if isinstance(self.volume, FourierVolume):
+            volume = copy.deepcopy(self.volume)
+        else:
+            volume = random_volume(
+                self.volume,
+                self.moments,
+                self.n_rings,
+                support_radius=self.support_radius,
+                signed=self.signed,
+                seed=seed,
+            )
+        density = copy.deepcopy(self.density).to(self.device)
+        shift_std = None
+        if self.moments.shift_std is None:
+            first = torch.tensor(FIRST_SHIFT_STD / SHIFT_UNIT, device=self.device)
+            shift_std = torch.nn.Parameter(first)
+        return Candidate(seed, volume.to(self.device), density, shift_std)
 
     def _result(self, ranking: list[Candidate]) -> Reconstruction:
         best, problem = ranking[0], self._whole
         L, pixel_size = self.moments.basis.L, self.moments.pixel_size
         with torch.no_grad():
             for candidate in ranking:
-                # A stage that is taken from the checkpoint has set no latent variable.
+                # A result taken from the checkpoint has no latent variable yet.
                 problem.encode(candidate.volume)
             probabilities = problem.probabilities(best.density).double().cpu().numpy()
         volumes = [c.volume.to_volume(L, pixel_size).asnumpy()[0] for c in ranking]
@@ -287,7 +307,7 @@ class MomentInversion:
             for start, candidate in zip(starts, ranking, strict=True):
                 start["shift_std"] = SHIFT_UNIT * L * abs(candidate.shift_std.item())
             shift_std = starts[0]["shift_std"]
-        logger.info(f"Best of {self.n_starts} starts: {starts[0]}")
+        logger.info(f"Best of {self.search.n_starts} starts: {starts[0]}")
         return Reconstruction(
             volume=Volume(volumes[0], pixel_size=pixel_size),
             density=probabilities / probabilities.sum(),
@@ -295,37 +315,10 @@ class MomentInversion:
             history=best.history,
             starts=starts,
             settings=self.settings,
-            seed=self.seed,
+            seed=self.search.seed,
             moment_errors=self.moment_errors(best.volume, best.density, shift_std),
             shift_std=shift_std,
             start_volumes=Volume(np.stack(volumes), pixel_size=pixel_size),
-        )
-
-    def _levels(self) -> list[int]:
-        march = not self.cartesian and self.optimizer == "lbfgs"
-        return march_levels(self.n_rings) if march else [self.n_rings]
-
-    def _max_order(self, n_rings: int) -> int:
-        """Orders that an object within the support has on the outermost ring."""
-        order = math.ceil(2 * math.pi * self.support_radius * (n_rings - 1)) + 1
-        return order if self.cartesian else min(order, self.moments.basis.max_order)
-
-    def _problem(self, n_rings: int) -> Problem:
-        cut = {}
-        if not self.cartesian:
-            cut = {"n_rings": n_rings, "max_order": self._max_order(n_rings)}
-        moments = self.moments
-        # Shifts and weights are of pairs of pixels, which `CartesianLoss` never forms.
-        pairs = moments.shift_std != 0 or moments.second_weight is not None
-        if self.cartesian and self.weighting == "none" and not pairs:
-            loss = CartesianLoss(moments, lam=self.lam)
-        else:
-            loss = MomentLoss(moments, weighting=self.weighting, lam=self.lam, **cut)
-        return Problem(
-            forward=self._forward(**cut),
-            loss=loss.to(self.device),
-            n_rings=n_rings,
-            estimates=self._estimates,
         )
 
     def _forward(self, **cut: int) -> torch.nn.Module:
@@ -339,12 +332,12 @@ class MomentInversion:
 
     @cached_property
     def _whole(self) -> Problem:
-        """All rings in use: kept, for Cartesian moments take seconds to prepare."""
-        return self._problem(self.n_rings)
+        """The last level; kept, since Cartesian moments take seconds to prepare."""
+        return self.problem(self.n_rings)
 
     @cached_property
     def _estimates(self) -> tuple[Tensor, ...]:
-        """The moments as encoders take them; nothing where there is none."""
+        """The moments as encoders take them; empty if there is no encoder."""
         encoded = getattr(self.volume, "encoder", None) is not None
         if not encoded and not isinstance(self.density, MomentEncoder):
             return ()
@@ -352,55 +345,6 @@ class MomentInversion:
             torch.from_numpy(np.asarray(value, dtype=np.complex64)).to(self.device)
             for value in (self.moments.first, self.moments.second)
         )
-
-    def _start(self, seed: int) -> Candidate:
-        density = copy.deepcopy(self.density).to(self.device)
-        if isinstance(self.volume, FourierVolume):
-            volume = copy.deepcopy(self.volume)
-        else:
-            volume = self._random_volume(seed)
-        shift_std = None
-        if self.moments.shift_std is None:
-            first = torch.tensor(FIRST_SHIFT_STD / SHIFT_UNIT, device=self.device)
-            shift_std = torch.nn.Parameter(first)
-        return Candidate(seed, volume.to(self.device), density, shift_std)
-
-    def _random_volume(self, seed: int) -> FourierVolume:
-        L, rms = self.moments.basis.L, ring_rms(self.moments)
-        scale = L * float(rms[: min(len(rms), 3)].max())
-        band_limit = float(self.n_rings - 1)
-        if self.volume == "gaussians":
-            mean = L * abs(mean_coefficient(self.moments))
-            return GaussianMixture(
-                STARTING_SIZES[seed % len(STARTING_SIZES)],
-                support_radius=self.support_radius,
-                sigma=STARTING_SIGMA,
-                signed=self.signed,
-                total=2 * scale if self.signed else mean,
-                seed=seed,
-            )
-        if self.volume == "harmonics":
-            model = BallHarmonics(
-                band_limit, support_radius=self.support_radius, seed=seed
-            )
-            model.coefficients.data *= scale
-            return model
-        return FourierNet(band_limit, hidden=NETWORK_WIDTH, scale=scale, seed=seed)
-
-    def _default_quadrature(self) -> SO3Quadrature:
-        degree = min(self._max_order(self.n_rings), MAX_DEGREE)
-        averaged = not self.cartesian and self.moments.basis.inplane_average
-        if averaged:
-            return SO3Quadrature.product(SphericalDesign(degree), 1)
-        return SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
-
-    def _check_density(self) -> None:
-        if isinstance(self.density, DiscreteDensity):
-            n = len(self.density.probabilities)
-            if n != len(self.quadrature):
-                raise ValueError(
-                    f"the density has {n} nodes, the quadrature {len(self.quadrature)}"
-                )
 
     def _fingerprint(self) -> dict[str, str]:
         """What decides the result, by name; the device does not."""
@@ -420,27 +364,18 @@ class MomentInversion:
         return found
 
 
-def mean_coefficient(moments: Moments) -> float:
+@contextmanager
+def torch_threads(n_threads: int | None) -> Iterator[None]:
     """
-    E f at zero frequency, real: the mean over images of their sum. Where CTFs hardly
-    let that pass, of the innermost ring that they do.
-    """
-    basis, weight = moments.basis, moments.first_weight
-    if weight is not None and not isinstance(basis, CartesianBasis):
-        ring = int(np.argmax(weight >= HARDLY * weight.max()))
-        return float(abs(moments.first.reshape(-1, basis.n_rings)[0, ring].real))
-    if isinstance(basis, CartesianBasis):
-        centre = basis.L // 2
-        return float(moments.first.reshape(basis.L, basis.L)[centre, centre].real)
-    return float(moments.first.reshape(-1, basis.n_rings)[0, 0].real)
+    Limit the threads of torch. Tensors of all volumes but networks are so small that
+    one thread is faster than several.
 
-
-def _needs_signs(moments: Moments) -> bool:
+    :param n_threads: Number of threads within the context, None for no limit.
+    :return: The context.
     """
-    Whether no non-negative volume fits: |V(k)| ≤ V(0) for those, so no ring's RMS may
-    exceed the mean at zero frequency.
-    """
-    if moments.first_weight is not None:
-        return False  # CTFs hide the mean, and rings of noise would exceed it
-    rms = ring_rms(moments)
-    return bool(rms[1:].max(initial=0) > 1.05 * mean_coefficient(moments))
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -11,6 +11,7 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor
 
+from aspire_mom.checks import check_choice
 from aspire_mom.processes import agreed, combine_gradients, is_first
 from aspire_mom.volumes import FourierVolume
 
@@ -82,8 +83,7 @@ def minimise(
     :raises StoppedByUser: `status` returned True; the parameters keep their values.
     :raises FloatingPointError: the loss is not finite.
     """
-    if method not in ("lbfgs", "adam"):
-        raise ValueError(f'method is {method!r}; it must be "lbfgs" or "adam"')
+    check_choice("method", method, ("lbfgs", "adam"))
     parameters, split = list(parameters), list(split)
     same = [p for p in parameters if not any(p is q for q in split)]
     lbfgs = method == "lbfgs"

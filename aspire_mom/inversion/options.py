@@ -1,95 +1,109 @@
-"""Checks of what `MomentInversion` is given, before any work starts."""
+"""Options of an inversion, checked when they are made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
+from aspire_mom.checks import check_choice, check_integer, check_positive
+from aspire_mom.inversion.loss import Weighting
+from aspire_mom.inversion.optimise import Optimizer
+from aspire_mom.volumes import FourierNet, FourierVolume
 
-from aspire_mom.bases import Basis, CartesianBasis
-from aspire_mom.checks import check_integer, check_positive
-from aspire_mom.moments import Moments
-from aspire_mom.rotations import SO3Quadrature
-from aspire_mom.volumes import FourierVolume
-
-PRIORS = ("gaussians", "fouriernet", "harmonics")
-OPTIMIZERS = ("lbfgs", "adam")
+# Named volume models and how many random starts each has by default.
+STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
+STEPS = {"lbfgs": 400, "adam": 1000}
 WEIGHTINGS = ("noise", "rings", "none")
 
 
-def check_kinds(moments, volume, density, quadrature) -> None:
+@dataclass(frozen=True)
+class SearchOptions:
     """
-    :param moments: Must be `Moments`.
-    :param volume: A `FourierVolume` or the name of a prior.
-    :param density: A module or None.
-    :param quadrature: An `SO3Quadrature` or None.
-    :raises TypeError: one of another kind.
-    :raises ValueError: a name that is no prior's.
+    How to search for the best volume and density.
+
+    :param n_starts: Number of starts; by default 16 for Gaussians, 4 for harmonics, 1
+        for a network or for a volume model that is given.
+    :param n_steps: Steps of the last refinement of each start; by default 400 of L-BFGS
+        or 1,000 of Adam.
+    :param optimizer: "lbfgs" or "adam"; by default Adam for networks, else L-BFGS.
+    :param learning_rates: Adam's learning rates in turn, each for an equal share of the
+        steps (the paper: 1e-5, 1e-6).
+    :param max_gaussians: Largest number of Gaussians in a mixture.
+    :param seed: Seed of the first start; the others have the seeds that follow.
+    :raises ValueError: An option is out of range.
     """
-    if not isinstance(moments, Moments):
-        raise TypeError(f"moments is a {type(moments).__name__}, not a Moments")
-    if isinstance(volume, str):
-        check_choice("volume", volume, PRIORS)
-    elif not isinstance(volume, FourierVolume):
-        raise TypeError(
-            f"volume is a {type(volume).__name__}; it must be a FourierVolume or"
-            f" one of {', '.join(PRIORS)}"
-        )
-    for name, value, kind in (
-        ("density", density, torch.nn.Module),
-        ("quadrature", quadrature, SO3Quadrature),
-    ):
-        if not (value is None or isinstance(value, kind)):
-            raise TypeError(
-                f"{name} is a {type(value).__name__}; it must be a {kind.__name__}"
+
+    n_starts: int | None = None
+    n_steps: int | None = None
+    optimizer: Optimizer | None = None
+    learning_rates: tuple[float, ...] = (2e-3, 2e-4)
+    max_gaussians: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (
+            ("n_starts", 1),
+            ("n_steps", 1),
+            ("max_gaussians", 1),
+            ("seed", 0),
+        ):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), least)
+        check_choice("optimizer", self.optimizer, STEPS)
+        rates = tuple(self.learning_rates)
+        if not rates or not all(0 < rate < math.inf for rate in rates):
+            raise ValueError(
+                f"learning_rates are {rates}; there must be at least one, and all must"
+                " be positive"
             )
+        object.__setattr__(self, "learning_rates", rates)
 
-
-def check_choice(name: str, value: str | None, accepted: Iterable[str]) -> None:
-    """
-    :param name: Name of the option.
-    :param value: Its value; None where it is left to the default.
-    :param accepted: All names it may have.
-    :raises ValueError: another one.
-    """
-    if value is not None and value not in accepted:
-        raise ValueError(f"{name} is {value!r}; it must be {' or '.join(accepted)}")
-
-
-def check_counts(**counts: int | None) -> None:
-    """
-    :param counts: Options that are positive integers, or None for their defaults.
-    :raises ValueError: one that is not.
-    """
-    for name, value in counts.items():
-        if value is not None:
-            check_integer(name, value, 1)
-
-
-def check_numbers(
-    lam: float, support_radius: float, learning_rates: tuple[float, ...], seed: int
-) -> None:
-    """
-    :raises ValueError: λ or a learning rate not positive, no learning rate, a support
-        radius outside (0, 0.5] boxes, or a seed that is no whole number ≥ 0.
-    """
-    check_positive("lam", lam)
-    check_integer("seed", seed, 0)
-    if not 0 < support_radius <= 0.5:
-        raise ValueError(
-            f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"
-        )
-    if not learning_rates or not all(0 < rate < np.inf for rate in learning_rates):
-        raise ValueError(
-            f"learning_rates are {learning_rates}; there must be at least one, and all"
-            " must be positive"
+    def completed(self, volume: str | FourierVolume) -> SearchOptions:
+        """
+        :param volume: A volume model, or the name of one.
+        :return: The same options, with defaults for this volume in place of None.
+        """
+        optimizer = self.optimizer or ("adam" if is_network(volume) else "lbfgs")
+        n_starts = STARTS[volume] if isinstance(volume, str) else 1
+        return replace(
+            self,
+            optimizer=optimizer,
+            n_starts=self.n_starts or n_starts,
+            n_steps=self.n_steps or STEPS[optimizer],
         )
 
 
-def check_rings(n_rings: int, basis: Basis) -> None:
+@dataclass(frozen=True)
+class LossOptions:
     """
-    :raises ValueError: more rings than a polar basis has.
+    How to measure the distance of moments (see `MomentLoss`).
+
+    :param weighting: "noise", "rings" or "none"; by default "none", eq. 28 itself, for
+        networks, else "noise".
+    :param lam: λ of eq. 28, the weight of the second moment.
+    :raises ValueError: An option is out of range.
     """
-    if not isinstance(basis, CartesianBasis) and n_rings > basis.n_rings:
-        raise ValueError(f"n_rings is {n_rings}; {basis} has 1 to {basis.n_rings}")
+
+    weighting: Weighting | None = None
+    lam: float = 1.0
+
+    def __post_init__(self):
+        check_choice("weighting", self.weighting, WEIGHTINGS)
+        check_positive("lam", self.lam)
+
+    def completed(self, volume: str | FourierVolume) -> LossOptions:
+        """
+        :param volume: A volume model, or the name of one.
+        :return: The same options, with the default weighting for this volume in place
+            of None.
+        """
+        weighting = "none" if is_network(volume) else "noise"
+        return replace(self, weighting=self.weighting or weighting)
+
+
+def is_network(volume: str | FourierVolume) -> bool:
+    """
+    :param volume: A volume model, or the name of one.
+    :return: Whether it is a `FourierNet`.
+    """
+    return volume == "fouriernet" or isinstance(volume, FourierNet)

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from aspire_mom.bases import CartesianBasis
-from aspire_mom.checks import check_integer
+from aspire_mom.checks import check_integer, check_kind
 from aspire_mom.inversion.inversion import MomentInversion
 from aspire_mom.inversion.optimise import StatusCallback
+from aspire_mom.inversion.options import LossOptions, SearchOptions
 from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import ring_rms
 from aspire_mom.networks import LatentEncoder, MomentEncoder
@@ -57,8 +58,7 @@ def paper_inversion(
     :raises TypeError: `moments` is no `Moments`.
     :raises ValueError: they are of another basis, or an option is out of range.
     """
-    if not isinstance(moments, Moments):
-        raise TypeError(f"moments is a {type(moments).__name__}, not a Moments")
+    check_kind("moments", moments, Moments)
     if not isinstance(moments.basis, CartesianBasis):
         raise ValueError(
             f"moments are of {moments.basis}; the paper's configuration takes those of"
@@ -80,12 +80,13 @@ def paper_inversion(
         volume,
         MomentEncoder.cartesian(L, len(quadrature), seed=seed),
         quadrature,
-        weighting="none",
-        lam=lam,
-        optimizer="adam",
-        n_steps=len(LEARNING_RATES) * n_epochs,
-        learning_rates=LEARNING_RATES,
-        seed=seed,
+        loss=LossOptions("none", lam),
+        search=SearchOptions(
+            optimizer="adam",
+            n_steps=len(LEARNING_RATES) * n_epochs,
+            learning_rates=LEARNING_RATES,
+            seed=seed,
+        ),
         device=device,
         status=status,
         checkpoint=checkpoint,

@@ -18,12 +18,8 @@ from aspire_mom.inversion.forward import (
     PolarForward,
 )
 from aspire_mom.inversion.loss import MomentLoss
-from aspire_mom.inversion.optimise import (
-    Optimizer,
-    OptimizerStatus,
-    StatusCallback,
-    minimise,
-)
+from aspire_mom.inversion.optimise import OptimizerStatus, StatusCallback, minimise
+from aspire_mom.inversion.options import SearchOptions
 from aspire_mom.networks import MomentEncoder
 from aspire_mom.volumes import FourierVolume, GaussianMixture
 
@@ -137,16 +133,12 @@ class Plan:
     """
     How to refine.
 
-    :param method: "lbfgs" or "adam".
-    :param n_steps: Steps of a final refinement.
-    :param learning_rates: Adam's schedule.
+    :param options: Options of the search, with no default left open.
     :param status: Status callback.
     :param checkpoint: Where progress is kept.
     """
 
-    method: Optimizer
-    n_steps: int
-    learning_rates: tuple[float, ...]
+    options: SearchOptions
     status: StatusCallback | None
     checkpoint: Checkpoint
 
@@ -230,9 +222,9 @@ def refine(
         candidate.loss = minimise(
             lambda: problem.objective(volume, density, shift_std),
             [*volume.parameters(), *density.parameters(), *shifts],
-            method=plan.method,
+            method=plan.options.optimizer,
             n_steps=n_steps,
-            learning_rates=plan.learning_rates,
+            learning_rates=plan.options.learning_rates,
             stage=stage,
             status=plan.status and status,
             state=begun,
@@ -252,7 +244,7 @@ def refine(
     return candidate
 
 
-def grow(candidate: Candidate, problem: Problem, plan: Plan, most: int) -> Candidate:
+def grow(candidate: Candidate, problem: Problem, plan: Plan) -> Candidate:
     """
     Split the Gaussians of a `GaussianMixture` for as long as the criterion falls; other
     volumes stay as they are.
@@ -260,11 +252,11 @@ def grow(candidate: Candidate, problem: Problem, plan: Plan, most: int) -> Candi
     :param candidate: The candidate.
     :param problem: The level.
     :param plan: How to refine.
-    :param most: Number of Gaussians not to exceed.
     :return: The best candidate, the one given if none is better.
     """
     if not isinstance(candidate.volume, GaussianMixture):
         return candidate
+    most = plan.options.max_gaussians
     while (n := len(candidate.volume)) < most:
         larger = replace(
             candidate,
@@ -285,8 +277,6 @@ def search(
     candidates: list[Candidate],
     problems: list[Problem],
     plan: Plan,
-    *,
-    max_gaussians: int,
     advance: Callable[[str], None],
 ) -> list[Candidate]:
     """
@@ -297,7 +287,6 @@ def search(
     :param candidates: The starts.
     :param problems: The levels, coarse to fine.
     :param plan: How to refine.
-    :param max_gaussians: Largest mixture.
     :param advance: Called with the name of each finished piece of work.
     :return: The candidates that reached the last level, best first.
     """
@@ -312,11 +301,11 @@ def search(
         candidates = sorted(candidates, key=lambda c: c.criterion)
         candidates = candidates[: survivors(len(candidates), level, len(problems))]
         if not last:
-            candidates = [grow(c, problem, plan, max_gaussians) for c in candidates]
+            candidates = [grow(c, problem, plan) for c in candidates]
     finished = []
     for candidate in candidates:
         stage = candidate.label(problem.n_rings) + ", to the end"
-        refine(candidate, problem, plan, stage=stage, n_steps=plan.n_steps)
-        finished.append(grow(candidate, problem, plan, max_gaussians))
+        refine(candidate, problem, plan, stage=stage, n_steps=plan.options.n_steps)
+        finished.append(grow(candidate, problem, plan))
         advance(stage)
     return sorted(finished, key=lambda c: c.criterion)

@@ -1,20 +1,133 @@
-"""What a trained encoder says of estimated moments: a start for `MomentInversion`."""
+"""Where a search starts: random volumes, or what a trained encoder predicts."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
 
-from aspire_mom.bases import PolarBasis
-from aspire_mom.checks import spread
-from aspire_mom.inversion.inversion import MomentInversion
+from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.checks import check_kind, spread
 from aspire_mom.moments import Moments
-from aspire_mom.moments.rings import ring_rms
+from aspire_mom.moments.rings import informative_rings, ring_rms
 from aspire_mom.networks.problems import power_errors
 from aspire_mom.networks.start_encoder import StartEncoder
 from aspire_mom.networks.weights import shipped
-from aspire_mom.rotations import DiscreteDensity, SO3Quadrature
-from aspire_mom.volumes import GaussianMixture
+from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
+from aspire_mom.volumes import (
+    BallHarmonics,
+    FourierNet,
+    FourierVolume,
+    GaussianMixture,
+)
+
+# Radius in boxes of a ball that holds most molecules.
+SUPPORT_RADIUS = 0.4
+# Numbers of Gaussians that starts have in turn: which one suits the data is not known.
+STARTING_SIZES = (3, 4, 6, 8)
+STARTING_SIGMA = 0.1
+# Wide enough for the few shells that moments determine, and quick.
+NETWORK_WIDTH = 64
+MAX_DEGREE = 41
+# CTFs hide a ring that has less than this share of the best known ring's information.
+HIDDEN_SHARE = 0.01
+
+
+def random_volume(
+    kind: str,
+    moments: Moments,
+    n_rings: int,
+    *,
+    support_radius: float,
+    signed: bool,
+    seed: int,
+) -> FourierVolume:
+    """
+    Draw a volume model, scaled to the power of the moments.
+
+    :param kind: "gaussians", "harmonics" or "fouriernet".
+    :param moments: Moments that it is to match.
+    :param n_rings: Number of rings in use.
+    :param support_radius: Radius in boxes of a ball that holds the molecule.
+    :param signed: Let Gaussians be negative.
+    :param seed: Seed of the draw, which also decides the number of Gaussians.
+    :return: The volume model, float32.
+    """
+    L, band_limit = moments.basis.L, float(n_rings - 1)
+    scale = L * float(ring_rms(moments)[:3].max())
+    if kind == "gaussians":
+        return GaussianMixture(
+            STARTING_SIZES[seed % len(STARTING_SIZES)],
+            support_radius=support_radius,
+            sigma=STARTING_SIGMA,
+            signed=signed,
+            total=2 * scale if signed else L * abs(mean_coefficient(moments)),
+            seed=seed,
+        )
+    if kind == "harmonics":
+        model = BallHarmonics(band_limit, support_radius=support_radius, seed=seed)
+        model.coefficients.data *= scale
+        return model
+    return FourierNet(band_limit, hidden=NETWORK_WIDTH, scale=scale, seed=seed)
+
+
+def largest_order(basis, n_rings: int, support_radius: float) -> int:
+    """
+    :param basis: Basis of the moments.
+    :param n_rings: Number of rings in use.
+    :param support_radius: Radius in boxes of a ball that holds the molecule.
+    :return: Largest angular order that the molecule has on the outermost ring.
+    """
+    order = math.ceil(2 * math.pi * support_radius * (n_rings - 1)) + 1
+    return min(order, getattr(basis, "max_order", order))
+
+
+def default_quadrature(
+    moments: Moments, n_rings: int, support_radius: float = SUPPORT_RADIUS
+) -> SO3Quadrature:
+    """
+    :param moments: The moments.
+    :param n_rings: Number of rings in use.
+    :param support_radius: Radius in boxes of a ball that holds the molecule.
+    :return: Viewing directions as fine as the angular orders where the moments are
+        averaged over in-plane angles; else the paper's 100 directions × 12 in-plane
+        angles (section 5.2).
+    """
+    if getattr(moments.basis, "inplane_average", False):
+        degree = min(largest_order(moments.basis, n_rings, support_radius), MAX_DEGREE)
+        return SO3Quadrature.product(SphericalDesign(degree), 1)
+    return SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
+
+
+def mean_coefficient(moments: Moments) -> float:
+    """
+    :param moments: The moments.
+    :return: E f at zero frequency, the mean over images of the sum of their pixels / L.
+        Where CTFs hide it, |E f| on the innermost ring that they do not hide.
+    """
+    basis, weight = moments.basis, moments.first_weight
+    if isinstance(basis, CartesianBasis):
+        centre = basis.L // 2
+        return float(moments.first.reshape(basis.L, basis.L)[centre, centre].real)
+    on_rings = moments.first.reshape(-1, basis.n_rings)[0].real
+    if weight is not None:
+        return float(abs(on_rings[np.argmax(weight >= HIDDEN_SHARE * weight.max())]))
+    return float(on_rings[0])
+
+
+def needs_signs(moments: Moments) -> bool:
+    """
+    Tell whether the volume must be negative somewhere. A non-negative volume has
+    |V(k)| ≤ V(0), so that no ring's RMS exceeds the mean coefficient.
+
+    :param moments: The moments.
+    :return: Whether a ring's RMS does; False where CTFs hide the mean.
+    """
+    if moments.first_weight is not None:
+        return False
+    rms = ring_rms(moments)
+    return bool(rms[1:].max(initial=0) > 1.05 * mean_coefficient(moments))
 
 
 @torch.no_grad()
@@ -25,38 +138,38 @@ def predict(
     encoder: StartEncoder | None = None,
 ) -> tuple[GaussianMixture, DiscreteDensity]:
     """
-    A volume and a density of views from moments alone, at once: one pass of an
-    encoder, without any optimisation. `MomentInversion(moments, *predict(moments))`
-    goes on from there.
+    Predict a volume and a density of viewing directions from moments, in one pass of an
+    encoder. `MomentInversion(moments, *predict(moments))` starts from them.
 
-    Both are in one frame, near the volume's principal axes, of either hand. Standard
-    errors of the moments, where known, tell the encoder how far to trust each ring.
+    Both are in one frame, close to the volume's principal axes, and of either hand.
+    Where the moments have standard errors, the encoder is given those of each ring's
+    power.
 
-    :param moments: Moments in the polar basis, in-plane averaged or not, with the
-        encoder's rings and orders at least.
-    :param quadrature: Nodes that the density is wanted on; by default those that
-        `MomentInversion(moments)` has.
-    :param encoder: The encoder; by default that of `pretrained()`.
-    :return: The volume, `GaussianMixture`, and its views, a smooth `DiscreteDensity`.
-    :raises TypeError: no moments.
-    :raises ValueError: moments of another basis, with too few rings or orders, without
-        power, or of images that still have shifts.
+    :param moments: Moments in a polar basis that has the encoder's rings and orders.
+    :param quadrature: Nodes of the density; by default those of
+        `MomentInversion(moments)`.
+    :param encoder: A trained encoder; by default the one that the package ships.
+    :return: The volume and the smooth density.
+    :raises TypeError: `moments` is no `Moments`.
+    :raises ValueError: The moments are of another basis, have too few rings or orders
+        or no power, or are of images with shifts.
     """
     encoder = shipped() if encoder is None else encoder
     device = encoder.mean.device
     inputs = [t.to(device) for t in encoder_inputs(moments, encoder)]
     (centres, sigmas, weights), coefficients = encoder(*inputs)
-    defaults = MomentInversion(moments, quadrature=quadrature)
-    # |V(k)| ≤ V(0) for volumes that are nowhere negative: then this is the mean.
+    # A non-negative volume has |V(k)| ≤ V(0), so the strongest ring gives its mean.
     total = moments.basis.L * float(ring_rms(moments).max())
     volume = GaussianMixture(
         encoder.n_gaussians,
-        support_radius=defaults.support_radius,
-        signed=defaults.signed,
+        support_radius=SUPPORT_RADIUS,
+        signed=needs_signs(moments),
         total=total,
     )
     volume = volume.with_gaussians(centres[0], sigmas[0], total * weights[0]).cpu()
-    density = DiscreteDensity(defaults.quadrature, degree=encoder.degree)
+    if quadrature is None:
+        quadrature = default_quadrature(moments, informative_rings(moments))
+    density = DiscreteDensity(quadrature, degree=encoder.degree)
     density.coefficients.copy_(coefficients[0])
     return volume, density
 
@@ -65,13 +178,16 @@ def encoder_inputs(
     moments: Moments, encoder: StartEncoder
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
+    Cut moments to the encoder's rings and orders, average them over in-plane angles and
+    divide them by the strongest ring's RMS.
+
     :param moments: As for :func:`predict`.
-    :param encoder: The encoder that is to be told.
-    :return: First and second moment and errors of the rings' powers, cut to the
-        encoder's rings and orders, averaged over in-plane angles, in units of the
-        strongest ring, float32, a batch of one.
-    :raises TypeError: as for :func:`predict`.
-    :raises ValueError: as for :func:`predict`.
+    :param encoder: The encoder.
+    :return: First moment (1, n_rings), second moment (1, max_order + 1, n_rings,
+        n_rings), both complex64, and standard errors of the rings' powers (1, n_rings),
+        float32.
+    :raises TypeError: As for :func:`predict`.
+    :raises ValueError: As for :func:`predict`.
     """
     _check(moments, encoder)
     R, orders = encoder.n_rings, np.arange(encoder.max_order + 1)
@@ -94,8 +210,7 @@ def encoder_inputs(
 
 
 def _check(moments: Moments, encoder: StartEncoder) -> None:
-    if not isinstance(moments, Moments):
-        raise TypeError(f"moments is a {type(moments).__name__}, not a Moments")
+    check_kind("moments", moments, Moments)
     if moments.shift_std != 0:
         raise ValueError(
             f"the images have shifts of {spread(moments.shift_std)}, which"

@@ -55,8 +55,8 @@ def measure(method: str, L: int, repeats: int) -> None:
         inversion = paper_inversion(estimate)
     else:
         inversion = MomentInversion(estimate, method, n_rings=(L + 1) // 2)
-    problem = inversion._problem(inversion.n_rings)
-    start = inversion._start(0)
+    problem = inversion.problem(inversion.n_rings)
+    start = inversion.start(0)
     parameters = [*start.volume.parameters(), *start.density.parameters()]
     # Adam's state is part of what a run needs.
     optimizer = torch.optim.Adam(parameters, lr=1e-6)

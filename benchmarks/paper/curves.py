@@ -17,7 +17,13 @@ from aspire.volume import Volume
 from experiment import CASES, folder, ground_truth, keep, moments, noise_floor, parser
 from matplotlib.figure import Figure
 
-from aspire_mom import MomentInversion, Moments, compare, paper_inversion
+from aspire_mom import (
+    MomentInversion,
+    Moments,
+    SearchOptions,
+    compare,
+    paper_inversion,
+)
 from aspire_mom.inversion import OptimizerStatus, StoppedByUser
 
 EPOCHS = 20_000
@@ -49,10 +55,11 @@ class Curve:
         return times[0] if times else None
 
 
-def default_curve(estimate: Moments, truth: Volume, **options) -> Curve:
+def default_curve(estimate: Moments, truth: Volume, seed: int, device: str) -> Curve:
     """The default inversion; moments compared on all rings, in-plane averaged."""
     start = time.perf_counter()
-    inversion = MomentInversion(estimate, **options)
+    search = SearchOptions(seed=seed)
+    inversion = MomentInversion(estimate, search=search, device=device)
     curve = Curve(inversion, truth, time.perf_counter() - start)
     inversion.status = curve
     inversion.estimate()

@@ -17,10 +17,12 @@ import numpy as np
 
 from aspire_mom import (
     FourierNet,
+    LossOptions,
     MomentEncoder,
     MomentInversion,
     Moments,
     PolarBasis,
+    SearchOptions,
     SO3Quadrature,
     SphericalDesign,
     VonMisesFisherMixture,
@@ -63,9 +65,8 @@ def run(seed: int, epochs: int, lam: float, hidden: int, omega: float) -> str:
         MomentEncoder.polar(ORDERS + 1, RINGS, len(quadrature)),
         quadrature,
         n_rings=RINGS,
-        lam=lam,
-        n_steps=epochs,
-        learning_rates=LEARNING_RATES,
+        loss=LossOptions(lam=lam),
+        search=SearchOptions(n_steps=epochs, learning_rates=LEARNING_RATES),
     )
     found = inversion.estimate()
     errors, found = found.moment_errors, compare(found.volume, volume)

@@ -28,7 +28,13 @@ from experiment import (
     parser,
 )
 
-from aspire_mom import MomentInversion, Moments, compare, paper_inversion
+from aspire_mom import (
+    MomentInversion,
+    Moments,
+    SearchOptions,
+    compare,
+    paper_inversion,
+)
 from aspire_mom.inversion import OptimizerStatus, StoppedByUser
 
 
@@ -53,13 +59,13 @@ def preset(
         status=status,
         checkpoint=folder(options) / "preset.pt",
     )
-    start = inversion._start(options.seed)
+    start = inversion.start(options.seed)
     first, second = inversion.moment_errors(start.volume, start.density)
     print(f"  preset before its first epoch: moment errors {first:.4f} {second:.4f}")
     found = None
     with suppress(StoppedByUser):
         found = inversion.estimate()
-    report = {"epochs": inversion.n_steps, "of": inversion.n_steps}
+    report = {"epochs": inversion.search.n_steps, "of": inversion.search.n_steps}
     if len(seen) > 1:
         (step, begun), (last_step, end) = seen[0], seen[-1]
         report["seconds_per_epoch"] = (end - begun) / (last_step - step)
@@ -75,8 +81,8 @@ def ours(
 ) -> tuple[Volume, tuple[float, float], dict]:
     """The package's default: one reconstruction, chosen without the truth."""
     start = time.perf_counter()
-    found = MomentInversion(estimate, seed=options.seed, device=options.device)
-    found = found.estimate()
+    search = SearchOptions(seed=options.seed)
+    found = MomentInversion(estimate, search=search, device=options.device).estimate()
     seconds = time.perf_counter() - start
     return found.volume, found.moment_errors, {"seconds": seconds}
 

@@ -1,6 +1,7 @@
 """A small volume and its particles, moments and reconstruction, each made by the
 command that makes it, and a way to run commands."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import aspire
@@ -8,12 +9,22 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from aspire_mom import MomentInversion
 from aspire_mom.cli.main import main
 from aspire_mom.phantoms import gaussian_phantom
 
 L, PIXEL_SIZE, IMAGES = 12, 2.0, 300
 # What the installed command runs.
 SCRIPT = "from aspire_mom.cli.main import main; main()"
+
+
+def quick_inversion(**options):
+    """`MomentInversion` with other options of the search, whatever it is given."""
+
+    def make(*args, search, **more):
+        return MomentInversion(*args, search=replace(search, **options), **more)
+
+    return make
 
 
 def run(*args):

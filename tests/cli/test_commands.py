@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from aspire.volume import Volume
 from aspire_mom import (
     CartesianBasis,
     MomentEstimator,
-    MomentInversion,
     Moments,
     PolarBasis,
     Reconstruction,
@@ -25,11 +23,19 @@ from aspire_mom import (
 )
 from aspire_mom.cli.main import reconstruct
 from aspire_mom.cli.outputs import RECONSTRUCTION_FILES
-from aspire_mom.inversion.options import PRIORS
+from aspire_mom.inversion.options import STARTS
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.relion import ParticleSource
 from aspire_mom.volumes.filters import mirror
-from tests.cli.conftest import IMAGES, PIXEL_SIZE, SCRIPT, L, run, succeed
+from tests.cli.conftest import (
+    IMAGES,
+    PIXEL_SIZE,
+    SCRIPT,
+    L,
+    quick_inversion,
+    run,
+    succeed,
+)
 
 # Checkpoints at once.
 EVERY_BATCH = {**MomentEstimator.__init__.__kwdefaults__, "checkpoint_seconds": 0.0}
@@ -267,7 +273,7 @@ def test_checkpoint_stays_until_the_results_are_written(tmp_path, monkeypatch, m
 
 
 def test_lowpass_removes_fine_shells(tmp_path, monkeypatch, moments):
-    quick = partial(MomentInversion, n_steps=20, max_gaussians=4)
+    quick = quick_inversion(n_steps=20, max_gaussians=4)
     monkeypatch.setattr("aspire_mom.MomentInversion", quick)
     out = tmp_path / "r"
     command = ("reconstruct", moments, "-o", out, "--starts", 1)
@@ -286,7 +292,7 @@ def test_lowpass_removes_fine_shells(tmp_path, monkeypatch, moments):
 
 def test_priors_are_those_of_the_inversion():
     (option,) = (p for p in reconstruct.params if p.name == "prior")
-    assert set(option.type.choices) == {*PRIORS, "paper"}
+    assert set(option.type.choices) == {*STARTS, "paper"}
 
 
 @pytest.mark.parametrize("hand", [1, -1])

@@ -1,18 +1,17 @@
 """The demonstration, and the geometry behind its picture of views."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pytest
 from aspire.volume import Volume
 from scipy.spatial.transform import Rotation
 
-from aspire_mom import MomentInversion, compare
+from aspire_mom import compare
 from aspire_mom.cli import demo as demonstration
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.volumes.filters import mirror
-from tests.cli.conftest import run, succeed
+from tests.cli.conftest import quick_inversion, run, succeed
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -49,7 +48,7 @@ def test_aligned_views_show_the_same_images(mirrored):
 
 
 def test_demo_with_few_images(tmp_path, monkeypatch):
-    quick = partial(MomentInversion, n_starts=1, n_steps=40, max_gaussians=6)
+    quick = quick_inversion(n_starts=1, n_steps=40, max_gaussians=6)
     monkeypatch.setattr(demonstration, "MomentInversion", quick)
     out = tmp_path / "demo"
     result = succeed("demo", "--out", out, "--images", 1000, "--seed", 1)

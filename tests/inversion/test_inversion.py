@@ -1,5 +1,5 @@
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -11,9 +11,11 @@ from aspire_mom import (
     DiscreteDensity,
     FourierNet,
     GaussianMixture,
+    LossOptions,
     MomentEncoder,
     MomentInversion,
     PolarBasis,
+    SearchOptions,
     SO3Quadrature,
     SphericalDesign,
     VonMisesFisherMixture,
@@ -50,20 +52,26 @@ def pixels():
 
 
 def quick(moments, volume="gaussians", **options):
-    """Two starts of few Gaussians; `small` needs a second."""
-    defaults = {
-        "n_rings": 5,
-        "n_steps": 40,
-        "n_starts": 2,
-        "max_gaussians": 4,
-        "quadrature": COARSE,
-    }
-    return MomentInversion(moments, volume, **defaults | options)
+    """Two starts of few Gaussians, which take a second on `small`."""
+    of_search = {"n_steps": 40, "n_starts": 2, "max_gaussians": 4}
+    of_loss = {}
+    for group, kind in ((of_search, SearchOptions), (of_loss, LossOptions)):
+        for field in fields(kind):
+            if field.name in options:
+                group[field.name] = options.pop(field.name)
+    return MomentInversion(
+        moments,
+        volume,
+        search=SearchOptions(**of_search),
+        loss=LossOptions(**of_loss),
+        **{"n_rings": 5, "quadrature": COARSE} | options,
+    )
 
 
 def test_recovers_three_gaussians():
     truth, moments = problem()
-    inversion = MomentInversion(moments, n_starts=3, n_steps=80, max_gaussians=6)
+    search = SearchOptions(n_starts=3, n_steps=80, max_gaussians=6)
+    inversion = MomentInversion(moments, search=search)
     result = inversion.estimate()
     comparison = compare(result.volume, truth.to_volume(17, 2.0))
     assert comparison.correlation > 0.9
@@ -114,7 +122,7 @@ def test_every_prior_fits_moments(small, volume, weighting):
         status=seen.append,
     )
     result = inversion.estimate()
-    loss = inversion._problem(5).loss
+    loss = inversion.problem(5).loss
     nothing = float(loss(torch.zeros_like(loss.first), torch.zeros_like(loss.second)))
     final = result.history[-1]["loss"]
     assert final < 0.1 * nothing
@@ -138,12 +146,11 @@ def test_given_model_is_where_the_search_starts(small):
         truth,
         density,
         COARSE,
-        weighting="none",
-        n_steps=20,
-        max_gaussians=3,
+        loss=LossOptions("none"),
+        search=SearchOptions(n_steps=20, max_gaussians=3),
         status=seen.append,
     )
-    assert inversion.n_starts == 1
+    assert inversion.search.n_starts == 1
     result = inversion.estimate()
     # Orders beyond those of a ball of 0.4 boxes are cut off.
     assert max(status.loss for status in seen) < 1e-3
@@ -186,10 +193,8 @@ def test_cartesian_moments(pixels, with_encoder):
         pixels,
         density=density,
         quadrature=NODES,
-        weighting="none",
-        n_starts=2,
-        n_steps=60,
-        max_gaussians=4,
+        loss=LossOptions("none"),
+        search=SearchOptions(n_starts=2, n_steps=60, max_gaussians=4),
         status=seen.append,
     ).estimate()
     assert result.history[-1]["loss"] < min(0.15, 0.5 * seen[0].loss)
@@ -205,8 +210,7 @@ def test_cartesian_moments_and_network(pixels):
         FourierNet(4.5, hidden=8, scale=20.0),
         encoder_of(pixels, len(NODES)),
         NODES,
-        n_steps=100,
-        learning_rates=(1e-2, 3e-3),
+        search=SearchOptions(n_steps=100, learning_rates=(1e-2, 3e-3)),
     ).estimate()
     assert result.settings["optimizer"] == "adam"
     assert result.settings["weighting"] == "none"
@@ -247,7 +251,7 @@ def test_moment_errors_are_eq_22(basis, with_encoder):
         )
     for weighting in ("none", "noise"):
         inversion = MomentInversion(
-            truth, models[0], density, quadrature, weighting=weighting
+            truth, models[0], density, quadrature, loss=LossOptions(weighting)
         )
         errors = inversion.moment_errors(models[1], density)
         assert errors == pytest.approx(other.relative_error(truth), rel=1e-4)
@@ -255,13 +259,13 @@ def test_moment_errors_are_eq_22(basis, with_encoder):
 
 def test_each_level_is_prepared_once(small, monkeypatch):
     """Cartesian moments of 63² pixels take seconds to prepare."""
-    prepared, prepare = [], MomentInversion._problem
+    prepared, prepare = [], MomentInversion.problem
 
     def counted(self, n_rings):
         prepared.append(n_rings)
         return prepare(self, n_rings)
 
-    monkeypatch.setattr(MomentInversion, "_problem", counted)
+    monkeypatch.setattr(MomentInversion, "problem", counted)
     quick(small).estimate()
     assert prepared == sorted(set(prepared))
 
@@ -404,9 +408,9 @@ def test_defaults(small, pixels):
     )
     assert len(inversion.quadrature) >= outermost**2 / 2
     network = MomentInversion(small, "fouriernet")
-    assert (network.optimizer, network.weighting) == ("adam", "none")
+    assert (network.search.optimizer, network.loss.weighting) == ("adam", "none")
     assert network.density.coefficients is None
-    assert network.n_starts == 1
+    assert network.search.n_starts == 1
     # The paper's 100 views × 12 in-plane angles.
     cartesian = MomentInversion(pixels)
     assert len(cartesian.quadrature) == 1200
@@ -470,8 +474,8 @@ def test_encoder_of_another_number_of_nodes(small):
     [
         (("moments.npz",), "moments is a str, not a Moments"),
         ((None, 3), "volume is a int; it must be a FourierVolume or one of gaussians"),
-        ((None, "gaussians", 3), "density is a int; it must be a Module"),
-        ((None, "gaussians", None, "x"), "quadrature is a str; it must be a SO3Quad"),
+        ((None, "gaussians", 3), "density is a int, not a Module"),
+        ((None, "gaussians", None, "x"), "quadrature is a str, not a SO3Quad"),
     ],
 )
 def test_bad_types_are_named(small, arguments, message):

@@ -226,7 +226,7 @@ def test_no_steps():
 
 
 def test_unknown_method_is_named():
-    with pytest.raises(ValueError, match="method is 'sgd'; it must be \"lbfgs\""):
+    with pytest.raises(ValueError, match="method is 'sgd'; it must be lbfgs or adam"):
         minimise(Valley(), [], method="sgd", n_steps=1)
 
 

@@ -33,9 +33,9 @@ def test_is_the_papers():
     assert len(inversion.quadrature) == 1200
     assert inversion.quadrature.n_inplane == 12
     assert inversion.quadrature.degree == 11  # of a 13-design and 12 in-plane angles
-    assert inversion.n_steps == 20_000
-    assert inversion.learning_rates == (1e-5, 1e-6)
-    assert inversion.weighting == "none"
+    assert inversion.search.n_steps == 20_000
+    assert inversion.search.learning_rates == (1e-5, 1e-6)
+    assert inversion.loss.weighting == "none"
     assert isinstance(inversion.volume, FourierNet)
     assert isinstance(inversion.density, MomentEncoder)
 
@@ -73,7 +73,7 @@ def test_latent_variable_is_of_the_moments_and_learns():
     """Its encoder has gradients, and other moments make another volume."""
     moments = truth(CartesianBasis(L))
     inversion = paper_inversion(moments, n_latent=3)
-    problem, volume = inversion._problem(inversion.n_rings), inversion.volume
+    problem, volume = inversion.problem(inversion.n_rings), inversion.volume
     assert isinstance(volume.encoder, LatentEncoder)
     problem.objective(volume, inversion.density).backward()
     assert all(p.grad.abs().sum() > 0 for p in volume.encoder.parameters())

@@ -11,6 +11,7 @@ from aspire_mom.files import Checkpoint, ForeignCheckpoint
 from aspire_mom.inversion import (
     MomentInversion,
     Reconstruction,
+    SearchOptions,
     StoppedByUser,
 )
 from aspire_mom.inversion.forward import Shifts, forward_model
@@ -128,7 +129,7 @@ def test_an_inversion_models_the_shifts_of_its_moments():
             first.numpy(), second.numpy(), basis, n_images=100, shift_std=std
         )
         inversion = MomentInversion(moments, quadrature=quadrature)
-        problem = inversion._problem(5)
+        problem = inversion.problem(5)
         with torch.no_grad():
             losses.append(float(problem.loss(*problem.forward(volume, p))))
     assert losses[0] < 1e-6 * losses[1]
@@ -188,7 +189,9 @@ def test_the_spread_of_shifts_is_found(basis, std, tmp_path):
     inplane = 4 if isinstance(basis, CartesianBasis) else 1
     quadrature = SO3Quadrature.product(SphericalDesign(5), inplane)
     found = MomentInversion(
-        *exact(basis, quadrature, std), quadrature, max_gaussians=3, n_steps=100
+        *exact(basis, quadrature, std),
+        quadrature,
+        search=SearchOptions(max_gaussians=3, n_steps=100),
     ).estimate()
     # Moments depend on the square: 0.05 at 0.9 are as much as 0.3 at 0.
     assert found.shift_std**2 == pytest.approx(std**2, abs=0.09)
@@ -205,10 +208,10 @@ def test_a_spread_gone_astray_comes_back_on_the_next_level(astray):
     from boxes, where they are, since nothing is left of them."""
     quadrature, basis = SO3Quadrature.product(SphericalDesign(5), 1), PolarBasis(17)
     inversion = MomentInversion(*exact(basis, quadrature, 0.9), quadrature)
-    candidate = inversion._start(0)
+    candidate = inversion.start(0)
     candidate.shift_std.data.fill_(astray)
-    plan = Plan("lbfgs", 80, (1e-3,), None, Checkpoint(None, {}))
-    refine(candidate, inversion._problem(6), plan, stage="second", n_steps=80)
+    plan = Plan(inversion.search, None, Checkpoint(None, {}))
+    refine(candidate, inversion.problem(6), plan, stage="second", n_steps=80)
     std = SHIFT_UNIT * 17 * candidate.shift_std.item()
     assert abs(std) == pytest.approx(0.9, abs=0.1)
 
@@ -218,7 +221,10 @@ def test_all_priors_move_the_spread_of_shifts(prior):
     quadrature = SO3Quadrature.product(SphericalDesign(3), 1)
     moments, _, _ = exact(PolarBasis(9, n_rings=4), quadrature, 0.9)
     found = MomentInversion(
-        moments, prior, quadrature=quadrature, n_starts=1, n_steps=20
+        moments,
+        prior,
+        quadrature=quadrature,
+        search=SearchOptions(n_starts=1, n_steps=20),
     ).estimate()
     assert found.shift_std != pytest.approx(9 * FIRST_SHIFT_STD, rel=1e-3)
 
@@ -226,8 +232,8 @@ def test_all_priors_move_the_spread_of_shifts(prior):
 def test_a_resumed_search_finds_the_same_spread(tmp_path):
     quadrature = SO3Quadrature.product(SphericalDesign(5), 1)
     moments, _, _ = exact(PolarBasis(9, n_rings=5), quadrature, 0.7)
-    options = {"quadrature": quadrature, "n_starts": 1, "n_steps": 40}
-    options |= {"max_gaussians": 4}
+    search = SearchOptions(n_starts=1, n_steps=40, max_gaussians=4)
+    options = {"quadrature": quadrature, "search": search}
     expected = MomentInversion(moments, **options).estimate()
     path, seen = tmp_path / "checkpoint.pt", []
 

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from aspire_mom import CartesianBasis, MomentInversion, Moments, PolarBasis
 from aspire_mom.cli.main import main
-from aspire_mom.inversion import predict
+from aspire_mom.inversion import SearchOptions, predict
 from aspire_mom.inversion.forward import PolarForward
 from aspire_mom.inversion.start import encoder_inputs
 from aspire_mom.moments.rings import ring_rms
@@ -99,7 +99,8 @@ def test_prediction_starts_an_inversion_and_has_the_mean():
     volume, density = predict(data)
     mean = volume(torch.zeros(1, 3)).real.item()
     assert mean == pytest.approx(float(WEIGHTS.sum()), rel=1e-3)
-    inversion = MomentInversion(data, volume, density, max_gaussians=12, n_steps=5)
+    search = SearchOptions(max_gaussians=12, n_steps=5)
+    inversion = MomentInversion(data, volume, density, search=search)
     assert inversion.estimate().volume.resolution == L
     quadrature = SO3Quadrature.product(SphericalDesign(9), 1)
     assert len(predict(data, quadrature)[1].probabilities) == len(quadrature)
