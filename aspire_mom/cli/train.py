@@ -14,9 +14,9 @@ from aspire_mom.cli.outputs import check_name, check_outputs
 from aspire_mom.files import staged
 from aspire_mom.networks.problems import Training
 from aspire_mom.networks.start_encoder import StartEncoder
-from aspire_mom.networks.training import TrainingStatus
 from aspire_mom.networks.training import train as train_encoder
 from aspire_mom.networks.weights import save_weights
+from aspire_mom.training import TrainingStatus
 
 
 @click.command(cls=Command)
@@ -91,9 +91,7 @@ def train(
 
         def show(status: TrainingStatus) -> None:
             bar.update(status.step - bar.n)
-            bar.set_postfix(
-                volume=f"{status.volume_error:.3f}", density=f"{status.divergence:.3f}"
-            )
+            bar.set_postfix({k: f"{v:.3f}" for k, v in status.errors.items()})
 
         best = train_encoder(
             encoder,

@@ -3,7 +3,7 @@
 from aspire_mom.networks.moment_encoder import LatentEncoder, MomentEncoder
 from aspire_mom.networks.problems import Training
 from aspire_mom.networks.start_encoder import StartEncoder
-from aspire_mom.networks.training import TrainingStatus, train
+from aspire_mom.networks.training import train
 from aspire_mom.networks.weights import (
     how_trained,
     load_weights,
@@ -16,7 +16,6 @@ __all__ = [
     "MomentEncoder",
     "StartEncoder",
     "Training",
-    "TrainingStatus",
     "how_trained",
     "load_weights",
     "pretrained",

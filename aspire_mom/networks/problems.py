@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from aspire_mom.bases import PolarBasis
-from aspire_mom.checks import check_integer, check_positive
+from aspire_mom.networks.errors import parity_transform
 from aspire_mom.networks.exact import ExactMoments
 from aspire_mom.networks.families import draw_chains, draw_mixtures, draw_views
-from aspire_mom.networks.gauge import parity_transform
+from aspire_mom.training import TrainingSettings
 
 # Streams of random numbers: training, validation and standardisation share none.
 TRAINING, VALIDATION, FAMILY = 0, 1, 2
@@ -28,38 +28,20 @@ LOG_IMAGES, LOG_NOISE = (4.0, 6.0), (-3.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(TrainingSettings):
     """
-    What a training run does.
+    Settings of a training run (see :class:`~aspire_mom.training.TrainingSettings`).
 
-    :param n_steps: Steps, over which the learning rate falls to 0 as a cosine.
-    :param batch_size: Problems in a step, a multiple of 8: half of the volumes are
-        Gaussian mixtures, half are chains, and each is seen by four densities.
-    :param learning_rate: Adam's, at its highest.
-    :param weight_decay: Adam's (decoupled).
-    :param validate_every: Steps between validations.
-    :param validation_size: Problems in a validation, a multiple of 8.
-    :param patience: Validations without a new best after which training stops.
-    :param seed: Seed of all problems.
+    Half of the volumes are Gaussian mixtures, half are chains, and each is seen by four
+    densities: `batch_size` and `validation_size` are multiples of 8.
     """
-
-    n_steps: int = 3000
-    batch_size: int = 256
-    learning_rate: float = 5e-4
-    weight_decay: float = 1e-2
-    validate_every: int = 250
-    validation_size: int = 1024
-    patience: int = 20
-    seed: int = 0
 
     def __post_init__(self):
-        for name in ("n_steps", "validate_every", "patience"):
-            check_integer(name, getattr(self, name), 1)
-        check_positive("learning_rate", self.learning_rate)
+        super().__post_init__()
         smallest = 2 * DENSITIES_PER_VOLUME
         for name in ("batch_size", "validation_size"):
             value = getattr(self, name)
-            if check_integer(name, value, smallest) % smallest:
+            if value % smallest:
                 raise ValueError(
                     f"{name} is {value}; it must be a multiple of {smallest}"
                 )

@@ -21,7 +21,7 @@ from aspire_mom.networks import (
     pretrained,
     save_weights,
 )
-from aspire_mom.networks.gauge import log_density_harmonics
+from aspire_mom.networks.errors import log_density_harmonics
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import GaussianMixture
 
@@ -74,7 +74,7 @@ def test_turning_the_volume_changes_nothing():
 
 def test_mirroring_the_volume_changes_nothing():
     mirror = np.diag([1, 1, -1])
-    # The proper part of a mirror turns the views: see `aspire_mom.networks.gauge`.
+    # The proper part of a mirror turns the views: see `aspire_mom.networks.errors`.
     mirrored = moments(mirror)
     views = moments(-mirror)
     np.testing.assert_allclose(mirrored.first, moments().first, atol=1e-6)
@@ -184,4 +184,4 @@ def test_command(tmp_path):
     assert again.exit_code == 2
     assert "exists" in again.output
     odd = CliRunner().invoke(main, [*words[:4], "12", "-o", str(tmp_path / "x.npz")])
-    assert "batch_size is 12; it must be a multiple of 8" in odd.output
+    assert "--batch-size is 12; it must be a multiple of 8" in odd.output

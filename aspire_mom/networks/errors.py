@@ -63,7 +63,7 @@ def parity_transform(
     return parts.reshape(batch, 8, -1)
 
 
-class GaugeFreeErrors(nn.Module):
+class InvariantErrors(nn.Module):
     """
     Errors of predictions under the best of eight choices of signs and of rotations
     about the principal axes by multiples of 30°.
@@ -96,7 +96,7 @@ class GaugeFreeErrors(nn.Module):
 
     def forward(
         self, truth: tuple[Tensor, Tensor], found: tuple[tuple[Tensor, ...], Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """
         :param truth: :func:`parity_transform` (batch, 8, n_rings³) of volumes, and
             densities (batch, n_points).
@@ -104,19 +104,17 @@ class GaugeFreeErrors(nn.Module):
             log-densities (batch, (degree + 1)² - 1).
         :return: For the choice that makes the sum of the first two least: squared error
             of Fourier values on each shell over their power, mean over shells; the
-            Kullback-Leibler divergence of the density, in nats; correlations of Fourier
-            values on each shell (batch, n_rings - 1). All but the last are (batch,).
+            Kullback-Leibler divergence of the density, in nats; both (batch,).
         """
         target, probabilities = truth
         (centres, sigmas, weights), coefficients = self._turned(truth, found)
         parts = parity_transform(centres, sigmas, weights, self.n_rings)
-        volume, alike = self._volume_errors(parts, target, self.shells)
+        volume = self._volume_errors(parts, target, self.shells)
         density = self._divergence(probabilities, coefficients)
         best = (volume + density).argmin(1, keepdim=True)
         return (
             volume.take_along_dim(best, 1)[:, 0],
             density.take_along_dim(best, 1)[:, 0],
-            alike.take_along_dim(best[..., None], 1)[:, 0].detach(),
         )
 
     def _turned(self, truth, found):
@@ -135,7 +133,7 @@ class GaugeFreeErrors(nn.Module):
             )
             inner = target.unflatten(2, (self.n_rings,) * 3)[..., :n, :n, :n].flatten(2)
             inner = inner.repeat_interleave(n_turns, 0)
-            volume, _ = self._volume_errors(parts, inner, self.coarse_shells)
+            volume = self._volume_errors(parts, inner, self.coarse_shells)
             density = self._divergence(
                 probabilities.repeat_interleave(n_turns, 0), turned_views.flatten(0, 1)
             )
@@ -143,16 +141,13 @@ class GaugeFreeErrors(nn.Module):
         chosen = torch.arange(len(best), device=best.device), best
         return (turned[chosen], sigmas, weights), turned_views[chosen]
 
-    def _volume_errors(
-        self, parts: Tensor, target: Tensor, shells: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Relative errors (batch, 8) and correlations (batch, 8, shells) by flip."""
+    def _volume_errors(self, parts: Tensor, target: Tensor, shells: Tensor) -> Tensor:
+        """Relative errors (batch, 8) by flip."""
         power, wanted = parts.square().sum(1) @ shells, target.square().sum(1) @ shells
         cross = self.signs @ ((parts * target) @ shells)
         errors = (power + wanted)[:, None] - 2 * cross
         scale = wanted + FAINT**2 * shells.sum(0)
-        size = (power * wanted).sqrt().clamp_min(torch.finfo(power.dtype).tiny)
-        return (errors / scale[:, None]).mean(-1), cross / size[:, None]
+        return (errors / scale[:, None]).mean(-1)
 
     def _divergence(self, probabilities: Tensor, coefficients: Tensor) -> Tensor:
         """Σ p log(p/q) (batch, 8) of densities q turned by each flip."""
