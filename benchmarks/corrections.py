@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aspire_mom.bases import PolarBasis
 from aspire_mom.cli.outputs import read_volume
 from aspire_mom.inversion.forward import Shifts
-from aspire_mom.moments import MomentEstimator, Moments
+from aspire_mom.moments import CorrectionOptions, MomentEstimator, Moments, Noise
 from aspire_mom.moments.report import RingReport
 from aspire_mom.moments.rings import ring_power
 from aspire_mom.rotations import viewing_rotations
@@ -86,16 +86,18 @@ def coloured_noise(clean: np.ndarray, variance: float, exact: Moments) -> None:
     adder = CustomNoiseAdder(true, seed=0)
     noisy = adder.forward(Image(clean), indices=np.arange(len(clean))).asnumpy()
     report("coloured noise taken as white", noisy, exact)
-    given = report("  spectrum given", noisy, exact, noise_filter=true)
+    given = report("  spectrum given", noisy, exact, noise=Noise(spectrum=true))
     seen = report(
-        "  spectrum seen in the corners", noisy, exact, noise_filter="corners"
+        "  spectrum seen in the corners", noisy, exact, noise=Noise(spectrum="corners")
     )
     print(
         f"  power of rings off by {in_errors(given, exact):.1f} (given) and"
         f" {in_errors(seen, exact):.1f} (seen) standard errors, RMS"
     )
     legacy = LegacyNoiseEstimator(source_of(noisy)).filter
-    report("  spectrum of ASPIRE's estimator", noisy, exact, noise_filter=legacy)
+    report(
+        "  spectrum of ASPIRE's estimator", noisy, exact, noise=Noise(spectrum=legacy)
+    )
 
 
 def shifts(
@@ -123,8 +125,15 @@ def amplitudes(
     noisy = clean * factors[:, None, None].astype(np.float32) + noise
     std = AMPLITUDES / np.sqrt(3)
     report(f"amplitudes of 1 ± {AMPLITUDES:g}, left out", noisy, exact)
-    report("  spread given", noisy, exact, amplitude_std=std)
-    report("  spread estimated", noisy, exact, amplitude_std=None)
+    report(
+        "  spread given", noisy, exact, corrections=CorrectionOptions(amplitude_std=std)
+    )
+    report(
+        "  spread estimated",
+        noisy,
+        exact,
+        corrections=CorrectionOptions(amplitude_std=None),
+    )
 
 
 def source_of(images: np.ndarray) -> ArrayImageSource:

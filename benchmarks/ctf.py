@@ -32,7 +32,7 @@ from aspire.volume import Volume
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aspire_mom.bases import PolarBasis
 from aspire_mom.cli.outputs import read_volume
-from aspire_mom.moments import MomentEstimator, Moments
+from aspire_mom.moments import MomentEstimator, Moments, Noise
 from aspire_mom.rotations import viewing_rotations
 from benchmarks.moments import exact_moments, on_fewer_pixels
 from tests.references.moments import product_quadrature
@@ -203,8 +203,8 @@ def moments_of(
     source = source_of(images, filters, pixel_size, start)
     if source.L != basis.L:
         source = source.downsample(basis.L)
-    known = {"noise_variance": 0} if variance == 0 else {}
-    return MomentEstimator(source, basis, **known).estimate()
+    noise = Noise(variance=0 if variance == 0 else None)
+    return MomentEstimator(source, basis, noise=noise).estimate()
 
 
 def noisy_moments(

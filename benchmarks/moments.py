@@ -27,7 +27,7 @@ from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
 from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
-from aspire_mom.moments import MomentEstimator, Moments
+from aspire_mom.moments import MomentEstimator, Moments, Noise
 from aspire_mom.moments.moments import weighted_norm
 from aspire_mom.phantoms import gaussian_phantom, gaussians_on_grid
 from aspire_mom.rotations import (
@@ -78,7 +78,9 @@ def direct_agreement() -> None:
             for dtype in (np.float32, np.float64):
                 source = noisy_simulation(L, 40, dtype)
                 source = source if target == L else source.downsample(target)
-                moments = MomentEstimator(source, basis, noise_variance=0).estimate()
+                moments = MomentEstimator(
+                    source, basis, noise=Noise(variance=0)
+                ).estimate()
                 first, second, *_ = reference.raw_moments(
                     source.images[:].asnumpy(), basis
                 )
@@ -129,7 +131,7 @@ def closed_form_agreement() -> None:
         views = viewing_rotations(SphericalDesign(41).points)
         images = volume.project(Rotation(views, gimble_lock_warnings=False))
         source = ArrayImageSource(images, pixel_size=1.0)
-        estimate = MomentEstimator(source, basis, noise_variance=0).estimate()
+        estimate = MomentEstimator(source, basis, noise=Noise(variance=0)).estimate()
         of_volume = exact_moments(volume, views, np.full(len(views), 1 / 864), basis)
         columns = [
             f"{largest_difference(getattr(moments, name), getattr(exact, name)):8.1e}"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ from aspire_mom import (
 )
 from aspire_mom.cli.demo import SIGMA, L
 from aspire_mom.cli.outputs import read_volume
+from aspire_mom.moments import CorrectionOptions
 from aspire_mom.phantoms import gaussian_phantom
 
 
@@ -66,7 +66,7 @@ def main() -> None:
             if std == 0:
                 del cases["given"]
             for name, told in cases.items():
-                report(name, replace(moments, shift_std=told), volume, seed)
+                report(name, moments.with_corrections(shift_std=told), volume, seed)
 
 
 def estimate(
@@ -85,7 +85,9 @@ def estimate(
         seed=seed + 2,
     )
     basis = PolarBasis(volume.resolution)
-    return MomentEstimator(source, basis, ignore_shifts=True).estimate()
+    return MomentEstimator(
+        source, basis, corrections=CorrectionOptions(shifts=False)
+    ).estimate()
 
 
 def report(name: str, moments: Moments, volume: Volume, seed: int) -> None:

@@ -34,6 +34,7 @@ from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
 from aspire_mom import MomentEstimator, Moments, PolarBasis, processes
+from aspire_mom.moments import Noise, StreamingOptions
 from aspire_mom.moments.moments import weighted_norm
 from aspire_mom.phantoms import gaussian_phantom
 
@@ -95,9 +96,11 @@ def work(options: argparse.Namespace) -> None:
     estimator = MomentEstimator(
         source,
         PolarBasis(source.L),
-        batch_size=BLOCK,
-        checkpoint=options.checkpoint,
-        checkpoint_seconds=options.every,
+        streaming=StreamingOptions(
+            batch_size=BLOCK,
+            checkpoint=options.checkpoint,
+            checkpoint_seconds=options.every,
+        ),
     )
     with processes.joined(torch.device("cpu")):
         moments = estimator.estimate()
@@ -274,13 +277,14 @@ def million(options: argparse.Namespace) -> None:
     exact = MomentEstimator(
         ArrayImageSource(clean.astype(np.float64), pixel_size=2.5),
         basis,
-        noise_variance=0,
+        noise=Noise(variance=0),
     ).estimate()
     begun, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        moments = MomentEstimator(
-            source, basis, batch_size=options.batch_size, checkpoint=f"{folder}/sums"
-        ).estimate()
+        streaming = StreamingOptions(
+            batch_size=options.batch_size, checkpoint=f"{folder}/sums"
+        )
+        moments = MomentEstimator(source, basis, streaming=streaming).estimate()
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     peak = memory()
     errors = moments.relative_error(exact)

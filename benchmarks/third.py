@@ -27,7 +27,7 @@ from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
 from aspire_mom.bases import PolarBasis
-from aspire_mom.moments import MomentEstimator, Moments, ThirdMomentBasis
+from aspire_mom.moments import MomentEstimator, Moments, Noise, ThirdMomentBasis
 from aspire_mom.moments.moments import weighted_norm
 from aspire_mom.phantoms import chain_phantom, gaussian_phantom
 from aspire_mom.rotations import SphericalDesign, viewing_rotations
@@ -79,7 +79,7 @@ def cost() -> None:
         rotations = Rotation.generate_random_rotations(600, seed=0, dtype=np.float32)
         clean = chain_phantom(L).project(rotations)
         source = ArrayImageSource(clean, pixel_size=1.0)
-        pilot = MomentEstimator(source, basis, noise_variance=0).estimate()
+        pilot = MomentEstimator(source, basis, noise=Noise(variance=0)).estimate()
         kept = ThirdMomentBasis.from_moments(pilot)
         images = rng.standard_normal((BATCH, L, L), dtype=np.float32)
         c = basis.coefficients(images)
@@ -195,7 +195,7 @@ def accuracy(
     pilot = MomentEstimator(
         ArrayImageSource(next_images(stream, PILOT), pixel_size=1.0),
         basis,
-        noise_variance=variance,
+        noise=Noise(variance=variance),
     ).estimate()
     kept = ThirdMomentBasis.from_moments(pilot)
     exact = exact_third(kept, c)
@@ -268,7 +268,7 @@ def third_moments(
             totals[key] = totals.get(key, 0) + exact
     third, error = kept.finish(totals, len(images), noise)
     source = ArrayImageSource(images, pixel_size=1.0)
-    moments = MomentEstimator(source, kept.basis, noise_variance=0).estimate()
+    moments = MomentEstimator(source, kept.basis, noise=Noise(variance=0)).estimate()
     return Moments(
         moments.first,
         moments.second - noise,

@@ -39,6 +39,7 @@ from finufft import Plan
 
 from aspire_mom import MomentEstimator, Moments, PolarBasis
 from aspire_mom.bases.polar_transform import polar_transform
+from aspire_mom.moments import StreamingOptions
 from aspire_mom.threads import n_workers
 
 RUNS = 3
@@ -107,7 +108,8 @@ def throughput(L: int, n: int, device: str) -> None:
 
 
 def moments(source: ImageSource, basis: PolarBasis, device: str) -> Moments:
-    return MomentEstimator(source, basis, device=device).estimate()
+    streaming = StreamingOptions(device=device)
+    return MomentEstimator(source, basis, streaming=streaming).estimate()
 
 
 def with_ctfs(images: np.ndarray, astigmatism: float) -> ArrayImageSource:

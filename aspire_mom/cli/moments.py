@@ -22,11 +22,16 @@ from aspire_mom.cli.console import (
 )
 from aspire_mom.cli.outputs import check_name, check_outputs
 from aspire_mom.files import staged
-from aspire_mom.moments.checkpoint import discard_checkpoint
-from aspire_mom.moments.estimator import MomentEstimator
-from aspire_mom.moments.moments import Moments
+from aspire_mom.moments import (
+    CorrectionOptions,
+    MomentEstimator,
+    Moments,
+    Noise,
+    StreamingOptions,
+    ThirdMomentBasis,
+    discard_checkpoint,
+)
 from aspire_mom.moments.report import RingReport
-from aspire_mom.moments.third import ThirdMomentBasis
 from aspire_mom.relion import Particles, ParticleSource, read_particles
 
 BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
@@ -175,8 +180,6 @@ def moments(
     check_name(out, ".npz")
     device = check_device(processes.own_device(device))
     outputs = [out, *_half_names(out)] if halves else [out]
-    complete = resume and all(p.is_file() for p in outputs) and not overwrite
-    # A killed run may have written some of the outputs.
     check_outputs(outputs, overwrite or resume)
     read = read_particles(
         particles,
@@ -191,31 +194,36 @@ def moments(
     source = _source(read, downsample)
     coefficients = BASES[basis](source.L)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    options = {
-        "noise_filter": "corners" if noise == "coloured" else None,
-        "phase_flipped": read.phase_flipped or None,
-        "shift_std": _std("--shift-std", shift_std),
-        "amplitude_std": _std("--amplitude-std", amplitude_std),
-        "third": _third(coefficients, third_rings),
-        "batch_size": batch_size,
-        "ignore_ctf": ignore_ctf,
-        "ignore_shifts": ignore_shifts,
-        "checkpoint": checkpoint if resume else None,
-        "device": device,
-    }
-    if complete:
-        wanted = MomentEstimator(source, coefficients, **options)
-        _check_same(out, wanted)
+    estimator = MomentEstimator(
+        source,
+        coefficients,
+        noise=Noise(spectrum="corners" if noise == "coloured" else None),
+        corrections=CorrectionOptions(
+            ctf=not ignore_ctf,
+            phase_flipped=read.phase_flipped or None,
+            shifts=not ignore_shifts,
+            shift_std=_std("--shift-std", shift_std),
+            amplitude_std=_std("--amplitude-std", amplitude_std),
+        ),
+        third=_third(coefficients, third_rings),
+        streaming=StreamingOptions(
+            batch_size=batch_size,
+            checkpoint=checkpoint if resume else None,
+            device=device,
+        ),
+    )
+    if resume and not overwrite and _is_complete(outputs, estimator):
         discard_checkpoint(checkpoint)  # left by who was killed just then
         click.echo(f"{out} is complete")
         return
     with processes.joined(torch.device("cpu")):
         if processes.is_first():
             click.echo(read.summary(), err=True)
-        estimator = MomentEstimator(source, coefficients, **options)
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            estimates = _estimates(estimator, halves)
+            estimates = (
+                estimator.estimate_with_halves() if halves else [estimator.estimate()]
+            )
         except KeyboardInterrupt as error:
             what = "the same command goes on" if resume else "--resume keeps the sums"
             raise click.ClickException(f"interrupted; {what}") from error
@@ -226,14 +234,21 @@ def moments(
                 estimate.save(folder / path.name)
         if resume:
             discard_checkpoint(checkpoint)
-        click.echo(f"{estimates[0]}; {estimates[0].treatment}; in {out}")
+        click.echo(f"{estimates[0]}; {estimates[0].corrections}; in {out}")
 
 
-def _estimates(estimator: MomentEstimator, halves: bool) -> list[Moments]:
-    """Moments of all images and, if wanted, of both halves."""
-    if not halves:
-        return [estimator.estimate()]
-    return list(estimator.estimate_with_halves())
+def _is_complete(outputs: list[Path], estimator: MomentEstimator) -> bool:
+    """Whether all outputs are there; raise if one is of another request. A killed run
+    may have written some of them."""
+    for half, path in enumerate(outputs):
+        if path.is_file():
+            try:
+                estimator.check_answer(Moments.load(path), half=half)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; pass --overwrite to replace {path}"
+                ) from error
+    return all(path.is_file() for path in outputs)
 
 
 def _half_names(out: Path) -> list[Path]:
@@ -269,25 +284,6 @@ def _source(particles: Particles, downsample: int | None) -> ImageSource:
             f"--downsample is {downsample}; the images have {source.L} pixels"
         )
     return source.downsample(downsample)
-
-
-def _check_same(out: Path, wanted: MomentEstimator) -> None:
-    """Raise unless the moments in a file may be those that an estimator would give."""
-    found = Moments.load(out)
-    same = (
-        found.n_images == wanted.source.n
-        and found.basis == wanted.basis
-        and found.treatment.startswith(wanted.treatment)
-        and found.shift_std == wanted.shift_std
-        and found.third_basis == wanted.third
-    )
-    if not same:
-        raise ValueError(
-            f"{out} holds moments of {found.n_images} images in {found.basis}"
-            f" ({found.treatment}), not of {wanted.source.n} in {wanted.basis}"
-            f" ({wanted.treatment}), or with another third moment; pass --overwrite to"
-            " replace it"
-        )
 
 
 @click.command(cls=Command)

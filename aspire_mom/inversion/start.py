@@ -215,7 +215,7 @@ def _check(moments: Moments, encoder: StartEncoder) -> None:
         raise ValueError(
             f"the images have shifts of {spread(moments.shift_std)}, which"
             " encoders do not model; where they are small, pass"
-            " dataclasses.replace(moments, shift_std=0.0)"
+            " moments.with_corrections(shift_std=0.0)"
         )
     basis = moments.basis
     if not isinstance(basis, PolarBasis):

@@ -29,8 +29,7 @@ def correct_amplitudes(moments: Moments, std: float) -> Moments:
     if std == 0:
         return moments
     if np.isnan(std):
-        unknown = f"{moments.treatment}; amplitudes of unknown spread"
-        return replace(moments, treatment=unknown)
+        return moments.with_corrections(amplitude_std=None)
     scaled = {}
     for name, factor in (("second", 1 + std**2), ("third", 1 + 3 * std**2)):
         for field in (name, f"{name}_error"):
@@ -38,11 +37,7 @@ def correct_amplitudes(moments: Moments, std: float) -> Moments:
             scaled[field] = None if value is None else value / factor
     if moments.noise_power is not None:
         scaled["noise_power"] = moments.noise_power / (1 + std**2)
-    return replace(
-        moments,
-        **scaled,
-        treatment=f"{moments.treatment}; amplitudes vary by {100 * std:.3g} %",
-    )
+    return replace(moments, **scaled).with_corrections(amplitude_std=float(std))
 
 
 def estimate_amplitude_std(moments: Moments) -> float:

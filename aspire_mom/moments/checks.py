@@ -6,7 +6,6 @@ import logging
 
 import numpy as np
 import torch
-from aspire.operators import Filter
 from aspire.source import ImageSource
 
 from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
@@ -32,44 +31,6 @@ def check_match(source: ImageSource, basis: Basis) -> None:
         raise ValueError(
             f"the source's images have {source.L} pixels along an edge, the basis"
             f" is for {basis.L}"
-        )
-
-
-def checked_variance(variance: float) -> float:
-    if not isinstance(variance, float | int | np.number):
-        raise TypeError(
-            f"noise_variance is a {type(variance).__name__}; a number or an ASPIRE"
-            " NoiseEstimator is needed"
-        )
-    if not (np.isfinite(variance) and variance >= 0):
-        raise ValueError(
-            f"the noise variance is {variance}; it must be finite and 0 or more"
-        )
-    return float(variance)
-
-
-def checked_std(name: str, value: float, most: float) -> float:
-    if not isinstance(value, float | int | np.number) or not 0 <= value <= most:
-        raise ValueError(f"{name} is {value!r}; it must lie between 0 and {most:g}")
-    return float(value)
-
-
-def check_noise_filter(noise_filter, noise_variance) -> None:
-    if noise_filter is None:
-        return
-    if isinstance(noise_filter, str) and noise_filter != "corners":
-        raise ValueError(
-            f'noise_filter is {noise_filter!r}; an ASPIRE Filter or "corners" is needed'
-        )
-    if not isinstance(noise_filter, Filter | str):
-        raise TypeError(
-            f"noise_filter is a {type(noise_filter).__name__}; an ASPIRE Filter or"
-            ' "corners" is needed'
-        )
-    if noise_variance is not None:
-        raise ValueError(
-            "both noise_variance and noise_filter are given; noise is either white or"
-            " has a power spectrum"
         )
 
 
@@ -144,5 +105,6 @@ def mention_amplitudes(source: ImageSource) -> None:
     if np.ptp(amplitudes) > 0:
         logger.warning(
             f"The images' amplitudes vary from {amplitudes.min():.3g} to"
-            f" {amplitudes.max():.3g}; pass amplitude_std to correct the second moment"
+            f" {amplitudes.max():.3g}; pass"
+            " CorrectionOptions(amplitude_std=…) to correct the second moment"
         )

@@ -35,12 +35,10 @@ def inverted(moments: Moments) -> Moments:
     :return: Those of their negatives.
     """
     third = moments.third
-    return replace(
-        moments,
-        first=-moments.first,
-        third=None if third is None else -third,
-        treatment=f"{moments.treatment}; contrast inverted",
+    negative = replace(
+        moments, first=-moments.first, third=None if third is None else -third
     )
+    return negative.with_corrections(inverted=True)
 
 
 def _contrast(moments: Moments) -> float:

@@ -246,7 +246,8 @@ def is_phase_flipped(source: ImageSource) -> bool:
     if source._cached_im is not None and not isinstance(source, ArrayImageSource):
         logger.warning(
             "The source's images are cached, which hides whether phases were flipped"
-            " before; pass phase_flipped=True if they were"
+            " before; pass CorrectionOptions(phase_flipped=True) if they"
+            " were"
         )
     inner = getattr(source, "src", None)
     odd = len(flips) % 2 == 1

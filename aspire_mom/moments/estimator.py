@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from pathlib import Path
-from typing import Literal
+from functools import cached_property
 
 import numpy as np
-import torch
 from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 from aspire.source import ImageSource
@@ -27,16 +25,13 @@ from aspire_mom.bases.ctf_weights import (
 )
 from aspire_mom.bases.device import sums_on_device
 from aspire_mom.bases.noise import filter_spectrum, stationary_noise_second
-from aspire_mom.checks import check_images, check_integer, checked_device
+from aspire_mom.checks import check_images, checked_device
 from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
 from aspire_mom.moments.checks import (
     check_astigmatism,
     check_covered,
     check_match,
-    check_noise_filter,
     check_third,
-    checked_std,
-    checked_variance,
     known_offsets,
     mention_amplitudes,
 )
@@ -48,12 +43,19 @@ from aspire_mom.moments.corners import (
     corner_variance,
     has_nyquist,
 )
+from aspire_mom.moments.corrections import Corrections
 from aspire_mom.moments.ctf import TransferFunctions
-from aspire_mom.moments.fingerprint import digest, fingerprint_source
+from aspire_mom.moments.identity import SourceIdentity, digest
 from aspire_mom.moments.moments import Moments
+from aspire_mom.moments.options import (
+    CorrectionOptions,
+    Noise,
+    StreamingOptions,
+    check_std,
+    checked_variance,
+)
 from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.moments.third import ThirdMomentBasis
-from aspire_mom.moments.treatment import treatment_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,59 +68,37 @@ class MomentEstimator:
     First and second moments of the images of a source as if they had no CTF, were
     centred and free of noise (eq. 30).
 
-    Images are read once, `batch_size` at a time, and as many batches are computed at
-    once as the process may use cores (OMP_NUM_THREADS limits that); memory is that of
-    one batch more and of a result per core. Products of a batch are in the images'
-    precision, integers counting as float32, sums over batches in double precision.
-    Under `torchrun`, within `aspire_mom.processes.joined`, each process reads a part of
-    the images and all get the same moments.
+    Images are read once, a batch at a time, and as many batches are computed at once as
+    the process may use cores (OMP_NUM_THREADS limits that); memory is that of one batch
+    more and of a result per core. Products of a batch are in the images' precision,
+    integers counting as float32, sums over batches in double precision. Under
+    `torchrun`, within `aspire_mom.processes.joined`, each process reads a part of the
+    images and all get the same moments.
 
     - CTFs and other filters of the source, one for all images or one for each, are
-      undone by least squares: every entry of a moment has its own normal equation (see
-      `weights`), so no CTF is ever divided by. Molecules come out bright.
-      `first_weight` and `second_weight` of the result tell how many images without a
-      CTF would be worth as much.
-    - Shifts that the source knows are undone by ASPIRE's `Image.shift`. What is left of
-      them, `shift_std`, is handed on to the inversion, whose model is shifted likewise.
+      undone by least squares: every entry of a moment has its own normal equation, so
+      no CTF is ever divided by. Molecules come out bright. `first_weight` and
+      `second_weight` of the result tell how many images without a CTF would be worth as
+      much.
+    - Shifts that the source knows are undone by ASPIRE's `Image.shift`. Shifts that
+      remain are modelled by the inversion.
     - Amplitudes of relative spread s multiply the second moment by 1 + s², which is
       divided out; the first moment is that of the mean amplitude.
-    - Noise is white, of a given power spectrum, or of the one seen in the images'
-      corners.
+    - The second moment of the noise is subtracted. Where even-sized images' Nyquist row
+      and column are empty, as ASPIRE's downsampling leaves them, noise is taken to lie
+      within the other frequencies.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: `CartesianBasis` or `PolarBasis` of the source's image size.
-    :param noise_variance: Variance of the noise per pixel of the images as the source
-        gives them (after `source.downsample`, say), or an ASPIRE `NoiseEstimator`,
-        which reads them once more. By default the variance outside the inscribed disc,
-        as ASPIRE's `WhiteNoiseEstimator` has it, from the same pass. Where even-sized
-        images' Nyquist row and column are empty, as ASPIRE's downsampling leaves them,
-        the noise is taken to lie within the other frequencies.
-    :param noise_filter: Power spectrum of noise that is not white, variance per pixel
-        and frequency of the images as the source gives them, as an ASPIRE `Filter`; or
-        "corners", the radial one of the pixels outside the inscribed disc, from the
-        same pass (see `corners`). Instead of `noise_variance`.
-    :param phase_flipped: Whether the images' phases were flipped; None to see whether
-        `source.phase_flip()` was called, which `source.cache()` makes it forget.
-    :param shift_std: Standard deviation of the residual shifts along each axis, pixels;
-        None to have the inversion find it.
-    :param amplitude_std: Standard deviation of the images' amplitudes relative to their
-        mean; None to estimate it from the images' sums.
+    :param noise: Model of the noise.
+    :param corrections: What to correct the images for.
     :param third: Third moments to estimate too, in-plane averaged; those of images with
         CTFs cannot be compressed (`ThirdMomentBasis.rings`).
-    :param batch_size: Images read and transformed at once; fewer need less memory.
-    :param checkpoint: File that keeps the sums so far: a new estimator of the same
-        images goes on from there. It stays when all is done;
-        `aspire_mom.moments.discard_checkpoint` removes it.
-    :param checkpoint_seconds: Time from one writing of the checkpoint to the next.
-    :param ignore_ctf: Take images that have a CTF as if they had none.
-    :param ignore_shifts: Take images that have shifts as if they had none.
-    :param device: torch device of the sums over a batch, "cpu" for NumPy on all cores;
-        "cuda" is this process's GPU under `torchrun`. GPUs compute those of polar bases
-        averaged over in-plane angles, without astigmatic CTFs and third moments.
-    :raises TypeError: `source`, `basis` or the noise is of another type.
-    :raises ValueError: an empty source, a size that is not the basis's, numbers out of
-        range, astigmatic CTFs with in-plane angles that are not averaged, or a device
-        that is not here or does not compute these sums.
+    :param streaming: How to read and sum up the images.
+    :raises TypeError: `source` or `basis` is of another type.
+    :raises ValueError: an empty source, a size that is not the basis's, residual shifts
+        of more than a quarter of the box, astigmatic CTFs with in-plane angles that are
+        not averaged, or a device that is not here or does not compute these sums.
     """
 
     def __init__(
@@ -126,55 +106,95 @@ class MomentEstimator:
         source: ImageSource,
         basis: Basis,
         *,
-        noise_variance: float | NoiseEstimator | None = None,
-        noise_filter: Filter | Literal["corners"] | None = None,
-        phase_flipped: bool | None = None,
-        shift_std: float | None = 0.0,
-        amplitude_std: float | None = 0.0,
+        noise: Noise = Noise(),
+        corrections: CorrectionOptions = CorrectionOptions(),
         third: ThirdMomentBasis | None = None,
-        batch_size: int = 512,
-        checkpoint: str | Path | None = None,
-        checkpoint_seconds: float = 60.0,
-        ignore_ctf: bool = False,
-        ignore_shifts: bool = False,
-        device: str | torch.device = "cpu",
+        streaming: StreamingOptions = StreamingOptions(),
     ):
         check_match(source, basis)
-        check_integer("batch_size", batch_size, 1)
-        if noise_variance is not None and not isinstance(
-            noise_variance, NoiseEstimator
-        ):
-            noise_variance = checked_variance(noise_variance)
-        check_noise_filter(noise_filter, noise_variance)
+        check_std("shift_std", corrections.shift_std, source.L / 4)
         self.source = source
         self.basis = basis
-        self.noise_variance = noise_variance
-        self.noise_seen = isinstance(noise_filter, str)
-        self.noise_spectrum = None
-        if isinstance(noise_filter, Filter):
-            self.noise_spectrum = filter_spectrum(noise_filter, source)
-        if shift_std is not None:
-            shift_std = checked_std("shift_std", shift_std, source.L / 4)
-        self.shift_std = shift_std
-        if amplitude_std is not None:
-            amplitude_std = checked_std("amplitude_std", amplitude_std, 1.0)
-        self.amplitude_std = amplitude_std
-        self.batch_size = batch_size
-        self.checkpoint = checkpoint
-        self.checkpoint_seconds = checkpoint_seconds
-        transfer = TransferFunctions(source, basis, phase_flipped)
-        self.transfer = None if ignore_ctf or transfer.flat else transfer
-        check_astigmatism(self.transfer, basis)
+        self.noise = noise
+        self.corrections = corrections
         self.third = third
+        self.streaming = streaming
+        self.noise_spectrum = None
+        if isinstance(noise.spectrum, Filter):
+            self.noise_spectrum = filter_spectrum(noise.spectrum, source)
+        found = TransferFunctions(source, basis, corrections.phase_flipped)
+        self.has_ctf = not found.flat
+        self.transfer = found if corrections.ctf and self.has_ctf else None
+        check_astigmatism(self.transfer, basis)
         check_third(third, basis, self.transfer)
-        device = checked_device(processes.own_device(str(device)))
+        device = checked_device(processes.own_device(str(streaming.device)))
         check_covered(device, basis, self.transfer, third)
         # None for NumPy.
         self.device = None if device.type == "cpu" else device
-        self.offsets = None if ignore_shifts else known_offsets(source)
-        self.treatment = treatment_of(self, transfer)
-        if amplitude_std == 0:
+        known = known_offsets(source)
+        self.has_shifts = known is not None
+        self.offsets = known if corrections.shifts else None
+        if corrections.amplitude_std == 0:
             mention_amplitudes(source)
+
+    def request(self, half: int = 0) -> Corrections:
+        """
+        What the moments will be corrected for, and the images that they will be of.
+
+        :param half: 0 for all images, 1 or 2 for a half of them.
+        :return: The `Corrections` of the moments, without what only the pass tells. Of
+            the images, 16 are read.
+        """
+        return replace(
+            self._request, half=half, half_batch=self._half_batch if half else 0
+        )
+
+    @cached_property
+    def _request(self) -> Corrections:
+        used, offsets, noise = self.transfer, self.offsets, self.noise
+        kind, noise_given = "white", noise.variance
+        if isinstance(noise_given, NoiseEstimator):
+            noise_given = type(noise_given).__name__
+        if noise.spectrum == "corners":
+            kind = "corners"
+        elif self.noise_spectrum is not None:
+            kind, noise_given = "given spectrum", digest([self.noise_spectrum])
+        return Corrections(
+            source=SourceIdentity.of(self.source),
+            ctf="corrected" if used else "ignored" if self.has_ctf else "none",
+            n_filters=len(used.filters) if used else 0,
+            astigmatic=used is not None and not used.radial,
+            phase_flipped=used is not None and bool(used.phase_flipped),
+            shifts=(
+                "none"
+                if not self.has_shifts
+                else "ignored"
+                if offsets is None
+                else "centred"
+            ),
+            largest_shift=0.0 if offsets is None else float(abs(offsets).max()),
+            shift_std=_plain(self.corrections.shift_std),
+            noise=kind,
+            noise_given=noise_given,
+            amplitude_std_given=_plain(self.corrections.amplitude_std),
+        )
+
+    def check_answer(self, moments: Moments, half: int = 0) -> None:
+        """
+        Check that moments, from a file perhaps, are those that this estimator would
+        return: of the same images in the same basis, corrected for the same.
+
+        :param moments: The moments.
+        :param half: 0 for those of all images, 1 or 2 for those of a half.
+        :raises ValueError: they are others; says what differs.
+        """
+        difference = moments.corrections.difference(self.request(half))
+        if moments.basis != self.basis:
+            difference = f"the basis is {moments.basis}, not {self.basis}"
+        elif moments.third_basis != self.third:
+            difference = f"third moments: {moments.third_basis}, not {self.third}"
+        if difference is not None:
+            raise ValueError(f"the moments are of another request ({difference})")
 
     def estimate(self) -> Moments:
         """
@@ -206,7 +226,7 @@ class MomentEstimator:
 
     def _estimates(self, n_groups: int) -> list[Moments]:
         """Moments of all images and, of more than one group, of each group."""
-        variance = self.noise_variance
+        variance = self.noise.variance
         if isinstance(variance, NoiseEstimator):
             variance = checked_variance(variance.estimate())
         groups = self._read(n_groups)
@@ -216,11 +236,14 @@ class MomentEstimator:
         noise, variance, nyquist = self._noise(whole, variance)
         if n_groups == 1:
             groups = []
-        found = [self._moments(s, noise, variance, nyquist) for s in (whole, *groups)]
+        found = [
+            self._moments(sums, noise, variance, nyquist, half)
+            for half, sums in enumerate((whole, *groups))
+        ]
         # What all images tell of contrast and amplitudes holds for each group.
         if self.transfer is not None and is_dark(found[0]):
             found = [inverted(moments) for moments in found]
-        std = self.amplitude_std
+        std = self.corrections.amplitude_std
         if std is None:
             std = estimate_amplitude_std(found[0])
         return [correct_amplitudes(moments, std) for moments in found]
@@ -235,7 +258,7 @@ class MomentEstimator:
         basis, L = self._noise_basis, self.basis.L
         nyquist = has_nyquist(sums["edge"], L)
         spectrum = self.noise_spectrum
-        if self.noise_seen:
+        if self.noise.spectrum == "corners":
             spectrum = corner_spectrum(
                 sums["corner_power"], sums["corner_images"], L, nyquist
             )
@@ -255,7 +278,7 @@ class MomentEstimator:
         return replace(self.basis, max_order=orders)
 
     def _moments(
-        self, sums: Sums, noise: np.ndarray, variance: float, nyquist: bool
+        self, sums: Sums, noise: np.ndarray, variance: float, nyquist: bool, half: int
     ) -> Moments:
         """Moments from sums over images."""
         source, basis = self.source, self.basis
@@ -266,21 +289,19 @@ class MomentEstimator:
         else:
             noise = multiply(noise, sums["noise_weights"], self._noise_basis)
             noise = noise[: len(sums["second"])]
+        corrections = replace(self.request(half), noise_variance=float(variance))
         logger.info(
             f"Moments of {n} images, noise variance {variance:.6g} per pixel"
-            f"{'' if nyquist else ' (Nyquist row and column empty)'};"
-            f" {self.treatment}"
+            f"{'' if nyquist else ' (Nyquist row and column empty)'}; {corrections}"
         )
         return Moments(
             **self._solve(sums, noise, n),
             **third,
             basis=basis,
             n_images=n,
-            noise_variance=float(variance),
             pixel_size=None if source.pixel_size is None else float(source.pixel_size),
             nyquist=nyquist,
-            shift_std=self.shift_std,
-            treatment=self.treatment,
+            corrections=corrections,
         )
 
     def _solve_third(self, sums: Sums, noise: np.ndarray, n: int) -> dict:
@@ -324,21 +345,25 @@ class MomentEstimator:
 
     def _read(self, n_groups: int) -> list[Sums]:
         """The pass over the images: sums of all that :meth:`_batch_sums` has."""
-        n, batch_size = self.source.n, self.batch_size
-        if n_groups > 1:
-            rounds = math.ceil(n / (n_groups * batch_size))
-            batch_size = math.ceil(n / (n_groups * rounds))
+        streaming = self.streaming
         return accumulate(
-            n,
-            batch_size,
+            self.source.n,
+            streaming.batch_size if n_groups == 1 else self._half_batch,
             self._images,
             self._batch_sums,
             n_groups=n_groups,
-            checkpoint=self.checkpoint,
+            checkpoint=streaming.checkpoint,
             fingerprint=self._fingerprint(),
-            every=self.checkpoint_seconds,
+            every=streaming.checkpoint_seconds,
             most_workers=self._most_workers,
         )
+
+    @property
+    def _half_batch(self) -> int:
+        """Images per batch of halves, which are equal where that can be."""
+        n = self.source.n
+        rounds = math.ceil(n / (2 * self.streaming.batch_size))
+        return math.ceil(n / (2 * rounds))
 
     @property
     def _most_workers(self) -> int:
@@ -354,20 +379,13 @@ class MomentEstimator:
             images = images.shift(-self.offsets[start:stop])
         return check_images(images.asnumpy(), self.basis.L, start)
 
-    def _fingerprint(self) -> dict[str, str]:
+    def _fingerprint(self) -> dict[str, object]:
         """What a checkpoint's sums depend on."""
-        if self.checkpoint is None:
-            return {}
-        transfer, centred = "none", self.offsets is not None
-        if self.transfer is not None:
-            transfer = "flipped" if self.transfer.phase_flipped else "corrected for"
+        third = None if self.third is None else self.third.to_arrays()
         return {
             "basis": repr(self.basis),
-            "CTFs": transfer,
-            "known shifts": "undone" if centred else "none, or left",
-            "corners": "spectrum" if self.noise_seen else "variance",
-            "third": "" if self.third is None else digest(self.third.to_arrays()),
-            **fingerprint_source(self.source),
+            "third": None if third is None else digest([*third, *third.values()]),
+            **self._request.of_sums(),
         }
 
     def _batch_sums(self, images: np.ndarray, start: int) -> Sums:
@@ -377,7 +395,7 @@ class MomentEstimator:
         """
         basis = self.basis
         sums = {"n_images": np.array(float(len(images))), **corner_sums(images)}
-        if self.noise_seen:
+        if self.noise.spectrum == "corners":
             sums |= corner_power(images, start, self.source.n)
         H = None
         if self.transfer is not None:
@@ -403,3 +421,7 @@ def _standard_error(
         return None
     error = np.sqrt(np.maximum(squares, 0) * n / (n - 1))
     return error / n if weights is None else solve_entries(error, weights, n)
+
+
+def _plain(number: float | None) -> float | None:
+    return None if number is None else float(number)

@@ -33,13 +33,7 @@ def merged(a: Moments, b: Moments) -> dict:
     n = a.n_images + b.n_images
     fields = {
         "n_images": n,
-        "noise_variance": (
-            a.n_images * a.noise_variance + b.n_images * b.noise_variance
-        )
-        / n,
-        "treatment": a.treatment
-        if a.treatment == b.treatment
-        else f"{a.treatment} | {b.treatment}",
+        "corrections": a.corrections.merged(b.corrections, a.n_images, b.n_images),
     }
     if a.first_weight is not None or b.first_weight is not None:
         return fields | _weighted(a, b)

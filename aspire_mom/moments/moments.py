@@ -11,10 +11,11 @@ import numpy as np
 
 from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.checks import check_integer, check_new, check_positive
+from aspire_mom.moments.corrections import Corrections
 from aspire_mom.moments.merging import merged
 from aspire_mom.moments.third import ThirdMomentBasis
 
-FORMAT = "aspire_mom.Moments.2"
+FORMAT = "aspire_mom.Moments.3"
 BASES = {"CartesianBasis": CartesianBasis, "PolarBasis": PolarBasis}
 ARRAYS = (
     "first",
@@ -38,7 +39,6 @@ class Moments:
     :param second: E f f* less the noise bias, `basis.second_shape`, complex128.
     :param basis: The basis of the coefficients f.
     :param n_images: Number of images averaged (0 for exact moments).
-    :param noise_variance: Variance of the noise per pixel of the images as they were.
     :param pixel_size: Ångström per pixel, None where unknown.
     :param third: Third moment less the noise bias, (third_basis.size,), complex128, or
         None.
@@ -52,10 +52,7 @@ class Moments:
     :param second_weight: The same for pairs of frequencies, Σ H² H'²: (L², L²), or
         (orders, n_rings, n_rings), where orders 0, 2, … are of the angle between them
         (see `weights`) and order 0 is the number of images.
-    :param shift_std: Standard deviation along each axis, pixels, of shifts that the
-        images still have: the inversion's model is shifted likewise. None where it is
-        not known, and is to be found by the inversion.
-    :param treatment: What the moments were corrected for, in words.
+    :param corrections: What the moments are corrected for, and of which images.
     :param third_basis: `ThirdMomentBasis` of `third`, None where there is none.
     :param third_error: The same for `third`, as :meth:`ThirdMomentBasis.finish` has it.
     :param noise_power: Power of the noise that was removed from each coefficient's own
@@ -70,7 +67,6 @@ class Moments:
     second: np.ndarray
     basis: Basis
     n_images: int = 0
-    noise_variance: float = 0.0
     pixel_size: float | None = None
     third: np.ndarray | None = None
     first_error: np.ndarray | None = None
@@ -78,8 +74,7 @@ class Moments:
     nyquist: bool = True
     first_weight: np.ndarray | None = None
     second_weight: np.ndarray | None = None
-    shift_std: float | None = 0.0
-    treatment: str = ""
+    corrections: Corrections = Corrections()
     third_basis: ThirdMomentBasis | None = None
     third_error: np.ndarray | None = None
     noise_power: np.ndarray | None = None
@@ -91,12 +86,11 @@ class Moments:
                 " or a PolarBasis"
             )
         check_integer("n_images", self.n_images, 0)
-        if self.noise_variance != 0:
-            check_positive("noise_variance", self.noise_variance)
+        if not isinstance(self.corrections, Corrections):
+            kind = type(self.corrections).__name__
+            raise TypeError(f"corrections is a {kind}; it must be Corrections")
         if self.pixel_size is not None:
             check_positive("pixel_size", self.pixel_size)
-        if self.shift_std not in (0, None):
-            check_positive("shift_std", self.shift_std)
         for name in ("first", "second", "first_error", "second_error"):
             if name.endswith("_error") and getattr(self, name) is None:
                 continue
@@ -153,6 +147,26 @@ class Moments:
             raise ValueError(f"{name} has shape {value.shape}; {basis} has {shape}")
         if not np.isfinite(value).all():
             raise ValueError(f"{name} has values that are NaN or infinite")
+
+    @property
+    def noise_variance(self) -> float:
+        """Variance of the noise per pixel of the images as they were."""
+        return self.corrections.noise_variance
+
+    @property
+    def shift_std(self) -> float | None:
+        """
+        Standard deviation along each axis, pixels, of shifts that the images still
+        have, as the inversion models them; None where the inversion is to estimate it.
+        """
+        return self.corrections.shift_std
+
+    def with_corrections(self, **changes) -> Moments:
+        """
+        :param changes: Fields of `corrections` and their new values.
+        :return: The same moments with these.
+        """
+        return replace(self, corrections=replace(self.corrections, **changes))
 
     @property
     def effective_images(self) -> np.ndarray:
@@ -238,11 +252,9 @@ class Moments:
                     format=FORMAT,
                     basis=type(self.basis).__name__,
                     n_images=self.n_images,
-                    noise_variance=self.noise_variance,
                     pixel_size=np.nan if self.pixel_size is None else self.pixel_size,
                     nyquist=self.nyquist,
-                    shift_std=np.nan if self.shift_std is None else self.shift_std,
-                    treatment=self.treatment,
+                    corrections=self.corrections.to_json(),
                     **{f"basis_{k}": v for k, v in asdict(self.basis).items()},
                     **{k: v for k, v in arrays.items() if v is not None},
                 )
@@ -267,10 +279,14 @@ class Moments:
             raise ValueError(f"{path} is not an .npz file, or not a whole one")
         try:
             with np.load(path, allow_pickle=False) as file:
-                if "format" not in file or str(file["format"]) != FORMAT:
+                mark = str(file["format"]) if "format" in file else ""
+                if mark.startswith("aspire_mom.Moments.") and mark != FORMAT:
                     raise ValueError(
-                        f"no format mark {FORMAT!r}; make such a file with Moments.save"
+                        f"it is of another version of this program ({mark}, not"
+                        f" {FORMAT}); estimate the moments again"
                     )
+                if mark != FORMAT:
+                    raise ValueError(f"no format mark {FORMAT!r}")
                 return cls._from_fields({name: file[name] for name in file.files})
         except KeyError as error:
             raise ValueError(f"{path} lacks the field {error}") from error
@@ -288,21 +304,16 @@ class Moments:
         name = str(fields["basis"])
         if name not in BASES:
             raise ValueError(f"its basis is {name!r}; known are {', '.join(BASES)}")
-        pixel_size, shift_std = (
-            None if np.isnan(fields[name]) else float(fields[name])
-            for name in ("pixel_size", "shift_std")
-        )
+        pixel_size = float(fields["pixel_size"])
         basis, kept = BASES[name](**settings), None
         if "third" in fields:
             kept = ThirdMomentBasis.from_arrays(basis, fields)
         return cls(
             basis=basis,
             n_images=int(fields["n_images"]),
-            noise_variance=float(fields["noise_variance"]),
-            pixel_size=pixel_size,
+            pixel_size=None if np.isnan(pixel_size) else pixel_size,
             nyquist=bool(fields["nyquist"]),
-            shift_std=shift_std,
-            treatment=str(fields["treatment"]),
+            corrections=Corrections.from_json(str(fields["corrections"])),
             first=fields["first"],
             second=fields["second"],
             third_basis=kept,

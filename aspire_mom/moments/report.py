@@ -142,7 +142,7 @@ class RingReport:
             "nyquist_angstrom": None if angstrom is None else 2 * moments.pixel_size,
             "noise_variance": moments.noise_variance,
             "third_moment": moments.third is not None,
-            "treatment": moments.treatment,
+            "treatment": str(moments.corrections),
             "last_ring": last,
             "last_ring_angstrom": (
                 None if angstrom is None or not last else float(angstrom[last])
@@ -187,7 +187,7 @@ class RingReport:
             f"{images} of {box}, {moments.basis}{third}, noise variance"
             f" {moments.noise_variance:.6g}"
         )
-        return f"{head}; {moments.treatment}" if moments.treatment else head
+        return "; ".join(filter(None, [head, str(moments.corrections)]))
 
     def verdict(self) -> str:
         """Up to which ring the data support a model, in one sentence."""

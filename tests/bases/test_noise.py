@@ -15,7 +15,7 @@ from aspire.volume import Volume
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.bases.noise import stationary_noise_second
-from aspire_mom.moments import MomentEstimator
+from aspire_mom.moments import MomentEstimator, Noise, StreamingOptions
 from aspire_mom.moments.corners import corner_power, corner_spectrum
 from tests.moments.sources import array_source, largest_difference, noise_images
 from tests.references.moments import dft, impulse_coefficients
@@ -85,7 +85,7 @@ def test_a_flat_spectrum_is_white_noise(basis, L, nyquist):
     assert largest_difference(value, basis.noise_second(nyquist)) < 1e-9
 
 
-def noise_source(n, L, noise_filter=COLOURED):
+def noise_source(n, L):
     empty = Volume(np.zeros((1, L, L, L), dtype=np.float64), pixel_size=2.0)
     return Simulation(
         vols=empty,
@@ -93,7 +93,7 @@ def noise_source(n, L, noise_filter=COLOURED):
         offsets=0,
         amplitudes=1,
         dtype=np.float64,
-        noise_adder=CustomNoiseAdder(noise_filter, seed=1),
+        noise_adder=CustomNoiseAdder(COLOURED, seed=1),
     )
 
 
@@ -107,13 +107,13 @@ def test_aspires_coloured_noise_is_removed(basis, L):
     """
     source = noise_source(2000, L)
     basis = BASES[basis](L)
-    moments = MomentEstimator(source, basis, noise_filter=COLOURED).estimate()
+    moments = MomentEstimator(source, basis, noise=Noise(spectrum=COLOURED)).estimate()
     known = moments.second_error > 1e-3 * moments.second_error.max()
     z = np.abs(moments.second[known]) / moments.second_error[known]
     assert z.max() < 5
     assert np.sqrt(np.mean(z**2)) == pytest.approx(1, abs=0.15)
     white = MomentEstimator(
-        source, basis, noise_variance=moments.noise_variance
+        source, basis, noise=Noise(variance=moments.noise_variance)
     ).estimate()
     assert (np.abs(white.second[known]) / moments.second_error[known]).max() > 20
 
@@ -181,22 +181,25 @@ def test_spectrum_seen_in_the_corners():
     """
     source, basis = noise_source(1000, 16), PolarBasis(16)
     norm = np.linalg.norm(
-        MomentEstimator(source, basis, noise_variance=0).estimate().second
+        MomentEstimator(source, basis, noise=Noise(variance=0)).estimate().second
     )
 
     def left(**noise):
         moments = MomentEstimator(source, basis, **noise).estimate()
         return np.linalg.norm(moments.second) / norm
 
-    estimator = MomentEstimator(source, basis, noise_filter="corners")
+    estimator = MomentEstimator(source, basis, noise=Noise(spectrum="corners"))
     seen = estimator.estimate()
     assert seen.noise_variance == pytest.approx(spectrum(16).mean(), rel=0.02)
-    assert seen.treatment.endswith("noise of the spectrum in the corners")
+    assert str(seen.corrections).endswith("noise of the spectrum in the corners")
     assert np.linalg.norm(seen.second) / norm < 0.08
-    assert left(noise_filter=LegacyNoiseEstimator(source).filter) > 0.1
+    assert left(noise=Noise(spectrum=LegacyNoiseEstimator(source).filter)) > 0.1
     assert left() > 0.3
     whole, *halves = MomentEstimator(
-        source, basis, noise_filter="corners", batch_size=37
+        source,
+        basis,
+        noise=Noise(spectrum="corners"),
+        streaming=StreamingOptions(batch_size=37),
     ).estimate_with_halves()
     for moments in (whole, *halves):
         assert largest_difference(moments.noise_power, seen.noise_power) < 1e-10
@@ -206,8 +209,10 @@ def test_spectrum_seen_in_the_corners():
 def test_a_scalar_filter_is_a_variance():
     images = np.random.default_rng(0).standard_normal((20, 9, 9))
     source = array_source(images)
-    a = MomentEstimator(source, PolarBasis(9), noise_filter=ScalarFilter(value=0.7))
-    b = MomentEstimator(source, PolarBasis(9), noise_variance=0.7)
+    a = MomentEstimator(
+        source, PolarBasis(9), noise=Noise(spectrum=ScalarFilter(value=0.7))
+    )
+    b = MomentEstimator(source, PolarBasis(9), noise=Noise(variance=0.7))
     assert largest_difference(a.estimate().second, b.estimate().second) < 1e-9
 
 
@@ -215,7 +220,7 @@ def test_a_negative_spectrum_is_refused():
     source = ArrayImageSource(np.ones((3, 9, 9)), pixel_size=1.0)
     bad = ArrayFilter(np.full((17, 17), -1.0))
     with pytest.raises(ValueError, match="values from -1 to -1; a power spectrum"):
-        MomentEstimator(source, PolarBasis(9), noise_filter=bad).estimate()
+        MomentEstimator(source, PolarBasis(9), noise=Noise(spectrum=bad)).estimate()
 
 
 @pytest.mark.parametrize("L", [23, 24])
@@ -225,7 +230,7 @@ def test_spectrum_seen_after_downsampling(L):
     removed, to 5 % of the noise, where white noise leaves more than a third."""
     source, basis = noise_source(1500, 32), PolarBasis(L)
     small = source.downsample(L)
-    raw = MomentEstimator(small, basis, noise_variance=0).estimate().second
+    raw = MomentEstimator(small, basis, noise=Noise(variance=0)).estimate().second
 
     def left(**noise):
         moments = MomentEstimator(small, basis, **noise).estimate()
@@ -234,8 +239,8 @@ def test_spectrum_seen_after_downsampling(L):
 
     scale = ScalarFilter(dim=2, value=(L / 32) ** 2)
     exact = MultiplicativeFilter(COLOURED.scale(32 / L), scale)
-    assert left(noise_filter=exact) < 0.05
-    assert left(noise_filter="corners") < 0.08
+    assert left(noise=Noise(spectrum=exact)) < 0.05
+    assert left(noise=Noise(spectrum="corners")) < 0.08
     assert left() > 0.3
 
 
@@ -245,7 +250,10 @@ def test_images_without_noise_in_their_corners(L):
     for images in (np.zeros((3, L, L)), np.ones((3, L, L), np.float32)):
         for basis in BASES.values():
             moments = MomentEstimator(
-                array_source(images), basis(L), noise_filter="corners", batch_size=2
+                array_source(images),
+                basis(L),
+                noise=Noise(spectrum="corners"),
+                streaming=StreamingOptions(batch_size=2),
             ).estimate()
             assert moments.noise_variance >= 0
             assert images.any() or not moments.noise_power.any()

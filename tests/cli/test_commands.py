@@ -24,6 +24,7 @@ from aspire_mom import (
 from aspire_mom.cli.main import reconstruct
 from aspire_mom.cli.outputs import RECONSTRUCTION_FILES
 from aspire_mom.inversion.options import STARTS
+from aspire_mom.moments import StreamingOptions
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.relion import ParticleSource
 from aspire_mom.volumes.filters import mirror
@@ -38,7 +39,7 @@ from tests.cli.conftest import (
 )
 
 # Checkpoints at once.
-EVERY_BATCH = {**MomentEstimator.__init__.__kwdefaults__, "checkpoint_seconds": 0.0}
+EVERY_BATCH = {**StreamingOptions.__init__.__kwdefaults__, "checkpoint_seconds": 0.0}
 
 
 def test_simulated_particles_are_read_back(star):
@@ -152,7 +153,7 @@ def test_interrupted_moments_go_on(tmp_path, monkeypatch, moments, star):
         return read(self, indices)
 
     monkeypatch.setattr(ParticleSource, "_images", interrupted)
-    monkeypatch.setattr(MomentEstimator.__init__, "__kwdefaults__", EVERY_BATCH)
+    monkeypatch.setattr(StreamingOptions.__init__, "__kwdefaults__", EVERY_BATCH)
     out = tmp_path / "new" / "m.npz"
     command = ("moments", star, "-o", out, "--batch-size", 10, "--resume")
     resumed = False
@@ -168,7 +169,7 @@ def test_interrupted_moments_go_on(tmp_path, monkeypatch, moments, star):
     assert "is complete" in succeed(*command).stdout
     # Of other particles it is not.
     refused = run(*command, "--first", 20)
-    assert "300 images" in refused.stderr
+    assert "n_images is 300, not 20" in refused.stderr
     assert "--overwrite" in refused.stderr
     succeed(*command, "--first", 20, "--overwrite")
     assert Moments.load(out).n_images == 20
@@ -396,11 +397,12 @@ def test_real_particles(tmp_path):
     assert "Shifts: 0.192 pixels RMS" in told
     assert Moments.load(out).n_images == 5
     assert Moments.load(out).basis.L == 256
-    treatment = Moments.load(out).treatment
-    assert treatment.startswith("corrected for 5 astigmatic filter(s); centred by")
+    corrections = str(Moments.load(out).corrections)
+    assert corrections.startswith("corrected for 5 astigmatic filter(s); centred by")
     flags = ("--ignore-ctf", "--ignore-shifts", "--overwrite")
     succeed("moments", star, "-o", out, *flags)
-    assert Moments.load(out).treatment.startswith("CTFs ignored; known shifts ignored")
+    corrections = str(Moments.load(out).corrections)
+    assert corrections.startswith("CTFs ignored; known shifts ignored")
     assert not list(tmp_path.glob(".partial-*"))
 
 
@@ -445,7 +447,7 @@ def test_halves_and_options_of_a_finished_output(tmp_path, star):
         assert "pass --overwrite to" in refused.stderr
     coloured = tmp_path / "coloured.npz"
     succeed("moments", star, "-o", coloured, "--noise", "coloured", "--downsample", 8)
-    assert "spectrum in the corners" in Moments.load(coloured).treatment
+    assert Moments.load(coloured).corrections.noise == "corners"
     # Killed between the files.
     (tmp_path / "m_half2.npz").unlink()
     assert "in " in succeed(*words).stdout

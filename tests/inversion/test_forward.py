@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.inversion import cartesian, forward_model
-from aspire_mom.moments import MomentEstimator
+from aspire_mom.moments import MomentEstimator, Noise
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign, VonMisesFisherMixture
 from aspire_mom.volumes import BallHarmonics, FourierNet, ball_harmonics
 from tests.inversion.models import (
@@ -196,7 +196,7 @@ def test_moments_of_aspire_images(L):
         PolarBasis(L, max_order=9, inplane_average=False),
         CartesianBasis(L),
     ):
-        images = MomentEstimator(source, basis, noise_variance=0).estimate()
+        images = MomentEstimator(source, basis, noise=Noise(variance=0)).estimate()
         exact = exact_moments(model, quadrature.weights, quadrature, basis)
         assert largest_difference(images.first, exact.first) < 2e-4
         assert largest_difference(images.second, exact.second) < 2e-4

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.inversion import MomentLoss, forward_model, loss
-from aspire_mom.moments import MomentEstimator, Moments
+from aspire_mom.moments import MomentEstimator, Moments, Noise
 from aspire_mom.moments.rings import informative_rings, ring_rms
 from tests.inversion.models import (
     closed_form,
@@ -265,7 +265,7 @@ def test_noise_weights_are_a_log_likelihood(L, options, monkeypatch):
     for _ in range(40):
         images = image + rng.standard_normal((200, L, L))
         source = ArrayImageSource(images, pixel_size=1.0)
-        moments = MomentEstimator(source, basis, noise_variance=1).estimate()
+        moments = MomentEstimator(source, basis, noise=Noise(variance=1)).estimate()
         module = MomentLoss(moments, lam=1e-9)
         first = value_of(module, Moments(*exact, basis))
         module = MomentLoss(moments, lam=1)

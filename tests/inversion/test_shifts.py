@@ -1,7 +1,5 @@
 """Residual shifts, which the forward moments model."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,13 @@ from aspire_mom.inversion import (
 )
 from aspire_mom.inversion.forward import Shifts, forward_model
 from aspire_mom.inversion.search import FIRST_SHIFT_STD, SHIFT_UNIT, Plan, refine
-from aspire_mom.moments import MomentEstimator, Moments
+from aspire_mom.moments import (
+    CorrectionOptions,
+    Corrections,
+    MomentEstimator,
+    Moments,
+    Noise,
+)
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import GaussianMixture
 from tests.moments.sources import largest_difference, simulation
@@ -54,15 +58,19 @@ def shifted_moments(L, basis):
                 dtype=np.float64,
             ),
             basis,
-            noise_variance=0,
-            ignore_shifts=True,
+            noise=Noise(variance=0),
+            corrections=CorrectionOptions(shifts=False),
         ).estimate()
         for o in nodes
     ]
     first = sum(w * m.first for w, m in zip(weights, made, strict=True))
     second = sum(w * m.second for w, m in zip(weights, made, strict=True))
     centred = simulation(L, n=n, angles=views, noise=0, dtype=np.float64)
-    return first, second, MomentEstimator(centred, basis, noise_variance=0).estimate()
+    return (
+        first,
+        second,
+        MomentEstimator(centred, basis, noise=Noise(variance=0)).estimate(),
+    )
 
 
 @pytest.mark.parametrize("L", [24, 25])
@@ -126,7 +134,11 @@ def test_an_inversion_models_the_shifts_of_its_moments():
     losses = []
     for std in (1.0, 0.0):
         moments = Moments(
-            first.numpy(), second.numpy(), basis, n_images=100, shift_std=std
+            first.numpy(),
+            second.numpy(),
+            basis,
+            n_images=100,
+            corrections=Corrections(shift_std=std),
         )
         inversion = MomentInversion(moments, quadrature=quadrature)
         problem = inversion.problem(5)
@@ -169,7 +181,9 @@ def exact(basis, quadrature, std):
         first, second = (m.numpy() for m in model(volume.double(), p))
         volume.float().log_sigmas += 0.2
     density = DiscreteDensity.from_probabilities(p.float() + 1 / len(p))
-    moments = Moments(first, second, basis, n_images=10**6, shift_std=None)
+    moments = Moments(
+        first, second, basis, n_images=10**6, corrections=Corrections(shift_std=None)
+    )
     return moments, volume, density
 
 
@@ -247,7 +261,7 @@ def test_a_resumed_search_finds_the_same_spread(tmp_path):
     resumed = MomentInversion(moments, **options).estimate()
     assert resumed.shift_std == expected.shift_std
     assert resumed.starts == expected.starts
-    given = MomentInversion(replace(moments, shift_std=0.7), **options)
+    given = MomentInversion(moments.with_corrections(shift_std=0.7), **options)
     with pytest.raises(ForeignCheckpoint, match="of other data or settings"):
         given.estimate()
 
@@ -259,10 +273,10 @@ def test_an_unknown_spread_is_kept_in_files_and_not_merged_with_a_known_one(tmp_
     assert Moments.load(tmp_path / "m.npz").shift_std is None
     assert moments.merge(moments).shift_std is None
     with pytest.raises(ValueError, match="of unknown spread and of 1.5 pixels; only"):
-        moments.merge(replace(moments, shift_std=1.5))
+        moments.merge(moments.with_corrections(shift_std=1.5))
     for bad in (-1, np.nan, np.inf, "auto"):
         with pytest.raises(ValueError, match=f"shift_std is {bad!r}; it must be"):
-            replace(moments, shift_std=bad)
+            moments.with_corrections(shift_std=bad)
 
 
 @pytest.mark.parametrize(("std", "words"), [(1.5, "1.5 pixels"), (None, "unknown")])

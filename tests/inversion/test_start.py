@@ -1,7 +1,5 @@
 """Predictions from estimated moments, weights on disk, the command."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -137,7 +135,7 @@ def test_bad_moments():
             predict(few)
     for std, words in ((1.5, "1.5 pixels"), (None, "unknown spread")):
         with pytest.raises(ValueError, match=f"shifts of {words}, which encoders do"):
-            predict(replace(moments(), shift_std=std))
+            predict(moments().with_corrections(shift_std=std))
     basis = PolarBasis(21)
     empty = Moments(
         np.zeros(basis.first_shape, complex),

@@ -9,7 +9,7 @@ from aspire.utils import Rotation
 from scipy.spatial.transform import Rotation as Turn
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.moments import MomentEstimator
+from aspire_mom.moments import CorrectionOptions, MomentEstimator, Noise
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.phantoms import gaussian_phantom
 from tests.moments.sources import largest_difference
@@ -57,7 +57,7 @@ def simulation(L, filters, *, n_views=6, n_turns=24, dtype=np.float64, noise=0):
 
 
 def estimate(source, basis=PolarBasis, **options):
-    options = {"noise_variance": 0} | options
+    options = {"noise": Noise(variance=0)} | options
     return MomentEstimator(source, basis(source.L), **options).estimate()
 
 
@@ -84,7 +84,10 @@ def test_moments_are_those_without_ctf(L, astigmatism, close, prepare):
     # Phases flipped on pixels leave kinks that downsampling cuts through.
     assert max(errors) < (5 * close if moments.basis.L == 16 else close)
     # What ignoring the CTF would give.
-    ignored = estimate(prepare(simulation(L, ctfs(astigmatism))), ignore_ctf=True)
+    ignored = estimate(
+        prepare(simulation(L, ctfs(astigmatism))),
+        corrections=CorrectionOptions(ctf=False),
+    )
     assert min(clean.relative_error(ignored)) > 0.3
 
 
@@ -104,7 +107,7 @@ def test_radial_ctfs_as_the_normal_equations_have_it(L, dtype):
     """Entry by entry, image by image, with ASPIRE's own values of the CTF."""
     source = simulation(L, ctfs(), n_views=2, n_turns=2, dtype=dtype, noise=1e-3)
     basis = PolarBasis(L, n_rings=7, max_order=9)
-    moments = MomentEstimator(source, basis, noise_variance=1e-3).estimate()
+    moments = MomentEstimator(source, basis, noise=Noise(variance=1e-3)).estimate()
     first, second, effective = reference.normal_equations(
         source.images[:].asnumpy(),
         [reference.ring_ctf(source, i, basis) for i in range(source.n)],
@@ -153,7 +156,7 @@ def test_noise_is_removed_whatever_the_ctf(astigmatism):
     source = ArrayImageSource(images, pixel_size=PIXEL_SIZE)
     source.unique_filters = ctfs(astigmatism)
     source.filter_indices = np.arange(source.n) % N_GROUPS
-    moments = estimate(source, noise_variance=1)
+    moments = estimate(source, noise=Noise(variance=1))
     order = np.arange(moments.basis.max_order + 1)[:, None, None]
     reach = np.pi * np.minimum.outer(*(np.arange(moments.basis.n_rings),) * 2)
     within = order <= reach
@@ -165,9 +168,9 @@ def test_noise_is_removed_whatever_the_ctf(astigmatism):
 @pytest.mark.parametrize("basis", POLAR.values())
 def test_merged_halves_are_the_whole(basis):
     source = simulation(13, ctfs(600), noise=1e-3)
-    whole = estimate(source, basis, noise_variance=1e-3)
-    merged = estimate(source[:301], basis, noise_variance=1e-3).merge(
-        estimate(source[301:], basis, noise_variance=1e-3)
+    whole = estimate(source, basis, noise=Noise(variance=1e-3))
+    merged = estimate(source[:301], basis, noise=Noise(variance=1e-3)).merge(
+        estimate(source[301:], basis, noise=Noise(variance=1e-3))
     )
     for name in ("first", "second", "first_weight", "second_weight"):
         assert largest_difference(getattr(merged, name), getattr(whole, name)) < 1e-9
@@ -185,15 +188,15 @@ def test_halves_of_one_pass(sign):
     images = ArrayImageSource(sign * source.images[:].asnumpy(), pixel_size=PIXEL_SIZE)
     images.unique_filters = source.unique_filters
     images.filter_indices = source.filter_indices
-    estimator = MomentEstimator(images, PolarBasis(13), noise_variance=0)
+    estimator = MomentEstimator(images, PolarBasis(13), noise=Noise(variance=0))
     whole, *halves = estimator.estimate_with_halves()
     assert [half.n_images for half in halves] == [360, 360]
     expected = estimate(images)
     for moments in (whole, halves[0].merge(halves[1])):
         assert largest_difference(moments.first, expected.first) < 1e-9
         assert largest_difference(moments.second, expected.second) < 1e-9
-    assert ("contrast inverted" in whole.treatment) == (sign < 0)
-    assert {half.treatment for half in halves} == {whole.treatment}
+    assert ("contrast inverted" in str(whole.corrections)) == (sign < 0)
+    assert {str(half.corrections) for half in halves} == {str(whole.corrections)}
     with pytest.raises(ValueError, match=r"3 image\(s\); two halves need 4"):
         MomentEstimator(images[:3], PolarBasis(13)).estimate_with_halves()
 
@@ -212,8 +215,8 @@ def test_moments_with_weights_are_saved_and_loaded(tmp_path):
     loaded = type(moments).load(tmp_path / "m.npz")
     assert (loaded.second_weight == moments.second_weight).all()
     assert (loaded.first_weight == moments.first_weight).all()
-    assert loaded.treatment == moments.treatment
-    assert "5 astigmatic" in loaded.treatment
+    assert str(loaded.corrections) == str(moments.corrections)
+    assert "5 astigmatic" in str(loaded.corrections)
 
 
 def ring_frequencies(transfer):
@@ -239,8 +242,8 @@ def test_hundreds_of_ctfs_at_once_are_those_one_by_one():
 def test_whitened_images_are_those_whose_filters_say_so():
     source = simulation(16, ctfs(), noise=1e-3)
     whitened = source.whiten(AnisotropicNoiseEstimator(source))
-    moments = estimate(whitened, noise_variance=1)
-    plain = estimate(source, noise_variance=1e-3)
+    moments = estimate(whitened, noise=Noise(variance=1))
+    plain = estimate(source, noise=Noise(variance=1e-3))
     # The anisotropic estimator's window smears its spectrum.
     assert max(plain.relative_error(moments)) < 0.3
 
@@ -249,7 +252,7 @@ def test_flat_filters_are_none():
     source = simulation(16, [ScalarFilter(value=2), IdentityFilter()])
     moments = estimate(source)
     assert moments.second_weight is None
-    assert moments.treatment.startswith("no CTF")
+    assert str(moments.corrections).startswith("no CTF")
     assert (moments.effective_images == source.n).all()
 
 
@@ -259,7 +262,7 @@ def test_astigmatism_needs_an_average_in_plane():
     with pytest.raises(ValueError, match="astigmatic CTFs.*inplane_average=True"):
         MomentEstimator(source, basis)
     source = simulation(16, [RadialCTFFilter(defocus=1e4)])
-    assert MomentEstimator(source, basis, noise_variance=0).estimate().n_images
+    assert MomentEstimator(source, basis, noise=Noise(variance=0)).estimate().n_images
 
 
 @pytest.mark.parametrize("last", [CTFFilter(B=20, defocus_u=8e3), IdentityFilter()])
@@ -296,8 +299,8 @@ def test_phases_flipped_out_of_sight(caplog):
     hidden = source.phase_flip().cache().downsample(16)
     with caplog.at_level("WARNING", "aspire_mom.moments.ctf"):
         MomentEstimator(hidden, PolarBasis(16))
-    assert "pass phase_flipped=True" in caplog.text
-    moments = estimate(hidden, phase_flipped=True)
+    assert "pass CorrectionOptions(phase_flipped=True)" in caplog.text
+    moments = estimate(hidden, corrections=CorrectionOptions(phase_flipped=True))
     clean = estimate(simulation(24, None).downsample(16))
     assert max(clean.relative_error(moments)) < 0.01
 
@@ -312,4 +315,4 @@ def test_molecules_come_out_bright(basis, sign):
     images.filter_indices = source.filter_indices
     moments = estimate(images, basis)
     assert max(estimate(simulation(17, None), basis).relative_error(moments)) < 0.02
-    assert ("contrast inverted" in moments.treatment) == (sign < 0)
+    assert ("contrast inverted" in str(moments.corrections)) == (sign < 0)

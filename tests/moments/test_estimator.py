@@ -11,7 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.moments import MomentEstimator, ThirdMomentBasis
+from aspire_mom.moments import (
+    CorrectionOptions,
+    MomentEstimator,
+    Noise,
+    StreamingOptions,
+    ThirdMomentBasis,
+)
 from tests.moments.sources import (
     VARIANCE,
     array_source,
@@ -45,7 +51,12 @@ def downsampled(dtype=np.float32, n=60):
 )
 def test_moments_are_those_of_the_images_one_by_one(basis, dtype, make):
     source = make(dtype)
-    moments = estimate(source, basis, noise_variance=VARIANCE, batch_size=64)
+    moments = estimate(
+        source,
+        basis,
+        noise=Noise(variance=VARIANCE),
+        streaming=StreamingOptions(batch_size=64),
+    )
     first, second, *errors = reference.raw_moments(
         source.images[:].asnumpy(), moments.basis
     )
@@ -72,13 +83,13 @@ def test_moments_are_those_of_the_images_one_by_one(basis, dtype, make):
 def test_downsampled_even_images(basis, dtype):
     """Their Nyquist row and column are empty, and the noise bias is so, too."""
     source = downsampled(dtype)
-    moments = estimate(source, basis, noise_variance=0)
+    moments = estimate(source, basis, noise=Noise(variance=0))
     assert not moments.nyquist
     first, second, *_ = reference.raw_moments(source.images[:].asnumpy(), moments.basis)
     close = 1e-5 if dtype == np.float32 else 1e-10
     assert largest_difference(moments.first, first) < close
     assert largest_difference(moments.second, second) < close
-    noisy = estimate(source, basis, noise_variance=0.5)
+    noisy = estimate(source, basis, noise=Noise(variance=0.5))
     bias = 0.5 * moments.basis.noise_second(nyquist=False)
     assert largest_difference(moments.second - noisy.second, bias) < close
 
@@ -90,7 +101,7 @@ def test_default_noise_variance_is_aspires(make):
     moments = estimate(source, "polar")
     assert moments.noise_variance == pytest.approx(expected, rel=1e-5)
     given_estimator = estimate(
-        source, "polar", noise_variance=AnisotropicNoiseEstimator(source)
+        source, "polar", noise=Noise(variance=AnisotropicNoiseEstimator(source))
     )
     assert given_estimator.noise_variance == pytest.approx(expected, rel=1e-3)
 
@@ -111,8 +122,8 @@ def test_noise_bias_is_removed(basis, L, variance):
         true = (16 / 20) ** 2 * (15 / 16) ** 2
     else:
         source, true = array_source(noise_images(n, L, seed=2)), 1.0
-    options = {"noise_variance": true} if variance == "given" else {}
-    moments = estimate(source, basis, **options)
+    noise = Noise(variance=true if variance == "given" else None)
+    moments = estimate(source, basis, noise=noise)
     assert moments.noise_variance == pytest.approx(true, rel=0.01)
     noise = true * moments.basis.noise_second(moments.nyquist)
     noise, left = (diagonal(a, moments.basis) for a in (noise, moments.second))
@@ -145,7 +156,7 @@ def test_standard_errors_are_the_scatter_of_repeated_draws(basis):
     for seed in range(200):
         images = noise_images(n, L, seed=seed, dtype=np.float64)
         images *= 1 + np.outer(signal, signal)
-        draws.append(estimate(array_source(images), basis, noise_variance=0))
+        draws.append(estimate(array_source(images), basis, noise=Noise(variance=0)))
     for name in ("first", "second"):
         scatter = np.var([getattr(d, name) for d in draws], axis=0)
         stated = np.mean([getattr(d, f"{name}_error") ** 2 for d in draws], axis=0)
@@ -166,12 +177,17 @@ def test_merged_is_all_at_once(basis, split, even, share):
     # The mean of the two variances is 1.
     variances = 1 + share * (90 - split) / 90, 1 - share * split / 90
     parts = [
-        estimate(part, basis, noise_variance=v)
+        estimate(part, basis, noise=Noise(variance=v))
         for part, v in zip((source[:split], source[split:]), variances, strict=True)
     ]
     merged, whole = (
         parts[0].merge(parts[1]),
-        estimate(source, basis, noise_variance=1, batch_size=31),
+        estimate(
+            source,
+            basis,
+            noise=Noise(variance=1),
+            streaming=StreamingOptions(batch_size=31),
+        ),
     )
     assert merged.n_images == 90
     assert merged.noise_variance == pytest.approx(1)
@@ -185,7 +201,8 @@ def test_one_image_has_no_standard_error(basis):
     """Two have the half of their difference, also when merged."""
     images = noise_images(2, 12, dtype=np.float64)
     one, other = (
-        estimate(array_source(image[None]), basis, noise_variance=1) for image in images
+        estimate(array_source(image[None]), basis, noise=Noise(variance=1))
+        for image in images
     )
     assert one.first_error is None
     assert one.second_error is None
@@ -204,9 +221,10 @@ class CountingSource(ArrayImageSource):
 
 def test_images_are_read_once_in_batches():
     source = CountingSource(noise_images(50, 9), pixel_size=1.0)
-    estimate(source, "polar", batch_size=16)
-    assert [len(indices) for indices in source.read] == [16, 16, 16, 2]
-    np.testing.assert_array_equal(np.concatenate(source.read), np.arange(50))
+    estimate(source, "polar", streaming=StreamingOptions(batch_size=16))
+    in_batches = source.read[1:]  # after one look at some, for their identity
+    assert [len(indices) for indices in in_batches] == [16, 16, 16, 2]
+    np.testing.assert_array_equal(np.concatenate(in_batches), np.arange(50))
 
 
 def test_integer_images(tmp_path):
@@ -248,7 +266,12 @@ def test_bad_image_is_named_by_its_index(n_bad):
     images = noise_images(50, 9)
     images[n_bad, 3, 4] = np.nan
     with pytest.raises(ValueError, match=f"image {n_bad} has values that are NaN"):
-        estimate(array_source(images), "polar", noise_variance=1, batch_size=16)
+        estimate(
+            array_source(images),
+            "polar",
+            noise=Noise(variance=1),
+            streaming=StreamingOptions(batch_size=16),
+        )
 
 
 @pytest.mark.parametrize("filters", [None, [IdentityFilter()], [ScalarFilter(value=2)]])
@@ -274,13 +297,18 @@ def test_known_shifts_are_undone(basis):
     offsets = rng.normal(0, 1.5, (20, 2))
     source = simulation(25, n=20, offsets=offsets, dtype=np.float64, noise=0)
     centred = simulation(25, n=20, dtype=np.float64, noise=0)
-    expected = estimate(centred, basis, noise_variance=0)
-    moments = estimate(source, basis, noise_variance=0)
+    expected = estimate(centred, basis, noise=Noise(variance=0))
+    moments = estimate(source, basis, noise=Noise(variance=0))
     assert max(expected.relative_error(moments)) < 1e-6
-    assert "centred by shifts of up to" in moments.treatment
-    left = estimate(source, basis, noise_variance=0, ignore_shifts=True)
+    assert "centred by shifts of up to" in str(moments.corrections)
+    left = estimate(
+        source,
+        basis,
+        noise=Noise(variance=0),
+        corrections=CorrectionOptions(shifts=False),
+    )
     assert min(expected.relative_error(left)) > 0.05
-    assert "known shifts ignored" in left.treatment
+    assert "known shifts ignored" in str(left.corrections)
 
 
 def test_known_shifts_are_undone_after_downsampling():
@@ -288,8 +316,8 @@ def test_known_shifts_are_undone_after_downsampling():
     options = {"n": 20, "dtype": np.float64, "noise": 0}
     shifted = simulation(32, offsets=offsets, **options).downsample(24)
     centred = simulation(32, **options).downsample(24)
-    expected = estimate(centred, "polar", noise_variance=0)
-    moments = estimate(shifted, "polar", noise_variance=0)
+    expected = estimate(centred, "polar", noise=Noise(variance=0))
+    moments = estimate(shifted, "polar", noise=Noise(variance=0))
     assert max(expected.relative_error(moments)) < 1e-6
 
 
@@ -299,7 +327,7 @@ def test_varying_amplitudes_are_mentioned(caplog):
         estimate(simulation(9, n=20), "polar")
         assert not caplog.messages
         estimate(simulation(9, n=20, amplitudes=amplitudes), "polar")
-    assert "amplitudes vary from 0.5 to 2; pass amplitude_std" in caplog.text
+    assert "amplitudes vary from 0.5 to 2; pass CorrectionOptions" in caplog.text
 
 
 @bases
@@ -312,12 +340,17 @@ def test_amplitudes_that_vary(basis):
     angles = {"angles": np.zeros((300, 3))}
     options = {"n": 300, "dtype": np.float64, "noise": 0} | angles
     varying = simulation(13, amplitudes=amplitudes, **options)
-    expected = estimate(simulation(13, **options), basis, noise_variance=0)
+    expected = estimate(simulation(13, **options), basis, noise=Noise(variance=0))
     for known in (std, None):
-        moments = estimate(varying, basis, noise_variance=0, amplitude_std=known)
+        moments = estimate(
+            varying,
+            basis,
+            noise=Noise(variance=0),
+            corrections=CorrectionOptions(amplitude_std=known),
+        )
         assert max(expected.relative_error(moments)) < 2e-3
-        assert "amplitudes vary by 30" in moments.treatment
-    left = estimate(varying, basis, noise_variance=0)
+        assert "amplitudes vary by 30" in str(moments.corrections)
+    left = estimate(varying, basis, noise=Noise(variance=0))
     assert expected.relative_error(left)[1] == pytest.approx(
         std**2 / (1 + std**2), rel=0.05
     )
@@ -326,9 +359,11 @@ def test_amplitudes_that_vary(basis):
 def test_amplitudes_cannot_be_seen_in_sums_that_noise_hides(caplog):
     source = array_source(noise_images(50, 9))
     with caplog.at_level(logging.WARNING, "aspire_mom.moments.amplitudes"):
-        moments = estimate(source, "polar", amplitude_std=None)
+        moments = estimate(
+            source, "polar", corrections=CorrectionOptions(amplitude_std=None)
+        )
     assert "no better than to" in caplog.text
-    assert moments.treatment.endswith("amplitudes of unknown spread")
+    assert str(moments.corrections).endswith("amplitudes of unknown spread")
     assert (moments.second == estimate(source, "polar").second).all()
 
 
@@ -339,21 +374,11 @@ def test_amplitudes_cannot_be_seen_in_sums_that_noise_hides(caplog):
         ({"source": array_source(np.ones((0, 9, 9)))}, ValueError, "has 0 images"),
         ({"basis": 9}, TypeError, "basis is a int; a CartesianBasis or a PolarBasis"),
         ({"basis": PolarBasis(10)}, ValueError, "9 pixels along an edge, .* for 10"),
-        ({"noise_variance": -1}, ValueError, "noise variance is -1; .* 0 or more"),
-        ({"noise_variance": np.nan}, ValueError, "noise variance is nan"),
-        ({"noise_variance": "white"}, TypeError, "noise_variance is a str"),
-        ({"noise_filter": 1.0}, TypeError, "noise_filter is a float; an ASPIRE Filter"),
         (
-            {"noise_filter": IdentityFilter(), "noise_variance": 1},
+            {"corrections": CorrectionOptions(shift_std=3)},
             ValueError,
-            "both noise_variance and noise_filter",
+            r"shift_std is 3; it must lie between 0 and 2\.25",
         ),
-        ({"shift_std": -1}, ValueError, "shift_std is -1; it must lie between 0 and"),
-        ({"shift_std": np.nan}, ValueError, "shift_std is nan"),
-        ({"shift_std": "auto"}, ValueError, "shift_std is 'auto'; it must lie"),
-        ({"amplitude_std": 3}, ValueError, "amplitude_std is 3; .* between 0 and 1"),
-        ({"batch_size": 0}, ValueError, "batch_size is 0; it must be an integer"),
-        ({"batch_size": 2.5}, ValueError, r"batch_size is 2\.5; it must be"),
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):
@@ -363,11 +388,54 @@ def test_wrong_arguments_are_named(change, error, message):
         MomentEstimator(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("options", "change", "error", "message"),
+    [
+        (Noise, {"variance": -1}, ValueError, "noise variance is -1; .* 0 or more"),
+        (Noise, {"variance": np.nan}, ValueError, "noise variance is nan"),
+        (Noise, {"variance": "white"}, TypeError, "noise variance is a str"),
+        (Noise, {"spectrum": 1.0}, TypeError, "spectrum is a float; an ASPIRE Filter"),
+        (Noise, {"spectrum": "rings"}, ValueError, "spectrum is 'rings'; an ASPIRE"),
+        (
+            Noise,
+            {"spectrum": IdentityFilter(), "variance": 1},
+            ValueError,
+            "both variance and spectrum of the noise",
+        ),
+        (
+            CorrectionOptions,
+            {"shift_std": -1},
+            ValueError,
+            "shift_std is -1; it must lie between 0 and",
+        ),
+        (CorrectionOptions, {"shift_std": np.nan}, ValueError, "shift_std is nan"),
+        (CorrectionOptions, {"shift_std": "auto"}, ValueError, "shift_std is 'auto'"),
+        (
+            CorrectionOptions,
+            {"amplitude_std": 3},
+            ValueError,
+            "amplitude_std is 3; .* between 0 and 1",
+        ),
+        (StreamingOptions, {"batch_size": 0}, ValueError, "batch_size is 0; it must"),
+        (StreamingOptions, {"batch_size": 2.5}, ValueError, r"batch_size is 2\.5; it"),
+    ],
+)
+def test_wrong_options_are_named(options, change, error, message):
+    with pytest.raises(error, match=message):
+        options(**change)
+
+
 def test_third_moments_are_estimated_with_the_others():
     """The same as those of the coefficients of all images at once."""
     source, basis = simulation(16, n=90), PolarBasis(16)
     kept = ThirdMomentBasis.rings(basis, 5)
-    moments = estimate(source, "polar", noise_variance=1e-3, third=kept, batch_size=40)
+    moments = estimate(
+        source,
+        "polar",
+        noise=Noise(variance=1e-3),
+        third=kept,
+        streaming=StreamingOptions(batch_size=40),
+    )
     c = basis.coefficients(source.images[:].asnumpy())
     noise = 1e-3 * basis.noise_second()
     third, error = kept.finish(kept.sums(c, errors=True), 90, noise)
@@ -392,8 +460,8 @@ def test_third_moments_seen_through_ctfs():
         **options | {"n": 42},
     )
     seen.filter_indices = np.arange(42) % 3
-    expected = estimate(clean, "polar", noise_variance=0, third=kept)
-    moments = estimate(seen, "polar", noise_variance=0, third=kept)
+    expected = estimate(clean, "polar", noise=Noise(variance=0), third=kept)
+    moments = estimate(seen, "polar", noise=Noise(variance=0), third=kept)
     difference = np.linalg.norm(kept.weights * (moments.third - expected.third))
     assert difference < 0.04 * np.linalg.norm(kept.weights * expected.third)
     with pytest.raises(ValueError, match="of images with CTFs cannot be merged"):

@@ -6,7 +6,7 @@ from aspire.source import Simulation
 from aspire.utils import Rotation
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.moments import MomentEstimator
+from aspire_mom.moments import MomentEstimator, Noise
 from aspire_mom.phantoms import gaussians_on_grid
 from aspire_mom.rotations import SphericalDesign, VonMisesFisherMixture
 from tests.moments.sources import largest_difference
@@ -34,7 +34,7 @@ def estimate(L, rotations, basis):
         offsets=0,
         amplitudes=1,
     )
-    return MomentEstimator(source, basis, noise_variance=0).estimate()
+    return MomentEstimator(source, basis, noise=Noise(variance=0)).estimate()
 
 
 def exact_coefficients(L, rotations, basis):

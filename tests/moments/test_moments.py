@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.moments import MomentEstimator, Moments
+from aspire_mom.moments import MomentEstimator, Moments, Noise
 from tests.moments.sources import array_source, noise_images
 
 BASES = [
@@ -17,7 +17,7 @@ BASES = [
 
 def some_moments(basis=BASES[1], **changes):
     images = noise_images(10, basis.L, dtype=np.float64)
-    moments = MomentEstimator(array_source(images), basis, noise_variance=0.5)
+    moments = MomentEstimator(array_source(images), basis, noise=Noise(variance=0.5))
     return dataclasses.replace(moments.estimate(), **changes)
 
 
@@ -130,8 +130,8 @@ def test_foreign_files(tmp_path):
     refused("is not an")
     np.savez(path, first=np.ones(3))
     refused(r"does not hold moments: no format mark")
-    np.savez(path, format="aspire_mom.Moments.99")
-    refused("does not hold moments: no format mark")
+    np.savez(path, format="aspire_mom.Moments.2")
+    refused("it is of another version of this program .* estimate the moments again")
     np.savez(path, format=np.array({"a": 1}, dtype=object))
     refused("does not hold moments: Object arrays cannot be loaded")
 
@@ -232,8 +232,7 @@ def test_what_are_no_moments(use):
     [
         ({"n_images": -1}, ValueError, "n_images is -1; it must be an integer"),
         ({"n_images": 2.5}, ValueError, r"n_images is 2\.5; it must be an integer"),
-        ({"noise_variance": -1}, ValueError, "noise_variance is -1;"),
-        ({"noise_variance": np.nan}, ValueError, "noise_variance is nan;"),
+        ({"corrections": "CTF"}, TypeError, "corrections is a str; it must be"),
         ({"pixel_size": 0}, ValueError, "pixel_size is 0; it must be a positive"),
         ({"first": [1.0] * 5}, TypeError, "first is a list; it must be a NumPy array"),
         ({"second": None}, TypeError, "second is a NoneType;"),
@@ -244,6 +243,13 @@ def test_what_are_no_moments(use):
 def test_wrong_fields_are_named(change, error, message):
     with pytest.raises(error, match=message):
         dataclasses.replace(some_moments(), **change)
+
+
+@pytest.mark.parametrize("value", [-1, np.nan])
+def test_wrong_corrections_are_named(value):
+    for name in ("noise_variance", "shift_std"):
+        with pytest.raises(ValueError, match=f"{name} is {value};"):
+            some_moments().with_corrections(**{name: value})
 
 
 def test_merging_without_errors_or_with_a_rounded_pixel_size():

@@ -8,6 +8,7 @@ from aspire.operators import FunctionFilter
 
 from aspire_mom import CartesianBasis, MomentEstimator, Moments, PolarBasis
 from aspire_mom.evaluation.moment_plots import plot_moments
+from aspire_mom.moments import CorrectionOptions, Noise
 from aspire_mom.moments.report import RingReport, ring_agreement
 from aspire_mom.moments.rings import informative_rings, ring_power, ring_rms
 from tests.moments.sources import (
@@ -38,14 +39,14 @@ def estimate(basis, n=N, seed=0, **options):
     return MomentEstimator(
         array_source(images + noise_images(n, L, VARIANCE, seed=seed)),
         basis,
-        noise_variance=VARIANCE,
+        noise=Noise(variance=VARIANCE),
     ).estimate()
 
 
 @BASES
 def test_powers_are_those_of_the_images(basis):
     clean = MomentEstimator(
-        simulation(L, n=N, noise=None), basis, noise_variance=0
+        simulation(L, n=N, noise=None), basis, noise=Noise(variance=0)
     ).estimate()
     moments = estimate(basis)
     report = RingReport.of(moments)
@@ -67,7 +68,9 @@ def test_errors_are_those_of_noise(basis):
     reports = [
         RingReport.of(
             MomentEstimator(
-                array_source(noise_images(200, L, seed=seed)), basis, noise_variance=1
+                array_source(noise_images(200, L, seed=seed)),
+                basis,
+                noise=Noise(variance=1),
             ).estimate()
         )
         for seed in range(40)
@@ -96,19 +99,23 @@ def test_power_of_the_noise_that_was_removed(basis, noise, astigmatism):
     def estimated(source, **options):
         return MomentEstimator(source, basis, **options).estimate()
 
-    raw = RingReport.of(estimated(source, noise_variance=0))
+    raw = RingReport.of(estimated(source, noise=Noise(variance=0)))
     assert not raw.noise.any()
-    moments = estimated(source, noise_filter=noise)
+    moments = estimated(source, noise=Noise(spectrum=noise))
     report = RingReport.of(moments)
     lost = raw.signal - report.signal
     np.testing.assert_allclose(report.noise, lost, rtol=1e-9, atol=1e-9 * lost.max())
     assert np.isrealobj(report.noise)
     assert report.summary()["noise_power"] == list(report.noise)
-    varying = estimated(source, noise_filter=noise, amplitude_std=0.5)
+    varying = estimated(
+        source,
+        noise=Noise(spectrum=noise),
+        corrections=CorrectionOptions(amplitude_std=0.5),
+    )
     np.testing.assert_allclose(RingReport.of(varying).noise, report.noise / 1.25)
     if noise == "corners":
         return  # of each part its own
-    options = {"noise_filter": noise} if noise else {"noise_variance": 1}
+    options = {"noise": Noise(spectrum=noise) if noise else Noise(variance=1)}
     whole = estimated(source, **options)
     few, others = (estimated(source[i], **options) for i in (range(13), range(13, 60)))
     for merged in (few.merge(others), others.merge(few)):
@@ -120,7 +127,7 @@ def test_power_of_the_noise_that_was_removed(basis, noise, astigmatism):
 def test_noise_without_ctfs_merges(basis):
     images = noise_images(50, L)
     few, others, whole = (
-        MomentEstimator(array_source(x), basis, noise_variance=2).estimate()
+        MomentEstimator(array_source(x), basis, noise=Noise(variance=2)).estimate()
         for x in (images[:20], images[20:], images)
     )
     merged = few.merge(replace(others, noise_power=4 * others.noise_power))
@@ -162,7 +169,7 @@ def test_halves_agree_where_there_is_signal(basis):
         MomentEstimator(
             array_source(whole[i::2] + noise_images(N, L, VARIANCE, seed=i)),
             basis,
-            noise_variance=VARIANCE,
+            noise=Noise(variance=VARIANCE),
         ).estimate()
         for i in (0, 1)
     ]
@@ -170,7 +177,7 @@ def test_halves_agree_where_there_is_signal(basis):
     assert curve[:2].min() > 0.98
     noise = [
         MomentEstimator(
-            array_source(noise_images(N, L, seed=i)), basis, noise_variance=1
+            array_source(noise_images(N, L, seed=i)), basis, noise=Noise(variance=1)
         ).estimate()
         for i in (0, 1)
     ]

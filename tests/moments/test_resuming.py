@@ -8,14 +8,23 @@ from aspire.operators import CTFFilter, ScalarFilter
 from aspire.source import RelionSource
 
 from aspire_mom.bases import PolarBasis
-from aspire_mom.moments import MomentEstimator, ThirdMomentBasis
+from aspire_mom.moments import (
+    CorrectionOptions,
+    MomentEstimator,
+    Noise,
+    StreamingOptions,
+    ThirdMomentBasis,
+)
 from tests.moments.sources import array_source, noise_images, simulation
 from tests.moments.streams import Killed
 
 
 def estimate(source, path, **options):
-    options = {"checkpoint": path, "checkpoint_seconds": 0, "batch_size": 16} | options
-    return MomentEstimator(source, PolarBasis(source.L), **options).estimate()
+    streaming = StreamingOptions(checkpoint=path, checkpoint_seconds=0, batch_size=16)
+    estimator = MomentEstimator(
+        source, PolarBasis(source.L), streaming=streaming, **options
+    )
+    return estimator.estimate()
 
 
 def test_estimates_resume(tmp_path):
@@ -64,7 +73,7 @@ def test_stacks_that_changed_are_noticed(stacks):
     rows = [i for i, line in enumerate(lines) if "@" in line]
     lines[rows[3]], lines[rows[4]] = lines[rows[4]], lines[rows[3]]
     star.write_text("\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match=r"\((images in stacks|pixels of 16 images): "):
+    with pytest.raises(ValueError, match=r"\((images_in_stacks|pixels): "):
         estimate(RelionSource(star), path)
     star.write_text("\n".join(lines[:-5]) + "\n")
     with pytest.raises(ValueError, match=r"\(images: 30 then, 25 now\)"):
@@ -76,8 +85,8 @@ def test_stacks_that_changed_are_noticed(stacks):
     [
         (lambda s: s[:20], "images"),
         (lambda s: s.downsample(8), "basis"),
-        (lambda s: s.normalize_background(), "pixels of 16 images"),
-        (lambda s: s.whiten(), "pixels of 16 images"),
+        (lambda s: s.normalize_background(), "pixels"),
+        (lambda s: s.whiten(), "pixels"),
     ],
 )
 def test_sources_that_changed_are_noticed(tmp_path, change, name):
@@ -98,21 +107,22 @@ def test_sums_serve_what_they_do_not_depend_on(tmp_path):
     read = source._images
     source._img_accessor.fun = lambda i: read_again.append(len(i)) or read(i)
     for serves in (
-        {"shift_std": 1.5},
-        {"shift_std": None},
-        {"amplitude_std": 0.2},
-        {"noise_variance": 0.1},
-        {"noise_filter": ScalarFilter(dim=2, value=0.1)},
+        {"corrections": CorrectionOptions(shift_std=1.5)},
+        {"corrections": CorrectionOptions(shift_std=None)},
+        {"corrections": CorrectionOptions(amplitude_std=0.2)},
+        {"noise": Noise(variance=0.1)},
+        {"noise": Noise(spectrum=ScalarFilter(dim=2, value=0.1))},
     ):
         found = estimate(source, path, **serves)
-        assert found.shift_std == serves.get("shift_std", 0.0)
+        wanted = serves.get("corrections", CorrectionOptions())
+        assert found.shift_std == wanted.shift_std
     # The few that are looked at, and never the rest.
     assert set(read_again) == {16}
     for other, name in (
-        ({"ignore_shifts": True}, "known shifts"),
-        ({"ignore_ctf": True}, "CTFs"),
-        ({"phase_flipped": True}, "CTFs"),
-        ({"noise_filter": "corners"}, "corners"),
+        ({"corrections": CorrectionOptions(shifts=False)}, "shifts undone"),
+        ({"corrections": CorrectionOptions(ctf=False)}, "CTFs corrected"),
+        ({"corrections": CorrectionOptions(phase_flipped=True)}, "phases flipped"),
+        ({"noise": Noise(spectrum="corners")}, "spectrum of corners"),
         ({"third": ThirdMomentBasis.rings(PolarBasis(12), 2)}, "third"),
     ):
         with pytest.raises(ValueError, match=rf"images or settings \({name}: "):
@@ -124,5 +134,5 @@ def test_arrays_that_changed_are_noticed(tmp_path):
     estimate(array_source(images), tmp_path / "sums")
     estimate(array_source(images.copy()), tmp_path / "sums")
     images[-1, 3, 3] += 1
-    with pytest.raises(ValueError, match="pixels of 16 images"):
+    with pytest.raises(ValueError, match="pixels: "):
         estimate(array_source(images), tmp_path / "sums")

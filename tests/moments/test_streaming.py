@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from aspire_mom import processes
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.moments import MomentEstimator, streaming
+from aspire_mom.moments import MomentEstimator, StreamingOptions, streaming
 from aspire_mom.moments.streaming import accumulate
 from aspire_mom.threads import one_blas_thread
 from tests.moments.sources import noise_images, simulation
@@ -213,7 +213,11 @@ def test_moments_are_the_same_with_any_number_of_cores(monkeypatch, basis, astig
     found = []
     for workers in (1, 4):
         monkeypatch.setattr(streaming, "n_workers", lambda workers=workers: workers)
-        found.append(MomentEstimator(source, basis, batch_size=8).estimate())
+        found.append(
+            MomentEstimator(
+                source, basis, streaming=StreamingOptions(batch_size=8)
+            ).estimate()
+        )
     for name in ("first", "second", "first_error", "second_error"):
         one, four = (getattr(moments, name) for moments in found)
         np.testing.assert_array_equal(one, four)

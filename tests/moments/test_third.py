@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.bases.noise import stationary_noise_second
-from aspire_mom.moments import MomentEstimator, Moments, ThirdMomentBasis
+from aspire_mom.moments import MomentEstimator, Moments, Noise, ThirdMomentBasis
 from aspire_mom.moments.compression import _noise_second
 from aspire_mom.moments.moments import weighted_norm
 from tests.moments.sources import array_source, largest_difference, noise_images
@@ -70,7 +70,9 @@ def finish(kept, c, noise_second=0.0, weights=None, **options):
 
 def moments_with_third(images, kept, variance=1.0):
     source = array_source(images)
-    moments = MomentEstimator(source, kept.basis, noise_variance=variance).estimate()
+    moments = MomentEstimator(
+        source, kept.basis, noise=Noise(variance=variance)
+    ).estimate()
     third, error = estimate(kept, images, variance * kept.basis.noise_second())
     return dataclasses.replace(
         moments, third=third, third_error=error, third_basis=kept
@@ -305,7 +307,9 @@ def test_error_falls_as_the_root_of_the_number_of_images():
 def test_leading_eigenvectors_hold_what_there_is():
     """Nearly all of the third moment of clean images in a quarter of the memory."""
     basis, images = PolarBasis(13), signal(13, 400)
-    moments = MomentEstimator(array_source(images), basis, noise_variance=0).estimate()
+    moments = MomentEstimator(
+        array_source(images), basis, noise=Noise(variance=0)
+    ).estimate()
     whole = ThirdMomentBasis.from_moments(moments, budget_bytes=10**9)
     norms = []
     for share in (1, 4, 16):
@@ -328,7 +332,7 @@ def test_leading_eigenvectors_hold_what_there_is():
 def test_eigenvectors_are_orthonormal_and_the_largest():
     basis = small_basis(13)
     moments = MomentEstimator(
-        array_source(signal(13, 50)), basis, noise_variance=0
+        array_source(signal(13, 50)), basis, noise=Noise(variance=0)
     ).estimate()
     kept = ThirdMomentBasis.from_moments(moments, budget_bytes=4000)
     roots = np.sqrt(basis.ring_weights)[:, None]
@@ -348,7 +352,9 @@ def test_eigenvectors_are_orthonormal_and_the_largest():
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_is_not_taken_for_signal(seed):
     images, basis = noise_images(2000, 17, seed=seed), PolarBasis(17)
-    moments = MomentEstimator(array_source(images), basis, noise_variance=1).estimate()
+    moments = MomentEstimator(
+        array_source(images), basis, noise=Noise(variance=1)
+    ).estimate()
     with pytest.raises(
         ValueError, match="no eigenvalues above its noise .* more images"
     ):
@@ -362,7 +368,7 @@ def test_noise_is_not_taken_for_signal(seed):
     moments = MomentEstimator(
         array_source((images + 0.5 * amplitudes * wave).astype(np.float32)),
         basis,
-        noise_variance=1,
+        noise=Noise(variance=1),
     ).estimate()
     kept = ThirdMomentBasis.from_moments(moments)
     assert np.all(kept.counts <= 2)
@@ -382,7 +388,7 @@ def test_coloured_noise_is_not_taken_for_signal(noise):
     moments = MomentEstimator(
         array_source(images.asnumpy()),
         basis,
-        noise_filter=falling if noise == "given" else noise,
+        noise=Noise(spectrum=falling if noise == "given" else noise),
     ).estimate()
     true = stationary_noise_second(
         basis, falling.evaluate_grid(33, dtype=np.float64), nyquist=True
