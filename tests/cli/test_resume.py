@@ -1,11 +1,12 @@
 """`aspire-mom moments --resume` takes an output for complete only if it answers the
 same request: of the same images, selected and corrected in the same way."""
 
+import re
+
 import pytest
-from aspire.storage import StarFile
 
 from aspire_mom.moments import Moments
-from tests.cli.conftest import IMAGES, run, succeed
+from tests.cli.conftest import IMAGES, PIXEL_SIZE, run, succeed
 
 
 @pytest.fixture
@@ -15,9 +16,6 @@ def finished(star, tmp_path):
     command = ("moments", star, "-o", out, "--first", 100, "--halves", "--resume")
     succeed(*command)
     return command, out
-
-
-OPTICS = "Voltage", "SphericalAberration", "AmplitudeContrast"
 
 
 def assert_complete(command):
@@ -44,13 +42,13 @@ def _outputs(command):
 
 
 def with_columns(star, name, **columns):
-    """A copy of a STAR file beside its stacks, with other columns."""
-    table = StarFile(str(star))
-    for column, values in columns.items():
-        block = "optics" if column in OPTICS else "particles"
-        table.blocks[block][f"_rln{column}"] = values
+    """A STAR file of the same images, with these columns."""
+    images = re.findall(r"\S+@\S+", star.read_text())
+    columns = {"ImageName": images, "ImagePixelSize": [PIXEL_SIZE] * IMAGES, **columns}
+    rows = [" ".join(map(str, row)) for row in zip(*columns.values(), strict=True)]
     path = star.with_name(name)
-    table.write(str(path))
+    heads = [f"_rln{column}" for column in columns]
+    path.write_text("\n".join(["data_particles", "loop_", *heads, *rows, ""]))
     return path
 
 
@@ -124,7 +122,8 @@ def test_ctfs_and_shifts_that_are_ignored(star, tmp_path, flag, name):
     optics = {"Voltage": 300, "SphericalAberration": 2.7, "AmplitudeContrast": 0.1}
     defocus = {"DefocusU": 12_000, "DefocusV": 12_000, "DefocusAngle": 0}
     origin = {"OriginXAngst": 1.0, "OriginYAngst": -2.0}
-    star = with_columns(star, "ctfs.star", **optics, **defocus, **origin)
+    columns = {k: [v] * IMAGES for k, v in (optics | defocus | origin).items()}
+    star = with_columns(star, "ctfs.star", **columns)
     out = tmp_path / "m.npz"
     command = ("moments", star, "-o", out, "--first", 50, "--resume")
     succeed(*command)
