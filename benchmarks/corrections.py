@@ -27,7 +27,7 @@ from aspire.utils.logging import setConsoleLoggingLevel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aspire_mom.bases import PolarBasis
-from aspire_mom.cli.outputs import read_volume
+from aspire_mom.cli.volumes import read_volume
 from aspire_mom.inversion.forward import Shifts
 from aspire_mom.moments import CorrectionOptions, MomentEstimator, Moments, Noise
 from aspire_mom.moments.report import RingReport

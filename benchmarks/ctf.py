@@ -31,7 +31,7 @@ from aspire.volume import Volume
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aspire_mom.bases import PolarBasis
-from aspire_mom.cli.outputs import read_volume
+from aspire_mom.cli.volumes import read_volume
 from aspire_mom.moments import MomentEstimator, Moments, Noise
 from aspire_mom.rotations import viewing_rotations
 from benchmarks.moments import exact_moments, on_fewer_pixels

@@ -26,7 +26,7 @@ from aspire.volume import Volume
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aspire_mom import Moments, PolarBasis, compare
-from aspire_mom.cli.outputs import read_volume
+from aspire_mom.cli.volumes import read_volume
 from aspire_mom.rotations import viewing_rotations
 from benchmarks.ctf import DEGREE, ctfs, error_of
 from benchmarks.moments import exact_moments

@@ -33,7 +33,7 @@ from aspire_mom import (
     compare,
 )
 from aspire_mom.cli.demo import SIGMA, L
-from aspire_mom.cli.outputs import read_volume
+from aspire_mom.cli.volumes import read_volume
 from aspire_mom.moments import CorrectionOptions
 from aspire_mom.phantoms import gaussian_phantom
 

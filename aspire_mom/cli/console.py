@@ -1,4 +1,4 @@
-"""How commands behave: what they read, where they log, how they fail."""
+"""Options that commands share, and how commands are loaded, log and fail."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from aspire_mom.inversion import MomentInversion, Reconstruction
 
 
 class Positive(click.ParamType):
@@ -36,33 +34,118 @@ class Positive(click.ParamType):
         return number
 
 
+class OutputFile(click.Path):
+    """
+    A file to write.
+
+    :param suffixes: Accepted endings of its name.
+    """
+
+    def __init__(self, *suffixes: str):
+        super().__init__(path_type=Path)
+        self.suffixes = suffixes
+
+    def convert(self, value, param, ctx) -> Path:
+        path = super().convert(value, param, ctx)
+        if path.suffix not in self.suffixes:
+            endings = " or ".join(self.suffixes)
+            self.fail(f"{path}: the name must end in {endings}", param, ctx)
+        return path
+
+
 INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
-OUTPUT = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
+
+
+def out_option(help: str, *suffixes: str):
+    """
+    :param help: What `--help` says.
+    :param suffixes: Accepted endings of a file's name, none for a folder.
+    :return: Decorator that adds the option `--out`.
+    """
+    kind = OutputFile(*suffixes) if suffixes else click.Path(path_type=Path)
+    return click.option("-o", "--out", type=kind, required=True, help=help)
+
+
 pixel_size_option = click.option(
     "--pixel-size",
     type=Positive(),
     help="Ångström per pixel, where the file does not say; must agree with it if it"
     " does.",
 )
+seed_option = click.option(
+    "--seed",
+    type=click.IntRange(0, 2**31),
+    default=0,
+    help="Seed of all random numbers.",
+)
 device_option = click.option(
-    "--device", default="cpu", show_default=True, help="torch device: cpu, cuda, …"
+    "--device", default="cpu", help="torch device: cpu, cuda, …"
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print all figures as JSON."
+)
+plot_option = click.option(
+    "--plot",
+    type=OutputFile(".png", ".pdf", ".svg"),
+    help="Picture to write (.png, .pdf or .svg).",
 )
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace results that exist."
 )
 
 
+def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
+    """
+    Check before any long work that its results can be written.
+
+    :param paths: Files to write.
+    :param overwrite: Whether existing ones may be replaced.
+    :raises FileExistsError: One of them exists and may not be replaced.
+    :raises OSError: One of them cannot be written at its place.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder; a file is to be written")
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path} exists; pass --overwrite to replace it")
+        folder = next(parent for parent in path.parents if parent.exists())
+        if not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file; a folder is needed there")
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder}: no permission to write there")
+
+
+def figures(report: dict) -> str:
+    """
+    :param report: A comparison's summary with the seconds it took.
+    :return: The most important figures, one a line.
+    """
+    lines = [
+        f"resolution at FSC {cutoff}: {report[f'resolution_{cutoff}_angstrom']:.2f} Å"
+        f" ({report[f'resolution_{cutoff}_shells']:.1f} shells)"
+        for cutoff in (0.5, 0.143)
+    ]
+    lines.append(f"correlation: {report['correlation']:.4f}")
+    if "density_correlation" in report:
+        lines.append(f"correlation of views: {report['density_correlation']:.3f}")
+    lines.append(f"hand: {'mirrored' if report['mirrored'] else 'as it is'}")
+    lines.append(f"time: {report['seconds']:.1f} s")
+    return "\n".join(lines)
+
+
 class Command(click.Command):
-    """
-    A command with ASPIRE's log lines on stderr, since stdout is for results. Errors,
-    save for bugs, become one sentence in terms of its options.
-    """
+    """A command whose errors, save for bugs, are one sentence about its options."""
 
     def invoke(self, ctx: click.Context):
         try:
-            return self._run(ctx)
+            with _logs_on_stderr(), warnings.catch_warnings():
+                # mrcfile warns of marks that not all programs write in MRC headers;
+                # what makes a file unusable is an error here.
+                warnings.filterwarnings("ignore", module="mrcfile")
+                return super().invoke(ctx)
         except OSError as error:
-            # Python's own have the reason and the file apart.
+            # Python's own errors have the reason and the file apart.
             reason = (error.strerror, error.filename) if error.filename else error.args
             message = ": ".join(str(part) for part in reason)
         except (ValueError, FloatingPointError) as error:
@@ -70,50 +153,22 @@ class Command(click.Command):
         raise click.ClickException(self._in_options(message))
 
     def _in_options(self, message: str) -> str:
-        """A message of the library with options in place of its arguments."""
+        """Replace arguments of the library by options in one of its messages."""
         for option in self.params:
             if isinstance(option, click.Option):
                 flag, name = max(option.opts, key=len), option.name
-                message = re.sub(rf"^{name}(?= is )", flag, message)
+                negated = name.removeprefix("ignore_")
                 message = re.sub(
-                    rf"\b(pass (a \w+ )?){name}(=True)?\b", rf"\1{flag}", message
+                    rf"^{name}(?= is )|(?<=pass ){name}(=True)?\b"
+                    rf"|(?<=pass a smaller ){name}\b|(?<=pass ){negated}=False\b",
+                    flag,
+                    message,
                 )
         return message
 
-    def _run(self, ctx: click.Context):
-        _import_aspire()
-        consoles = [
-            handler
-            for handler in logging.getLogger().handlers
-            if type(handler) is logging.StreamHandler
-        ]
-        streams = [handler.setStream(sys.stderr) for handler in consoles]
-        # ASPIRE tells of every source and file, for which a command has its own words.
-        aspire = logging.getLogger("aspire")
-        level = aspire.level
-        aspire.setLevel(logging.WARNING)
-        sources = logging.getLogger("aspire.source.image")
-        sources.addFilter(_tells_something)
-        try:
-            # Not all programs write the marks in MRC headers that mrcfile warns about;
-            # what makes a file unusable is an error here.
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", module="mrcfile")
-                return super().invoke(ctx)
-        finally:
-            sources.removeFilter(_tells_something)
-            aspire.setLevel(level)
-            for handler, stream in zip(consoles, streams, strict=True):
-                handler.setStream(stream or sys.stderr)
-
-
-def _tells_something(record: logging.LogRecord) -> bool:
-    """False for ASPIRE's zeros in optics tables of images that have no CTF."""
-    return not record.getMessage().startswith("Optics field")
-
 
 class Group(click.Group):
-    """Commands whose errors are one sentence and exit status 2."""
+    """Commands whose errors are one sentence on stderr, with exit status 2."""
 
     command_class = Command
 
@@ -133,45 +188,29 @@ class Group(click.Group):
 
 class LazyGroup(Group):
     """
-    A group whose commands are imported when they are asked for.
+    A group that imports the module of a command when the command is asked for.
 
-    :param name: Name of the group, in its module too.
-    :param module: Module that defines it.
-    :param help: What `--help` says.
+    :param modules: By name of each command, the module in `aspire_mom.cli` that defines
+        it, and what the `--help` of the group says of it.
     """
 
-    def __init__(self, name: str, module: str, help: str):
-        super().__init__(name, help=help)
-        self.module = module
+    def __init__(self, *args, modules: dict[str, tuple[str, str]], **options):
+        super().__init__(*args, **options)
+        self.modules = modules
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return self._group().list_commands(ctx)
+        return list(self.modules)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return self._group().get_command(ctx, cmd_name)
-
-    def _group(self) -> click.Group:
-        return getattr(import_module(self.module), self.name)
-
-
-class LazyCommand(Command):
-    """
-    A command that is imported when it is asked for.
-
-    :param name: Name of the command, in its module too.
-    :param module: Module that defines it.
-    :param help: What the `--help` of its group says.
-    """
-
-    def __init__(self, name: str, module: str, help: str):
-        super().__init__(name, help=help)
-        self.module = module
-
-    def make_context(self, *args, **extra) -> click.Context:
-        # The module may import ASPIRE, which must be told first where its logs go.
+        if cmd_name not in self.modules:
+            return None
         _import_aspire()
-        command = getattr(import_module(self.module), self.name)
-        return command.make_context(*args, **extra)
+        module = import_module(f"aspire_mom.cli.{self.modules[cmd_name][0]}")
+        return getattr(module, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(k, help) for k, (_, help) in self.modules.items()])
 
 
 def _import_aspire() -> None:
@@ -190,72 +229,32 @@ def _import_aspire() -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config = confuse.Configuration("ASPIRE", read=False)
     config.read(defaults=False)
-    config.add(
-        {
-            "logging": {
-                "log_dir": str(folder),
-                "log_exceptions": 0,
-                "tqdm_disable": not sys.stderr.isatty(),
-            }
-        }
-    )
+    logs = {"log_dir": str(folder), "log_exceptions": 0}
+    config.add({"logging": {**logs, "tqdm_disable": not sys.stderr.isatty()}})
     (folder / "config.yaml").write_text(config.dump())
     os.environ["ASPIREDIR"] = str(folder)
     import aspire  # noqa: F401
 
 
-def check_device(name: str) -> str:
-    """
-    :param name: Name of a torch device.
-    :return: The name.
-    :raises ValueError: no such device here, or one that computes no values.
-    """
-    from aspire_mom.checks import checked_device
-
-    checked_device(name)
-    return name
-
-
-def figures(report: dict) -> str:
-    """
-    :param report: A comparison's summary with the seconds it took.
-    :return: What people look at first, one figure a line.
-    """
-    lines = [
-        f"resolution at FSC {cutoff}: {report[f'resolution_{cutoff}_angstrom']:.2f} Å"
-        f" ({report[f'resolution_{cutoff}_shells']:.1f} shells)"
-        for cutoff in (0.5, 0.143)
-    ]
-    lines.append(f"correlation: {report['correlation']:.4f}")
-    if "density_correlation" in report:
-        lines.append(f"correlation of views: {report['density_correlation']:.3f}")
-    lines.append(f"hand: {'mirrored' if report['mirrored'] else 'as it is'}")
-    lines.append(f"time: {report['seconds']:.1f} s")
-    return "\n".join(lines)
-
-
-def estimated(inversion: MomentInversion, overwrite: bool) -> Reconstruction:
-    """
-    :param inversion: An inversion that keeps a checkpoint.
-    :param overwrite: Start anew where the checkpoint is of something else.
-    :return: Its result.
-    :raises ValueError: The checkpoint is of something else, and is not to be replaced.
-    :raises click.ClickException: It was interrupted.
-    """
-    from aspire_mom import processes
-    from aspire_mom.files import ForeignCheckpoint
-
+@contextmanager
+def _logs_on_stderr() -> Iterator[None]:
+    """Move the log that ASPIRE prints to stderr, since stdout is for results."""
+    handlers = logging.getLogger().handlers
+    consoles = [h for h in handlers if type(h) is logging.StreamHandler]
+    streams = [console.setStream(sys.stderr) for console in consoles]
+    for console in consoles:
+        console.addFilter(_tells_something)
     try:
-        try:
-            return inversion.estimate()
-        except ForeignCheckpoint as error:
-            if not overwrite:
-                raise ValueError(f"{error}, or pass --overwrite") from error
-        processes.wait()  # all have read it
-        Path(inversion.checkpoint).unlink(missing_ok=True)
-        processes.wait()  # and none shall read it again
-        return inversion.estimate()
-    except KeyboardInterrupt as error:
-        raise click.ClickException(
-            f"interrupted; the same command goes on from {inversion.checkpoint}"
-        ) from error
+        yield
+    finally:
+        for console, stream in zip(consoles, streams, strict=True):
+            console.removeFilter(_tells_something)
+            console.setStream(stream or sys.stderr)
+
+
+def _tells_something(record: logging.LogRecord) -> bool:
+    """Whether to show a record: not ASPIRE's reports on every source and file, nor the
+    zeros that it writes in optics tables of images without CTF."""
+    optics = record.getMessage().startswith("Optics field")
+    trusted = not record.name.startswith("aspire.") or record.levelno > logging.INFO
+    return trusted and not optics

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import numpy as np
 from aspire.noise import WhiteNoiseAdder
 from aspire.source import Simulation
@@ -13,6 +14,17 @@ from aspire.volume import Volume
 from matplotlib.figure import Figure
 
 from aspire_mom.bases import PolarBasis
+from aspire_mom.checks import checked_device
+from aspire_mom.cli.console import (
+    COUNT,
+    Command,
+    check_outputs,
+    device_option,
+    figures,
+    out_option,
+    overwrite_option,
+    seed_option,
+)
 from aspire_mom.evaluation import (
     Comparison,
     compare,
@@ -20,8 +32,9 @@ from aspire_mom.evaluation import (
     plot_slices,
     plot_views,
 )
-from aspire_mom.files import write_json
+from aspire_mom.files import staged, write_json
 from aspire_mom.inversion import MomentInversion, Reconstruction, SearchOptions
+from aspire_mom.inversion.reconstruction import FILES as RECONSTRUCTION_FILES
 from aspire_mom.moments import MomentEstimator, Moments
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.rotations import VonMisesFisherMixture
@@ -34,6 +47,7 @@ SHOWN = 6
 # Enough to know the SNR to a few per cent.
 SNR_IMAGES = 500
 FILES = (
+    *RECONSTRUCTION_FILES,
     "truth.mrc",
     "aligned.mrc",
     "moments.npz",
@@ -44,6 +58,38 @@ FILES = (
     "fsc.png",
     "report.json",
 )
+
+
+@click.command(cls=Command)
+@out_option("Folder for the results.")
+@click.option(
+    "--images",
+    type=COUNT,
+    default=50_000,
+    help="Number of images to simulate.",
+)
+@seed_option
+@device_option
+@overwrite_option
+def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> None:
+    """
+    Simulate noisy images, reconstruct, and compare with the truth.
+
+    The volume is four Gaussians on 25 x 25 x 25 voxels of 1 Å, seen from directions
+    that are far from uniform at a signal-to-noise ratio of about 0.1. The folder gets
+    volume.mrc (as found), aligned.mrc (turned onto truth.mrc), moments.npz, pictures of
+    images, slices, surfaces, views and FSC, and report.json.
+
+    \b
+    Example:
+        aspire-mom demo --out demo
+    """
+    check_outputs([out / name for name in FILES], overwrite)
+    checked_device(device)
+    result = run_demo(images, seed=seed, device=device)
+    with staged(out) as folder:
+        result.save(folder)
+    click.echo(figures(result.report()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +151,7 @@ class Demo:
 
     def save(self, folder: Path) -> None:
         """
-        Write the reconstruction, `FILES` and pictures.
+        Write `FILES`.
 
         :param folder: An existing, empty folder.
         """

@@ -11,16 +11,20 @@ from aspire.source import ImageSource
 
 from aspire_mom import processes
 from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.checks import checked_device
 from aspire_mom.cli.console import (
+    COUNT,
     INPUT,
-    OUTPUT,
     Command,
-    check_device,
+    check_outputs,
     device_option,
+    json_option,
+    out_option,
     overwrite_option,
     pixel_size_option,
+    plot_option,
 )
-from aspire_mom.cli.outputs import check_name, check_outputs
+from aspire_mom.evaluation.moment_plots import plot_moments
 from aspire_mom.files import staged
 from aspire_mom.moments import (
     CorrectionOptions,
@@ -39,9 +43,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 
 @click.command(cls=Command)
 @click.argument("particles", type=INPUT)
-@click.option(
-    "-o", "--out", type=OUTPUT, required=True, help="Moments file to write (.npz)."
-)
+@out_option("Moments file to write (.npz).", ".npz")
 @pixel_size_option
 @click.option(
     "--data-folder",
@@ -49,9 +51,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     help="Folder that paths of stacks start from.  [default: the first that has the"
     " first stack: the STAR file's, those above it, the current one]",
 )
-@click.option(
-    "--first", type=click.IntRange(min=1), help="Take this many particles only."
-)
+@click.option("--first", type=COUNT, help="Take this many particles only.")
 @click.option(
     "--random-subset",
     type=click.IntRange(1, 2),
@@ -60,7 +60,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 @click.option(
     "--class",
     "class_number",
-    type=click.IntRange(min=1),
+    type=COUNT,
     help="Take the particles of this class (_rlnClassNumber) only.",
 )
 @click.option(
@@ -72,7 +72,6 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     "--basis",
     type=click.Choice(list(BASES)),
     default="polar",
-    show_default=True,
     help="Rings of the images' Fourier transforms, averaged over in-plane angles, or"
     " all Fourier pixels, which the paper's configuration takes: n⁴ numbers.",
 )
@@ -80,7 +79,6 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     "--noise",
     type=click.Choice(["white", "coloured"]),
     default="white",
-    show_default=True,
     help="Noise of one variance at all frequencies, or of a radial power spectrum;"
     " either is seen in the images' corners.",
 )
@@ -100,7 +98,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 )
 @click.option(
     "--third-rings",
-    type=click.IntRange(min=1),
+    type=COUNT,
     help="Estimate third moments of this many rings, too.",
 )
 @click.option(
@@ -121,9 +119,8 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 )
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=COUNT,
     default=512,
-    show_default=True,
     help="Images computed at once by a core; one batch per core and one more are in"
     " memory.",
 )
@@ -177,8 +174,8 @@ def moments(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom moments particles.star -o moments.npz
     """
-    check_name(out, ".npz")
-    device = check_device(processes.own_device(device))
+    device = processes.own_device(device)
+    checked_device(device)
     outputs = [out, *_half_names(out)] if halves else [out]
     check_outputs(outputs, overwrite or resume)
     read = read_particles(
@@ -289,8 +286,8 @@ def _source(particles: Particles, downsample: int | None) -> ImageSource:
 @click.command(cls=Command)
 @click.argument("moments", type=INPUT)
 @click.argument("other", type=INPUT, required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
-@click.option("--plot", type=OUTPUT, help="Picture to write (.png, .pdf or .svg).")
+@json_option
+@plot_option
 @overwrite_option
 def inspect(
     moments: Path, other: Path | None, as_json: bool, plot: Path | None, overwrite: bool
@@ -308,10 +305,7 @@ def inspect(
         aspire-mom inspect moments.npz --plot moments.png
         aspire-mom inspect half1.npz half2.npz
     """
-    from aspire_mom.evaluation.moment_plots import plot_moments
-
     if plot is not None:
-        check_name(plot, ".png", ".pdf", ".svg")
         check_outputs([plot], overwrite)
     halves = [Moments.load(path) for path in (moments, other) if path is not None]
     whole = halves[0] if other is None else halves[0].merge(halves[1])

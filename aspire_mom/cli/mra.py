@@ -11,7 +11,19 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from aspire_mom.cli.console import Group, Positive, check_device, device_option
+from aspire_mom.checks import checked_device
+from aspire_mom.cli.console import (
+    COUNT,
+    INPUT,
+    Group,
+    Positive,
+    check_outputs,
+    device_option,
+    out_option,
+    overwrite_option,
+    seed_option,
+)
+from aspire_mom.files import staged
 from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
 from aspire_mom.mra.files import plot_solution, read_moments
 from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
@@ -22,7 +34,6 @@ from aspire_mom.mra.supervision import Training
 from aspire_mom.mra.training import TrainingStatus, train
 from aspire_mom.mra.weights import KINDS, load_weights, pretrained, save_weights
 
-POSITIVE = click.IntRange(min=1)
 # What the shipped weights were trained with, by kind of encoder.
 DEFAULTS = {
     "marching": {"noisy": True, "learning_rate": 2e-3},
@@ -40,20 +51,6 @@ DEFAULTS = {
     },
 }
 
-out_option = click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="File to write (.npz).",
-)
-seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**31), default=0, show_default=True
-)
-overwrite_option = click.option(
-    "--overwrite", is_flag=True, help="Replace results that exist."
-)
-
 
 @click.group(cls=Group)
 def mra() -> None:
@@ -61,30 +58,28 @@ def mra() -> None:
 
 
 @mra.command("train")
-@out_option
+@out_option("File to write (.npz).", ".npz")
 @click.option(
     "--encoder",
     type=click.Choice(list(DEFAULTS)),
     default="marching",
-    show_default=True,
     help="One of the package's encoders, for moments with and without noise, or the"
     " paper's, for exact moments.",
 )
 @click.option(
     "--gaussians",
-    type=POSITIVE,
+    type=COUNT,
     multiple=True,
     default=(1, 2, 3),
-    show_default=True,
     help="Number of Gaussians in v and in ρ; may be given several times.",
 )
-@click.option("--n", type=click.IntRange(min=8), default=41, show_default=True)
-@click.option("--steps", type=POSITIVE, default=7000, show_default=True)
-@click.option("--batch-size", type=POSITIVE, help="Problems in a step.")
+@click.option("--n", type=click.IntRange(min=8), default=41)
+@click.option("--steps", type=COUNT, default=7000)
+@click.option("--batch-size", type=COUNT, help="Problems in a step.")
 @click.option("--learning-rate", type=Positive(), help="Of Adam, at its highest.")
 @click.option(
     "--training-set",
-    type=POSITIVE,
+    type=COUNT,
     help="Size of a fixed training set (paper's encoder only).  [default: every problem"
     " is new]",
 )
@@ -114,10 +109,6 @@ def train_command(
     Example:
         aspire-mom mra train --steps 1000 -o weights.npz
     """
-    from aspire_mom.cli.outputs import check_name, check_outputs
-    from aspire_mom.files import staged
-
-    check_name(out, ".npz")
     check_outputs([out], overwrite)
     if training_set is not None and encoder != "paper":
         raise ValueError("--training-set is for --encoder paper")
@@ -149,7 +140,7 @@ def train_command(
         best = train(
             network,
             training,
-            device=check_device(device),
+            device=checked_device(device),
             checkpoint=checkpoint,
             status=show,
         )
@@ -162,13 +153,12 @@ def train_command(
 
 
 @mra.command("solve")
-@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@out_option
+@click.argument("data", type=INPUT)
+@out_option("File to write (.npz).", ".npz")
 @click.option(
     "--method",
     type=click.Choice([*get_args(Method), "network"]),
     default="auto",
-    show_default=True,
 )
 @click.option(
     "--sigma",
@@ -178,7 +168,7 @@ def train_command(
 )
 @click.option(
     "--weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=INPUT,
     help="Weights of an encoder (.npz) for --method network.  [default: the package's]",
 )
 @overwrite_option
@@ -202,10 +192,6 @@ def solve_command(
     Example:
         aspire-mom mra solve observations.npy -o solution.npz
     """
-    from aspire_mom.cli.outputs import check_name, check_outputs
-    from aspire_mom.files import staged
-
-    check_name(out, ".npz")
     picture = out.with_suffix(".png")
     check_outputs([out, picture], overwrite)
     if weights is not None and method != "network":
@@ -230,15 +216,14 @@ def solve_command(
 
 
 @mra.command("benchmark")
-@click.option("--gaussians", type=click.IntRange(1, 3), default=2, show_default=True)
-@click.option("--instances", type=POSITIVE, default=50, show_default=True)
-@click.option("--observations", type=POSITIVE, help="N.  [default: exact moments]")
-@click.option("--sigma", type=Positive(), default=1.0, show_default=True)
+@click.option("--gaussians", type=click.IntRange(1, 3), default=2)
+@click.option("--instances", type=COUNT, default=50)
+@click.option("--observations", type=COUNT, help="N.  [default: exact moments]")
+@click.option("--sigma", type=Positive(), default=1.0)
 @click.option(
     "--scale",
     type=click.Choice(["density", "unit"]),
     default="density",
-    show_default=True,
     help="v of mean 1, or of Euclidean norm 1.",
 )
 @click.option(
@@ -247,7 +232,6 @@ def solve_command(
     type=click.Choice([*get_args(Method), *NETWORKS]),
     multiple=True,
     default=("marching", "auto", "network"),
-    show_default=True,
     help="May be given several times.",
 )
 @seed_option

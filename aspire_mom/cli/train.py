@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from aspire_mom.cli.console import Command, Positive, check_device, device_option
-from aspire_mom.cli.outputs import check_name, check_outputs
+from aspire_mom.checks import checked_device
+from aspire_mom.cli import console
 from aspire_mom.files import staged
 from aspire_mom.networks.problems import Training
 from aspire_mom.networks.start_encoder import StartEncoder
@@ -19,41 +19,30 @@ from aspire_mom.networks.weights import save_weights
 from aspire_mom.training import TrainingStatus
 
 
-@click.command(cls=Command)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="File to write (.npz).",
-)
-@click.option(
-    "--steps", type=click.IntRange(1), default=Training.n_steps, show_default=True
-)
+@click.command(cls=console.Command)
+@console.out_option("File to write (.npz).", ".npz")
+@click.option("--steps", type=console.COUNT, default=Training.n_steps)
 @click.option(
     "--batch-size",
     type=click.IntRange(8),
     default=Training.batch_size,
-    show_default=True,
     help="Problems in a step, a multiple of 8.",
 )
 @click.option(
     "--learning-rate",
-    type=Positive(),
+    type=console.Positive(),
     default=Training.learning_rate,
-    show_default=True,
     help="Of Adam, at its highest.",
 )
 @click.option(
     "--gaussians",
-    type=click.IntRange(1),
+    type=console.COUNT,
     default=12,
-    show_default=True,
     help="Gaussians in the volumes that are found.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
-@device_option
-@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+@console.seed_option
+@console.device_option
+@console.overwrite_option
 def train(
     out: Path,
     steps: int,
@@ -75,8 +64,7 @@ def train(
     Example:
         aspire-mom train --steps 500 -o weights.npz
     """
-    check_name(out, ".npz")
-    check_outputs([out], overwrite)
+    console.check_outputs([out], overwrite)
     training = Training(
         n_steps=steps,
         batch_size=batch_size,
@@ -96,7 +84,7 @@ def train(
         best = train_encoder(
             encoder,
             training,
-            device=check_device(device),
+            device=checked_device(device),
             checkpoint=checkpoint,
             status=show,
         )

@@ -1,0 +1,196 @@
+"""`aspire-mom reconstruct`: a volume and a density of views from moments."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from aspire_mom import processes
+from aspire_mom.cli import console
+from aspire_mom.evaluation import plot_isosurfaces, plot_slices, plot_views
+from aspire_mom.files import ForeignCheckpoint, staged, write_json
+from aspire_mom.inversion import (
+    MomentInversion,
+    Reconstruction,
+    SearchOptions,
+    paper_inversion,
+)
+from aspire_mom.inversion.reconstruction import FILES
+from aspire_mom.moments import Moments
+from aspire_mom.volumes.filters import check_resolution, low_pass, mirror
+
+PICTURES = ("slices.png", "isosurfaces.png", "views.png")
+WRITTEN = (*FILES, "volume_mirror.mrc", *PICTURES, "report.json")
+
+
+@click.command(cls=console.Command)
+@click.argument("moments", type=console.INPUT)
+@console.out_option("Folder for the results.")
+@click.option(
+    "--prior",
+    type=click.Choice(["gaussians", "fouriernet", "harmonics", "paper"]),
+    default="gaussians",
+    help="What the volume is made of: a growing mixture of Gaussians, the paper's"
+    " network, or ball harmonics; or the paper's own configuration throughout, which"
+    " takes Cartesian moments and days.",
+)
+@click.option(
+    "--epochs",
+    type=console.COUNT,
+    help="Epochs at each of the two learning rates of the paper's configuration."
+    "  [default: 10000]",
+)
+@click.option(
+    "--support-radius",
+    type=console.Positive(),
+    help="Radius in Å of a ball that holds the molecule.  [default: 0.4 boxes]",
+)
+@click.option(
+    "--lowpass",
+    type=console.Positive(),
+    help="Remove what is finer than this many Å from the volumes that are written.",
+)
+@click.option(
+    "--starts", type=console.COUNT, help="Number of random starts.  [default: by prior]"
+)
+@console.seed_option
+@console.device_option
+@console.overwrite_option
+def reconstruct(
+    moments: Path,
+    out: Path,
+    prior: str,
+    epochs: int | None,
+    support_radius: float | None,
+    lowpass: float | None,
+    starts: int | None,
+    seed: int,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """
+    Find a volume and a density of views that have MOMENTS, an .npz file.
+
+    The folder gets volume.mrc and volume_mirror.mrc, which moments cannot tell apart,
+    the density of views (reconstruction.npz), pictures and report.json. While it runs,
+    progress is kept in checkpoint.pt there: the same command goes on where a killed one
+    stopped. A checkpoint of other moments or options is refused without --overwrite.
+
+    Networks can use several processes, or GPUs with --device cuda, each of which
+    evaluates a part of the views: start the command by torchrun --no-python.
+
+    \b
+    Examples:
+        aspire-mom reconstruct moments.npz -o result --lowpass 20
+        torchrun --nproc-per-node 4 --no-python \\
+            aspire-mom reconstruct moments.npz -o result --prior fouriernet
+    """
+    start = time.perf_counter()
+    console.check_outputs([out / name for name in WRITTEN], overwrite)
+    estimate = Moments.load(moments)
+    if lowpass is not None:
+        check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
+    checkpoint = out / "checkpoint.pt"
+    options = {"device": processes.own_device(device), "checkpoint": checkpoint}
+    if prior == "paper":
+        if starts is not None or support_radius is not None:
+            raise ValueError("--prior paper has no --starts and no --support-radius")
+        inversion = paper_inversion(
+            estimate, n_epochs=epochs or 10_000, seed=seed, **options
+        )
+    elif epochs is not None:
+        raise ValueError("--epochs is for --prior paper only")
+    else:
+        if support_radius is not None:
+            options["support_radius"] = _in_boxes(support_radius, estimate)
+        search = SearchOptions(n_starts=starts, seed=seed)
+        inversion = MomentInversion(estimate, prior, search=search, **options)
+    out.mkdir(parents=True, exist_ok=True)
+    with processes.joined(inversion.device):
+        found = _estimated(inversion, overwrite)
+        if not processes.is_first():
+            return
+    with staged(out) as folder:
+        seconds = time.perf_counter() - start
+        write_results(folder, found, estimate, seconds, lowpass)
+    checkpoint.unlink(missing_ok=True)
+    click.echo(f"{out / 'volume.mrc'} and its mirror, in {seconds:.0f} s")
+
+
+def _in_boxes(radius: float, moments: Moments) -> float:
+    """Convert the radius of the support from Ångström to boxes."""
+    if moments.pixel_size is None:
+        raise ValueError(
+            f"--support-radius {radius:g} Å needs a pixel size; the moments have none"
+        )
+    box = moments.basis.L * moments.pixel_size
+    if radius > box / 2:
+        raise ValueError(
+            f"--support-radius is {radius:g} Å; half the box is {box / 2:g} Å"
+        )
+    return radius / box
+
+
+def _estimated(inversion: MomentInversion, overwrite: bool) -> Reconstruction:
+    """Run an inversion, which starts anew where its checkpoint is of something else and
+    may be overwritten."""
+    try:
+        try:
+            return inversion.estimate()
+        except ForeignCheckpoint as error:
+            if not overwrite:
+                raise ValueError(f"{error}, or pass --overwrite") from error
+        processes.wait()  # until all have read it
+        Path(inversion.checkpoint).unlink(missing_ok=True)
+        processes.wait()  # so that none reads it again
+        return inversion.estimate()
+    except KeyboardInterrupt as error:
+        raise click.ClickException(
+            f"interrupted; the same command goes on from {inversion.checkpoint}"
+        ) from error
+
+
+def write_results(
+    folder: Path,
+    found: Reconstruction,
+    moments: Moments,
+    seconds: float,
+    lowpass: float | None,
+) -> None:
+    """
+    Write `WRITTEN`: the reconstruction, its mirror image, pictures and a report.
+
+    :param folder: An existing folder without these files.
+    :param found: The reconstruction.
+    :param moments: The moments it was made from.
+    :param seconds: The time it took.
+    :param lowpass: Resolution of a low-pass filter for both volumes in Ångström.
+    """
+    if lowpass is not None:
+        found = replace(found, volume=low_pass(found.volume, lowpass))
+    found.save(folder)
+    volumes, titles = [found.volume, mirror(found.volume)], ["volume", "mirror"]
+    volumes[1].save(str(folder / "volume_mirror.mrc"))
+    plot_slices(volumes, titles, folder / "slices.png")
+    plot_isosurfaces(volumes, titles, folder / "isosurfaces.png")
+    views = found.density.reshape(-1, found.quadrature.n_inplane).sum(1)
+    shown = [(found.quadrature.views, views)]
+    plot_views(shown, ["recovered views"], folder / "views.png")
+    report = {
+        "seconds": round(seconds, 1),
+        "n_images": moments.n_images,
+        "noise_variance": moments.noise_variance,
+        "box": moments.basis.L,
+        "pixel_size": moments.pixel_size,
+        "lowpass_angstrom": lowpass,
+        "seed": found.seed,
+        "moment_errors": found.moment_errors,
+        "shift_std": found.shift_std,
+        "settings": found.settings,
+        "starts": found.starts,
+        "history": found.history,
+    }
+    write_json(folder / "report.json", report)

@@ -1,0 +1,180 @@
+"""`aspire-mom simulate` and `aspire-mom evaluate`, which read volumes."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+import mrcfile
+import numpy as np
+from aspire.noise import WhiteNoiseAdder
+from aspire.volume import Volume
+
+from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, agreed_pixel_size
+from aspire_mom.cli import console, demo
+from aspire_mom.evaluation import compare
+from aspire_mom.files import staged
+from aspire_mom.rotations import VonMisesFisherMixture
+
+
+@click.command(cls=console.Command)
+@click.argument("volume", type=console.INPUT)
+@console.out_option("STAR file to write (.star).", ".star")
+@click.option("--images", type=console.COUNT, required=True, help="Number of images.")
+@click.option(
+    "--snr",
+    type=console.Positive(),
+    required=True,
+    help="Signal-to-noise ratio as ASPIRE defines it: mean square of the clean images"
+    " within the inscribed disc over the noise variance.",
+)
+@click.option(
+    "--views",
+    type=click.Choice(["vmf", "uniform"]),
+    default="vmf",
+    help="Density of viewing directions: a random mixture of eight von Mises-Fisher"
+    " distributions, or uniform.",
+)
+@console.pixel_size_option
+@console.seed_option
+@console.overwrite_option
+def simulate(
+    volume: Path,
+    out: Path,
+    images: int,
+    snr: float,
+    views: str,
+    pixel_size: float | None,
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """
+    Simulate noisy particle images of VOLUME, an MRC file.
+
+    Images have white noise, no CTF and no shifts; in-plane angles are uniform. The STAR
+    file keeps the true angles. The images are in one stack beside it: N images of
+    particles.star in particles_0_<N - 1>.mrcs.
+
+    \b
+    Example:
+        aspire-mom simulate map.mrc --images 10000 --snr 0.1 -o particles.star
+    """
+    # As ASPIRE names the stack of a STAR file.
+    stack = out.with_name(f"{out.stem}_0_{images - 1}.mrcs")
+    old = _stacks(out) if overwrite and out.is_file() else []
+    console.check_outputs([out, stack], overwrite)
+    (molecule,) = read_volumes([volume], pixel_size)
+    density = VonMisesFisherMixture.random(seed=seed)
+    if views == "uniform":
+        density = VonMisesFisherMixture([[0, 0, 1]], [0], [1])
+    noise = WhiteNoiseAdder.from_snr(snr, seed=seed + 2)
+    source = demo.simulate(molecule, images, density, noise, seed + 1)
+    with staged(out.parent) as folder:
+        source.save(folder / out.name, save_mode="single")
+    for path in set(old) - {stack}:
+        path.unlink()
+    click.echo(f"{images} images in {out}")
+
+
+def _stacks(star: Path) -> list[Path]:
+    """Stacks of any number of images that were simulated with a STAR file."""
+    name = re.compile(re.escape(star.stem) + r"_0_\d+\.mrcs")
+    return [path for path in star.parent.iterdir() if name.fullmatch(path.name)]
+
+
+@click.command(cls=console.Command)
+@click.argument("volume", type=console.INPUT)
+@click.argument("reference", type=console.INPUT)
+@console.pixel_size_option
+@console.json_option
+@console.plot_option
+@console.overwrite_option
+def evaluate(
+    volume: Path,
+    reference: Path,
+    pixel_size: float | None,
+    as_json: bool,
+    plot: Path | None,
+    overwrite: bool,
+) -> None:
+    """
+    Compare VOLUME with REFERENCE, both MRC files.
+
+    VOLUME is registered to REFERENCE over all rotations, both hands and shifts before
+    the Fourier shell correlation (FSC) is taken, of which --plot makes a picture.
+
+    \b
+    Example:
+        aspire-mom evaluate result/volume.mrc truth.mrc --plot fsc.png
+    """
+    start = time.perf_counter()
+    if plot is not None:
+        console.check_outputs([plot], overwrite)
+    comparison = compare(*read_volumes([volume, reference], pixel_size))
+    if plot is not None:
+        with staged(plot.parent) as folder:
+            comparison.plot(folder / plot.name)
+    report = {**comparison.summary(), "seconds": time.perf_counter() - start}
+    click.echo(json.dumps(report, indent=2) if as_json else console.figures(report))
+
+
+def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
+    """
+    Read a volume.
+
+    :param path: MRC file of one cubic volume.
+    :param pixel_size: Ångström per voxel, where the header has none.
+    :return: ASPIRE `Volume` [z, y, x], float32; its pixel size is None where neither
+        the header nor `pixel_size` gives one.
+    :raises FileNotFoundError: No such file.
+    :raises ValueError: The file is damaged, its volume not cubic, not finite or the
+        same in all voxels, or its header contradicts `pixel_size`.
+    """
+    voxels, sizes = _read_mrc(path)
+    if voxels.ndim == 4 and len(voxels) == 1:  # as `Volume.save` has it
+        voxels = voxels[0]
+    if voxels.ndim != 3 or len(set(voxels.shape)) != 1:
+        shape = " x ".join(map(str, voxels.shape))
+        raise ValueError(f"{path} holds {shape} values; a volume must be cubic")
+    if voxels.dtype.kind not in "iuf" or not np.isfinite(voxels).all():
+        raise ValueError(f"{path} holds values that are NaN, infinite or complex")
+    if np.ptp(voxels) == 0:
+        raise ValueError(f"{path} is {voxels.flat[0]} in all its voxels")
+    if not np.allclose(sizes, sizes[0], rtol=PIXEL_SIZE_TOLERANCE, atol=0):
+        raise ValueError(f"{path} has voxels of {sizes} Å; they must be cubes")
+    size = agreed_pixel_size(path, sizes[0] or None, pixel_size)
+    return Volume(voxels.astype(np.float32), pixel_size=size)
+
+
+def read_volumes(paths: Iterable[Path], pixel_size: float | None) -> list[Volume]:
+    """
+    Read volumes of which at least one has a pixel size.
+
+    :param paths: As for :func:`read_volume`.
+    :param pixel_size: As for :func:`read_volume`.
+    :return: The volumes.
+    :raises ValueError: As for :func:`read_volume`, or none has a pixel size.
+    """
+    volumes = [read_volume(path, pixel_size) for path in paths]
+    if all(volume.pixel_size is None for volume in volumes):
+        names = " and ".join(map(str, paths))
+        raise ValueError(f"no voxel size in {names}; pass pixel_size")
+    return volumes
+
+
+def _read_mrc(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """Values and voxel sizes, read as leniently as ASPIRE does."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with mrcfile.open(path, mode="r", permissive=True) as mrc:
+            values, sizes = mrc.data, mrc.voxel_size.item()
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as MRC: {error}") from error
+    if values is None:
+        raise ValueError(f"{path} is cut short, or no MRC file")
+    return values, sizes
