@@ -15,7 +15,6 @@ from aspire_mom.files import staged
 from aspire_mom.networks.problems import Training
 from aspire_mom.networks.start_encoder import StartEncoder
 from aspire_mom.networks.training import train as train_encoder
-from aspire_mom.networks.weights import save_weights
 from aspire_mom.training import TrainingStatus
 
 
@@ -91,6 +90,6 @@ def train(
     with staged(out.parent) as folder:
         command = " ".join(["aspire-mom", *sys.argv[1:]])
         how = {"command": command, "loss": best, "training": asdict(training)}
-        save_weights(encoder, folder / out.name, how)
+        encoder.save(folder / out.name, how)
     checkpoint.unlink()
     click.echo(f"{out}, validation loss {best:.4f}")

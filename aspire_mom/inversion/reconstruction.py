@@ -9,10 +9,21 @@ from pathlib import Path
 import numpy as np
 from aspire.volume import Volume
 
+from aspire_mom.checks import check_new
+from aspire_mom.files import (
+    contents_of,
+    load_arrays,
+    save_arrays,
+    staged,
+    write_json,
+)
 from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes.filters import mirror
 
 FILES = ("volume.mrc", "reconstruction.npz", "reconstruction.json")
+FORMAT = "aspire_mom.Reconstruction.1"
+# Fields in the .json file.
+TEXT = ("history", "starts", "settings", "seed", "moment_errors", "shift_std")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,39 +63,20 @@ class Reconstruction:
         """
         Write volume.mrc, reconstruction.npz (density and quadrature) and
         reconstruction.json (history, starts, settings, seed, moment errors, shifts) to
-        a folder.
+        a folder, all together or none.
 
-        :param folder: Folder, made if need be.
+        :param folder: Folder, made if it does not exist.
         :param overwrite: Replace files that exist.
         :raises FileExistsError: one of the files exists and `overwrite` is False.
         """
         folder = Path(folder)
         for name in FILES:
-            if (folder / name).exists() and not overwrite:
-                raise FileExistsError(
-                    f"{folder / name} exists; allow overwriting to replace it"
-                )
-        text = {
-            "history": self.history,
-            "starts": self.starts,
-            "settings": self.settings,
-            "seed": self.seed,
-            "moment_errors": self.moment_errors,
-            "shift_std": self.shift_std,
-        }
-        text = json.dumps(text, indent=2)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.volume.save(str(folder / FILES[0]), overwrite=overwrite)
-        with open(folder / FILES[1], "wb") as file:
-            np.savez_compressed(
-                file,
-                density=self.density,
-                rotations=self.quadrature.rotations.matrices,
-                weights=self.quadrature.weights,
-                degree=self.quadrature.degree,
-                n_inplane=self.quadrature.n_inplane,
-            )
-        (folder / FILES[2]).write_text(text + "\n")
+            check_new(folder / name, overwrite)
+        arrays = {"density": self.density, **self.quadrature.arrays}
+        with staged(folder) as stage:
+            self.volume.save(str(stage / FILES[0]))
+            save_arrays(stage / FILES[1], FORMAT, arrays)
+            write_json(stage / FILES[2], {name: getattr(self, name) for name in TEXT})
 
     @classmethod
     def load(cls, folder: str | Path) -> Reconstruction:
@@ -100,21 +92,17 @@ class Reconstruction:
         for name in FILES:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name}: no such file")
-        quadrature = SO3Quadrature.load(folder / FILES[1])
-        try:
-            with np.load(folder / FILES[1], allow_pickle=False) as file:
-                density = file["density"]
+        arrays, _ = load_arrays(folder / FILES[1], FORMAT)
+        with contents_of(folder):
             text = json.loads((folder / FILES[2]).read_text())
             if text.get("moment_errors") is not None:
                 text["moment_errors"] = tuple(text["moment_errors"])
             return cls(
                 volume=Volume.load(str(folder / FILES[0])),
-                density=density,
-                quadrature=quadrature,
+                density=arrays["density"],
+                quadrature=SO3Quadrature.from_arrays(arrays),
                 **text,
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder} holds no reconstruction: {error}") from error
 
     @property
     def mirror(self) -> Volume:

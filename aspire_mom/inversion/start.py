@@ -12,8 +12,7 @@ from aspire_mom.checks import check_kind, spread
 from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import informative_rings, ring_rms
 from aspire_mom.networks.problems import power_errors
-from aspire_mom.networks.start_encoder import StartEncoder
-from aspire_mom.networks.weights import shipped
+from aspire_mom.networks.start_encoder import StartEncoder, pretrained
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import (
     BallHarmonics,
@@ -154,7 +153,7 @@ def predict(
     :raises ValueError: The moments are of another basis, have too few rings or orders
         or no power, or are of images with shifts.
     """
-    encoder = shipped() if encoder is None else encoder
+    encoder = pretrained() if encoder is None else encoder
     device = encoder.mean.device
     inputs = [t.to(device) for t in encoder_inputs(moments, encoder)]
     (centres, sigmas, weights), coefficients = encoder(*inputs)

@@ -2,14 +2,8 @@
 
 from aspire_mom.networks.moment_encoder import LatentEncoder, MomentEncoder
 from aspire_mom.networks.problems import Training
-from aspire_mom.networks.start_encoder import StartEncoder
+from aspire_mom.networks.start_encoder import StartEncoder, how_trained, pretrained
 from aspire_mom.networks.training import train
-from aspire_mom.networks.weights import (
-    how_trained,
-    load_weights,
-    pretrained,
-    save_weights,
-)
 
 __all__ = [
     "LatentEncoder",
@@ -17,8 +11,6 @@ __all__ = [
     "StartEncoder",
     "Training",
     "how_trained",
-    "load_weights",
     "pretrained",
-    "save_weights",
     "train",
 ]

@@ -8,11 +8,52 @@ import math
 import torch
 from torch import Tensor, nn
 
-from aspire_mom.networks.periodic import PeriodicConv2d
-
 # Appendix A.1: slope of the leaky ReLU, and channels of the two branches stacked.
 SLOPE = 0.02
 STACKED = 6
+# With fewer channels than this a direct convolution takes no longer.
+MANY_CHANNELS = 64
+
+
+class PeriodicConv2d(nn.Conv2d):
+    """
+    `torch.nn.Conv2d` with periodic padding, through Fourier space where a field has
+    many channels, as second moments of n × n images have (2 n²): a window of w × w then
+    costs n² w products per pair of channels in place of n² w².
+
+    Kernels are transformed along x; the product with the field's transform sums over
+    channels for each row of the kernel; the transform along y comes last, on few
+    numbers.
+
+    :param before: Channels in.
+    :param after: Channels out.
+    :param window: Kernel size w, odd.
+    """
+
+    def __init__(self, before: int, after: int, window: int):
+        super().__init__(before, after, window, padding="same", padding_mode="circular")
+
+    def forward(self, field: Tensor) -> Tensor:
+        """
+        :param field: (batch, before, n, n), real.
+        :return: (batch, after, n, n).
+        """
+        n, window = field.shape[-1], self.kernel_size[0]
+        if self.in_channels < MANY_CHANNELS or window > n:
+            return super().forward(field)
+        k = torch.arange(n, device=field.device, dtype=field.dtype)
+        turns = torch.outer(k, k[:window] - window // 2) % n
+        angle = 2 * math.pi / n * turns
+        # exp(+2πi k j / n): Conv2d correlates, and so takes the kernel's conjugate.
+        waves = torch.polar(torch.ones_like(angle), angle)
+        spectrum = torch.fft.rfft2(field).permute(0, 3, 2, 1)  # batch, kx, ky, before
+        half = waves[: n // 2 + 1]
+        kernel = self.weight.transpose(0, 1).reshape(-1, window)
+        kernel = torch.complex(kernel @ half.real.T, kernel @ half.imag.T)
+        kernel = kernel.reshape(self.in_channels, -1, n // 2 + 1).permute(2, 0, 1)
+        by_row = (spectrum @ kernel).unflatten(-1, (-1, window))
+        out = (by_row * waves[:, None]).sum(-1).permute(0, 3, 2, 1)
+        return torch.fft.irfft2(out, s=(n, n)) + self.bias[:, None, None]
 
 
 class LatentEncoder(nn.Module):
@@ -40,8 +81,8 @@ class LatentEncoder(nn.Module):
     :param window: Convolution window, odd, at most 2 side - 1.
     :param channels: Channels of the hidden convolutions.
     :param width: Width of the fully connected layer.
-    :param seed: Seed of the initial weights.
-    :raises ValueError: If a size is out of range.
+    :param seed: Seed of the initial parameters.
+    :raises ValueError: a size is out of range.
     """
 
     def __init__(
@@ -53,9 +94,9 @@ class LatentEncoder(nn.Module):
         *,
         periodic: bool,
         window: int,
-        channels: int,
-        width: int,
-        seed: int,
+        channels: int = 6,
+        width: int = 256,
+        seed: int = 0,
     ):
         super().__init__()
         if min(side, n_outputs, channels, width) < 1 or min(second_shape) < 1:
@@ -98,42 +139,24 @@ class LatentEncoder(nn.Module):
 
     @classmethod
     def cartesian(
-        cls,
-        L: int,
-        n_outputs: int,
-        *,
-        window: int = 15,
-        channels: int = 6,
-        width: int = 256,
-        seed: int = 0,
+        cls, L: int, n_outputs: int, *, window: int = 15, **sizes: int
     ) -> LatentEncoder:
         """
-        Encoder of moments of all L² Fourier pixels (eq. 14), with periodic padding.
-        First moment (L²,), second (L², L²): the second's left pixel is the channel, its
-        right pixel the point of the field, as the paper's input1D_{n,n}.
+        Make an encoder of moments of all L² Fourier pixels (eq. 14), with periodic
+        padding. First moment (L²,), second (L², L²): the second's left pixel is the
+        channel, its right pixel the point of the field, as the paper's input1D_{n,n}.
 
         The first convolution of the second moment has 2 L² · window² · channels
-        weights, 10.7 million (43 MB in float32) at L = 63 and the defaults.
+        parameters, 10.7 million (43 MB in float32) at L = 63 and the defaults.
 
         :param L: Pixels along an edge of the images.
         :param n_outputs: Length of z.
         :param window: Convolution window, odd, at most 2 L - 1.
-        :param channels: Channels of the hidden convolutions.
-        :param width: Width of the fully connected layer.
-        :param seed: Seed of the initial weights.
+        :param sizes: `channels`, `width` and `seed`, as the class takes them.
         :return: The encoder.
         """
-        return cls(
-            L,
-            (L * L,),
-            (L * L, L * L),
-            n_outputs,
-            periodic=True,
-            window=window,
-            channels=channels,
-            width=width,
-            seed=seed,
-        )
+        shapes = (L * L,), (L * L, L * L)
+        return cls(L, *shapes, n_outputs, periodic=True, window=window, **sizes)
 
     @classmethod
     def polar(
@@ -143,35 +166,22 @@ class LatentEncoder(nn.Module):
         n_outputs: int,
         *,
         window: int = 5,
-        channels: int = 6,
-        width: int = 256,
-        seed: int = 0,
+        **sizes: int,
     ) -> LatentEncoder:
         """
-        Encoder of moments in the polar basis, with zero padding, for rings are not
-        periodic. First moment (n_rings,), of angular order 0, constant along the
+        Make an encoder of moments in the polar basis, with zero padding, for rings are
+        not periodic. First moment (n_rings,), of angular order 0, constant along the
         field's other axis; second (n_orders, n_rings, n_rings), one block per order.
 
         :param n_orders: Number of angular orders.
         :param n_rings: Number of rings.
         :param n_outputs: Length of z.
         :param window: Convolution window, odd, at most 2 n_rings - 1.
-        :param channels: Channels of the hidden convolutions.
-        :param width: Width of the fully connected layer.
-        :param seed: Seed of the initial weights.
+        :param sizes: `channels`, `width` and `seed`, as the class takes them.
         :return: The encoder.
         """
-        return cls(
-            n_rings,
-            (n_rings,),
-            (n_orders, n_rings, n_rings),
-            n_outputs,
-            periodic=False,
-            window=window,
-            channels=channels,
-            width=width,
-            seed=seed,
-        )
+        shapes = (n_rings,), (n_orders, n_rings, n_rings)
+        return cls(n_rings, *shapes, n_outputs, periodic=False, window=window, **sizes)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """
@@ -179,7 +189,7 @@ class LatentEncoder(nn.Module):
         :param second: Second moment (..., *second_shape), complex, with the same
             leading axes. Both are computed with in the encoder's dtype.
         :return: z (..., n_outputs), real.
-        :raises ValueError: If shapes or leading axes do not fit, or moments are real.
+        :raises ValueError: shapes or leading axes do not fit, or moments are real.
         """
         batch = _leading("first moment", first, self.first_shape)
         if batch != _leading("second moment", second, self.second_shape):
@@ -220,7 +230,7 @@ class MomentEncoder(LatentEncoder):
         :param first: First moment, as :meth:`LatentEncoder.forward` takes it.
         :param second: Second moment.
         :return: Probabilities (..., n_outputs), non-negative, summing to one.
-        :raises ValueError: If shapes or leading axes do not fit, or moments are real.
+        :raises ValueError: shapes or leading axes do not fit, or moments are real.
         """
         return torch.softmax(super().forward(first, second), dim=-1)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from aspire_mom.checks import check_integer
+from aspire_mom.files import load_network, save_network
 
+DATA = Path(__file__).with_name("data") / "start.npz"
 # Rings fainter than this share of the strongest are as good as empty.
 FAINT = 1e-3
 # Bounds of what the network is told, in standard deviations over the family.
@@ -97,6 +101,35 @@ class StartEncoder(nn.Module):
             self.leave.bias.data.zero_()
             self.leave.bias.data[: 3 * n_gaussians].normal_(std=0.5)
 
+    def save(
+        self, path: str | Path, how: dict | None = None, *, overwrite: bool = False
+    ) -> None:
+        """
+        Write the encoder to one .npz file; see
+        :func:`~aspire_mom.files.save_network`.
+
+        :param path: File to write, its name ending in .npz.
+        :param how: How it was trained, of what JSON can hold.
+        :param overwrite: Replace an existing file.
+        :raises ValueError: the name does not end in .npz.
+        :raises FileNotFoundError: the folder does not exist.
+        :raises FileExistsError: the file exists and `overwrite` is False.
+        """
+        kind = type(self).__name__
+        save_network(path, self, kind, self.settings, how, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> StartEncoder:
+        """
+        Read what :meth:`save` wrote.
+
+        :param path: The .npz file.
+        :return: The encoder, float32, in evaluation mode.
+        :raises FileNotFoundError: the file does not exist.
+        :raises ValueError: the file is damaged, or holds something else.
+        """
+        return load_network(path, {cls.__name__: cls})[0]
+
     def features(self, first: Tensor, second: Tensor, power_error: Tensor) -> Tensor:
         """
         :param first: First moments (batch, n_rings), complex.
@@ -158,6 +191,26 @@ class StartEncoder(nn.Module):
         centres = SUPPORT_RADIUS * u / (1 + u.square().sum(-1, keepdim=True)).sqrt()
         sigmas = START_SIGMA * widths.clamp(-2, 2).exp()
         return (centres, sigmas, heights.softmax(1)), density
+
+
+@lru_cache(maxsize=1)
+def pretrained() -> StartEncoder:
+    """
+    Read the encoder that comes with the package.
+
+    :return: One encoder for all callers, float32, in evaluation mode: copy it before
+        changing it.
+    """
+    return StartEncoder.load(DATA)
+
+
+def how_trained() -> dict:
+    """
+    Tell how the encoder of :func:`pretrained` was made.
+
+    :return: The command, all settings of the training, and the best validation loss.
+    """
+    return load_network(DATA, {StartEncoder.__name__: StartEncoder})[1]
 
 
 def _told_entries(n_rings: int, max_order: int) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from aspire.utils import Rotation
 
-from aspire_mom.checks import check_integer, check_new
+from aspire_mom.checks import check_integer, check_kind
+from aspire_mom.files import contents_of, load_arrays, save_arrays
 from aspire_mom.rotations.designs import SphericalDesign
+
+FORMAT = "aspire_mom.SO3Quadrature.1"
 
 
 def viewing_rotations(
@@ -44,7 +46,7 @@ class SO3Quadrature:
     :param weights: Positive weights (n,), float64, summing to one.
     :param degree: Degree of exactness.
     :param n_inplane: Number of in-plane angles per view.
-    :raises ValueError: If the fields contradict each other or are not rotations.
+    :raises ValueError: the fields contradict each other or are not rotations.
     """
 
     rotations: Rotation
@@ -89,11 +91,10 @@ class SO3Quadrature:
         :param design: Viewing directions.
         :param n_inplane: Number of in-plane angles in [0, 2π), the first one 0.
         :return: The quadrature.
-        :raises TypeError: If `design` is no `SphericalDesign`.
-        :raises ValueError: If `n_inplane` is no positive integer.
+        :raises TypeError: `design` is no `SphericalDesign`.
+        :raises ValueError: `n_inplane` is no positive integer.
         """
-        if not isinstance(design, SphericalDesign):
-            raise TypeError(f"design is {design!r}; it must be a SphericalDesign")
+        check_kind("design", design, SphericalDesign)
         check_integer("n_inplane", n_inplane, 1)
         n = len(design) * n_inplane
         matrices = _with_inplane(viewing_rotations(design.points), n_inplane)
@@ -103,17 +104,6 @@ class SO3Quadrature:
             degree=min(design.degree, n_inplane - 1),
             n_inplane=n_inplane,
         )
-
-    @classmethod
-    def for_band_limit(cls, degree: int) -> SO3Quadrature:
-        """
-        The smallest shipped product rule exact to a degree.
-
-        :param degree: Degree wanted.
-        :return: The quadrature, of exactly this degree.
-        :raises ValueError: If no shipped design has this degree.
-        """
-        return cls.product(SphericalDesign(degree), degree + 1)
 
     @property
     def view_rotations(self) -> np.ndarray:
@@ -130,23 +120,45 @@ class SO3Quadrature:
         """Weights (n_views,) of the viewing directions, summing to one."""
         return self.weights.reshape(-1, self.n_inplane).sum(axis=1)
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All fields as arrays by name, of which :meth:`from_arrays` makes it again."""
+        numbers = {"degree": self.degree, "n_inplane": self.n_inplane}
+        numbers = {name: np.array(value) for name, value in numbers.items()}
+        return {
+            "rotations": self.rotations.matrices,
+            "weights": self.weights,
+            **numbers,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> SO3Quadrature:
+        """
+        Make a quadrature of its :attr:`arrays`.
+
+        :param arrays: Arrays by name; others than its own are ignored.
+        :return: The quadrature.
+        :raises KeyError: an array is missing.
+        :raises ValueError: the arrays contradict each other or are no rotations.
+        """
+        return cls(
+            rotations=Rotation(arrays["rotations"], gimble_lock_warnings=False),
+            weights=arrays["weights"],
+            degree=int(arrays["degree"]),
+            n_inplane=int(arrays["n_inplane"]),
+        )
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
         Write all fields to one .npz file.
 
-        :param path: File to write, with its suffix.
+        :param path: File to write, its name ending in .npz.
         :param overwrite: Replace an existing file.
-        :raises FileExistsError: If the file exists and `overwrite` is False.
+        :raises ValueError: the name does not end in .npz.
+        :raises FileNotFoundError: the folder does not exist.
+        :raises FileExistsError: the file exists and `overwrite` is False.
         """
-        check_new(Path(path), overwrite)
-        with open(path, "wb") as file:
-            np.savez_compressed(
-                file,
-                rotations=self.rotations.matrices,
-                weights=self.weights,
-                degree=self.degree,
-                n_inplane=self.n_inplane,
-            )
+        save_arrays(path, FORMAT, self.arrays, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> SO3Quadrature:
@@ -155,24 +167,12 @@ class SO3Quadrature:
 
         :param path: The .npz file.
         :return: The quadrature.
-        :raises ValueError: If the file is not a saved quadrature.
+        :raises FileNotFoundError: the file does not exist.
+        :raises ValueError: the file is damaged, or no saved quadrature.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                fields = dict(file)
-        except (EOFError, ValueError, BadZipFile) as error:
-            raise ValueError(
-                f"{path} cannot be read as a saved SO3Quadrature: {error}"
-            ) from error
-        names = {"rotations", "weights", "degree", "n_inplane"}
-        if missing := sorted(names - set(fields)):
-            raise ValueError(f"{path} is no saved SO3Quadrature: it lacks {missing}")
-        return cls(
-            rotations=Rotation(fields["rotations"], gimble_lock_warnings=False),
-            weights=fields["weights"],
-            degree=int(fields["degree"]),
-            n_inplane=int(fields["n_inplane"]),
-        )
+        arrays, _ = load_arrays(path, FORMAT)
+        with contents_of(path):
+            return cls.from_arrays(arrays)
 
 
 def _with_inplane(views: np.ndarray, n_inplane: int) -> np.ndarray:

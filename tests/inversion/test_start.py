@@ -15,9 +15,7 @@ from aspire_mom.moments.rings import ring_rms
 from aspire_mom.networks import (
     StartEncoder,
     how_trained,
-    load_weights,
     pretrained,
-    save_weights,
 )
 from aspire_mom.networks.errors import log_density_harmonics
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign
@@ -149,8 +147,8 @@ def test_bad_moments():
 def test_weights_come_back(tmp_path):
     encoder = StartEncoder(3, n_rings=4, max_order=5, width=16, n_blocks=1, seed=2)
     path = tmp_path / "w.npz"
-    save_weights(encoder, path, {"command": "none"})
-    loaded = load_weights(path)
+    encoder.save(path, {"command": "none"})
+    loaded = StartEncoder.load(path)
     assert loaded.settings == encoder.settings
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(
@@ -158,9 +156,9 @@ def test_weights_come_back(tmp_path):
         )
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match="is damaged"):
-        load_weights(path)
+        StartEncoder.load(path)
     with pytest.raises(FileNotFoundError):
-        load_weights(tmp_path / "no.npz")
+        StartEncoder.load(tmp_path / "no.npz")
 
 
 def test_shipped_weights_say_how_they_were_made():
@@ -177,7 +175,7 @@ def test_command(tmp_path):
     assert result.exit_code == 0, result.output
     assert "validation loss" in result.output
     assert not out.with_name("w.npz.checkpoint").exists()
-    assert load_weights(out).n_gaussians == 12
+    assert StartEncoder.load(out).n_gaussians == 12
     again = CliRunner().invoke(main, words)
     assert again.exit_code == 2
     assert "exists" in again.output

@@ -14,7 +14,7 @@ from aspire_mom.networks.errors import (
     parity_transform,
 )
 from aspire_mom.networks.exact import ExactMoments
-from aspire_mom.networks.families import draw_mixtures
+from aspire_mom.networks.problems import draw_mixtures
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import GaussianMixture
 

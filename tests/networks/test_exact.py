@@ -7,7 +7,7 @@ import torch
 from aspire_mom.bases import PolarBasis
 from aspire_mom.inversion.forward import PolarForward
 from aspire_mom.networks.exact import ExactMoments
-from aspire_mom.networks.families import draw_chains, draw_mixtures, draw_views
+from aspire_mom.networks.problems import draw_chains, draw_mixtures, draw_views
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign, VonMisesFisherMixture
 from aspire_mom.volumes import GaussianMixture
 

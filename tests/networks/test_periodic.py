@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aspire_mom.networks.periodic import MANY_CHANNELS, PeriodicConv2d
+from aspire_mom.networks.moment_encoder import MANY_CHANNELS, PeriodicConv2d
 
 
 @pytest.mark.parametrize("n", [8, 9])

@@ -15,7 +15,7 @@ from aspire_mom.rotations import (
 
 @pytest.fixture(scope="module")
 def nodes():
-    return SO3Quadrature.for_band_limit(4)
+    return SO3Quadrature.product(SphericalDesign(4), 5)
 
 
 def test_starts_uniform(nodes):

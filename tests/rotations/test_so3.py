@@ -66,7 +66,7 @@ def test_product_is_exact_to_its_degree_only(design_degree, n_inplane, degree):
 
 @pytest.mark.parametrize("degree", [0, 1, 4, 7, 12])
 def test_band_limit_is_exact_to_its_degree_only(degree):
-    quadrature = SO3Quadrature.for_band_limit(degree)
+    quadrature = SO3Quadrature.product(SphericalDesign(degree), degree + 1)
     assert quadrature.degree == degree
     assert quadrature.n_inplane == degree + 1
     for l in range(1, degree + 1):
@@ -140,10 +140,10 @@ def test_save_and_load(paper, tmp_path):
 
 def test_load_refuses_other_files(tmp_path):
     np.savez(tmp_path / "other.npz", weights=np.ones(1))
-    with pytest.raises(ValueError, match="no saved SO3Quadrature.*degree"):
+    with pytest.raises(ValueError, match="holds unknown contents"):
         SO3Quadrature.load(tmp_path / "other.npz")
     (tmp_path / "text.npz").write_text("not a quadrature")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="is not an .npz file"):
         SO3Quadrature.load(tmp_path / "text.npz")
 
 
@@ -163,7 +163,5 @@ def test_refuses_bad_fields(paper):
         replace(paper, rotations=Rotation(R[::-1]))
     with pytest.raises(ValueError, match="n_inplane is 0; it must be an integer"):
         SO3Quadrature.product(SphericalDesign(3), 0)
-    with pytest.raises(TypeError, match="design is 'x'; it must be a SphericalDesign"):
+    with pytest.raises(TypeError, match="design is a str, not a SphericalDesign"):
         SO3Quadrature.product("x", 3)
-    with pytest.raises(ValueError, match="has degree 99 or higher"):
-        SO3Quadrature.for_band_limit(99)
