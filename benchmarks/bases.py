@@ -135,7 +135,7 @@ def seconds(evaluate: Callable[[], torch.Tensor], repeats: int) -> float:
 
 def loss_of(basis, quadrature, volume, **cut) -> Callable[[], torch.Tensor]:
     """Eq. 28 between a model's moments and those of another, as a closure."""
-    forward = forward_model(basis, quadrature, **cut)
+    forward = forward_model(basis.cut(**cut), quadrature)
     density = DiscreteDensity(quadrature)
     truth = GaussianMixture(8, seed=5)
     whole = forward_model(basis, quadrature)

@@ -155,7 +155,7 @@ def report(
 
 def in_errors(moments: Moments, exact: Moments) -> float:
     """How far the power of rings is off, in its standard errors, RMS over rings."""
-    off = ring_power(exact.basis, moments.second - exact.second)
+    off = ring_power(replace(moments, second=moments.second - exact.second))
     return np.sqrt(np.mean((off / RingReport.of(moments).error) ** 2))
 
 

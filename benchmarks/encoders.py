@@ -55,7 +55,7 @@ from aspire_mom import (
 from aspire_mom.cli.demo import simulate
 from aspire_mom.inversion import MomentLoss, OptimizerStatus, forward_model, predict
 from aspire_mom.inversion.optimise import LBFGS_STEPS_PER_REPORT, minimise
-from aspire_mom.inversion.start import largest_order
+from aspire_mom.inversion.start import cut_to_support
 from aspire_mom.moments.rings import ring_rms
 from aspire_mom.networks import how_trained
 from aspire_mom.phantoms import helix_bundle_phantom
@@ -159,9 +159,9 @@ def starts(case: Case) -> tuple[Run, ...]:
     quadrature = MomentInversion(moments, n_rings=n_rings).quadrature
     cut = {
         "n_rings": n_rings,
-        "max_order": largest_order(moments.basis, n_rings, SUPPORT_RADIUS),
+        "max_order": cut_to_support(moments.basis, n_rings, SUPPORT_RADIUS).max_order,
     }
-    forward = forward_model(moments.basis, quadrature, **cut)
+    forward = forward_model(moments.basis.cut(**cut), quadrature)
     loss = MomentLoss(moments, weighting="noise", **cut)
 
     def run(volume: GaussianMixture, density: DiscreteDensity) -> Run:
@@ -225,10 +225,10 @@ def densities(case: Case) -> tuple[Run, ...]:
     moments, n_rings = case.moments, NETWORK_RINGS
     cut = {
         "n_rings": n_rings,
-        "max_order": largest_order(moments.basis, n_rings, SUPPORT_RADIUS),
+        "max_order": cut_to_support(moments.basis, n_rings, SUPPORT_RADIUS).max_order,
     }
     quadrature = MomentInversion(moments, "fouriernet", n_rings=n_rings).quadrature
-    forward = forward_model(moments.basis, quadrature, **cut)
+    forward = forward_model(moments.basis.cut(**cut), quadrature)
     loss = MomentLoss(moments, weighting="none", **cut)
     n_orders = cut["max_order"] + 1
     estimates = (

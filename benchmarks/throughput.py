@@ -177,7 +177,7 @@ def disk_limits(basis: PolarBasis, cold: float, warm: float) -> None:
 
 
 def arithmetic_limits(basis: PolarBasis, ours: tuple[float, float]) -> None:
-    transform = polar_transform(basis, "float32")
+    transform = polar_transform(basis.L, basis.n_rings, basis.max_order, "float32")
     # Four products of real numbers, one for squares, on the rings that orders reach.
     orders = np.arange(basis.max_order + 1)[:, None]
     products = 8 * np.sum(np.sum(transform.reach >= orders, axis=1) ** 2)

@@ -1,5 +1,8 @@
 """Image → coefficient maps whose moments are estimated and matched."""
 
-from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.bases.base import Basis
+from aspire_mom.bases.cartesian import CartesianBasis
+from aspire_mom.bases.information import LEAST_SHARE, solve_entries
+from aspire_mom.bases.polar import PolarBasis
 
-__all__ = ["Basis", "CartesianBasis", "PolarBasis"]
+__all__ = ["LEAST_SHARE", "Basis", "CartesianBasis", "PolarBasis", "solve_entries"]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from aspire_mom.bases.arrays import Array, zeros
+from aspire_mom.bases.sums import Array, zeros
 from aspire_mom.threads import made_once, one_blas_thread
-
-if TYPE_CHECKING:
-    from aspire_mom.bases.bases import PolarBasis
 
 # Lines and rings whose matrices are multiplied in one call, the smaller ones being
 # filled up with zeros: enough to keep calls few, few enough to keep zeros few.
@@ -44,15 +40,23 @@ class PolarTransform:
     Mirroring in x = y turns θ into π/2 - θ: ee and oo plus or minus themselves mirrored
     have every fourth order alone, and the other octant of oe is that of oe mirrored.
 
-    :param basis: The basis.
+    :param L: Pixels along an image's edge.
+    :param n_rings: Number of rings.
+    :param max_order: Largest angular order.
     :param dtype: float32 or float64, of the images.
     :param device: Where to compute with torch; None for NumPy, on the CPU.
     """
 
     def __init__(
-        self, basis: PolarBasis, dtype: type, device: torch.device | None = None
+        self,
+        L: int,
+        n_rings: int,
+        max_order: int,
+        dtype: type,
+        device: torch.device | None = None,
     ):
-        self.basis, self.dtype, self.half = basis, dtype, basis.L // 2
+        self.L, self.n_rings, self.max_order = L, n_rings, max_order
+        self.dtype, self.half = dtype, L // 2
         self.device = device
         self.xp, self.multiply = (
             (np, np.matmul) if device is None else (torch, _multiply)
@@ -61,12 +65,12 @@ class PolarTransform:
         self.backwards = slice(self.half, None, -1)
         if device is not None:
             self.backwards = torch.arange(self.half, -1, -1, device=device)
-        self.chunk = int(np.clip(2**19 // basis.L**2, 16, 64))
-        rings = np.arange(basis.n_rings)
+        self.chunk = int(np.clip(2**19 // L**2, 16, 64))
+        rings = np.arange(n_rings)
         # Orders of a ring: those of the pixels in the corners.
-        corner = 2 * np.pi / basis.L * np.sqrt(2) * self.half
+        corner = 2 * np.pi / L * np.sqrt(2) * self.half
         reach = _reach(corner * rings, dtype)
-        self.reach = np.minimum(reach, basis.max_order)
+        self.reach = np.minimum(reach, max_order)
         self.lines = _lines(reach)
         # One crossing beyond the octant, so that there is no gap at its end.
         crossings = np.searchsorted(self.lines, rings / np.sqrt(2)) + (rings > 0)
@@ -75,15 +79,15 @@ class PolarTransform:
         self.across, self.angular = [], []
         for start in range(0, len(self.lines), LINES_PER_BLOCK):
             lines = slice(start, min(start + LINES_PER_BLOCK, len(self.lines)))
-            crossing = slice(int(np.argmax(crossings > start)), basis.n_rings)
+            crossing = slice(int(np.argmax(crossings > start)), n_rings)
             kx = rings[crossing] ** 2 - self.lines[lines, None] ** 2
             waves = self._waves(np.sqrt(np.maximum(kx, 0)))
             self.across.append((lines, crossing, waves))
-        for start in range(1, basis.n_rings, RINGS_PER_BLOCK):
+        for start in range(1, n_rings, RINGS_PER_BLOCK):
             own = rings[start : start + RINGS_PER_BLOCK]
             inverses = [
                 _inverses(
-                    np.arcsin(self.lines[: crossings[r]] / r), reach[r], basis.max_order
+                    np.arcsin(self.lines[: crossings[r]] / r), reach[r], max_order
                 )
                 for r in own
             ]
@@ -108,8 +112,8 @@ class PolarTransform:
         :return: Real and imaginary parts of their coefficients, (2, max_order + 1,
             n_rings, n), of that type.
         """
-        n, basis = len(images), self.basis
-        c = zeros((2, basis.max_order + 1, basis.n_rings, n), images)
+        n = len(images)
+        c = zeros((2, self.max_order + 1, self.n_rings, n), images)
         # GPUs want much work at once, the CPU's cache little.
         chunk = self.chunk if self.device is None else n
         for start in range(0, n, chunk):
@@ -131,18 +135,18 @@ class PolarTransform:
         transforms on lines (4, lines, x · n) and at crossings (of odd orders, which,
         rings, lines, odd in y, n).
         """
-        basis, across, lines = self.basis, self.half + 1, len(self.lines)
+        across, lines = self.half + 1, len(self.lines)
         n = len(images)
         shapes = (
             (2, 4, across, across, n),
             (4, lines, across * n),
-            (2, 2, basis.n_rings, lines, 2, n),
+            (2, 2, self.n_rings, lines, 2, n),
         )
         return tuple(zeros(shape, images) for shape in shapes)
 
     def _split(self, images: Array, parts: Array) -> None:
         """Pixels at ±x, ±y, mirrored in x = y and not, added up by their symmetry."""
-        L, h, n, xp = self.basis.L, self.half, len(images), self.xp
+        L, h, n, xp = self.L, self.half, len(images), self.xp
         # Even sizes have a row and a column at -L/2 and none at L/2.
         pixels = zeros((2 * h + 1, 2 * h + 1, n), images)
         pixels[:L, :L] = images.swapaxes(0, 1).swapaxes(1, 2)
@@ -198,7 +202,7 @@ class PolarTransform:
 
     def _waves(self, k: np.ndarray) -> Array:
         """cos and sin of 2πkx/L, (2, …, L//2 + 1)."""
-        angles = 2 * np.pi / self.basis.L * k[..., None] * np.arange(self.half + 1)
+        angles = 2 * np.pi / self.L * k[..., None] * np.arange(self.half + 1)
         return self._placed(np.stack((np.cos(angles), np.sin(angles))))
 
     def _placed(self, matrices: np.ndarray) -> Array:
@@ -275,7 +279,11 @@ def _stacked(matrices: tuple[np.ndarray, ...]) -> np.ndarray:
 
 @made_once
 def polar_transform(
-    basis: PolarBasis, dtype: str, device: torch.device | None = None
+    L: int,
+    n_rings: int,
+    max_order: int,
+    dtype: str,
+    device: torch.device | None = None,
 ) -> PolarTransform:
-    """The transform of a basis, remembered, and made once for all threads."""
-    return PolarTransform(basis, np.dtype(dtype).type, device)
+    """The transform of these sizes, remembered, and made once for all threads."""
+    return PolarTransform(L, n_rings, max_order, np.dtype(dtype).type, device)

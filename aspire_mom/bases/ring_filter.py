@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from aspire_mom.bases.polar_transform import RINGS_PER_BLOCK, polar_transform
 from aspire_mom.threads import made_once, one_blas_thread
-
-if TYPE_CHECKING:
-    from aspire_mom.bases.bases import PolarBasis
 
 
 class RingFilter:
@@ -30,20 +24,23 @@ class RingFilter:
 
     So one matrix makes values of both parts of coefficients, and one the way back.
 
-    :param basis: The basis.
+    :param L: Pixels along an image's edge.
+    :param n_rings: Number of rings.
+    :param max_order: Largest angular order M.
     :param n_samples: Number K of angles that functions are given at.
     :param dtype: float32 or float64, of the images.
     """
 
-    def __init__(self, basis: PolarBasis, n_samples: int, dtype: str):
-        self.basis, span = basis, n_samples - 1
+    def __init__(
+        self, L: int, n_rings: int, max_order: int, n_samples: int, dtype: str
+    ):
+        self.n_rings, self.max_order, span = n_rings, max_order, n_samples - 1
         # Odd, so that there are as many even orders as odd ones.
-        wide = replace(basis, max_order=(basis.max_order + span) | 1)
-        self.transform = polar_transform(wide, dtype)
-        self.reach = np.minimum(self.transform.reach + span, basis.max_order)
+        self.transform = polar_transform(L, n_rings, (max_order + span) | 1, dtype)
+        self.reach = np.minimum(self.transform.reach + span, max_order)
         self.blocks = []
-        for start in range(0, basis.n_rings, RINGS_PER_BLOCK):
-            rings = slice(start, min(start + RINGS_PER_BLOCK, basis.n_rings))
+        for start in range(0, n_rings, RINGS_PER_BLOCK):
+            rings = slice(start, min(start + RINGS_PER_BLOCK, n_rings))
             seen = int(self.transform.reach[rings][-1]) | 1
             kept = int(self.reach[rings][-1]) | 1
             n = (seen + kept + span) // 2 + 1
@@ -62,9 +59,9 @@ class RingFilter:
         :return: Real and imaginary parts of coefficients, (2, max_order + 1, n_rings,
             n), of that type.
         """
-        n, basis, chunk = len(images), self.basis, self.transform.chunk
+        n, chunk = len(images), self.transform.chunk
         wide = self.transform(images)
-        c = np.zeros((2, basis.max_order + 1, basis.n_rings, n), images.dtype)
+        c = np.zeros((2, self.max_order + 1, self.n_rings, n), images.dtype)
         H = H.transpose(1, 2, 0).astype(images.dtype)
         for start in range(0, n, chunk):
             own = slice(start, start + chunk)
@@ -72,7 +69,7 @@ class RingFilter:
                 orders = _by_parity(wide[:, : there.shape[-1], rings, own])
                 products = there @ orders
                 products *= interpolation @ H[rings, :, own]
-                orders = _by_order(back @ products)[:, : basis.max_order + 1]
+                orders = _by_order(back @ products)[:, : self.max_order + 1]
                 c[:, : orders.shape[1], rings, own] = orders
         return c
 
@@ -113,6 +110,8 @@ def _interpolation(angles: np.ndarray, n_samples: int) -> np.ndarray:
 
 
 @made_once
-def ring_filter(basis: PolarBasis, n_samples: int, dtype: str) -> RingFilter:
-    """The filter of a basis, remembered, and made once for all threads."""
-    return RingFilter(basis, n_samples, dtype)
+def ring_filter(
+    L: int, n_rings: int, max_order: int, n_samples: int, dtype: str
+) -> RingFilter:
+    """The filter of these sizes, remembered, and made once for all threads."""
+    return RingFilter(L, n_rings, max_order, n_samples, dtype)

@@ -10,7 +10,7 @@ import torch
 from aspire.source import ImageSource
 
 from aspire_mom import processes
-from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.checks import checked_device
 from aspire_mom.cli.console import (
     COUNT,

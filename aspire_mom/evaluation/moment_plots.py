@@ -8,11 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from aspire_mom.bases import CartesianBasis
 from aspire_mom.evaluation.plots import BLUE, GREEN, INK, ORANGE
 from aspire_mom.moments import Moments
 from aspire_mom.moments.report import RingReport
-from aspire_mom.moments.rings import order_blocks
 
 ORDERS = (0, 1, 2, 4, 8)
 
@@ -41,28 +39,23 @@ def plot_moments(
     for ax, (title, block) in zip(axes, blocks.items(), strict=True):
         # The square root shows weak rings beside strong ones.
         ax.imshow(np.sqrt(np.abs(block)), cmap="viridis", origin="lower")
-        ax.set(title=title, xlabel="ring r'", ylabel="ring r")
-    if isinstance(moments.basis, CartesianBasis):
-        axes[0].set(xlabel="pixel", ylabel="pixel")
+        name = moments.basis.frequency_name
+        ax.set(title=title, xlabel=name, ylabel=name)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
 
 
 def _plot_first(ax: Axes, moments: Moments) -> None:
-    basis, first = moments.basis, moments.first
+    basis, errors = moments.basis, None
+    profile = basis.ring_mean(basis.zeroth(moments.first).real)[: basis.n_rings]
+    if moments.first_error is not None:
+        errors = basis.ring_error(basis.zeroth(moments.first_error))[: basis.n_rings]
     ax.set_title("first moment")
-    if isinstance(basis, CartesianBasis):
-        ax.imshow(np.sqrt(np.abs(first.reshape(basis.L, basis.L))), origin="lower")
-        ax.set(xlabel="kx", ylabel="ky", xticks=[], yticks=[])
-        return
-    error = moments.first_error
-    if not basis.inplane_average:
-        first, error = first[0], None if error is None else error[0]
     ax.axhline(0, color=INK, lw=0.6)
-    ax.errorbar(np.arange(len(first)), first.real, error, color=BLUE, fmt="o", ms=3)
+    ax.errorbar(np.arange(len(profile)), profile, errors, color=BLUE, fmt="o", ms=3)
     ax.set(xlabel="ring (cycles per box)", ylabel="E c[0, r]")
-    ax.set_yscale("symlog", linthresh=1e-2 * np.abs(first).max() or 1)
+    ax.set_yscale("symlog", linthresh=1e-2 * np.abs(profile).max() or 1)
 
 
 def _plot_power(ax: Axes, report: RingReport) -> None:
@@ -109,9 +102,7 @@ def _mark_last(ax: Axes, report: RingReport) -> None:
 
 def _blocks(moments: Moments) -> dict[str, np.ndarray]:
     """Second moments to show, by title."""
-    basis = moments.basis
-    if isinstance(basis, CartesianBasis):
-        return {"all pixels": moments.second}
-    blocks = order_blocks(basis, moments.second)
-    orders = [m for m in ORDERS if m <= basis.max_order]
-    return {f"order {m}": blocks[m] for m in orders}
+    blocks = moments.basis.blocks(moments.second)
+    if len(blocks) == 1:
+        return {"all frequencies": blocks[0]}
+    return {f"order {m}": blocks[m] for m in ORDERS if m < len(blocks)}

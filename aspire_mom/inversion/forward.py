@@ -30,8 +30,6 @@ class PolarForward(torch.nn.Module):
 
     :param basis: `PolarBasis` of the moments.
     :param quadrature: Nodes on SO(3).
-    :param n_rings: Use rings 0 … n_rings - 1 only.
-    :param max_order: Use angular orders 0 … max_order only.
     :param shift_std: Standard deviation along each axis, pixels, of shifts that the
         images have (see :class:`Shifts`); None where every call is given it.
     :raises ValueError: shifts where in-plane angles are not averaged.
@@ -42,15 +40,10 @@ class PolarForward(torch.nn.Module):
         basis: PolarBasis,
         quadrature: SO3Quadrature,
         *,
-        n_rings: int | None = None,
-        max_order: int | None = None,
         shift_std: float | None = 0.0,
     ):
         super().__init__()
-        self.n_rings = min(n_rings or basis.n_rings, basis.n_rings)
-        limit = basis.max_order if max_order is None else max_order
-        self.max_order = min(limit, basis.max_order)
-        self.L = basis.L
+        self.L, self.n_rings, self.max_order = basis.L, basis.n_rings, basis.max_order
         self.inplane_average = basis.inplane_average
         self.shift_std, self.shifts = shift_std, None
         if shift_std != 0:
@@ -126,8 +119,7 @@ class PolarForward(torch.nn.Module):
         :param volume: The volume model.
         :param probabilities: Weights of the quadrature's nodes, (n,), view-major.
         :param shift_std: As the constructor has it, where that was given None.
-        :return: First and second moment in the basis's shapes, cut to the rings and
-            orders in use.
+        :return: First and second moment in the basis's shapes.
         :raises ValueError: If there is not one probability per node.
         """
         check_count(probabilities, self.n_quadrature_views * self.n_inplane)
@@ -231,8 +223,6 @@ def forward_model(
     basis: Basis,
     quadrature: SO3Quadrature,
     *,
-    n_rings: int | None = None,
-    max_order: int | None = None,
     shift_std: float | None = 0.0,
 ) -> PolarForward | CartesianForward:
     """
@@ -240,19 +230,10 @@ def forward_model(
 
     :param basis: `CartesianBasis` or `PolarBasis`.
     :param quadrature: Nodes on SO(3).
-    :param n_rings: Rings to use of a polar basis.
-    :param max_order: Angular orders to use of a polar basis.
     :param shift_std: Standard deviation along each axis, pixels, of the images' shifts;
         None where every call is given it.
     :return: A module to call with a volume model and the nodes' probabilities, and with
         the shifts' standard deviation where that is not known.
     """
-    if isinstance(basis, CartesianBasis):
-        return CartesianForward(basis, quadrature, shift_std=shift_std)
-    return PolarForward(
-        basis,
-        quadrature,
-        n_rings=n_rings,
-        max_order=max_order,
-        shift_std=shift_std,
-    )
+    kind = CartesianForward if isinstance(basis, CartesianBasis) else PolarForward
+    return kind(basis, quadrature, shift_std=shift_std)

@@ -16,10 +16,10 @@ from aspire.utils import tqdm
 from aspire.volume import Volume
 from torch import Tensor
 
-from aspire_mom.bases import CartesianBasis
+from aspire_mom.bases import Basis
 from aspire_mom.checks import check_choice, check_integer, check_kind, checked_device
 from aspire_mom.files import Checkpoint, digest
-from aspire_mom.inversion.cartesian import CartesianLoss
+from aspire_mom.inversion.cartesian import CartesianForward, CartesianLoss
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import StatusCallback
@@ -42,8 +42,8 @@ from aspire_mom.inversion.search import (
 )
 from aspire_mom.inversion.start import (
     SUPPORT_RADIUS,
+    cut_to_support,
     default_quadrature,
-    largest_order,
     needs_signs,
     random_volume,
 )
@@ -131,15 +131,12 @@ class MomentInversion:
             )
         basis = moments.basis
         self.moments, self.volume = moments, volume
-        self.cartesian = isinstance(basis, CartesianBasis)
-        if n_rings is not None:
-            check_integer("n_rings", n_rings, 1)
-        if self.cartesian:
-            n_rings = (basis.L + 1) // 2
-        elif n_rings is None:
+        if n_rings is None:
             n_rings = informative_rings(moments)
-        elif n_rings > basis.n_rings:
+        check_integer("n_rings", n_rings, 1)
+        if n_rings > basis.n_rings:
             raise ValueError(f"n_rings is {n_rings}; {basis} has 1 to {basis.n_rings}")
+        n_rings = basis.cut(n_rings).n_rings
         self.n_rings, self.support_radius = n_rings, support_radius
         self.signed = needs_signs(moments) if signed is None else signed
         self.loss, self.search = loss.completed(volume), search.completed(volume)
@@ -196,9 +193,10 @@ class MomentInversion:
         wait()  # all processes must read the file before the first one writes it
         options = self.search
         plan = Plan(options, self.status, checkpoint)
-        march = not self.cartesian and options.optimizer == "lbfgs"
-        levels = march_levels(self.n_rings) if march else [self.n_rings]
-        problems = [*map(self.problem, levels[:-1]), self._whole]
+        levels = march_levels(self.n_rings) if options.optimizer == "lbfgs" else []
+        # Levels that cut nothing off would be the last one again.
+        inner = [n for n in levels if self._cut(n) != self._cut(self.n_rings)]
+        problems = [*map(self.problem, inner), self._whole]
         candidates = [self.start(options.seed + i) for i in range(options.n_starts)]
         logger.info(f"Inverting {self.moments} with {self.settings}")
         try:
@@ -241,7 +239,7 @@ class MomentInversion:
             errors = problem.loss.relative_errors(slices, probabilities)
             return tuple(float(error) for error in errors)
         open_std = shift_std if self.moments.shift_std is None else None
-        made = self._forward()(volume, probabilities, open_std)
+        made = self._forward(self.moments.basis)(volume, probabilities, open_std)
         first, second = (m.cpu().numpy().astype(np.complex128) for m in made)
         return Moments(first, second, self.moments.basis).relative_error(self.moments)
 
@@ -250,18 +248,19 @@ class MomentInversion:
         :param n_rings: Number of rings to use of a polar basis.
         :return: Forward model and loss of these rings.
         """
-        cut, moments = {}, self.moments
-        if not self.cartesian:
-            order = largest_order(moments.basis, n_rings, self.support_radius)
-            cut = {"n_rings": n_rings, "max_order": order}
-        # `CartesianLoss` never forms the pairs of pixels that shifts and weights need.
-        pairs = moments.shift_std != 0 or moments.second_weight is not None
-        if self.cartesian and self.loss.weighting == "none" and not pairs:
+        moments, inner = self.moments, self._cut(n_rings)
+        forward = self._forward(inner)
+        # `CartesianLoss` never forms the pairs of pixels that shifts and information
+        # need.
+        pairs = moments.shift_std != 0 or moments.second_information is not None
+        fast = isinstance(forward, CartesianForward) and not pairs
+        if fast and self.loss.weighting == "none":
             loss = CartesianLoss(moments, lam=self.loss.lam)
         else:
+            cut = {"n_rings": inner.n_rings, "max_order": inner.max_order}
             loss = MomentLoss(moments, **asdict(self.loss), **cut)
         return Problem(
-            forward=self._forward(**cut),
+            forward=forward,
             loss=loss.to(self.device),
             n_rings=n_rings,
             estimates=self._estimates,
@@ -321,13 +320,12 @@ class MomentInversion:
             start_volumes=Volume(np.stack(volumes), pixel_size=pixel_size),
         )
 
-    def _forward(self, **cut: int) -> torch.nn.Module:
-        model = forward_model(
-            self.moments.basis,
-            self.quadrature,
-            shift_std=self.moments.shift_std,
-            **cut,
-        )
+    def _cut(self, n_rings: int) -> Basis:
+        return cut_to_support(self.moments.basis, n_rings, self.support_radius)
+
+    def _forward(self, basis: Basis) -> torch.nn.Module:
+        shift_std = self.moments.shift_std
+        model = forward_model(basis, self.quadrature, shift_std=shift_std)
         return model.to(self.device)
 
     @cached_property
@@ -355,7 +353,7 @@ class MomentInversion:
         found["moments"] = digest(
             *(moments.first, moments.second),
             *(moments.first_error, moments.second_error),
-            *(moments.first_weight, moments.second_weight),
+            *(moments.first_information, moments.second_information),
         )
         for name in ("volume", "density"):
             model = getattr(self, name)

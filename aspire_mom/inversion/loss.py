@@ -8,15 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aspire_mom.bases import CartesianBasis
-from aspire_mom.bases.ctf_weights import LEAST_SHARE
+from aspire_mom.bases import LEAST_SHARE
 from aspire_mom.moments import Moments
-from aspire_mom.moments.rings import (
-    NEGLIGIBLE,
-    order_multiplicity,
-    pixel_rings,
-    ring_rms,
-)
+from aspire_mom.moments.rings import NEGLIGIBLE, ring_rms
 
 Weighting = Literal["noise", "rings", "none"]
 # What quadrature and model may miss of an entry, relative to its rings' RMS: errors
@@ -61,8 +55,8 @@ class MomentLoss(torch.nn.Module):
         if not lam > 0:
             raise ValueError(f"lam is {lam}; it must be positive")
         self.weighting, self.lam = weighting, lam
-        self.cartesian = isinstance(moments.basis, CartesianBasis)
-        cut = _cutter(moments.basis, n_rings, max_order)
+        basis = moments.basis
+        inner = basis.cut(n_rings, max_order)
         rms = ring_rms(moments)
         # The data's own unit keeps squares and weights within float32.
         self.unit = float(rms.max())
@@ -72,29 +66,33 @@ class MomentLoss(torch.nn.Module):
                 " less than the noise that was removed from it"
             )
         rms = np.maximum(rms / self.unit, NEGLIGIBLE)
-        for name, unit in (("first", self.unit), ("second", self.unit**2)):
-            value = cut(getattr(moments, name)) / unit
-            weights = np.broadcast_to(
-                cut(getattr(moments.basis, f"{name}_weights")), value.shape
+        scales, information = basis.entry_scales(rms), _information(moments)
+        for k, name in enumerate(("first", "second")):
+            unit = self.unit ** (k + 1)
+            value, weights, multiplicity, scale, known = (
+                basis.cut_array(array, inner)
+                for array in (
+                    getattr(moments, name),
+                    getattr(basis, f"{name}_weights"),
+                    getattr(basis, f"{name}_multiplicity"),
+                    scales[k],
+                    information[k],
+                )
             )
-            error = getattr(moments, f"{name}_error")
-            scale = cut(_entry_scale(moments, name, rms))
+            value = value / unit
             if weighting == "noise":
                 variance = (RELATIVE_FLOOR * scale) ** 2
+                error = getattr(moments, f"{name}_error")
                 if error is not None:
-                    variance = variance + (cut(error) / unit) ** 2
+                    variance = variance + (basis.cut_array(error, inner) / unit) ** 2
                 # A complex number counts 2 |difference|² / variance in all. Orders m
                 # and -m, or pixels k and -k, are one number, and so are a second
                 # moment's entries and their transposes.
-                weights = (1.0 if name == "first" else 0.5) / variance
-                if not self.cartesian:
-                    weights = weights * order_multiplicity(value, name)
-            elif weighting == "rings":
-                weights = np.where(weights > 0, 1 / scale**2, 0)
-            if weighting != "noise":
-                weights = weights * cut(_information(moments, name))
-            weights = weights * cut(_usable(moments, name))
-            if weighting != "noise":
+                weights = multiplicity / (k + 1) / variance * (known > 0)
+            else:
+                if weighting == "rings":
+                    weights = np.where(weights > 0, 1 / scale**2, 0)
+                weights = weights * known
                 weights = weights / np.sum(weights * np.abs(value) ** 2)
             self.register_buffer(name, torch.from_numpy(value.astype(np.complex64)))
             weights = np.ascontiguousarray(weights, dtype=np.float32)
@@ -116,77 +114,28 @@ class MomentLoss(torch.nn.Module):
         return a + self.lam * b
 
 
-def _information(moments: Moments, name: str) -> np.ndarray:
+def _information(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
     """
-    How well entries are known, relative to the best: what CTFs leave of entries near
-    their zeros is noise, which eq. 28 as it stands would fit.
+    How well entries of the first and the second moment are known, relative to the best:
+    what CTFs leave of entries near their zeros is noise, which eq. 28 as it stands
+    would fit. 0 on the Nyquist row and column, which carry no signal.
     """
-    shape = getattr(moments.basis, f"{name}_shape")
-    if moments.second_weight is None:
-        return np.ones(shape)
-    if name == "first":
-        known = moments.first_weight
-    else:
-        known = moments.effective_images
-        if not isinstance(moments.basis, CartesianBasis):
-            average = moments.basis.inplane_average
-            known = known if average else known[None, :, None, :]
-    known = np.where(known > LEAST_SHARE * moments.n_images, known / known.max(), 0)
-    return np.broadcast_to(known, shape)
+    basis = moments.basis
+    n = basis.n_frequencies
+    first, second = np.ones(n), np.ones((n, n))
+    if moments.second_information is not None:
+        least = LEAST_SHARE * moments.n_images
+        first, second = (
+            np.where(known > least, known / known.max(), 0)
+            for known in (moments.first_information, moments.effective_images)
+        )
+    first = first * basis.resolved
+    second = second * np.outer(basis.resolved, basis.resolved)
+    return (
+        np.broadcast_to(first, basis.first_shape),
+        np.broadcast_to(basis.expand(second[None]), basis.second_shape),
+    )
 
 
 def _square(values: Tensor) -> Tensor:
     return values.real**2 + values.imag**2
-
-
-def _entry_scale(moments: Moments, name: str, rms: np.ndarray) -> np.ndarray:
-    """RMS of a moment's entries as ring powers alone would have it."""
-    basis = moments.basis
-    if isinstance(basis, CartesianBasis):
-        pixel = rms[pixel_rings(basis)]
-        return pixel if name == "first" else np.outer(pixel, pixel)
-    # A ring's power spreads over the orders an object within 0.4 of the box has.
-    orders = 2 * 0.8 * np.pi * np.arange(basis.n_rings) + 1
-    if basis.inplane_average:
-        shared = np.minimum(orders[:, None], orders)
-        blocks = np.outer(rms, rms) / np.sqrt(shared)
-        return rms if name == "first" else np.broadcast_to(blocks, basis.second_shape)
-    one = rms / np.sqrt(orders)
-    if name == "first":
-        return np.broadcast_to(one, basis.first_shape)
-    blocks = one[:, None, None] * one
-    return np.broadcast_to(blocks, basis.second_shape)
-
-
-def _usable(moments: Moments, name: str) -> np.ndarray:
-    """
-    False on the Nyquist row and column of even sizes, which carry no signal, and where
-    CTFs let nothing pass.
-    """
-    basis = moments.basis
-    usable = _information(moments, name) > 0
-    if not isinstance(basis, CartesianBasis) or basis.L % 2:
-        return usable
-    inside = (basis.frequencies > -basis.L / 2).all(1)
-    return usable & (inside if name == "first" else np.outer(inside, inside))
-
-
-def _cutter(basis, n_rings: int | None, max_order: int | None):
-    """A function that cuts arrays of a polar basis to the rings and orders in use."""
-    if isinstance(basis, CartesianBasis):
-        return lambda array: array
-    R = basis.n_rings if n_rings is None else n_rings
-    M = basis.max_order if max_order is None else max_order
-    middle = basis.max_order
-
-    def cut(array: np.ndarray) -> np.ndarray:
-        if array.ndim == 1:
-            return array[:R]
-        if array.ndim == 2:
-            return array[: M + 1, :R]
-        if array.ndim == 3:
-            return array[: M + 1, :R, :R]
-        orders = slice(middle - M, middle + M + 1) if array.shape[2] > 1 else slice(1)
-        return array[: M + 1, :R, orders, :R]
-
-    return cut

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.bases import Basis
 from aspire_mom.checks import check_kind, spread
 from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import informative_rings, ring_rms
@@ -71,15 +71,16 @@ def random_volume(
     return FourierNet(band_limit, hidden=NETWORK_WIDTH, scale=scale, seed=seed)
 
 
-def largest_order(basis, n_rings: int, support_radius: float) -> int:
+def cut_to_support(basis: Basis, n_rings: int, support_radius: float) -> Basis:
     """
     :param basis: Basis of the moments.
     :param n_rings: Number of rings in use.
     :param support_radius: Radius in boxes of a ball that holds the molecule.
-    :return: Largest angular order that the molecule has on the outermost ring.
+    :return: The basis of these rings and of the angular orders that the molecule has on
+        the outermost.
     """
     order = math.ceil(2 * math.pi * support_radius * (n_rings - 1)) + 1
-    return min(order, getattr(basis, "max_order", order))
+    return basis.cut(n_rings, order)
 
 
 def default_quadrature(
@@ -93,8 +94,9 @@ def default_quadrature(
         averaged over in-plane angles; else the paper's 100 directions × 12 in-plane
         angles (section 5.2).
     """
-    if getattr(moments.basis, "inplane_average", False):
-        degree = min(largest_order(moments.basis, n_rings, support_radius), MAX_DEGREE)
+    if moments.basis.inplane_average:
+        inner = cut_to_support(moments.basis, n_rings, support_radius)
+        degree = min(inner.max_order, MAX_DEGREE)
         return SO3Quadrature.product(SphericalDesign(degree), 1)
     return SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
 
@@ -105,14 +107,12 @@ def mean_coefficient(moments: Moments) -> float:
     :return: E f at zero frequency, the mean over images of the sum of their pixels / L.
         Where CTFs hide it, |E f| on the innermost ring that they do not hide.
     """
-    basis, weight = moments.basis, moments.first_weight
-    if isinstance(basis, CartesianBasis):
-        centre = basis.L // 2
-        return float(moments.first.reshape(basis.L, basis.L)[centre, centre].real)
-    on_rings = moments.first.reshape(-1, basis.n_rings)[0].real
-    if weight is not None:
-        return float(abs(on_rings[np.argmax(weight >= HIDDEN_SHARE * weight.max())]))
-    return float(on_rings[0])
+    basis, known = moments.basis, moments.first_information
+    on_rings = basis.ring_mean(basis.zeroth(moments.first).real)
+    if known is None:
+        return float(on_rings[0])
+    known = basis.ring_mean(known)
+    return float(abs(on_rings[np.argmax(known >= HIDDEN_SHARE * known.max())]))
 
 
 def needs_signs(moments: Moments) -> bool:
@@ -123,7 +123,7 @@ def needs_signs(moments: Moments) -> bool:
     :param moments: The moments.
     :return: Whether a ring's RMS does; False where CTFs hide the mean.
     """
-    if moments.first_weight is not None:
+    if moments.first_information is not None:
         return False
     rms = ring_rms(moments)
     return bool(rms[1:].max(initial=0) > 1.05 * mean_coefficient(moments))
@@ -189,19 +189,13 @@ def encoder_inputs(
     :raises ValueError: As for :func:`predict`.
     """
     _check(moments, encoder)
-    R, orders = encoder.n_rings, np.arange(encoder.max_order + 1)
-    first, second, error = moments.first, moments.second, moments.second_error
-    if not moments.basis.inplane_average:
-        # The average over in-plane angles keeps m' = m only.
-        first = first[0]
-        same = orders + moments.basis.max_order
-        second = second[orders, :, same]
-        error = None if error is None else error[orders, :, same]
+    basis, R, M = moments.basis, encoder.n_rings, encoder.max_order
     unit = float(ring_rms(moments).max())
-    second = second[: len(orders), :R, :R] / unit**2
-    own_error = np.zeros((len(orders), R))
-    if error is not None:
-        own_error = np.einsum("mrr->mr", error[: len(orders), :R, :R]) / unit**2
+    first = basis.zeroth(moments.first)
+    second = basis.blocks(moments.second)[: M + 1, :R, :R] / unit**2
+    own_error = np.zeros((M + 1, R))
+    if moments.second_error is not None:
+        own_error = basis.own_power(moments.second_error)[: M + 1, :R] / unit**2
     first = torch.from_numpy((first[:R] / unit).astype(np.complex64))
     second = torch.from_numpy(second.astype(np.complex64))
     own_error = torch.from_numpy(own_error.astype(np.float32))
@@ -217,8 +211,6 @@ def _check(moments: Moments, encoder: StartEncoder) -> None:
             " moments.with_corrections(shift_std=0.0)"
         )
     basis = moments.basis
-    if not isinstance(basis, PolarBasis):
-        raise ValueError(f"moments are in {basis}; encoders take those of a PolarBasis")
     if basis.n_rings < encoder.n_rings or basis.max_order < encoder.max_order:
         raise ValueError(
             f"moments are in {basis}; the encoder needs n_rings of at least"

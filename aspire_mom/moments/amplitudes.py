@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from aspire_mom.bases.bases import CartesianBasis
 from aspire_mom.moments.moments import Moments
 
 logger = logging.getLogger(__name__)
@@ -50,15 +49,13 @@ def estimate_amplitude_std(moments: Moments) -> float:
         found must not be lost.)
     """
     basis = moments.basis
-    where = 0
-    if isinstance(basis, CartesianBasis):
-        where = basis.L // 2 * (basis.L + 1)
-    mean = np.abs(moments.first.ravel()[where]) ** 2
-    second = basis.power(moments.second).ravel()[where]
+    where = basis.zero_frequency
+    mean = np.abs(basis.zeroth(moments.first)[where]) ** 2
+    second = basis.own_power(moments.second)[0, where]
     error = np.inf
     if moments.second_error is not None and mean > 0:
-        error = basis.power(moments.second_error).ravel()[where] / mean
-        mean -= moments.first_error.ravel()[where] ** 2
+        error = basis.own_power(moments.second_error)[0, where] / mean
+        mean -= basis.zeroth(moments.first_error)[where] ** 2
     if not error < WEAK_SUMS:
         logger.warning(
             "the images' sums determine the variance of their amplitudes no better than"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from aspire.source import ImageSource
 
-from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.bases import Basis
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.third import ThirdMomentBasis
 
@@ -20,7 +20,7 @@ def check_match(source: ImageSource, basis: Basis) -> None:
         raise TypeError(
             f"source is a {type(source).__name__}; an ASPIRE ImageSource is needed"
         )
-    if not isinstance(basis, CartesianBasis | PolarBasis):
+    if not isinstance(basis, Basis):
         raise TypeError(
             f"basis is a {type(basis).__name__}; a CartesianBasis or a PolarBasis"
             " is needed"
@@ -35,9 +35,9 @@ def check_match(source: ImageSource, basis: Basis) -> None:
 
 
 def check_astigmatism(transfer: TransferFunctions | None, basis: Basis) -> None:
-    if transfer is None or isinstance(basis, CartesianBasis):
+    if transfer is None:
         return
-    if not basis.inplane_average and not transfer.radial:
+    if not basis.corrects_astigmatism and not transfer.radial:
         raise ValueError(
             "the source has astigmatic CTFs, which a polar basis corrects for only"
             " where it averages over in-plane angles; pass inplane_average=True or a"
@@ -80,7 +80,7 @@ def check_covered(
     missing = None
     if device.type != "cuda":
         missing = "averages are computed on cpu or cuda"
-    elif not getattr(basis, "inplane_average", False):
+    elif not basis.runs_on_devices:
         missing = "only polar bases averaged over in-plane angles are averaged there"
     elif transfer is not None and not transfer.radial:
         missing = "astigmatic CTFs are corrected for on the CPU only"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aspire_mom.bases.bases import PolarBasis
+from aspire_mom.bases import PolarBasis
 from aspire_mom.checks import check_integer
 
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ def _noise_second(moments: Moments) -> np.ndarray:
     white = moments.basis.noise_second(moments.nyquist)
     if moments.noise_power is None:
         return moments.noise_variance * white
-    own = np.einsum("mrr->mr", white).real
+    own = moments.basis.own_power(white)
     ratio = np.divide(moments.noise_power, own, where=own > 0, out=np.zeros_like(own))
     roots = np.sqrt(np.maximum(ratio, 0))
     return roots[:, :, None] * white * roots[:, None]

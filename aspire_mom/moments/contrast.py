@@ -7,9 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.special import j0
 
-from aspire_mom.bases.bases import CartesianBasis
 from aspire_mom.moments.moments import Moments
-from aspire_mom.moments.rings import pixel_rings
 
 # The molecule and the background, in radii of the inscribed disc, as ASPIRE's
 # `ImageSource.invert_contrast` has them.
@@ -47,18 +45,14 @@ def _contrast(moments: Moments) -> float:
     turned by all angles: Σ_r 2πr f(r) J_0(2πr|x|/L) up to a factor.
     """
     basis = moments.basis
-    if isinstance(basis, CartesianBasis):
-        ring = pixel_rings(basis)
-        profile = np.bincount(ring, moments.first.real) / np.bincount(ring)
-    else:
-        profile = moments.first.reshape(-1, basis.n_rings)[0].real
+    profile = basis.ring_mean(basis.zeroth(moments.first).real)
     r = np.arange(len(profile))
     weights = r.astype(float)
     weights[0] = 1 / 12
-    if moments.first_error is not None and moments.first_weight is not None:
+    if moments.first_error is not None and moments.first_information is not None:
         # Rings that a CTF hardly lets pass are noise.
         power = profile**2
-        total = power + _ring_errors(moments) ** 2
+        total = power + basis.ring_error(basis.zeroth(moments.first_error)) ** 2
         weights *= np.divide(power, total, where=total > 0, out=np.zeros_like(power))
     distances = np.linspace(0, 1, 101)
     image = j0(np.pi * np.outer(distances, r)) @ (weights * profile)
@@ -67,13 +61,3 @@ def _contrast(moments: Moments) -> float:
         np.average(image[inside], weights=distances[inside])
         - np.average(image[around], weights=distances[around])
     )
-
-
-def _ring_errors(moments: Moments) -> np.ndarray:
-    """Standard errors of the first moment on rings."""
-    basis = moments.basis
-    if isinstance(basis, CartesianBasis):
-        ring = pixel_rings(basis)
-        variance = np.bincount(ring, moments.first_error**2)
-        return np.sqrt(variance) / np.bincount(ring)
-    return moments.first_error.reshape(-1, basis.n_rings)[0]

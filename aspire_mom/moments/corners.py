@@ -7,6 +7,8 @@ from functools import lru_cache
 import numpy as np
 import scipy.fft
 from aspire.numeric import fft
+from aspire.operators import Filter
+from aspire.source import ImageSource
 from aspire.utils import grid_2d
 
 # Power on the Nyquist row and column, relative to the next ones, below which they are
@@ -18,6 +20,25 @@ EMPTY_NYQUIST = 0.1
 CORRECTIONS = 50
 # Spectra are seen in all of so many images, and in every eighth of many more.
 ALL_OF, AT_LEAST_EVERY = 10_000, 8
+
+
+def filter_spectrum(noise_filter: Filter, source: ImageSource) -> np.ndarray:
+    """
+    :param noise_filter: Power spectrum of noise, as an ASPIRE `Filter`.
+    :param source: Source of the images that have it.
+    :return: Its values on 2L - 1 frequencies along each axis, float64.
+    :raises ValueError: values that no power spectrum has.
+    """
+    size = 2 * source.L - 1
+    values = noise_filter.evaluate_grid(
+        size, dtype=np.float64, pixel_size=source.pixel_size
+    )
+    if not (np.isfinite(values).all() and values.mean() >= 0):
+        raise ValueError(
+            f"the noise filter has values from {values.min():g} to {values.max():g}; a"
+            " power spectrum is finite and its mean, a variance, 0 or more"
+        )
+    return values
 
 
 def corner_sums(images: np.ndarray) -> dict[str, np.ndarray]:

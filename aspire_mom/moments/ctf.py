@@ -26,7 +26,7 @@ from aspire.operators import (
 )
 from aspire.source import ArrayImageSource, ImageSource
 
-from aspire_mom.bases.bases import Basis, CartesianBasis
+from aspire_mom.bases import Basis, CartesianBasis
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +91,12 @@ class TransferFunctions:
     def n_harmonics(self) -> int:
         """Even angular orders that squares of the filters have on the outermost ring:
         those of cos(2δ cos 2φ), δ the largest astigmatic phase."""
-        if self.radial or isinstance(self.basis, CartesianBasis):
+        most = self.basis.max_harmonics
+        if self.radial or most == 1:
             return 1
         reach = 2 * self._largest_astigmatism
-        if reach > self.basis.n_angles // 2:
-            return self.basis.n_angles // 2
+        if reach > most:
+            return most
         return math.ceil(reach + 4 * reach ** (1 / 3) + 4)
 
     @property
@@ -104,7 +105,7 @@ class TransferFunctions:
         and their squares; flipped phases leave kinks, of all orders."""
         n = self.n_harmonics
         if self.phase_flipped and not self.radial:
-            n = max(n, self.basis.n_angles // 2)
+            n = max(n, self.basis.max_harmonics)
         return 2 * n - 1
 
     def of_images(self, start: int, stop: int) -> np.ndarray:
@@ -127,23 +128,12 @@ class TransferFunctions:
                 values *= np.exp(-np.outer(self._terms[:, 1], self._envelopes[used]))
         if self.phase_flipped:
             np.abs(values, out=values)
-        values = values[:, which]
-        if isinstance(self.basis, CartesianBasis):
-            L = self.basis.L
-            return np.ascontiguousarray(values.T).reshape(-1, L, L)
-        values = values.reshape(self.basis.n_rings, self.n_angles, -1)
-        return values.transpose(2, 0, 1)
+        return self.basis.filter_values(values[:, which])
 
     @cached_property
     def _omega(self) -> np.ndarray:
         """Frequencies (2, n) to evaluate filters at, radians per pixel."""
-        scale = 2 * np.pi / self.basis.L
-        if isinstance(self.basis, CartesianBasis):
-            return scale * self.basis.frequencies.T
-        angles = np.pi / self.n_angles * np.arange(self.n_angles)
-        directions = np.stack((np.cos(angles), np.sin(angles)))
-        radii = scale * np.arange(self.basis.n_rings)
-        return (radii[:, None] * directions[:, None]).reshape(2, -1)
+        return self.basis.filter_points(self.n_angles)
 
     @cached_property
     def _terms(self) -> np.ndarray:
@@ -199,11 +189,7 @@ class TransferFunctions:
     @cached_property
     def _largest_frequency(self) -> float:
         """The largest in use, cycles per Å."""
-        if isinstance(self.basis, CartesianBasis):
-            most = np.linalg.norm(self.basis.frequencies, axis=1).max()
-        else:
-            most = self.basis.n_rings - 1
-        return most / self.basis.L / self.pixel_size
+        return self.basis.largest_frequency / self.basis.L / self.pixel_size
 
     def _astigmatism(self, image_filter: Filter) -> float:
         """

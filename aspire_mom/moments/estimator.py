@@ -13,18 +13,7 @@ from aspire.operators import Filter
 from aspire.source import ImageSource
 
 from aspire_mom import processes
-from aspire_mom.bases.bases import Basis
-from aspire_mom.bases.ctf_weights import (
-    divide,
-    divide_power,
-    expand,
-    multiply,
-    own_power,
-    solve_entries,
-    weight_sums,
-)
-from aspire_mom.bases.device import sums_on_device
-from aspire_mom.bases.noise import filter_spectrum, stationary_noise_second
+from aspire_mom.bases import Basis, solve_entries
 from aspire_mom.checks import check_images, checked_device
 from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
 from aspire_mom.moments.checks import (
@@ -41,6 +30,7 @@ from aspire_mom.moments.corners import (
     corner_spectrum,
     corner_sums,
     corner_variance,
+    filter_spectrum,
     has_nyquist,
 )
 from aspire_mom.moments.corrections import Corrections
@@ -77,8 +67,8 @@ class MomentEstimator:
 
     - CTFs and other filters of the source, one for all images or one for each, are
       undone by least squares: every entry of a moment has its own normal equation, so
-      no CTF is ever divided by. Molecules come out bright. `first_weight` and
-      `second_weight` of the result tell how many images without a CTF would be worth as
+      no CTF is ever divided by. Molecules come out bright. `first_information`
+      and `second_information` tell how many images without a CTF would be worth as
       much.
     - Shifts that the source knows are undone by ASPIRE's `Image.shift`. Shifts that
       remain are modelled by the inversion.
@@ -263,7 +253,7 @@ class MomentEstimator:
                 sums["corner_power"], sums["corner_images"], L, nyquist
             )
         if spectrum is not None:
-            second = stationary_noise_second(basis, spectrum, nyquist)
+            second = basis.stationary_noise_second(spectrum, nyquist)
             return second, max(spectrum.mean(), 0.0), nyquist
         if variance is None:
             variance = corner_variance(sums["corner"], self.source.n, L)
@@ -287,7 +277,7 @@ class MomentEstimator:
         if self.transfer is None:
             noise = n * noise
         else:
-            noise = multiply(noise, sums["noise_weights"], self._noise_basis)
+            noise = self._noise_basis.multiply(noise, sums["noise_information"])
             noise = noise[: len(sums["second"])]
         corrections = replace(self.request(half), noise_variance=float(variance))
         logger.info(
@@ -319,27 +309,28 @@ class MomentEstimator:
             (sums["first"], sums["second"], sums["squares"])
         )
         # Deviations from the mean product, which CTFs that vary add a little to.
-        first_variance = basis.power(second) - np.abs(first) ** 2 / n
+        first_variance = basis.first_power(second) - np.abs(first) ** 2 / n
         squares -= np.abs(second) ** 2 / n
         second -= noise
-        power = own_power(noise, basis)
-        weights = weights_2 = None
+        power = basis.own_power(noise)
+        information = pairs = None
         if self.transfer is None:
             first, second, power = first / n, second / n, power / n
         else:
-            weights, weights_2 = sums["weights"], sums["second_weights"]
-            first = solve_entries(first, weights, n)
-            second = divide(second, weights_2, basis, n)
-            power = divide_power(power, weights_2, basis, n)
+            information = sums["first_information"]
+            pairs = sums["second_information"]
+            first = solve_entries(first, information, n)
+            second = basis.divide(second, pairs, n)
+            power = basis.divide_power(power, pairs, n)
         return {
             "first": first,
             "second": second,
-            "first_error": _standard_error(first_variance, weights, n),
+            "first_error": _standard_error(first_variance, information, n),
             "second_error": _standard_error(
-                squares, None if weights_2 is None else expand(weights_2, basis), n
+                squares, None if pairs is None else basis.expand(pairs), n
             ),
-            "first_weight": weights,
-            "second_weight": weights_2,
+            "first_information": information,
+            "second_information": pairs,
             "noise_power": power,
         }
 
@@ -391,7 +382,7 @@ class MomentEstimator:
     def _batch_sums(self, images: np.ndarray, start: int) -> Sums:
         """
         Sums over a batch: the number of images; the basis's; what the pixels outside
-        the inscribed disc tell of the noise; weights.
+        the inscribed disc tell of the noise; information.
         """
         basis = self.basis
         sums = {"n_images": np.array(float(len(images))), **corner_sums(images)}
@@ -400,27 +391,27 @@ class MomentEstimator:
         H = None
         if self.transfer is not None:
             H = self.transfer.of_images(start, start + len(images))
-            sums |= weight_sums(basis, H, self.transfer.n_harmonics)
+            sums |= basis.information_sums(H, self.transfer.n_harmonics)
         names = ("first", "second", "squares")
-        if self.device is not None:
-            found = sums_on_device(basis, images, H, self.device)
-            return sums | dict(zip(names, found, strict=True))
         if self.third is None:
-            return sums | dict(zip(names, basis.sums(images, H), strict=True))
+            found = basis.sums(images, H, self.device)
+            return sums | dict(zip(names, found, strict=True))
         c = basis.coefficients(images, H)
         sums |= dict(zip(names, basis.coefficient_sums(c), strict=True))
         return sums | self.third.sums(c, H if H is None else H[..., 0], errors=True)
 
 
 def _standard_error(
-    squares: np.ndarray, weights: np.ndarray | None, n: int
+    squares: np.ndarray, information: np.ndarray | None, n: int
 ) -> np.ndarray | None:
-    """Of a sum of n values over their weights (n without), from the sum of their square
-    deviations from the mean."""
+    """Of a sum of n values over their information (n without), from the sum of their
+    squared deviations from the mean."""
     if n < 2:
         return None
     error = np.sqrt(np.maximum(squares, 0) * n / (n - 1))
-    return error / n if weights is None else solve_entries(error, weights, n)
+    if information is None:
+        return error / n
+    return solve_entries(error, information, n)
 
 
 def _plain(number: float | None) -> float | None:

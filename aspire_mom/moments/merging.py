@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aspire_mom.bases.bases import CartesianBasis
-from aspire_mom.bases.ctf_weights import (
-    divide,
-    divide_power,
-    expand,
-    multiply,
-    multiply_power,
-    solve_entries,
-)
+from aspire_mom.bases import solve_entries
 from aspire_mom.checks import spread
 
 if TYPE_CHECKING:
@@ -35,7 +27,7 @@ def merged(a: Moments, b: Moments) -> dict:
         "n_images": n,
         "corrections": a.corrections.merged(b.corrections, a.n_images, b.n_images),
     }
-    if a.first_weight is not None or b.first_weight is not None:
+    if a.first_information is not None or b.first_information is not None:
         return fields | _weighted(a, b)
     noise = a.basis.noise_second(a.nyquist)
     # Entries of f f* scatter about their mean, noise included.
@@ -95,59 +87,58 @@ def _weighted(a: Moments, b: Moments) -> dict[str, np.ndarray]:
     """Both sets' normal equations together; errors as of independent sets."""
     basis, both = a.basis, (a, b)
     n = a.n_images + b.n_images
-    w = [_first_weight(m) for m in both]
-    first = sum(w_i * m.first for w_i, m in zip(w, both, strict=True))
-    w2 = _equally_long([_second_weight(m) for m in both])
+    first_parts = [_first_information(m) for m in both]
+    second_parts = _equally_long([_second_information(m) for m in both])
+    first_all, second_all = sum(first_parts), sum(second_parts)
+    first = sum(i * m.first for i, m in zip(first_parts, both, strict=True))
     second = sum(
-        multiply(m.second, w_i, basis) for w_i, m in zip(w2, both, strict=True)
+        basis.multiply(m.second, i) for i, m in zip(second_parts, both, strict=True)
     )
-    e2 = [expand(w_i, basis) for w_i in w2]
     power = None
     if _noise_known(a, b):
         power = sum(
-            multiply_power(m.noise_power, w_i, basis)
-            for w_i, m in zip(w2, both, strict=True)
+            basis.multiply_power(m.noise_power, i)
+            for i, m in zip(second_parts, both, strict=True)
         )
-        power = divide_power(power, sum(w2), basis, n)
+        power = basis.divide_power(power, second_all, n)
+    pairs = [basis.expand(i) for i in second_parts]
     return {
-        "first": solve_entries(first, sum(w), n),
-        "second": divide(second, sum(w2), basis, n),
-        "first_error": _weighted_error([m.first_error for m in both], w, n),
-        "second_error": _weighted_error([m.second_error for m in both], e2, n),
-        "first_weight": sum(w),
-        "second_weight": sum(w2),
+        "first": solve_entries(first, first_all, n),
+        "second": basis.divide(second, second_all, n),
+        "first_error": _weighted_error([m.first_error for m in both], first_parts, n),
+        "second_error": _weighted_error([m.second_error for m in both], pairs, n),
+        "first_information": first_all,
+        "second_information": second_all,
         "noise_power": power,
     }
 
 
-def _first_weight(moments: Moments) -> np.ndarray:
-    if moments.first_weight is not None:
-        return moments.first_weight
-    n = getattr(moments.basis, "n_rings", moments.basis.L**2)
-    return np.full(n, float(moments.n_images))
+def _first_information(moments: Moments) -> np.ndarray:
+    if moments.first_information is not None:
+        return moments.first_information
+    return np.full(moments.basis.n_frequencies, float(moments.n_images))
 
 
-def _second_weight(moments: Moments) -> np.ndarray:
-    if moments.second_weight is not None:
-        return moments.second_weight
-    same = moments.effective_images
-    return same if isinstance(moments.basis, CartesianBasis) else same[None]
+def _second_information(moments: Moments) -> np.ndarray:
+    if moments.second_information is not None:
+        return moments.second_information
+    return moments.effective_images[None]
 
 
-def _equally_long(weights: list[np.ndarray]) -> list[np.ndarray]:
-    """Weights of different orders, the shorter ones continued by zeros."""
-    n = max(len(w) for w in weights)
-    return [np.pad(w, ((0, n - len(w)),) + ((0, 0),) * (w.ndim - 1)) for w in weights]
+def _equally_long(information: list[np.ndarray]) -> list[np.ndarray]:
+    """Information of different numbers of orders, the shorter continued by zeros."""
+    n = max(map(len, information))
+    return [np.pad(i, ((0, n - len(i)), (0, 0), (0, 0))) for i in information]
 
 
 def _weighted_error(
-    errors: list[np.ndarray | None], weights: list[np.ndarray], n: int
+    errors: list[np.ndarray | None], information: list[np.ndarray], n: int
 ) -> np.ndarray | None:
     """Of the weighted mean of two independent values."""
     if any(error is None for error in errors):
         return None
-    squares = sum((w * e) ** 2 for w, e in zip(weights, errors, strict=True))
-    return solve_entries(np.sqrt(squares), sum(weights), n)
+    squares = sum((i * e) ** 2 for i, e in zip(information, errors, strict=True))
+    return solve_entries(np.sqrt(squares), sum(information), n)
 
 
 def _check_mergeable(a: Moments, b: Moments) -> None:
@@ -177,7 +168,7 @@ def _check_mergeable(a: Moments, b: Moments) -> None:
             " both with one ThirdMomentBasis"
         )
     if a.third is not None and (
-        a.first_weight is not None or b.first_weight is not None
+        a.first_information is not None or b.first_information is not None
     ):
         raise ValueError(
             "third moments of images with CTFs cannot be merged, since their weights"

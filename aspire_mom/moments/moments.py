@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from aspire_mom.bases.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.checks import check_integer, check_new, check_positive
 from aspire_mom.moments.corrections import Corrections
 from aspire_mom.moments.merging import merged
 from aspire_mom.moments.third import ThirdMomentBasis
 
-FORMAT = "aspire_mom.Moments.3"
+FORMAT = "aspire_mom.Moments.4"
 BASES = {"CartesianBasis": CartesianBasis, "PolarBasis": PolarBasis}
 ARRAYS = (
     "first",
@@ -24,8 +24,8 @@ ARRAYS = (
     "second_error",
     "third",
     "third_error",
-    "first_weight",
-    "second_weight",
+    "first_information",
+    "second_information",
     "noise_power",
 )
 
@@ -47,16 +47,16 @@ class Moments:
     :param second_error: The same for `second`.
     :param nyquist: False for even-sized images whose Nyquist row and column are zero,
         as ASPIRE's downsampling leaves them: noise is white in the other frequencies.
-    :param first_weight: How many images without a CTF would be worth as much for each
-        frequency, Σ H² over images: (n_rings,) or (L²,), float64; None without a CTF.
-    :param second_weight: The same for pairs of frequencies, Σ H² H'²: (L², L²), or
-        (orders, n_rings, n_rings), where orders 0, 2, … are of the angle between them
-        (see `weights`) and order 0 is the number of images.
+    :param first_information: How many images without a CTF would be worth as much for
+        each of n frequencies, Σ H² over images: (n,), float64; None without a CTF.
+    :param second_information: The same for pairs of frequencies, Σ H² H'²: (orders, n,
+        n), where orders 0, 2, … are of the angle between them (see `Basis`) and order 0
+        is the number of images.
     :param corrections: What the moments are corrected for, and of which images.
     :param third_basis: `ThirdMomentBasis` of `third`, None where there is none.
     :param third_error: The same for `third`, as :meth:`ThirdMomentBasis.finish` has it.
     :param noise_power: Power of the noise that was removed from each coefficient's own
-        second moment, after all corrections: (max_order + 1, n_rings) or (L²,),
+        second moment, after all corrections: `basis.power_shape`,
         float64; None where it is not known.
     :raises TypeError: `basis` is no basis, or a moment or an error no array.
     :raises ValueError: shapes that are not the basis's, values that are not finite, or
@@ -72,8 +72,8 @@ class Moments:
     first_error: np.ndarray | None = None
     second_error: np.ndarray | None = None
     nyquist: bool = True
-    first_weight: np.ndarray | None = None
-    second_weight: np.ndarray | None = None
+    first_information: np.ndarray | None = None
+    second_information: np.ndarray | None = None
     corrections: Corrections = Corrections()
     third_basis: ThirdMomentBasis | None = None
     third_error: np.ndarray | None = None
@@ -97,23 +97,19 @@ class Moments:
             expected = getattr(self.basis, name.split("_")[0] + "_shape")
             self._check_array(name, expected, self.basis)
         if self.noise_power is not None:
-            polar = isinstance(self.basis, PolarBasis)
-            n = getattr(self.basis, "n_rings", self.basis.L**2)
-            orders = (self.basis.max_order + 1,) if polar else ()
-            self._check_array("noise_power", (*orders, n), self.basis)
-        self._check_weights()
+            self._check_array("noise_power", self.basis.power_shape, self.basis)
+        self._check_information()
         self._check_third()
 
-    def _check_weights(self) -> None:
-        if (self.first_weight is None) != (self.second_weight is None):
-            raise ValueError("first_weight and second_weight belong together")
-        if self.first_weight is None:
+    def _check_information(self) -> None:
+        if (self.first_information is None) != (self.second_information is None):
+            raise ValueError("first_information and second_information belong together")
+        if self.first_information is None:
             return
-        n = getattr(self.basis, "n_rings", self.basis.L**2)
-        self._check_array("first_weight", (n,), self.basis)
-        polar = isinstance(self.basis, PolarBasis)
-        orders = (len(self.second_weight),) if polar else ()
-        self._check_array("second_weight", (*orders, n, n), self.basis)
+        n = self.basis.n_frequencies
+        self._check_array("first_information", (n,), self.basis)
+        orders = len(self.second_information)
+        self._check_array("second_information", (orders, n, n), self.basis)
 
     def _check_third(self) -> None:
         kept = self.third_basis
@@ -175,10 +171,9 @@ class Moments:
         well, on average over the angle between frequencies: (n_rings, n_rings), or (L²,
         L²) of a Cartesian basis; all `n_images` without a CTF.
         """
-        if self.second_weight is not None:
-            weight = self.second_weight
-            return weight[0].real if weight.ndim == 3 else weight
-        n = getattr(self.basis, "n_rings", self.basis.L**2)
+        if self.second_information is not None:
+            return self.second_information[0].real
+        n = self.basis.n_frequencies
         return np.full((n, n), float(self.n_images))
 
     def __repr__(self):

@@ -7,18 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aspire_mom.bases.bases import CartesianBasis
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.rings import (
     NEGLIGIBLE,
     SIGNIFICANT,
-    order_blocks,
-    order_multiplicity,
-    over_rings,
-    pixel_rings,
     ring_evidence,
     ring_power,
-    ring_power_error,
 )
 
 # Errors that are estimated from fewer images are too uncertain themselves.
@@ -67,17 +61,15 @@ class RingReport:
         :raises ValueError: The halves are of different bases.
         """
         basis, evidence = moments.basis, ring_evidence(moments)
-        rings = slice(
-            (basis.L + 1) // 2 if isinstance(basis, CartesianBasis) else basis.n_rings
-        )
+        rings = slice(basis.n_rings)
         noise = error = None
         if moments.noise_power is not None:
-            noise = over_rings(basis, moments.noise_power)[rings]
+            noise = basis.ring_power(moments.noise_power)[rings]
         if moments.second_error is not None:
-            error = ring_power_error(basis, moments.second_error)[rings]
+            error = basis.ring_power_error(moments.second_error)[rings]
         return cls(
             moments,
-            signal=ring_power(basis, moments.second)[rings],
+            signal=ring_power(moments)[rings],
             noise=noise,
             error=error,
             evidence=None if evidence is None else evidence[rings],
@@ -216,33 +208,22 @@ def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
     """
     one.check_same_basis(other)
     basis = one.basis
-    seconds = [one.second, other.second]
-    if isinstance(basis, CartesianBasis):
-        ring = pixel_rings(basis)
+    a, b = (basis.blocks(moments.second) for moments in (one, other))
+    weights = basis.block_multiplicity[:, None, None]
 
-        def total(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return np.bincount(ring, (a * b.conj()).real.sum(1))
-    else:
-        seconds = [order_blocks(basis, second) for second in seconds]
-        weights = order_multiplicity(seconds[0], "second")
+    def total(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return basis.ring_sum((weights * (a * b.conj()).real).sum((0, 2)))
 
-        def total(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return (weights * (a * b.conj()).real).sum((0, 2))
-
-    a, b = seconds
     norm = np.sqrt(total(a, a) * total(b, b))
     return np.divide(total(a, b), norm, where=norm > 0, out=np.zeros_like(norm))
 
 
 def _effective(moments: Moments, rings: slice) -> np.ndarray | None:
     """Effective number of images on each ring, of images that have a CTF."""
-    if moments.second_weight is None:
+    if moments.second_information is None:
         return None
     own = np.diagonal(moments.effective_images)
-    if isinstance(moments.basis, CartesianBasis):
-        ring = pixel_rings(moments.basis)
-        own = np.bincount(ring, own) / np.bincount(ring)
-    return own[rings]
+    return moments.basis.ring_mean(own)[rings]
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

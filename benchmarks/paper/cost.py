@@ -39,12 +39,8 @@ def moments(basis, seed: int = 0) -> Moments:
     axis = np.arange(basis.L) - basis.L // 2
     envelope = np.exp(-np.add.outer(axis**2, axis**2) / (0.2 * basis.L) ** 2)
     images = (1 + 0.5 * rng.standard_normal((64, basis.L, basis.L))) * envelope
-    f = basis.coefficients(images.astype(np.float32))
-    if isinstance(basis, PolarBasis):
-        first, second = f[:, 0].mean(0), basis.product(*basis.factors(f))
-    else:
-        first, second = f.mean(0), f.T @ f.conj()
-    return Moments(first, second / 64, basis)
+    first, second, _ = basis.finish(basis.sums(images.astype(np.float32)))
+    return Moments(first / 64, second / 64, basis)
 
 
 def measure(method: str, L: int, repeats: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import jv
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.bases.bases import signed_orders
+from aspire_mom.bases.polar import signed_orders
 from aspire_mom.moments.moments import weighted_norm
 from tests.moments.sources import largest_difference, noise_images
 from tests.references import moments as reference

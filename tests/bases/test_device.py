@@ -5,9 +5,8 @@ import pytest
 import torch
 from aspire.operators import CTFFilter, RadialCTFFilter
 
-from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.bases import device as device_module
-from aspire_mom.bases.device import full_precision, sums_on_device
+from aspire_mom.bases import CartesianBasis, PolarBasis, polar
+from aspire_mom.bases.sums import full_precision
 from aspire_mom.moments import MomentEstimator, StreamingOptions, ThirdMomentBasis
 from aspire_mom.moments.checks import check_covered
 from tests.moments.sources import (
@@ -61,7 +60,7 @@ def test_sums_are_numpys(device, dtype, seen_through, L, n_rings, max_order):
     images.setflags(write=False)
     if seen_through != "nothing":
         H = np.random.default_rng(0).uniform(-1, 1, (70, basis.n_rings, 1))
-    sums = sums_on_device(basis, images, H, device)
+    sums = basis.sums(images, H, device)
     for found, expected in zip(sums, basis.sums(images, H), strict=True):
         assert isinstance(found, np.ndarray)
         assert found.dtype == expected.dtype
@@ -108,7 +107,7 @@ def test_too_little_memory_is_told(monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
-    monkeypatch.setattr(device_module, "averaged_sums", full)
+    monkeypatch.setattr(polar, "averaged_sums", full)
     made = estimator(array_source(noise_images(20, 9)), DEVICES[0])
     with pytest.raises(ValueError, match="cpu has too little memory for 16 images"):
         made.estimate()
@@ -116,7 +115,7 @@ def test_too_little_memory_is_told(monkeypatch):
 
 def test_products_are_in_full_precision(monkeypatch):
     """Whatever was set before, which is set again."""
-    averaged_sums, seen = device_module.averaged_sums, []
+    averaged_sums, seen = polar.averaged_sums, []
 
     def looked_at(*args):
         seen.append(tf32_is_on())
@@ -128,10 +127,10 @@ def test_products_are_in_full_precision(monkeypatch):
             return matmul.fp32_precision == "tf32"
         return matmul.allow_tf32
 
-    monkeypatch.setattr(device_module, "averaged_sums", looked_at)
+    monkeypatch.setattr(polar, "averaged_sums", looked_at)
     torch.set_float32_matmul_precision("high")
     try:
-        sums_on_device(PolarBasis(8), noise_images(3, 8), None, DEVICES[0])
+        PolarBasis(8).sums(noise_images(3, 8), device=DEVICES[0])
         assert tf32_is_on()
         assert torch.get_float32_matmul_precision() == "high"
         with pytest.raises(Killed), full_precision():

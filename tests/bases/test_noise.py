@@ -14,7 +14,6 @@ from aspire.source import ArrayImageSource, Simulation
 from aspire.volume import Volume
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.bases.noise import stationary_noise_second
 from aspire_mom.moments import MomentEstimator, Noise, StreamingOptions
 from aspire_mom.moments.corners import corner_power, corner_spectrum
 from tests.moments.sources import array_source, largest_difference, noise_images
@@ -70,7 +69,7 @@ def test_second_moment_from_covariances_of_pixels(basis, L, nyquist):
             expected = np.array([a @ pixels @ a.conj().T for a in A[M:]])
         else:
             expected = np.einsum("mrx,xy,nsy->mrns", A[M:], pixels, A.conj())
-    value = stationary_noise_second(basis, spectrum(L), nyquist)
+    value = basis.stationary_noise_second(spectrum(L), nyquist)
     assert largest_difference(value, expected) < 1e-9
 
 
@@ -79,7 +78,7 @@ def test_second_moment_from_covariances_of_pixels(basis, L, nyquist):
 def test_a_flat_spectrum_is_white_noise(basis, L, nyquist):
     basis = BASES[basis](L)
     flat = np.ones((2 * L - 1, 2 * L - 1))
-    value = stationary_noise_second(basis, flat, nyquist)
+    value = basis.stationary_noise_second(flat, nyquist)
     if not nyquist:  # the same variance per pixel lies within the other frequencies
         value = value * (L / (L - 1)) ** 2
     assert largest_difference(value, basis.noise_second(nyquist)) < 1e-9

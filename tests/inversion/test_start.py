@@ -121,7 +121,7 @@ def test_bad_moments():
     flat = Moments(
         np.zeros(64, complex), np.zeros((64, 64), complex), CartesianBasis(8)
     )
-    with pytest.raises(ValueError, match=r"CartesianBasis\(L=8\); encoders take those"):
+    with pytest.raises(ValueError, match=r"CartesianBasis\(L=8\); the encoder needs"):
         predict(flat)
     for basis in (PolarBasis(13), PolarBasis(21, max_order=5)):
         few = Moments(

@@ -172,7 +172,7 @@ def test_merged_halves_are_the_whole(basis):
     merged = estimate(source[:301], basis, noise=Noise(variance=1e-3)).merge(
         estimate(source[301:], basis, noise=Noise(variance=1e-3))
     )
-    for name in ("first", "second", "first_weight", "second_weight"):
+    for name in ("first", "second", "first_information", "second_information"):
         assert largest_difference(getattr(merged, name), getattr(whole, name)) < 1e-9
     ratio = (
         merged.second_error[whole.second_error > 0]
@@ -213,8 +213,8 @@ def test_moments_with_weights_are_saved_and_loaded(tmp_path):
     moments = estimate(simulation(13, ctfs(600)))
     moments.save(tmp_path / "m.npz")
     loaded = type(moments).load(tmp_path / "m.npz")
-    assert (loaded.second_weight == moments.second_weight).all()
-    assert (loaded.first_weight == moments.first_weight).all()
+    assert (loaded.second_information == moments.second_information).all()
+    assert (loaded.first_information == moments.first_information).all()
     assert str(loaded.corrections) == str(moments.corrections)
     assert "5 astigmatic" in str(loaded.corrections)
 
@@ -251,7 +251,7 @@ def test_whitened_images_are_those_whose_filters_say_so():
 def test_flat_filters_are_none():
     source = simulation(16, [ScalarFilter(value=2), IdentityFilter()])
     moments = estimate(source)
-    assert moments.second_weight is None
+    assert moments.second_information is None
     assert str(moments.corrections).startswith("no CTF")
     assert (moments.effective_images == source.n).all()
 

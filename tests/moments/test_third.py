@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.bases.noise import stationary_noise_second
 from aspire_mom.moments import MomentEstimator, Moments, Noise, ThirdMomentBasis
 from aspire_mom.moments.compression import _noise_second
 from aspire_mom.moments.moments import weighted_norm
@@ -390,9 +389,7 @@ def test_coloured_noise_is_not_taken_for_signal(noise):
         basis,
         noise=Noise(spectrum=falling if noise == "given" else noise),
     ).estimate()
-    true = stationary_noise_second(
-        basis, falling.evaluate_grid(33, dtype=np.float64), nyquist=True
-    )
+    true = basis.stationary_noise_second(falling.evaluate_grid(33, dtype=np.float64))
     assert np.linalg.norm(_noise_second(moments) - true) < 0.07 * np.linalg.norm(true)
     with pytest.raises(ValueError, match="no eigenvalues above its noise"):
         ThirdMomentBasis.from_moments(moments)

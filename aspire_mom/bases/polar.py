@@ -1,0 +1,399 @@
+"""Rings times angular orders: in-plane rotations are phases."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import ClassVar
+
+import numpy as np
+import scipy.fft
+import torch
+
+from aspire_mom.bases.base import MIN_SIZE, Basis, squared_modulus
+from aspire_mom.bases.information import correlation
+from aspire_mom.bases.noise import (
+    Waves,
+    averaged_white_waves,
+    nyquist_waves,
+    stationary_waves,
+    white_waves,
+)
+from aspire_mom.bases.polar_transform import polar_transform
+from aspire_mom.bases.ring_filter import ring_filter
+from aspire_mom.bases.sums import Array, averaged_sums, full_precision
+from aspire_mom.checks import check_images
+
+# Radius of the object, in boxes, that decides which entries are expected to be filled.
+OBJECT_RADIUS = 0.4
+
+
+@dataclass(frozen=True)
+class PolarBasis(Basis):
+    """
+    Rings × angular orders: c[m, r] is the m-th angular Fourier coefficient of an
+    image's Fourier transform (`centered_fft2`'s, scale 1) on the ring of radius r
+    cycles per box, r = 0, 1, …, n_rings - 1. Turning an image by α multiplies c[m, r]
+    by exp(-imα); c[-m, r] = (-1)^m conj c[m, r] for real images, so m ≥ 0 is stored.
+
+    In-plane averaged (the default), moments are those of the data turned by every
+    in-plane angle: the first is E c[0, r], (n_rings,), the second one block per order,
+    (max_order + 1, n_rings, n_rings) = E c[m, r] conj c[m, r']. Otherwise the first is
+    (max_order + 1, n_rings) and the second (max_order + 1, n_rings, 2 max_order + 1,
+    n_rings), the third axis running over m' = -max_order … max_order.
+
+    Coefficients carry no weights. `first_weights` and `second_weights` make ‖·‖² equal
+    to the Cartesian one over the disc: 2πr per ring (2π/12 for ring 0), twice for
+    orders that stand for ±m.
+
+    :param L: Pixels along an image's edge.
+    :param n_rings: Number of rings; by default all within Nyquist, (L + 1)//2.
+    :param max_order: Largest angular order; by default ⌈π (n_rings - 1)⌉, all that an
+        object within the inscribed disc has.
+    :param inplane_average: Average over in-plane angles.
+    """
+
+    L: int
+    n_rings: int | None = None
+    max_order: int | None = None
+    inplane_average: bool = True
+
+    frequency_name: ClassVar = "ring"
+
+    def __post_init__(self):
+        self._set_integers(L=MIN_SIZE)
+        most = (self.L + 1) // 2
+        if self.n_rings is None:
+            object.__setattr__(self, "n_rings", most)
+        self._set_integers(n_rings=1)
+        if self.n_rings > most:
+            raise ValueError(
+                f"n_rings is {self.n_rings}; at L = {self.L} there are 1 to {most}"
+                " rings within Nyquist"
+            )
+        if self.max_order is None:
+            order = math.ceil(math.pi * (self.n_rings - 1))
+            object.__setattr__(self, "max_order", order)
+        self._set_integers(max_order=0)
+
+    # Shapes, multiplicities, norms
+
+    @property
+    def first_shape(self) -> tuple[int, ...]:
+        return self.power_shape[1:] if self.inplane_average else self.power_shape
+
+    @property
+    def second_shape(self) -> tuple[int, ...]:
+        M, R = self.max_order, self.n_rings
+        return (M + 1, R, R) if self.inplane_average else (M + 1, R, 2 * M + 1, R)
+
+    @property
+    def rings(self) -> np.ndarray:
+        return np.arange(self.n_rings)
+
+    @property
+    def first_multiplicity(self) -> np.ndarray:
+        return np.ones(1) if self.inplane_average else self.block_multiplicity[:, None]
+
+    @property
+    def second_multiplicity(self) -> np.ndarray:
+        ones = (1, 1) if self.inplane_average else (1, 1, 1)
+        return self.block_multiplicity.reshape(-1, *ones)
+
+    @cached_property
+    def ring_weights(self) -> np.ndarray:
+        """Area 2πr of each ring (n_rings,), 2π/12 for ring 0."""
+        radii = np.arange(self.n_rings, dtype=float)
+        radii[0] = 1 / 12
+        return 2 * np.pi * radii
+
+    @property
+    def first_weights(self) -> np.ndarray:
+        return self.first_multiplicity * self.ring_weights
+
+    @property
+    def second_weights(self) -> np.ndarray:
+        pairs = np.outer(self.ring_weights, self.ring_weights)
+        return self.second_multiplicity * self.expand(pairs[None])
+
+    @property
+    def resolved(self) -> np.ndarray:
+        return np.ones(self.n_rings, bool)
+
+    # Parts of moments
+
+    def zeroth(self, first: np.ndarray) -> np.ndarray:
+        return first if self.inplane_average else first[0]
+
+    def blocks(self, second: np.ndarray) -> np.ndarray:
+        if self.inplane_average:
+            return second
+        return np.einsum("mrmq->mrq", second[:, :, self.max_order :])
+
+    def cut(
+        self, n_rings: int | None = None, max_order: int | None = None
+    ) -> PolarBasis:
+        R = self.n_rings if n_rings is None else min(n_rings, self.n_rings)
+        M = self.max_order if max_order is None else min(max_order, self.max_order)
+        return replace(self, n_rings=R, max_order=M)
+
+    def cut_array(self, array: np.ndarray, to: Basis) -> np.ndarray:
+        orders, rings = slice(to.max_order + 1), slice(to.n_rings)
+        if array.ndim == 1:
+            return array[rings]
+        if array.ndim < 4:
+            return array[(orders, rings, rings)[: array.ndim]]
+        signed = slice(None)
+        if array.shape[2] > 1:
+            signed = slice(
+                self.max_order - to.max_order, self.max_order + to.max_order + 1
+            )
+        return array[orders, rings, signed, rings]
+
+    # Rings
+
+    def ring_power_error(self, error: np.ndarray) -> np.ndarray:
+        own = self.block_multiplicity[:, None] * self.own_power(error)
+        return np.sqrt((own**2).sum(0))
+
+    @property
+    def within_object(self) -> np.ndarray:
+        reach = np.ceil(2 * np.pi * OBJECT_RADIUS * self.rings) + 1
+        reach[0] = 0  # higher orders of a single point are round-off
+        orders = np.arange(self.max_order + 1)[:, None, None]
+        return orders <= np.minimum(reach[:, None], reach)
+
+    def entry_scales(self, rms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # A ring's power spreads over the orders that an object has.
+        orders = 2 * (2 * np.pi * OBJECT_RADIUS) * self.rings + 1
+        if self.inplane_average:
+            shared = np.minimum(orders[:, None], orders)
+            first, second = rms, np.outer(rms, rms) / np.sqrt(shared)
+        else:
+            first = rms / np.sqrt(orders)
+            second = first[:, None, None] * first
+        return (
+            np.broadcast_to(first, self.first_shape),
+            np.broadcast_to(second, self.second_shape),
+        )
+
+    # Coefficients
+
+    @cached_property
+    def n_angles(self) -> int:
+        """
+        Samples on half a ring. A pixel at distance d from the centre has orders up to
+        about 2πrd/L; with this many, even the corners' leave no alias above 1e-10.
+        """
+        corner = math.sqrt(2) * math.pi * (self.n_rings - 1)
+        return math.ceil((self.max_order + corner + 4 + 7 * corner ** (1 / 3)) / 2)
+
+    @property
+    def half_rings(self) -> tuple[np.ndarray, np.ndarray]:
+        """Frequencies kx and ky, radians per pixel, ordered ring, angle."""
+        return tuple(self.filter_points(self.n_angles))
+
+    def coefficients(
+        self, images: np.ndarray, H: np.ndarray | None = None
+    ) -> np.ndarray:
+        """
+        :param images: Images (n, L, L), real.
+        :param H: Real and even functions to multiply the images' transforms by, at
+            angles πj/K on the rings: (n, n_rings, K), K odd, which hold their orders
+            0, 2 … K - 1; (n, n_rings, 1) for radial ones.
+        :return: Coefficients c (n, max_order + 1, n_rings), complex of the images'
+            precision; the images lie next to one another in memory, as products want
+            them.
+        :raises ValueError: wrong shape or values that are not finite.
+        """
+        parts, _ = self._parts(check_images(images, self.L), H)
+        by_order = np.empty(parts.shape[1:], np.result_type(parts, np.complex64))
+        by_order.real, by_order.imag = parts
+        return by_order.transpose(2, 0, 1)
+
+    def _parts(
+        self,
+        images: np.ndarray,
+        H: np.ndarray | None,
+        device: torch.device | None = None,
+    ) -> tuple[Array, np.ndarray]:
+        """
+        Real and imaginary parts of coefficients, (2, max_order + 1, n_rings, n), and
+        the largest order of each ring that is not 0.
+        """
+        size, dtype = (self.L, self.n_rings, self.max_order), images.dtype
+        if H is not None and H.shape[-1] > 1:
+            multiply = ring_filter(*size, H.shape[-1], dtype.name)
+            return multiply(images, H), multiply.reach
+        transform = polar_transform(*size, dtype.name, device)
+        c = transform(_placed(images, device))
+        if H is not None:
+            c *= _placed(H[:, :, 0].T.astype(dtype), device)
+        return c, transform.reach
+
+    def orders(self, half: np.ndarray) -> np.ndarray:
+        """
+        Fourier coefficients in angle, the other half of a ring being the conjugate.
+
+        :param half: Half rings (n, n_rings, n_angles) of Fourier values / (2 n_angles).
+        :return: Coefficients c (n, max_order + 1, n_rings).
+        """
+        rings = np.concatenate((half, half.conj()), axis=-1)
+        orders = scipy.fft.fft(rings, overwrite_x=True)
+        return orders[..., : self.max_order + 1].transpose(0, 2, 1)
+
+    # Sums over images
+
+    @property
+    def runs_on_devices(self) -> bool:
+        return self.inplane_average
+
+    def sums(
+        self,
+        images: np.ndarray,
+        H: np.ndarray | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[np.ndarray, ...]:
+        """
+        See :meth:`Basis.sums`. Devices take radial H only, and finite images unchecked;
+        all coefficients of a batch are in their memory.
+        """
+        if device is not None:
+            return self._sums_on(device, images, H)
+        if self.inplane_average:
+            return averaged_sums(*self._parts(check_images(images, self.L), H))
+        return self.coefficient_sums(self.coefficients(images, H))
+
+    @full_precision()
+    def _sums_on(
+        self, device: torch.device, images: np.ndarray, H: np.ndarray | None
+    ) -> tuple[np.ndarray, ...]:
+        try:
+            sums = averaged_sums(*self._parts(images, H, device))
+            return tuple(s.cpu().numpy() for s in sums)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{device} has too little memory for {len(images)} images at once; pass"
+                " a smaller batch_size"
+            ) from error
+
+    def coefficient_sums(self, c: np.ndarray) -> tuple[np.ndarray, ...]:
+        """
+        :param c: Coefficients (n, max_order + 1, n_rings) of images.
+        :return: What :meth:`sums` returns of the images.
+        """
+        if self.inplane_average:
+            by_order = c.transpose(1, 2, 0)
+            parts = np.stack((by_order.real, by_order.imag))
+            return averaged_sums(parts, np.full(self.n_rings, self.max_order))
+        first = c.sum(0, dtype=np.complex128)
+        left, right = self._factors(c)
+        squares = self._product(squared_modulus(left), squared_modulus(right))
+        return first, self._product(left, right), squares
+
+    def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+        return sums
+
+    def _factors(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of coefficients (n, max_order + 1, n_rings), factors (…, rows, n) and (…,
+        columns, n) of their second moment."""
+        if self.inplane_average:
+            by_order = np.ascontiguousarray(c.transpose(1, 2, 0))
+            return by_order, by_order
+        n = len(c)
+        return c.reshape(n, -1).T, signed_orders(c).reshape(n, -1).T
+
+    def _product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Sum over images of f f*, of the second moment's shape, from factors."""
+        return (left @ right.conj().swapaxes(-1, -2)).reshape(self.second_shape)
+
+    # Noise
+
+    def noise_second(self, nyquist: bool = True) -> np.ndarray:
+        """See :meth:`Basis.noise_second`: not diagonal, since rings overlap;
+        complex128."""
+        return _white_noise_second(self, nyquist)
+
+    def stationary_noise_second(
+        self, spectrum: np.ndarray, nyquist: bool = True
+    ) -> np.ndarray:
+        return self.second_of_waves(
+            stationary_waves(self.L, self.half_rings, spectrum, nyquist)
+        )
+
+    def second_of_waves(self, waves: Waves) -> np.ndarray:
+        """
+        :param waves: Chunks of images' transforms on `half_rings`, and weights.
+        :return: Σ weights f f*, of the second moment's shape, complex128.
+        """
+        second = 0
+        for values, weights in waves:
+            half = values.reshape(-1, self.n_rings, self.n_angles)
+            left, right = self._factors(self.orders(half / (2 * self.n_angles)))
+            second = second + self._product(weights * left, right)
+        return second
+
+    # Filters, CTFs
+
+    @property
+    def largest_frequency(self) -> float:
+        return self.n_rings - 1.0
+
+    @property
+    def max_harmonics(self) -> int:
+        return self.n_angles // 2
+
+    @property
+    def corrects_astigmatism(self) -> bool:
+        return self.inplane_average
+
+    def filter_points(self, n_angles: int) -> np.ndarray:
+        angles = np.pi / n_angles * np.arange(n_angles)
+        radii = 2 * np.pi / self.L * self.rings
+        directions = np.stack((np.cos(angles), np.sin(angles)))
+        return (radii[:, None] * directions[:, None]).reshape(2, -1)
+
+    def filter_values(self, values: np.ndarray) -> np.ndarray:
+        by_ring = values.reshape(self.n_rings, -1, values.shape[-1])
+        return by_ring.transpose(2, 0, 1)
+
+    def information_sums(
+        self, H: np.ndarray, n_harmonics: int
+    ) -> dict[str, np.ndarray]:
+        squares = H**2
+        return {
+            "first_information": squares.mean(-1).sum(0),
+            "noise_information": correlation(H, n_harmonics),
+            "second_information": correlation(squares, n_harmonics),
+        }
+
+    def expand(self, information: np.ndarray) -> np.ndarray:
+        pairs = information[0].real
+        return pairs if self.inplane_average else pairs[None, :, None, :]
+
+
+def signed_orders(c: np.ndarray) -> np.ndarray:
+    """
+    :param c: Polar coefficients (n, max_order + 1, n_rings) of real images.
+    :return: The same for m = -max_order … max_order: (n, 2 max_order + 1, n_rings).
+    """
+    signs = (-1.0) ** np.arange(1, c.shape[1])
+    negative = (signs[:, None] * c[:, 1:].conj()).astype(c.dtype)
+    return np.concatenate((negative[:, ::-1], c), axis=1)
+
+
+def _placed(array: np.ndarray, device: torch.device | None) -> Array:
+    return array if device is None else torch.tensor(array, device=device)
+
+
+@lru_cache(maxsize=1)
+def _white_noise_second(basis: PolarBasis, nyquist: bool) -> np.ndarray:
+    L, points = basis.L, basis.half_rings
+    waves = averaged_white_waves if basis.inplane_average else white_waves
+    second = basis.second_of_waves(waves(L, points))
+    if not nyquist:
+        lost = basis.second_of_waves(nyquist_waves(L, points))
+        second = (L / (L - 1)) ** 2 * (second - lost)
+    second.setflags(write=False)
+    return second
