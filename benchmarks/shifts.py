@@ -86,7 +86,7 @@ def estimate(
     )
     basis = PolarBasis(volume.resolution)
     return MomentEstimator(
-        source, basis, corrections=CorrectionOptions(shifts=False)
+        source, basis, corrections=CorrectionOptions(ignore_shifts=True)
     ).estimate()
 
 

@@ -25,7 +25,7 @@ from aspire_mom.cli.console import (
     plot_option,
 )
 from aspire_mom.evaluation.moment_plots import plot_moments
-from aspire_mom.files import staged
+from aspire_mom.files import discard_checkpoint, staged
 from aspire_mom.moments import (
     CorrectionOptions,
     MomentEstimator,
@@ -33,7 +33,6 @@ from aspire_mom.moments import (
     Noise,
     StreamingOptions,
     ThirdMomentBasis,
-    discard_checkpoint,
 )
 from aspire_mom.moments.report import RingReport
 from aspire_mom.relion import Particles, ParticleSource, read_particles
@@ -196,9 +195,9 @@ def moments(
         coefficients,
         noise=Noise(spectrum="corners" if noise == "coloured" else None),
         corrections=CorrectionOptions(
-            ctf=not ignore_ctf,
+            ignore_ctf=ignore_ctf,
             phase_flipped=read.phase_flipped or None,
-            shifts=not ignore_shifts,
+            ignore_shifts=ignore_shifts,
             shift_std=_std("--shift-std", shift_std),
             amplitude_std=_std("--amplitude-std", amplitude_std),
         ),

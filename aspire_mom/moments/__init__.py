@@ -1,6 +1,5 @@
 """Low-order moments of images, estimated in one pass over a source."""
 
-from aspire_mom.moments.checkpoint import discard_checkpoint
 from aspire_mom.moments.corrections import Corrections
 from aspire_mom.moments.estimator import MomentEstimator
 from aspire_mom.moments.moments import Moments
@@ -15,5 +14,4 @@ __all__ = [
     "Noise",
     "StreamingOptions",
     "ThirdMomentBasis",
-    "discard_checkpoint",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 
 from aspire_mom.checks import check_positive, spread
@@ -162,23 +161,11 @@ class Corrections:
             }
         )
 
-    def to_json(self) -> str:
-        """
-        :return: All fields, as :meth:`from_json` reads them.
-        """
-        return json.dumps(asdict(self))
-
     @classmethod
-    def from_json(cls, text: str) -> Corrections:
+    def from_dict(cls, values: dict) -> Corrections:
         """
-        :param text: What :meth:`to_json` returned.
+        :param values: What `dataclasses.asdict` returned, from JSON.
         :return: The corrections.
-        :raises ValueError: it is something else.
         """
-        values = json.loads(text)
-        try:
-            if values["source"] is not None:
-                values["source"] = SourceIdentity(**values["source"])
-            return cls(**values)
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"its corrections are damaged: {error}") from error
+        source = values["source"] and SourceIdentity(**values["source"])
+        return cls(**values | {"source": source})

@@ -114,7 +114,7 @@ class MomentEstimator:
             self.noise_spectrum = filter_spectrum(noise.spectrum, source)
         found = TransferFunctions(source, basis, corrections.phase_flipped)
         self.has_ctf = not found.flat
-        self.transfer = found if corrections.ctf and self.has_ctf else None
+        self.transfer = None if corrections.ignore_ctf or found.flat else found
         check_astigmatism(self.transfer, basis)
         check_third(third, basis, self.transfer)
         device = checked_device(processes.own_device(str(streaming.device)))
@@ -123,7 +123,7 @@ class MomentEstimator:
         self.device = None if device.type == "cpu" else device
         known = known_offsets(source)
         self.has_shifts = known is not None
-        self.offsets = known if corrections.shifts else None
+        self.offsets = None if corrections.ignore_shifts else known
         if corrections.amplitude_std == 0:
             mention_amplitudes(source)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
-from aspire_mom.checks import check_integer, check_new, check_positive
+from aspire_mom.checks import check_integer, check_positive
+from aspire_mom.files import contents_of, load_arrays, save_arrays
 from aspire_mom.moments.corrections import Corrections
 from aspire_mom.moments.merging import merged
 from aspire_mom.moments.third import ThirdMomentBasis
@@ -230,32 +229,17 @@ class Moments:
         :raises FileNotFoundError: no such folder.
         :raises FileExistsError: the file exists and `overwrite` is False.
         """
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise ValueError(f"{path}: the file's name must end in .npz")
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"{path.parent}: no such folder to write to")
-        check_new(path, overwrite)
         arrays = {name: getattr(self, name) for name in ARRAYS}
         if self.third_basis is not None:
             arrays |= self.third_basis.to_arrays()
-        partial = path.with_name(path.name + ".part")
-        try:
-            with open(partial, "wb") as file:
-                np.savez(
-                    file,
-                    format=FORMAT,
-                    basis=type(self.basis).__name__,
-                    n_images=self.n_images,
-                    pixel_size=np.nan if self.pixel_size is None else self.pixel_size,
-                    nyquist=self.nyquist,
-                    corrections=self.corrections.to_json(),
-                    **{f"basis_{k}": v for k, v in asdict(self.basis).items()},
-                    **{k: v for k, v in arrays.items() if v is not None},
-                )
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        settings = {
+            "basis": {"kind": type(self.basis).__name__, **asdict(self.basis)},
+            "n_images": int(self.n_images),
+            "pixel_size": self.pixel_size,
+            "nyquist": bool(self.nyquist),
+            "corrections": asdict(self.corrections),
+        }
+        save_arrays(path, FORMAT, arrays, settings, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
@@ -265,55 +249,21 @@ class Moments:
         :param path: An .npz file.
         :return: The moments.
         :raises FileNotFoundError: no such file.
-        :raises ValueError: the file is not one of saved moments, or is damaged.
+        :raises ValueError: the file holds something else or moments of another version,
+            or is damaged.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        if not zipfile.is_zipfile(path):
-            raise ValueError(f"{path} is not an .npz file, or not a whole one")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                mark = str(file["format"]) if "format" in file else ""
-                if mark.startswith("aspire_mom.Moments.") and mark != FORMAT:
-                    raise ValueError(
-                        f"it is of another version of this program ({mark}, not"
-                        f" {FORMAT}); estimate the moments again"
-                    )
-                if mark != FORMAT:
-                    raise ValueError(f"no format mark {FORMAT!r}")
-                return cls._from_fields({name: file[name] for name in file.files})
-        except KeyError as error:
-            raise ValueError(f"{path} lacks the field {error}") from error
-        except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} does not hold moments: {error}") from error
-
-    @classmethod
-    def _from_fields(cls, fields: dict[str, np.ndarray]) -> Moments:
-        prefix = "basis_"
-        settings = {
-            key.removeprefix(prefix): value.item()
-            for key, value in fields.items()
-            if key.startswith(prefix)
-        }
-        name = str(fields["basis"])
-        if name not in BASES:
-            raise ValueError(f"its basis is {name!r}; known are {', '.join(BASES)}")
-        pixel_size = float(fields["pixel_size"])
-        basis, kept = BASES[name](**settings), None
-        if "third" in fields:
-            kept = ThirdMomentBasis.from_arrays(basis, fields)
-        return cls(
-            basis=basis,
-            n_images=int(fields["n_images"]),
-            pixel_size=None if np.isnan(pixel_size) else pixel_size,
-            nyquist=bool(fields["nyquist"]),
-            corrections=Corrections.from_json(str(fields["corrections"])),
-            first=fields["first"],
-            second=fields["second"],
-            third_basis=kept,
-            **{name: fields[name] for name in ARRAYS[2:] if name in fields},
-        )
+        arrays, settings = load_arrays(path, FORMAT)
+        with contents_of(path):
+            kind = settings["basis"].pop("kind")
+            if kind not in BASES:
+                raise ValueError(f"its basis is {kind!r}; known are {', '.join(BASES)}")
+            settings["basis"] = basis = BASES[kind](**settings["basis"])
+            settings["corrections"] = Corrections.from_dict(settings["corrections"])
+            if "third" in arrays:
+                settings["third_basis"] = ThirdMomentBasis.from_arrays(basis, arrays)
+            return cls(
+                **{name: arrays[name] for name in ARRAYS if name in arrays}, **settings
+            )
 
     def check_same_basis(self, other: Moments) -> None:
         """

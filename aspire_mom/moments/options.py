@@ -59,11 +59,10 @@ class CorrectionOptions:
     """
     What to correct images for.
 
-    :param ctf: Correct for CTFs; False to take the images as if they had none.
+    :param ignore_ctf: Take images that have a CTF as if they had none.
     :param phase_flipped: Whether the images' phases were flipped; None to see whether
         `source.phase_flip()` was called, which `source.cache()` hides.
-    :param shifts: Undo the shifts that the source knows; False to take the images as if
-        they were centred.
+    :param ignore_shifts: Take images that have known shifts as if they were centred.
     :param shift_std: Standard deviation along each axis, pixels, of shifts that the
         images still have, which the inversion models; None to have it estimate them.
     :param amplitude_std: Standard deviation of the images' amplitudes relative to their
@@ -71,9 +70,9 @@ class CorrectionOptions:
     :raises ValueError: a standard deviation out of range.
     """
 
-    ctf: bool = True
+    ignore_ctf: bool = False
     phase_flipped: bool | None = None
-    shifts: bool = True
+    ignore_shifts: bool = False
     shift_std: float | None = 0.0
     amplitude_std: float | None = 0.0
 
@@ -90,7 +89,7 @@ class StreamingOptions:
     :param batch_size: Images read and transformed at once; fewer need less memory.
     :param checkpoint: File that keeps the sums so far: another pass over the same
         images goes on from there. It stays when all is done;
-        `aspire_mom.moments.discard_checkpoint` removes it.
+        `aspire_mom.files.discard_checkpoint` removes it.
     :param checkpoint_seconds: Time from one writing of the checkpoint to the next.
     :param device: torch device of the sums over a batch, "cpu" for NumPy on all cores;
         "cuda" is this process's GPU under `torchrun`. GPUs compute sums of polar bases

@@ -14,8 +14,10 @@ from aspire.utils import tqdm
 
 from aspire_mom import processes
 from aspire_mom.checks import check_integer
-from aspire_mom.moments.checkpoint import Sums, SumsCheckpoint
+from aspire_mom.files import Checkpoint
 from aspire_mom.threads import n_workers, one_blas_thread
+
+Sums = dict[str, np.ndarray]
 
 
 def accumulate(
@@ -26,7 +28,7 @@ def accumulate(
     *,
     n_groups: int = 1,
     checkpoint: str | Path | None = None,
-    fingerprint: dict[str, str] | None = None,
+    fingerprint: dict[str, object] | None = None,
     every: float = 60.0,
     most_workers: int | None = None,
     desc: str = "Averaging images",
@@ -51,32 +53,29 @@ def accumulate(
         in several threads at a time.
     :param n_groups: Batch j counts in group j mod n_groups: 2 for half-sets.
     :param checkpoint: File that keeps the sums so far. Where it is there already, the
-        pass goes on from it; at the end it has the whole result, for
-        :func:`~aspire_mom.moments.checkpoint.discard_checkpoint` to remove.
-    :param fingerprint: What tells these images and sums from others, by name:
-        :func:`~aspire_mom.moments.fingerprint.fingerprint_source` and settings.
-    :param every: Seconds between writings of the checkpoint: what was added up since is
-        all that is ever repeated, with the batches that were being computed.
+        pass goes on from it; at the end it has the whole result, until
+        :func:`aspire_mom.files.discard_checkpoint` removes it.
+    :param fingerprint: What identifies these images and sums, by name.
+    :param every: Seconds between writings of the checkpoint. A resumed pass repeats
+        what was added up since the last one, and the batches that were being computed.
     :param most_workers: Batches computed at once, at most.
     :param desc: What the progress bar says.
     :return: One dictionary of sums per group, float64 or complex128. Groups that no
         batch falls to have zeros.
-    :raises ValueError: `n`, `batch_size` or `n_groups` is below 1, or the checkpoint is
-        damaged or of something else.
+    :raises ValueError: `n`, `batch_size` or `n_groups` is below 1.
+    :raises ForeignCheckpoint: the checkpoint is damaged or of something else.
     :raises OSError: the checkpoint cannot be written; the former one is still there.
     """
     for name, value in (("n", n), ("batch_size", batch_size), ("n_groups", n_groups)):
         check_integer(name, value, 1)
     starts = range(0, n, batch_size)
     own = processes.own_rows(len(starts))
-    settings = {
-        "images": str(n),
-        "batch_size": str(batch_size),
-        "groups": str(n_groups),
-        **(fingerprint or {}),
-    }
-    kept = SumsCheckpoint(checkpoint, settings, every)
-    first, totals = kept.read() or (own.start, {})
+    settings = {"images": n, "batch_size": batch_size, "groups": n_groups}
+    kept = Checkpoint(
+        checkpoint, settings | (fingerprint or {}), every=every, each_process=True
+    )
+    first = kept.state.get("next", own.start)
+    totals = {name: t.numpy() for name, t in kept.state.get("sums", {}).items()}
     batches = [
         (start, min(start + batch_size, n)) for start in starts[first : own.stop]
     ]
@@ -85,9 +84,10 @@ def accumulate(
     with one_blas_thread(), closing(stream):
         for number, parts in enumerate(_with_bar(stream, own, first, desc), first):
             _add(totals, parts, number % n_groups, n_groups)
-            kept.write_now_and_then(number + 1, totals)
+            kept.state = {"next": number + 1, "sums": totals}
+            kept.write_now_and_then()
     if batches:
-        kept.write(own.stop, totals)
+        kept.write()
     _of_all_processes(totals)
     return [{name: t[group] for name, t in totals.items()} for group in range(n_groups)]
 

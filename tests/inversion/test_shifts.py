@@ -59,7 +59,7 @@ def shifted_moments(L, basis):
             ),
             basis,
             noise=Noise(variance=0),
-            corrections=CorrectionOptions(shifts=False),
+            corrections=CorrectionOptions(ignore_shifts=True),
         ).estimate()
         for o in nodes
     ]

@@ -86,7 +86,7 @@ def test_moments_are_those_without_ctf(L, astigmatism, close, prepare):
     # What ignoring the CTF would give.
     ignored = estimate(
         prepare(simulation(L, ctfs(astigmatism))),
-        corrections=CorrectionOptions(ctf=False),
+        corrections=CorrectionOptions(ignore_ctf=True),
     )
     assert min(clean.relative_error(ignored)) > 0.3
 

@@ -305,7 +305,7 @@ def test_known_shifts_are_undone(basis):
         source,
         basis,
         noise=Noise(variance=0),
-        corrections=CorrectionOptions(shifts=False),
+        corrections=CorrectionOptions(ignore_shifts=True),
     )
     assert min(expected.relative_error(left)) > 0.05
     assert "known shifts ignored" in str(left.corrections)

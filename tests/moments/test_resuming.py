@@ -66,7 +66,7 @@ def test_stacks_that_changed_are_noticed(stacks):
     stack = sorted(star.parent.glob("*.mrcs"))[1]
     data, times = stack.read_bytes(), (stack.stat().st_atime, stack.stat().st_mtime)
     stack.write_bytes(data)
-    with pytest.raises(ValueError, match=r"other images or settings \(stacks: 3, "):
+    with pytest.raises(ValueError, match=r"other data or settings \(stacks: 3, "):
         estimate(RelionSource(star), path)
     os.utime(stack, times)
     lines = star.read_text().splitlines()
@@ -93,7 +93,7 @@ def test_sources_that_changed_are_noticed(tmp_path, change, name):
     source = simulation(12, n=30)
     estimate(source, tmp_path / "sums")
     estimate(simulation(12, n=30), tmp_path / "sums")
-    with pytest.raises(ValueError, match=rf"other images or settings \({name}: "):
+    with pytest.raises(ValueError, match=rf"other data or settings \({name}: "):
         estimate(change(source), tmp_path / "sums")
 
 
@@ -119,13 +119,13 @@ def test_sums_serve_what_they_do_not_depend_on(tmp_path):
     # The few that are looked at, and never the rest.
     assert set(read_again) == {16}
     for other, name in (
-        ({"corrections": CorrectionOptions(shifts=False)}, "shifts undone"),
-        ({"corrections": CorrectionOptions(ctf=False)}, "CTFs corrected"),
+        ({"corrections": CorrectionOptions(ignore_shifts=True)}, "shifts undone"),
+        ({"corrections": CorrectionOptions(ignore_ctf=True)}, "CTFs corrected"),
         ({"corrections": CorrectionOptions(phase_flipped=True)}, "phases flipped"),
         ({"noise": Noise(spectrum="corners")}, "spectrum of corners"),
         ({"third": ThirdMomentBasis.rings(PolarBasis(12), 2)}, "third"),
     ):
-        with pytest.raises(ValueError, match=rf"images or settings \({name}: "):
+        with pytest.raises(ValueError, match=rf"data or settings \({name}: "):
             estimate(source, path, **other)
 
 

@@ -175,7 +175,7 @@ def test_errors_surface_as_themselves_and_leave_no_thread(error, where):
 def test_the_limit_of_threads_ends_with_an_error_in_adding_up(monkeypatch):
     """While other batches, which limit threads themselves, are being computed."""
 
-    def full(kept, following, sums):
+    def full(kept):
         raise OSError("disk full")
 
     @one_blas_thread()
@@ -185,7 +185,7 @@ def test_the_limit_of_threads_ends_with_an_error_in_adding_up(monkeypatch):
 
     before = threadpool_info()
     monkeypatch.setattr(streaming, "n_workers", lambda: 3)
-    monkeypatch.setattr(streaming.SumsCheckpoint, "write_now_and_then", full)
+    monkeypatch.setattr(streaming.Checkpoint, "write_now_and_then", full)
     with pytest.raises(OSError, match="disk full"):
         accumulate(N, BATCH, image_slice, computed)
     assert threadpool_info() == before
