@@ -37,7 +37,7 @@ from aspire_mom.mra.signals import all_shifts
 
 # Of which the median time is taken, against EM.
 CALLS = 5
-METHODS = ("spectral", "marching", "least-squares", "learned", "auto")
+METHODS = ("spectral", "marching", "least-squares", "auto")
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def em(count: int, seed: int, sigmas=(1.0, 3.0, 10.0), sizes=(10**5, 10**6)) -> 
     timed(simulate_moments(*GaussianFamily(2).draw(1, rng), 10**6, 1.0, rng), "learned")
     for N in sizes:
         for sigma in sigmas:
-            rows = {name: [] for name in ("EM", "marching", "learned", "auto")}
+            rows = {name: [] for name in ("EM", "marching", "auto")}
             for i in range(count if N == 10**5 else max(1, count // 2)):
                 for name, row in against_em(N, sigma, (seed, i)).items():
                     rows[name].append(row)
@@ -149,7 +149,7 @@ def against_em(N: int, sigma: float, seed: tuple[int, int]) -> dict[str, tuple]:
     rows, start = {}, time.process_time()
     moments = estimate_moments([y], sigma=sigma)
     reading = time.process_time() - start
-    for method in ("marching", "learned", "auto"):
+    for method in ("marching", "auto"):
         times = []
         for _ in range(CALLS):
             found, ms = timed(moments, method, time.process_time)
@@ -170,7 +170,7 @@ def equivariance(count: int, seed: int) -> None:
     )
     print(f"{'moments':8} {'method':14} {'shifted':>9} {'reversed':>9} {'permuted':>9}")
     for noise in (None, {"n_observations": 20_000, "sigma": 1.0}):
-        for method in ("marching", "learned", "auto"):
+        for method in ("marching", "auto"):
             changes = [
                 one_equivariance(np.random.default_rng((seed, i)), noise, method)
                 for i in range(count)

@@ -6,8 +6,7 @@ Multireference alignment by networks: Table 1 and Fig. 4 of Khoo, Paul & Sharon.
     python benchmarks/mra_networks.py figure [--png fig4.png] [--steps N]
 
 table: errors (eq. 21) of the encoders that come with the package, from exact moments of
-fresh instances and, for the paper's, of the training set; the untrained
-MarchingEncoder, which is marching, beside them. noisy: the same from N = 10⁶
+fresh instances and, for the paper's, of the training set. noisy: the same from N = 10⁶
 observations at σ = 1, in density units and with v of unit norm, with marching beside
 them. figure: refinement (loss 26) from trained and untrained encoders, mean of 20
 instances, k = 2, N = 10⁶, σ = 1.
@@ -24,7 +23,7 @@ from matplotlib.figure import Figure
 
 from aspire_mom.mra import GaussianFamily, exact_moments, shift_error
 from aspire_mom.mra.comparison import HEADER, draw_test, score, solver
-from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
+from aspire_mom.mra.paper_encoder import PaperEncoder
 from aspire_mom.mra.refine import predict, refine_directly, refine_weights
 from aspire_mom.mra.supervision import Training, training_set
 from aspire_mom.mra.weights import how_trained, pretrained
@@ -56,7 +55,7 @@ def main() -> None:
 
 def table(count: int, seed: int) -> None:
     print(f"Exact moments, {count} fresh instances a row; ms: in batches of {BATCH}")
-    print("Gaussians: MixtureEncoder, no classical step; marching: MarchingEncoder")
+    print("mixture: MixtureEncoder")
     for k in (1, 2, 3):
         print(f"\nk = {k}; the paper's means: v {PAPER[k][0]}, ρ {PAPER[k][1]} (test)")
         print(HEADER)
@@ -69,26 +68,15 @@ def table(count: int, seed: int) -> None:
         for name, solve, problems in (
             ("paper's, train", solver("paper", k), seen),
             ("paper's, test", solver("paper", k), fresh),
-            ("Gaussians", solver("mixture-encoder", k), fresh),
-            ("marching", solver("network", k), fresh),
-            (
-                "untrained",
-                partial(predict, MarchingEncoder().double().eval()),
-                fresh,
-            ),
+            ("mixture", solver("network", k), fresh),
         ):
             print(f"{name:<14}  {score(solve, *problems, batch_size=BATCH)}")
         few = [fresh[0][:50], fresh[1][:50], first_few(fresh[2], 50)]
-        for name, method in (
-            ("paper's", "paper"),
-            ("Gaussians", "mixture-encoder"),
-            ("marching", "network"),
-        ):
+        for name, method in (("paper's", "paper"), ("mixture", "network")):
             alone = score(solver(method, k), *few).milliseconds
             print(f"{name}, one at a time: {alone:.1f} ms")
         print(f"paper's: {how['command']}")
-    for name in ("mixture", "marching"):
-        print(f"ours: {how_trained(name)['command']}")
+    print(f"mixture: {how_trained('mixture')['command']}")
 
 
 def noisy(count: int, seed: int) -> None:
@@ -101,8 +89,7 @@ def noisy(count: int, seed: int) -> None:
             problems = draw_test(family, count, seed, 10**6, 1.0)
             for name, method in (
                 ("marching", "marching"),
-                ("MarchingEncoder", "network"),
-                ("MixtureEncoder", "mixture-encoder"),
+                ("MixtureEncoder", "network"),
                 ("paper's", "paper"),
             ):
                 scores = score(solver(method, k), *problems, batch_size=BATCH)
@@ -119,7 +106,6 @@ def figure(count: int, seed: int, n_steps: int, png: str | None) -> None:
         "paper's untrained, Adam 1e-4": (PaperEncoder(), n_steps, LOW),
         "paper's trained, Adam 1e-4": (pretrained("paper-2"), n_steps, LOW),
         "MixtureEncoder trained, Adam 1e-4": (pretrained("mixture"), few, LOW),
-        "MarchingEncoder trained, Adam 1e-4": (pretrained(), few, LOW),
     }
     curves = {
         name: curve(
@@ -130,7 +116,7 @@ def figure(count: int, seed: int, n_steps: int, png: str | None) -> None:
         for name, (encoder, n, rate) in runs.items()
     }
     start = predict(pretrained(), moments)
-    curves["MarchingEncoder trained, over v and ρ"] = curve(
+    curves["MixtureEncoder trained, over v and ρ"] = curve(
         partial(refine_directly, *start, moments, n_steps=n_steps), v, rho
     )
     goal = np.minimum(*(curves[name][1][-1] for name in list(runs)[:2]))

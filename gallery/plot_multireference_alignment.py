@@ -63,25 +63,25 @@ result = plot_pairs([found], [(v, rho)])
 print(f"relative errors: v {errors[0]:.4f}, ρ {errors[1]:.4f}")
 
 # %%
-# What encoders say: the paper's Fig. 3
+# Answers of encoders: the paper's Fig. 3
 # -------------------------------------
 # A network trained on such problems maps moments to v and ρ at once. First the paper's
-# architecture, as trained for this package for minutes on one core, then ours, which
-# has frequency marching as its first layers; both from moments of a million
-# observations of signals that they have not seen.
+# architecture, as trained for this package for minutes on one core, then the
+# `MixtureEncoder`, which answers with the parameters of Gaussians; both from moments of
+# a million observations of signals that they have not seen.
 
 fresh_v, fresh_rho = family.draw(3, np.random.default_rng(3))
 fresh = simulate_moments(fresh_v, fresh_rho, 10**6, SIGMA, np.random.default_rng(4))
 truths = list(zip(fresh_v, fresh_rho, strict=True))
-papers, ours = (predict(pretrained(name), fresh) for name in ("paper-2", "marching"))
+papers, ours = (predict(pretrained(name), fresh) for name in ("paper-2", "mixture"))
 figure_papers = plot_pairs(list(zip(*papers, strict=True)), truths)
 figure_papers.suptitle("the paper's encoder", y=1.02)
 
 # %%
 
 figure_ours = plot_pairs(list(zip(*ours, strict=True)), truths)
-figure_ours.suptitle("ours", y=1.02)
-for name, pair in (("paper's", papers), ("ours", ours)):
+figure_ours.suptitle("MixtureEncoder", y=1.02)
+for name, pair in (("paper's", papers), ("MixtureEncoder", ours)):
     v_error, rho_error = (
         shift_error(x, y).mean()
         for x, y in zip((fresh_v, fresh_rho), pair, strict=True)
@@ -94,7 +94,7 @@ for name, pair in (("paper's", papers), ("ours", ours)):
 # Outputs of an encoder are brought to one common shift, and the distance of their
 # moments from the data's (loss 26) is minimised over the weights of the network. From
 # moments of a million observations each, the trained start is far ahead of the
-# untrained one. From ours, v and ρ themselves are changed: little is left to be gained.
+# untrained one. From the `MixtureEncoder`, v and ρ themselves are changed.
 
 n_instances, n_steps = (3, 60) if SHORT else (20, 1000)
 many_v, many_rho = family.draw(n_instances, np.random.default_rng(5))
@@ -124,7 +124,7 @@ for name, encoder, rate in (
     status = record(name)
     refine_weights(encoder, many, n_steps=n_steps, learning_rate=rate, status=status)
 start = predict(pretrained(), many)
-refine_directly(*start, many, n_steps=n_steps, status=record("ours, over v and ρ"))
+refine_directly(*start, many, n_steps=n_steps, status=record("MixtureEncoder"))
 curves = {name: np.array(values) for name, values in curves.items()}
 
 figure, axes = plt.subplots(2, 1, figsize=(7, 7), sharex=True, layout="constrained")
@@ -144,7 +144,7 @@ assert errors[1] < 0.05
 for values in curves.values():
     assert values[-1, 1] < values[0, 1]
 goal = curves["untrained"][-1, 1:]
-for name in ("trained", "ours, over v and ρ"):
+for name in ("trained", "MixtureEncoder"):
     assert (curves[name][:, 1:].min(0) <= goal).all()
 for truth, pair in ((fresh_v, ours[0]), (fresh_rho, ours[1])):
     assert shift_error(truth, pair).mean() < 0.05

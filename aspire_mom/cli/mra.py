@@ -26,17 +26,16 @@ from aspire_mom.cli.console import (
 from aspire_mom.files import staged
 from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
 from aspire_mom.mra.files import plot_solution, read_moments
+from aspire_mom.mra.inversion import Method, solve
 from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
-from aspire_mom.mra.solve import Method, solve
 from aspire_mom.mra.supervision import Training
 from aspire_mom.mra.training import TrainingStatus, train
 from aspire_mom.mra.weights import KINDS, load_weights, pretrained, save_weights
 
 # What the shipped weights were trained with, by kind of encoder.
 DEFAULTS = {
-    "marching": {"noisy": True, "learning_rate": 2e-3},
     "mixture": {
         "noisy": True,
         "exact_share": 0.3,
@@ -62,9 +61,9 @@ def mra() -> None:
 @click.option(
     "--encoder",
     type=click.Choice(list(DEFAULTS)),
-    default="marching",
-    help="One of the package's encoders, for moments with and without noise, or the"
-    " paper's, for exact moments.",
+    default="mixture",
+    help="The package's encoder, for moments with and without noise, or the paper's,"
+    " for exact moments.",
 )
 @click.option(
     "--gaussians",

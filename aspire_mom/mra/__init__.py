@@ -1,8 +1,8 @@
-"""Multireference alignment: signals, moments, solvers and errors."""
+"""Multireference alignment, section 5.1 of the paper: the problem in one dimension."""
 
-from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
+from aspire_mom.mra.em import EMStatus, expectation_maximisation
 from aspire_mom.mra.errors import align, best_shift, shift_error
-from aspire_mom.mra.expectation import EMStatus, expectation_maximisation
+from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution, solve
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
 from aspire_mom.mra.moments import (
     FourierMoments,
@@ -12,9 +12,9 @@ from aspire_mom.mra.moments import (
     relative_errors,
     simulate_moments,
 )
+from aspire_mom.mra.paper_encoder import PaperEncoder
 from aspire_mom.mra.refine import predict, refine_directly, refine_weights
 from aspire_mom.mra.signals import GaussianFamily, observe, shift
-from aspire_mom.mra.solve import Method, solve
 from aspire_mom.mra.supervision import Training
 from aspire_mom.mra.training import train
 from aspire_mom.mra.weights import load_weights, pretrained, save_weights
@@ -23,7 +23,8 @@ __all__ = [
     "EMStatus",
     "FourierMoments",
     "GaussianFamily",
-    "MarchingEncoder",
+    "MRAInversion",
+    "MRASolution",
     "Method",
     "MixtureEncoder",
     "PaperEncoder",

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from aspire_mom.mra.errors import shift_error
+from aspire_mom.mra.inversion import solve
 from aspire_mom.mra.moments import FourierMoments, exact_moments, simulate_moments
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
-from aspire_mom.mra.solve import solve
 from aspire_mom.mra.supervision import TEST
 from aspire_mom.mra.weights import pretrained
 
 Solver = Callable[[FourierMoments], tuple[np.ndarray, np.ndarray]]
 # Encoders by method, as `pretrained` knows them.
-NETWORKS = {"network": "marching", "mixture-encoder": "mixture", "paper": "paper-{k}"}
+NETWORKS = {"network": "mixture", "paper": "paper-{k}"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +53,8 @@ HEADER = (
 def solver(method: str, k: int) -> Solver:
     """
     :param method: A method of :func:`solve`, "network" for the package's trained
-        `MarchingEncoder`, "mixture-encoder" for its `MixtureEncoder` alone, or "paper"
-        for the paper's as trained here for k Gaussians.
+        `MixtureEncoder` alone, or "paper" for the paper's encoder as trained here for k
+        Gaussians.
     :param k: Number of Gaussians, which only "paper" is told.
     :return: What maps moments to v and ρ.
     """

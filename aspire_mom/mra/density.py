@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import minimize_scalar, nnls
 
-from aspire_mom.mra.gauge import fix_gauge, to_distribution
 from aspire_mom.mra.moments import forward_moments, relative_errors
+from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
 from aspire_mom.mra.signals import shift
 
 # Relative weight of ρ's norm, which decides where the moments leave ρ open.
@@ -39,7 +39,7 @@ def density_of_shifts(
     return rho
 
 
-def meeting_density(
+def density_in_best_place(
     v: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """
@@ -65,7 +65,7 @@ def meeting_density(
     best = minimize_scalar(
         distance, bounds=bounds, method="bounded", options={"xatol": 1e-9}
     )
-    return fix_gauge(*pair(best.x))
+    return centre_density(*pair(best.x))
 
 
 def _nonnegative(total: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -1,57 +1,63 @@
-"""Regularised least squares for v and ρ, from any start."""
+"""Regularised least squares over a signal and a density, from any start."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
+from scipy import optimize
 
-from aspire_mom.mra.misfit import Observed, Quadratic, degrees_of_freedom, misfit
+from aspire_mom.mra.chi_squared import WhitenedMoments
 
-# Prior standard deviations about the current point: of v relative to its root mean
-# square, and of ρ in absolute terms.
+# Standard deviations of the prior about the start: of v relative to its root mean
+# square, and of ρ.
 SIGNAL_SPREAD, DENSITY_SPREAD = 0.1, 0.05
 STEPS = 50
 
 
-def least_squares(
-    moments: tuple[np.ndarray, np.ndarray],
-    v: np.ndarray,
-    rho: np.ndarray,
-    n_observations: int,
-    sigma: float,
-) -> Quadratic:
-    """
-    Minimise the misfit of one problem over v and ρ themselves by Levenberg-Marquardt
-    steps. It stops where the misfit is what noise explains, so that it does not fit
-    noise: what remains undetermined stays as it was at the start (regularisation by
-    early stopping), and single steps are held back by a ridge.
+class _Explained(Exception):
+    """Noise explains what remains."""
 
-    :param moments: E v_j (n,) and E v_j v_jᵀ (n, n), noise bias removed, on samples.
-    :param v: Start (n,).
-    :param rho: Start (n,), sum one.
-    :param n_observations: N.
-    :param sigma: σ.
-    :return: The misfit, expanded about the solution `at`, v and then ρ. Entries of ρ
-        may be slightly negative.
+
+def least_squares(
+    data: WhitenedMoments, v: np.ndarray, rho: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
     """
-    n, observed = len(v), Observed.from_samples(*moments, n_observations, sigma)
-    ridge = np.concatenate(
-        (
-            np.full(n, 1 / (SIGNAL_SPREAD**2 * np.mean(v**2))),
-            np.full(n, 1 / DENSITY_SPREAD**2),
+    Minimise the residuals of one problem over v and ρ themselves by
+    Levenberg-Marquardt steps. It stops where noise explains the residuals, so that it
+    does not fit noise, and a weak prior keeps what the moments leave open as it was at
+    the start.
+
+    :param data: The moments.
+    :param v: Start (n,).
+    :param rho: Start (n,), of sum one.
+    :return: v, ρ, entries of which may be slightly negative, and the sum of squares of
+        their residuals. The shifts that were drawn are part of ρ.
+    """
+    n, best = len(v), (v, rho, np.inf)
+    spread = SIGNAL_SPREAD * np.sqrt(np.mean(v**2))
+    # Changes of ρ have the sum zero.
+    by_rho = DENSITY_SPREAD * (np.eye(n) - 1 / n)
+
+    def pair(x):
+        return v + spread * x[:n], rho + x[n:] @ by_rho
+
+    def residuals(x):
+        nonlocal best
+        r = data.residuals(*pair(x))
+        squares = float(r @ r)
+        if squares < best[2]:
+            best = *pair(x), squares
+        if squares < len(r):
+            raise _Explained
+        return np.append(r, x)
+
+    def jacobian(x):
+        by = data.jacobian(*pair(x), spread * np.eye(n), by_rho)
+        return np.hstack((by, np.eye(2 * n))).T
+
+    with suppress(_Explained):
+        optimize.least_squares(
+            residuals, np.zeros(2 * n), jacobian, method="lm", ftol=1e-4, max_nfev=STEPS
         )
-    )
-    current, damping = misfit(observed, v, rho), 1e-4
-    for _ in range(STEPS):
-        if current.value < degrees_of_freedom(n) or damping > 10:
-            break
-        matrix = current.damped(damping).hessian + np.diag(ridge)
-        x = current.at + np.linalg.solve(matrix, current.gradient)
-        tried = misfit(observed, x[:n], x[n:] / x[n:].sum())
-        gain = current.value - tried.value
-        if gain > 0:
-            current, damping = tried, damping / 5
-            if gain < 1e-4 * current.value:
-                break
-        else:
-            damping *= 10
-    return current
+    return best

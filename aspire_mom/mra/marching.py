@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from aspire_mom.mra.gauge import from_half_spectra
+from aspire_mom.mra.shift_ambiguity import from_half_spectra
 
 # Rounding of exact moments relative to the signal's power, which acts like noise.
 ROUNDING = 1e-15

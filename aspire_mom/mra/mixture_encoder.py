@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from aspire_mom.mra.curves import MARGIN, WIDTHS
-
 # Highest frequency looked at: Gaussians of the reference family are gone there.
 HIGHEST = 9
 # Powers are told apart above this share of the mean's, about what float32 leaves.
@@ -17,6 +15,8 @@ LEAST_POWER = 1e-6
 # Noise below this is not told apart, relative to the mean: σ, and σ²/N.
 LEAST_LEVEL, LEAST_SHARE = 1e-2, 1e-12
 MIN_SIZE = 2 * HIGHEST + 1
+# Bounds of standard deviations, and margin of centres beyond the window, in units of n.
+WIDTHS, MARGIN = (1 / 40, 1 / 6), 1 / 20
 # Gaussians in a curve: in training all orders of them are compared.
 LARGEST = 5
 

@@ -254,7 +254,7 @@ def _noise_level(even: np.ndarray, odd: np.ndarray) -> float:
     for chosen, measured in ((even, odd), (odd, even)):
         directions = np.linalg.eigh(chosen)[1][:, :quiet]
         powers.append(np.mean(np.sum(directions * (measured @ directions), 0)))
-    return float(np.sqrt(np.mean(powers)))
+    return float(np.sqrt(max(np.mean(powers), 0)))
 
 
 def _low_waves(n: int, highest: int) -> np.ndarray:

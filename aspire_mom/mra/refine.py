@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from aspire_mom.mra.errors import best_shift
-from aspire_mom.mra.gauge import fix_gauge, from_half_spectra, to_distribution
 from aspire_mom.mra.marching import entry_variance
 from aspire_mom.mra.moments import FourierMoments, forward_moments
+from aspire_mom.mra.shift_ambiguity import (
+    centre_density,
+    from_half_spectra,
+    to_distribution,
+)
 from aspire_mom.mra.signals import check_pair, shift
 
 # Least probability of a shift in the start of a direct refinement.
@@ -53,7 +57,7 @@ def predict(
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ). Unless it is in double
         precision already (`encoder.double()`), each call makes a copy that is.
     :param moments: Moments of one problem or of a batch.
-    :return: v (..., n) and ρ (..., n), a distribution, in the package's gauge.
+    :return: v (..., n) and ρ (..., n), a distribution, centred at shift 0.
     :raises ValueError: the encoder is for another n, or the signal's mean is 0.
     """
     encoder = _prepared(encoder, moments, torch.float64)
@@ -61,7 +65,7 @@ def predict(
         v, rho = (x.numpy() for x in encoder(*_inputs(moments, torch.float64)))
     batch = _flat(moments)
     by_v, by_rho = alignment(v, rho, batch)
-    v, rho = fix_gauge(shift(v, by_v), to_distribution(shift(rho, by_rho)))
+    v, rho = centre_density(shift(v, by_v), to_distribution(shift(rho, by_rho)))
     shape = moments.first.shape
     return v.reshape(shape), rho.reshape(shape)
 
@@ -132,7 +136,7 @@ def refine_weights(
     :param weight: λ of loss 26; by default ‖M̂1‖/‖M̂2‖, with which the loss is
         proportional to the sum of both relative errors (eq. 22).
     :param status: Called before the first step and after each; returning True stops.
-    :return: v and ρ, (..., n) each, ρ a distribution, in the package's gauge.
+    :return: v and ρ, (..., n) each, ρ a distribution, centred at shift 0.
     :raises ValueError: the encoder is for another n, or the signal's mean is 0.
     """
     encoder = _prepared(encoder, moments, torch.float32)
@@ -182,7 +186,7 @@ def refine_directly(
     :param learning_rate: Adam's, for z and for v in units of its mean.
     :param weight: λ, as in :func:`refine_weights`.
     :param status: Called before the first step and after each; returning True stops.
-    :return: v and ρ, as they came, in the package's gauge.
+    :return: v and ρ, as they came, centred at shift 0.
     :raises ValueError: shapes that differ, ρ that are no distributions, a v whose mean
         is 0.
     """
@@ -234,7 +238,7 @@ def _descend(pair, parameters, moments, n_steps, learning_rate, weight, status):
         optimizer.step()
     v, rho = (x.detach().double().numpy() for x in (v, rho))
     shape = moments.first.shape
-    v, rho = fix_gauge(v, to_distribution(rho))
+    v, rho = centre_density(v, to_distribution(rho))
     return v.reshape(shape), rho.reshape(shape)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from aspire_mom.mra.density import density_of_shifts
-from aspire_mom.mra.gauge import fix_gauge
 from aspire_mom.mra.marching import SIGNIFICANT, entry_variance
 from aspire_mom.mra.moments import to_samples
+from aspire_mom.mra.shift_ambiguity import centre_density
 
 
 def spectral(
@@ -51,4 +51,4 @@ def spectral(
     v_hat = np.fft.fft(vector) * modulus
     sign = np.where(v_hat[..., :1].real * first[..., :1].real < 0, -1, 1)
     v = np.fft.ifft(sign * v_hat, norm="ortho").real
-    return fix_gauge(v, density_of_shifts(v, first, second))
+    return centre_density(v, density_of_shifts(v, first, second))

@@ -1,4 +1,4 @@
-"""Weights of trained encoders: plain arrays in one .npz file, without pickle."""
+"""Encoders on disk, and those that come with the package."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
+from aspire_mom.checks import check_choice
 from aspire_mom.files import load_network, save_network
-from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
+from aspire_mom.mra.paper_encoder import PaperEncoder
 
-KINDS = {
-    "marching": MarchingEncoder,
-    "mixture": MixtureEncoder,
-    "paper": PaperEncoder,
-}
-PRETRAINED = ("marching", "mixture", "paper-1", "paper-2", "paper-3")
+KINDS = {"mixture": MixtureEncoder, "paper": PaperEncoder}
+PRETRAINED = ("mixture", "paper-1", "paper-2", "paper-3")
 
 
 def save_weights(
@@ -45,14 +42,13 @@ def load_weights(path: str | Path) -> nn.Module:
     return load_network(path, KINDS)[0]
 
 
-def pretrained(name: str = "marching") -> nn.Module:
+def pretrained(name: str = "mixture") -> nn.Module:
     """
     Encoders that come with the package, trained for signals of the reference family,
     n = 41 (see the documentation for how).
 
-    :param name: "marching" or "mixture", one for k = 1, 2, 3 Gaussians and all noise
-        levels, or "paper-1", "paper-2", "paper-3", the paper's, each for one k and
-        exact moments.
+    :param name: "mixture", for k = 1, 2, 3 Gaussians and all noise levels, or
+        "paper-1", "paper-2", "paper-3", the paper's, each for one k and exact moments.
     :return: The encoder, float32, for evaluation.
     :raises ValueError: another name.
     """
@@ -72,7 +68,5 @@ def how_trained(name: str) -> dict:
 
 
 def _shipped(name: str) -> AbstractContextManager[Path]:
-    if name not in PRETRAINED:
-        names = ", ".join(f'"{known}"' for known in PRETRAINED)
-        raise ValueError(f"name is {name!r}; it must be one of {names}")
+    check_choice("name", name, PRETRAINED)
     return as_file(files("aspire_mom.mra") / "data" / f"{name}.npz")

@@ -5,8 +5,16 @@ import pytest
 from click.testing import CliRunner
 
 from aspire_mom.cli.main import main
-from aspire_mom.mra import GaussianFamily, exact_moments, observe, shift_error, solve
-from aspire_mom.mra.weights import load_weights
+from aspire_mom.mra import (
+    GaussianFamily,
+    PaperEncoder,
+    exact_moments,
+    load_weights,
+    observe,
+    save_weights,
+    shift_error,
+    solve,
+)
 
 
 def run(*args):
@@ -47,7 +55,7 @@ def raw(tmp_path_factory, problem):
     return path
 
 
-@pytest.mark.parametrize("method", ["auto", "learned", "marching", "network"])
+@pytest.mark.parametrize("method", ["auto", "mixture", "marching"])
 def test_solve_exact_moments(tmp_path, exact, problem, method):
     out = tmp_path / "new" / "s.npz"
     succeed("solve", exact, "-o", out, "--method", method)
@@ -121,19 +129,22 @@ def test_refusals(tmp_path, exact, raw):
 
 
 def test_network_of_another_size(tmp_path):
-    path = tmp_path / "m.npz"
+    path, weights = tmp_path / "m.npz", tmp_path / "w.npz"
+    save_weights(PaperEncoder(41), weights)
     v, rho = GaussianFamily(2, 20).draw(1, np.random.default_rng(0))
     moments = exact_moments(v[0], rho[0])
     np.savez(path, first=moments.first, second=moments.second)
-    message = refused("solve", path, "-o", tmp_path / "s.npz", "--method", "network")
+    message = refused(
+        *("solve", path, "-o", tmp_path / "s.npz"),
+        *("--method", "network", "--weights", weights),
+    )
     assert "n = 20 samples; the encoder is for 41" in message
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        (),
-        ("--encoder", "mixture", "--n", 20, "--gaussians", 1, "--gaussians", 2),
+        ("--n", 20, "--gaussians", 1, "--gaussians", 2),
         ("--encoder", "paper", "--training-set", 30, "--gaussians", 1),
     ],
 )
@@ -143,7 +154,7 @@ def test_train(tmp_path, options):
     text = succeed("train", "-o", out, *small, *options)
     assert "validation loss" in text
     assert [p.name for p in tmp_path.iterdir()] == ["w.npz"]
-    assert load_weights(out).n == (None if "mixture" in options else 15)
+    assert load_weights(out).n == (15 if "paper" in options else None)
     assert "exists" in refused("train", "-o", out, *small)
 
 
@@ -153,13 +164,13 @@ def test_training_refusals(tmp_path):
         "train", *out, "--training-set", 5
     )
     assert "--device tpu cannot be used" in refused(
-        "train", *out, "--device", "tpu", "--n", 15, "--steps", 1
+        "train", *out, "--device", "tpu", "--steps", 1
     )
     assert "--n is 15; --encoder mixture is for at least 19" in refused(
         "train", *out, "--n", 15, "--encoder", "mixture"
     )
     (tmp_path / "w.npz.checkpoint").write_bytes(b"x")
-    assert "is no checkpoint" in refused("train", *out, "--n", 15, "--steps", 1)
+    assert "is no checkpoint" in refused("train", *out, "--steps", 1)
 
 
 def test_benchmark():

@@ -14,7 +14,7 @@ from aspire_mom.mra import (
     shift_error,
     simulate_moments,
 )
-from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
+from aspire_mom.mra.paper_encoder import PaperEncoder
 from aspire_mom.mra.refine import alignment, predict, refine_directly, refine_weights
 from aspire_mom.mra.weights import pretrained
 
@@ -74,7 +74,7 @@ def test_each_problem_has_weights_of_its_own(noisy):
 
 def test_refining_directly(noisy):
     v, rho, moments = noisy
-    start = predict(MarchingEncoder(), moments)
+    start = predict(pretrained(), moments)
     found = refine_directly(*start, moments, n_steps=60)
     assert (mismatch(*found, moments) < mismatch(*start, moments)).all()
     assert found[1].min() >= 0

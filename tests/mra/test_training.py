@@ -8,8 +8,8 @@ import torch
 
 from aspire_mom.mra import shift, shift_error
 from aspire_mom.mra.comparison import draw_test
-from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
+from aspire_mom.mra.paper_encoder import PaperEncoder
 from aspire_mom.mra.signals import GaussianFamily
 from aspire_mom.mra.supervision import (
     TRAINING,
@@ -35,7 +35,6 @@ PAPERS = dataclasses.replace(
 
 def encoders():
     return [
-        (MarchingEncoder(25, width=32), SMALL),
         (MixtureEncoder(width=32, n_blocks=1), SMALL),
         (PaperEncoder(15, window=5, width=32), PAPERS),
     ]

@@ -7,15 +7,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import softmax
 
 from aspire_mom.mra import (
-    FourierMoments,
     GaussianFamily,
     exact_moments,
-    shift,
     shift_error,
     simulate_moments,
 )
-from aspire_mom.mra.encoder import MarchingEncoder, PaperEncoder
-from aspire_mom.mra.marching import march
+from aspire_mom.mra.mixture_encoder import MixtureEncoder
+from aspire_mom.mra.paper_encoder import PaperEncoder
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.weights import load_weights, pretrained, save_weights
 
@@ -89,69 +87,6 @@ def test_sizes_of_the_paper():
     assert not {id(p) for p in parts[0]} & {id(p) for p in parts[1]}
 
 
-@pytest.mark.parametrize("n", [20, 21, 40, 41])
-def test_untrained_marching_encoder_is_exact_from_exact_moments(n):
-    v, rho, moments = problems(k=2, n=n, count=20, periodic=n % 2 == 0)
-    v_found, rho_found = predict(MarchingEncoder(n), moments)
-    # Even n: the wave at the Nyquist frequency is left out.
-    tolerance = 1e-8 if n % 2 else 1e-3
-    assert np.median(shift_error(v, v_found)) < tolerance
-    assert np.median(shift_error(rho, rho_found)) < tolerance
-
-
-@pytest.mark.parametrize("encoder", [MarchingEncoder(), pretrained()])
-def test_shifting_and_scaling_the_data(encoder):
-    _, _, moments = problems(N=10**6, seed=2)
-    encoder = encoder.double()
-    by, scale = 3.7, 2.5
-    k = np.fft.fftfreq(41, 1 / 41)
-    turn = scale * np.exp(-2j * np.pi / 41 * by * k)
-    moved = FourierMoments(
-        moments.first * turn,
-        moments.second * turn[:, None] * turn.conj(),
-        moments.n_observations,
-        scale * moments.sigma,
-    )
-    with torch.no_grad():
-        v, rho = (x.numpy() for x in run(encoder, moments))
-        v_moved, rho_moved = (x.numpy() for x in run(encoder, moved))
-    np.testing.assert_allclose(v_moved, scale * shift(v, by), atol=1e-8)
-    np.testing.assert_allclose(rho_moved, rho, atol=1e-8)
-
-
-def test_float32_and_float64_agree():
-    _, _, moments = problems(N=10**6)
-    encoder = pretrained()
-    single = run(encoder, moments)
-    double = run(encoder.double(), moments)
-    for a, b in zip(single, double, strict=True):
-        error = (a - b).norm(dim=1) / b.norm(dim=1)
-        assert error.max() < 1e-2
-        assert error.median() < 1e-4
-
-
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_trained_encoder_beats_marching_in_rho_under_noise(k):
-    v, rho, moments = problems(k, count=100, N=10**5, seed=7)
-    found = predict(pretrained(), moments)
-    other = march(moments.first, moments.second, n_observations=10**5, sigma=1.0)
-    ours, theirs = (
-        np.quantile(shift_error(rho, pair[1]), 0.9) for pair in (found, other)
-    )
-    assert ours < theirs
-    assert np.median(shift_error(v, found[0])) < 0.03
-
-
-@pytest.mark.parametrize("k", [1, 2, 3])
-def test_trained_encoder_is_exact_from_exact_moments(k):
-    v, rho, moments = problems(k, count=50, seed=8)
-    v_found, rho_found = predict(pretrained(), moments)
-    assert shift_error(v, v_found).mean() < 1e-6
-    assert shift_error(rho, rho_found).mean() < 5e-3
-    assert rho_found.min() >= 0
-    np.testing.assert_allclose(rho_found.sum(-1), 1)
-
-
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_papers_encoder_has_learned_something(k):
     v, rho, moments = problems(k, count=100, seed=9)
@@ -161,7 +96,7 @@ def test_papers_encoder_has_learned_something(k):
     assert shift_error(rho, rho_found).mean() < 0.7 * shift_error(rho, flat).mean()
 
 
-@pytest.mark.parametrize("encoder", [MarchingEncoder(15), PaperEncoder(15)])
+@pytest.mark.parametrize("encoder", [MixtureEncoder(width=16), PaperEncoder(15)])
 def test_weights_round_trip(tmp_path, encoder):
     path = tmp_path / "w.npz"
     save_weights(encoder, path)
@@ -175,16 +110,16 @@ def test_weights_round_trip(tmp_path, encoder):
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match="n is 5; encoders are for at least 8"):
-        MarchingEncoder(5)
+    with pytest.raises(ValueError, match="n is 5; the paper's encoder is for at"):
+        PaperEncoder(5)
     with pytest.raises(ValueError, match="name is \"?'papers'\"?; it must be one of"):
         pretrained("papers")
     with pytest.raises(ValueError, match="n = 15 samples; the encoder is for 41"):
-        predict(MarchingEncoder(), problems(n=15)[2])
+        predict(PaperEncoder(), problems(n=15)[2])
     v, rho, _ = problems()
     flat = exact_moments(v - v.mean(-1, keepdims=True), rho)
     with pytest.raises(ValueError, match="mean is 0 to within rounding"):
-        predict(MarchingEncoder(), flat)
+        predict(PaperEncoder(), flat)
     path = tmp_path / "w.npz"
     path.write_bytes(b"no zip")
     with pytest.raises(ValueError, match="is not an .npz file"):

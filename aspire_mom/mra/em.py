@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aspire_mom.mra.gauge import fix_gauge
+from aspire_mom.mra.shift_ambiguity import centre_density
 from aspire_mom.mra.signals import all_shifts, check_pair
 
 
@@ -53,7 +53,7 @@ def expectation_maximisation(
     :param tolerance: Relative change of v in a step below which it has converged.
     :param batch_size: Observations handled at once.
     :param status: Called after every step; returning True stops.
-    :return: v and ρ, (n,) each, in the package's gauge.
+    :return: v and ρ, (n,) each, ρ centred at shift 0.
     :raises ValueError: shapes that do not match, no observations, values that are not
         finite, a ρ that is no distribution, σ not above 0.
     """
@@ -82,7 +82,7 @@ def expectation_maximisation(
         v, rho = new, weights / len(observations)
         if (status and status(EMStatus(step, change))) or change < tolerance:
             break
-    return fix_gauge(v, rho)
+    return centre_density(v, rho)
 
 
 def _check(observations: np.ndarray, v: np.ndarray, sigma: float) -> None:

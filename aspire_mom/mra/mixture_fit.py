@@ -1,0 +1,324 @@
+"""
+The fit of a few Gaussians to noisy moments, from where a trained network says.
+
+A `MixtureEncoder` proposes 1, 2 or 3 Gaussians for v and as many for ρ, with several
+alternatives for each. From the likely ones χ² is minimised over centres, widths and v's
+mass. Then the windows, at whose ends curves are cut off, are moved as long as that
+helps, since no small step leads there. The number of Gaussians is that of the least
+Bayesian information criterion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import least_squares
+
+from aspire_mom.mra.chi_squared import ShiftSampling, WhitenedMoments
+from aspire_mom.mra.mixture_encoder import MARGIN, MIN_SIZE, WIDTHS, MixtureEncoder
+from aspire_mom.mra.signals import all_shifts
+from aspire_mom.mra.weights import pretrained
+
+# A fit is good up to so many standard deviations of χ² above its mean.
+GOOD = 2.0
+# Least probability of an alternative, and of another number of Gaussians where a fit is
+# good already.
+LIKELY, LIKELY_COUNT = 0.05, 0.25
+# Starts tried for each number of Gaussians, until a fit is good.
+STARTS = 3
+# Other windows tried in a round, rounds, and the gain in χ² that is worth one.
+WINDOWS, ROUNDS, WORTHWHILE = 2, 6, 3.0
+# Relative changes of curves by which other windows count as others and may be tried.
+CHANGE = 1e-4, 0.5
+# Standard deviations of a weak prior, which keeps what the data leave open: of centres
+# about the start, of logarithms of widths about n/14, and of logarithms of masses.
+CENTRES, LOG_WIDTHS, LOG_MASSES = 0.5, 0.5, 1.0
+# The window of curves that wrap around and are nowhere cut off.
+PERIODIC = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """
+    k Gaussians on a window of n samples, cut off at its ends.
+
+    :param parameters: Centres, logarithms of standard deviations, both in samples, and
+        logarithms of masses, (3, k).
+    :param window: First sample of the window, or PERIODIC.
+    :param n: Samples.
+    :param density: Whether the curve is divided by its sum.
+    """
+
+    parameters: np.ndarray
+    window: int
+    n: int
+    density: bool
+
+    @cached_property
+    def _terms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The Gaussians, distances from their centres in standard deviations, and the
+        inverses of these."""
+        n, j = self.n, np.arange(self.n)
+        start = self.window - 0.5
+        centres, widths, masses = self.parameters[..., None]
+        if self.window == PERIODIC:
+            distance = (j - centres + n / 2) % n - n / 2
+        else:
+            # Far outside nothing would be left of a Gaussian.
+            centres = np.clip(
+                centres, start - 2 * MARGIN * n, start + (1 + 2 * MARGIN) * n
+            )
+            distance = np.where(j >= self.window, j, j + n) - centres
+        widths = np.clip(widths, *np.log(np.multiply(WIDTHS, n)))
+        z = distance * np.exp(-widths)
+        return np.exp(masses - widths - z**2 / 2), z, np.exp(-widths)
+
+    @cached_property
+    def curve(self) -> np.ndarray:
+        """The values (n,)."""
+        curve = self._terms[0].sum(0)
+        return curve / curve.sum() if self.density else curve
+
+    def derivatives(self) -> np.ndarray:
+        """
+        :return: Those of the curve by its parameters, (3k, n).
+        """
+        terms, z, narrowness = self._terms
+        by = np.concatenate((terms * z * narrowness, terms * (z**2 - 1), terms))
+        if self.density:
+            by = (by - by.sum(-1, keepdims=True) * self.curve) / terms.sum()
+        return by
+
+    def in_window(self, window: int) -> Mixture:
+        """
+        :param window: First sample, or PERIODIC.
+        :return: The same Gaussians, cut off at the ends of that window.
+        """
+        start = window - 0.5
+        parameters = self.parameters.copy()
+        parameters[0] = start + (parameters[0] - start) % self.n
+        return replace(self, parameters=parameters, window=window)
+
+
+Pair = tuple[Mixture, Mixture]
+
+
+class MixtureFit(NamedTuple):
+    """
+    A signal and a density that are mixtures.
+
+    :param v: Signal (n,).
+    :param rho: Density (n,).
+    :param chi_squared: Their χ².
+    :param good: Whether noise explains χ².
+    :param bic: Bayesian information criterion, up to a constant.
+    """
+
+    v: np.ndarray
+    rho: np.ndarray
+    chi_squared: float
+    good: bool
+    bic: float
+
+
+def fit_mixture(
+    first: np.ndarray, second: np.ndarray, n_observations: int, sigma: float
+) -> MixtureFit | None:
+    """
+    :param first: First moment (n,), Fourier.
+    :param second: Second moment (n, n), Fourier, noise bias removed.
+    :param n_observations: N.
+    :param sigma: σ.
+    :return: The best fit; None where n is too small for the network.
+    """
+    n, sign = len(first), np.sign(first[0].real)
+    if n < MIN_SIZE or sign == 0:
+        return None
+    # Gaussians are positive; and data and their reverse take the same path.
+    first = sign * first
+    backward = (second[2, 1] * np.exp(-1j * np.angle(first[1]))).imag < 0
+    if backward:
+        first, second = first.conj(), second.conj()
+    data = WhitenedMoments(first, second, n_observations, sigma)
+    good = len(data.values) + GOOD * np.sqrt(2 * len(data.values))
+    probabilities, alternatives = _alternatives(first, second, n_observations, sigma)
+    best = None
+    for i in np.argsort(-probabilities):
+        done = best is not None and best.chi_squared < good
+        if done and probabilities[i] < LIKELY_COUNT:
+            break
+        starts = _starts(data, first[0].real * np.sqrt(n), *alternatives[i])
+        for pair in starts[: 1 if done else STARTS]:
+            fit = _fit_with_windows(data, pair, equal=True)
+            best = min((fit, best or fit), key=lambda fit: fit.bic)
+            if fit.chi_squared < good:
+                break
+    if best.chi_squared > good:
+        fit = _fit_with_windows(data, best.pair, equal=False)
+        best = min((fit, best), key=lambda fit: fit.bic)
+    v, rho = (mixture.curve for mixture in best.pair)
+    if backward:
+        v, rho = (np.roll(x[::-1], 1) for x in (v, rho))
+    return MixtureFit(
+        sign * v, rho, best.chi_squared, best.chi_squared < good, best.bic
+    )
+
+
+@cache
+def _encoder() -> MixtureEncoder:
+    return pretrained("mixture").double()
+
+
+def _alternatives(first, second, n_observations, sigma) -> tuple[np.ndarray, list]:
+    """Probabilities of 1, 2, … Gaussians, and for each number mixtures for v and for ρ,
+    the likely ones, in a window that begins at 0."""
+    n = len(first)
+    inputs = first, second, sigma**2 / n_observations, sigma
+    with torch.no_grad():
+        counts, pairs = _encoder().hypotheses(
+            *(torch.as_tensor(x)[None] for x in inputs)
+        )
+    found = []
+    for pair in pairs:
+        found.append(([], []))
+        for h, mixtures, density in zip(pair, found[-1], (False, True), strict=True):
+            centres, widths, log_p = (x[0].numpy() for x in h)
+            for i in np.flatnonzero(log_p >= min(np.log(LIKELY), log_p.max())):
+                parameters = (centres[i] + 0.5) * n - 0.5, widths[i] + np.log(n)
+                parameters = np.stack((*parameters, 0 * widths[i]))
+                mixtures.append(Mixture(parameters, 0, n, density))
+    return counts[0].exp().numpy(), found
+
+
+def _starts(data: WhitenedMoments, total: float, signals, densities) -> list[Pair]:
+    """Pairs in order of χ²; v with a given sum, ρ in the window that suits the second
+    moment best."""
+    starts = []
+    for v, rho in product(signals, densities):
+        mass = np.multiply.outer((0, 0, 1), np.log(total / v.curve.sum()))
+        v = replace(v, parameters=v.parameters + mass[:, None])
+        # Row s of all_shifts(ρ) is ρ moved by s.
+        window = int(
+            np.argmax(all_shifts(rho.curve) @ data.power_along_shifts(v.curve))
+        )
+        move = np.array((window, 0, 0))
+        rho = replace(rho, parameters=rho.parameters + move[:, None], window=window)
+        chi_squared = ShiftSampling(data, v.curve, rho.curve).chi_squared
+        starts.append((chi_squared, (v, rho)))
+    return [pair for _, pair in sorted(starts, key=lambda start: start[0])]
+
+
+class _Fit(NamedTuple):
+    """
+    :param pair: v and ρ.
+    :param sampling: The errors of drawing shifts, there.
+    :param jacobian: Derivatives of the whitened residuals by what was fitted, (m, P).
+    """
+
+    pair: Pair
+    sampling: ShiftSampling
+    jacobian: np.ndarray
+
+    @property
+    def chi_squared(self) -> float:
+        return self.sampling.chi_squared
+
+    @property
+    def bic(self) -> float:
+        # A window counts as a parameter.
+        m, n_parameters = self.jacobian.shape
+        return self.chi_squared + (n_parameters + 1) * np.log(m)
+
+
+def _fit(data: WhitenedMoments, pair: Pair, equal: bool) -> _Fit:
+    """Minimise χ² from a pair, with Gaussians of equal masses or of any."""
+    n, k = pair[0].n, pair[0].parameters.shape[1]
+    directions = _directions(k, equal)
+    start = np.stack([mixture.parameters for mixture in pair])
+    spread = np.tile(np.repeat((CENTRES * n, LOG_WIDTHS, LOG_MASSES), k), 2)
+    expected = start.copy()
+    expected[:, 1] = np.log(n / 14)
+
+    def pair_at(x):
+        both = start + (x @ directions).reshape(start.shape)
+        return both, [
+            replace(mixture, parameters=parameters)
+            for mixture, parameters in zip(pair, both, strict=True)
+        ]
+
+    def residuals(x):
+        parameters, (v, rho) = pair_at(x)
+        r = sampling.whiten(data.residuals(v.curve, rho.curve))
+        return np.append(r, (parameters - expected).ravel() / spread)
+
+    def jacobian(x):
+        _, (v, rho) = pair_at(x)
+        by = v.curve, rho.curve, v.derivatives(), rho.derivatives()
+        by = sampling.whiten(directions @ data.jacobian(*by))
+        return np.hstack((by, directions / spread)).T
+
+    x = np.zeros(len(directions))
+    # The second time with the weights of what the first has found.
+    for _ in range(2):
+        v, rho = pair_at(x)[1]
+        sampling = ShiftSampling(data, v.curve, rho.curve)
+        x = least_squares(
+            residuals, x, jacobian, method="lm", ftol=1e-5, xtol=1e-6, max_nfev=40
+        ).x
+    v, rho = pair_at(x)[1]
+    by = jacobian(x)[: len(data.values)]
+    return _Fit((v, rho), ShiftSampling(data, v.curve, rho.curve), by)
+
+
+@cache
+def _directions(k: int, equal: bool) -> np.ndarray:
+    """Directions in which the parameters of both mixtures may move, as rows (P, 6k)."""
+    every = np.eye(6 * k)
+    if not equal:
+        return every
+    mass_of_v = every[2 * k : 3 * k].sum(0, keepdims=True)
+    return np.concatenate((every[: 2 * k], mass_of_v, every[3 * k : 5 * k]))
+
+
+def _fit_with_windows(data: WhitenedMoments, start: Pair, equal: bool) -> _Fit:
+    """Fit, and fit again with v's or ρ's window elsewhere, as long as that helps."""
+    best = _fit(data, start, equal)
+    for _ in range(ROUNDS):
+        for pair in _better_windows(data, best):
+            fit = _fit(data, pair, equal)
+            if fit.chi_squared < best.chi_squared - WORTHWHILE:
+                best = fit
+                break
+        else:
+            break
+    return best
+
+
+def _better_windows(data: WhitenedMoments, fit: _Fit) -> Iterator[Pair]:
+    """Pairs with one other window whose χ², minimised over the parameters to first
+    order, is less than that of a fit."""
+    v, rho = fit.pair
+    pairs = []
+    for window in range(PERIODIC, v.n):
+        for pair in ((v.in_window(window), rho), (v, rho.in_window(window))):
+            change = max(
+                np.linalg.norm(a.curve - b.curve) / np.linalg.norm(b.curve)
+                for a, b in zip(pair, fit.pair, strict=True)
+            )
+            if CHANGE[0] < change < CHANGE[1]:
+                pairs.append(pair)
+    if not pairs:
+        return
+    curves = (np.array([pair[i].curve for pair in pairs]) for i in (0, 1))
+    r = fit.sampling.whiten(data.residuals(*curves))
+    q = np.linalg.qr(fit.jacobian)[0]
+    expected = ((r - r @ q @ q.T) ** 2).sum(-1)
+    for i in np.argsort(expected)[:WINDOWS]:
+        if expected[i] < fit.chi_squared - WORTHWHILE:
+            yield pairs[i]

@@ -1,0 +1,100 @@
+"""The encoder of the paper: from moments to a signal and a density."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# Appendix A.1: slope of the leaky ReLU, and channels of the two branches stacked.
+SLOPE = 0.02
+STACKED = 6
+MIN_SIZE = 8
+
+
+class PaperEncoder(nn.Module):
+    """
+    The paper's ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.1 and appendix A.1, two networks of
+    the same architecture (Fig. A.11). Moments are fields on n frequencies, real and
+    imaginary parts being channels: the first, input1D_{n,1}, feeds the upper branch,
+    the second, input1D_{n,n}, with row k the point and column l the channel, the lower
+    one. Convolutions conv1D are periodic; both branches are stacked to 6 channels; more
+    conv1D and fully connected layers follow, with LeakyReLU(0.02) in between.
+
+    What the text leaves open is set as follows. From the authors' published code: the
+    convolution window, 15, a fully connected layer from all 6 channels to 256, and a
+    softmax on ρ. Ours: two convolutions in each branch and two after stacking, all
+    hidden ones of 6 channels; each moment is scaled to unit RMS, so that the scale of
+    the data does not matter, and v is multiplied by its mean, first[0]/√n; z_v is the
+    real v on the sample points, of which the paper's v̂(K₁) is the unitary DFT. Nothing
+    fixes the shifts: v and ρ each come out at a shift of their own. Noise levels are
+    ignored.
+
+    :param n: Sample points, at least 8.
+    :param window: Convolution window, odd, less than 2n.
+    :param width: Width of the fully connected layer.
+    :param seed: Seed of the initial weights.
+    :raises ValueError: n is too small.
+    """
+
+    def __init__(
+        self, n: int = 41, *, window: int = 15, width: int = 256, seed: int = 0
+    ):
+        super().__init__()
+        if n < MIN_SIZE:
+            raise ValueError(
+                f"n is {n}; the paper's encoder is for at least {MIN_SIZE} samples"
+            )
+        self.n, self.settings = n, {"n": n, "window": window, "width": width}
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.signal = _Branches(n, window, width)
+            self.density = _Branches(n, window, width)
+
+    def forward(
+        self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        :param first: First moments (batch, n), complex.
+        :param second: Second moments (batch, n, n), complex.
+        :param share: σ²/N (batch,); ignored.
+        :param sigma: σ (batch,); ignored.
+        :return: z_v (batch, n) and z_ρ (batch, n), a distribution, real.
+        """
+        mean = first[:, :1].real * self.n**-0.5
+        fields = _field(first[..., None]), _field(second)
+        return mean * self.signal(*fields), torch.softmax(self.density(*fields), -1)
+
+
+class _Branches(nn.Module):
+    def __init__(self, n: int, window: int, width: int):
+        super().__init__()
+        half = STACKED // 2
+        self.upper = _convolutions(window, 2, STACKED, half)
+        self.lower = _convolutions(window, 2 * n, STACKED, half)
+        self.joint = nn.Sequential(
+            _convolutions(window, STACKED, STACKED, STACKED),
+            nn.Flatten(),
+            nn.Linear(STACKED * n, width),
+            nn.LeakyReLU(SLOPE),
+            nn.Linear(width, n),
+        )
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.joint(torch.cat((self.upper(first), self.lower(second)), 1))
+
+
+def _convolutions(window: int, before: int, hidden: int, after: int) -> nn.Sequential:
+    settings = {"padding": "same", "padding_mode": "circular"}
+    return nn.Sequential(
+        nn.Conv1d(before, hidden, window, **settings),
+        nn.LeakyReLU(SLOPE),
+        nn.Conv1d(hidden, after, window, **settings),
+        nn.LeakyReLU(SLOPE),
+    )
+
+
+def _field(moment: Tensor) -> Tensor:
+    """(batch, points, channels) complex to (batch, 2 channels, points), RMS 1."""
+    parts = torch.view_as_real(moment).permute(0, 2, 3, 1).flatten(1, 2)
+    scale = parts.square().mean((1, 2), keepdim=True).sqrt()
+    return parts / scale
