@@ -64,7 +64,7 @@ def check_third(
     if not transfer.radial:
         raise ValueError(
             "third moments of images with astigmatic CTFs are not corrected for; leave"
-            " them out or pass ignore_ctf=True"
+            " them out or pass ctf=False"
         )
 
 

@@ -90,24 +90,24 @@ class Particles:
         if missing:
             raise ValueError(
                 f"{path} has defoci but no {' and no '.join(missing)}, without which"
-                " there is no CTF; complete it, or pass ignore_ctf=True"
+                " there is no CTF; complete it, or pass ctf=False"
             )
         if self._flags("_rlnCtfDataAreCtfPremultiplied").any():
             raise ValueError(
                 f"{path} has images that were multiplied by their CTF, which is not"
-                " corrected for; extract them as they were, or pass ignore_ctf=True"
+                " corrected for; extract them as they were, or pass ctf=False"
             )
         flipped = np.count_nonzero(self._flags("_rlnCtfDataArePhaseFlipped"))
         if 0 < flipped < len(self):
             raise ValueError(
                 f"{path} has {flipped} phase-flipped images among {len(self)}; all must"
-                " be or none, or pass ignore_ctf=True"
+                " be or none, or pass ctf=False"
             )
         phase = np.abs(columns.get("_rlnPhaseShift", np.zeros(1))).max()
         if phase > 0:
             raise ValueError(
                 f"{path} has phase shifts of up to {phase:g}° (_rlnPhaseShift), which"
-                " are not corrected for; pass ignore_ctf=True to ignore the CTF"
+                " are not corrected for; pass ctf=False to ignore it"
             )
 
     def summary(self) -> str:

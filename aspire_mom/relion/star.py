@@ -1,124 +1,35 @@
-"""
-STAR files as RELION writes them, one row of a table a line. A million rows take
-seconds, and only the columns that are wanted take memory.
-"""
+"""Tables of STAR files as RELION writes them, one row of a table a line."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Protocol, TextIO
 
 import numpy as np
 
-CHUNK = 50_000
+CHUNK = 50_000  # rows that are converted at once
 TOKEN = re.compile(r"""'(.*?)'(?=\s|$)|"(.*?)"(?=\s|$)|(\S+)""")
 
+# Makes an array of the texts of a column, some rows at a time, and of the number of the
+# first of these rows, from 1. Raises ValueError for texts that it does not accept.
+Converter = Callable[[Sequence[str], int], np.ndarray]
+Wanted = Callable[[str, list[str]], dict[str, Converter]]
 
-class Column(Protocol):
-    """What takes the values of one column of a table, some rows at a time."""
 
-    def add(self, texts: Iterable[str]) -> None: ...
-
-
-class Texts:
+def read_tables(path: Path, wanted: Wanted) -> dict[str, dict[str, np.ndarray]]:
     """
-    A column of words.
+    Read tables of a STAR file. A million rows take seconds, and only the columns that
+    are wanted take memory: ASPIRE's reader needs several times the time and memory.
 
-    :param name: The column's.
-    """
-
-    def __init__(self, name: str):
-        self.name, self.values = name, []
-
-    def add(self, texts: Iterable[str]) -> None:
-        self.values.extend(texts)
-
-
-class Numbers:
-    """
-    A column of finite numbers.
-
-    :param name: The column's.
-    """
-
-    def __init__(self, name: str):
-        self.name, self.chunks, self.n = name, [], 0
-
-    def add(self, texts: Iterable[str]) -> None:
-        """
-        :raises ValueError: a value that is no finite number, with its row, from 1.
-        """
-        texts = list(texts)
-        try:
-            chunk = np.array([float(text) for text in texts])
-        except ValueError:
-            chunk = np.array([_number(text) for text in texts])
-        finite = np.isfinite(chunk)
-        if not finite.all():
-            bad = int(np.argmin(finite))
-            raise ValueError(
-                f"row {self.n + bad + 1} has {texts[bad]!r} as {self.name}, which must"
-                " be a finite number"
-            )
-        self.chunks.append(chunk)
-        self.n += len(chunk)
-
-    @property
-    def values(self) -> np.ndarray:
-        """(n_rows,), float64."""
-        return np.concatenate([*self.chunks, np.empty(0)])
-
-
-class ImageNames:
-    """
-    A column of images, number@stack.
-
-    :param name: The column's.
-    """
-
-    def __init__(self, name: str):
-        self.name, self.chunks, self.n = name, [], 0
-        self.stacks: dict[str, int] = {}  # in order of appearance
-
-    def add(self, texts: Iterable[str]) -> None:
-        """
-        :raises ValueError: a value that is no number@stack, with its row, from 1.
-        """
-        chunk = []
-        for text in texts:
-            number, _, stack = text.partition("@")
-            stack = stack.removeprefix(">")  # cryoSPARC's mark of imported files
-            if not (number.isdecimal() and len(number) < 19 and stack):
-                raise ValueError(
-                    f"row {self.n + len(chunk) + 1} names an image {text!r}; it must"
-                    " be number@stack"
-                )
-            index = self.stacks.setdefault(stack, len(self.stacks))
-            chunk.append((int(number), index))
-        self.chunks.append(np.array(chunk, dtype=np.int64).reshape(-1, 2))
-        self.n += len(chunk)
-
-    @property
-    def values(self) -> np.ndarray:
-        """Numbers in their stacks, from 1, and indices of stacks (n_rows, 2)."""
-        return np.concatenate([*self.chunks, np.empty((0, 2), np.int64)])
-
-
-Wanted = Callable[[str, list[str]], dict[str, Column]]
-
-
-def read_tables(path: Path, wanted: Wanted) -> dict[str, dict[str, Column]]:
-    """
-    Read tables of a STAR file.
-
-    :param path: The file, in UTF-8 or Latin-1, lines ending in any way.
-    :param wanted: From a table's name (without data_) and columns, the columns that are
-        to be kept, by name.
-    :return: These, by the table's name.
-    :raises ValueError: no STAR file, or a damaged one: what is wrong, and where.
+    :param path: The file, in UTF-8 or Latin-1, with any line endings.
+    :param wanted: Function of a table's name (without data_) and of its columns that
+        returns a converter for each column to keep.
+    :return: For each table, the wanted columns, by name.
+    :raises ValueError: No STAR file, or a damaged one: what is wrong, and where.
     """
     with open(path, "rb") as file:
         if b"\0" in file.read(4096):
@@ -128,52 +39,101 @@ def read_tables(path: Path, wanted: Wanted) -> dict[str, dict[str, Column]]:
         return _Reader(file).tables(wanted)
 
 
+def numbers(column: str) -> Converter:
+    """
+    :param column: Name of a column, for errors.
+    :return: Converter to finite numbers (n,), float64.
+    """
+
+    def convert(texts: Sequence[str], row: int) -> np.ndarray:
+        try:
+            values = np.fromiter(map(float, texts), np.float64, len(texts))
+        except ValueError:
+            values = np.full(1, np.nan)
+        if not np.isfinite(values).all():
+            bad = next(i for i, text in enumerate(texts) if not _is_finite(text))
+            raise ValueError(
+                f"row {row + bad} has {texts[bad]!r} as {column}, which must be a"
+                " finite number"
+            )
+        return values
+
+    return convert
+
+
+def image_names(stacks: dict[str, int]) -> Converter:
+    """
+    :param stacks: Index by name of stack, to which new ones are added.
+    :return: Converter of names number@stack to numbers in the stack, from 1, and
+        indices of stacks (n, 2), int64.
+    """
+
+    def convert(texts: Sequence[str], row: int) -> np.ndarray:
+        found = []
+        for text in texts:
+            number, _, stack = text.partition("@")
+            stack = stack.removeprefix(">")  # cryoSPARC's mark of imported files
+            if not (number.isdecimal() and len(number) < 19 and stack):
+                raise ValueError(
+                    f"row {row + len(found)} names an image {text!r}; it must be"
+                    " number@stack"
+                )
+            found.append((int(number), stacks.setdefault(stack, len(stacks))))
+        return np.array(found, dtype=np.int64)
+
+    return convert
+
+
 class _Reader:
     """Lines of a STAR file; `tokens` are those of the current one, [] at the end."""
 
-    def __init__(self, file: TextIO):
-        self.lines = enumerate(file, 1)
-        self.number = 0
+    def __init__(self, file: Iterable[str]):
+        self.lines = self._split(file)
         self.advance()
 
-    def advance(self) -> list[str]:
-        """Go to the next line that says something."""
-        tokens = []
-        for number, line in self.lines:
-            self.number = number
+    def _split(self, file: Iterable[str]) -> Iterator[list[str]]:
+        """Words of each line that has any, and an endless end."""
+        for self.number, line in enumerate(file, 1):
             tokens = line.split()
             if "#" in line or "'" in line or '"' in line:
                 tokens = _unquoted(line)
             if tokens:
-                break
-        self.tokens = tokens
-        return tokens
+                yield tokens
+        while True:
+            yield []
 
-    def tables(self, wanted: Wanted) -> dict[str, dict[str, Column]]:
-        tables, table = {}, None
+    def advance(self) -> list[str]:
+        self.tokens = next(self.lines)
+        return self.tokens
+
+    def tables(self, wanted: Wanted) -> dict[str, dict[str, np.ndarray]]:
+        tables, name = {}, None
         while self.tokens:
             word = self.tokens[0]
             if self._starts_block():
                 name = word[len("data_") :]
                 if name in tables:
                     raise ValueError(f"two of its tables are named {word}")
-                table = tables[name] = {}
+                tables[name] = {}
                 self.advance()
-            elif table is None or not (word == "loop_" or word.startswith("_")):
+            elif name is None or not (word == "loop_" or word.startswith("_")):
                 raise ValueError(
                     f"line {self.number} starts with {word[:40]!r}, where a table or a"
                     " column should"
                 )
             else:
                 read = self._loop if word == "loop_" else self._pairs
-                table |= read(name, wanted)
+                try:
+                    tables[name] |= read(partial(wanted, name))
+                except ValueError as error:
+                    raise ValueError(f"in data_{name}, {error}") from error
         return tables
 
     def _starts_block(self) -> bool:
         return len(self.tokens) == 1 and self.tokens[0].startswith("data_")
 
-    def _pairs(self, name: str, wanted: Wanted) -> dict[str, Column]:
-        """A table of one row, written as a list of columns and values."""
+    def _pairs(self, wanted: Callable) -> dict[str, np.ndarray]:
+        """Read a table of one row, written as a list of columns and values."""
         values = {}
         while self.tokens and self.tokens[0].startswith("_"):
             if len(self.tokens) != 2:
@@ -182,38 +142,46 @@ class _Reader:
                     " and a value are needed"
                 )
             self._add_column(values, self.tokens[1])
-        columns = wanted(name, list(values))
-        _add([tuple(values[column] for column in columns)], name, columns)
-        return columns
+        converters = wanted(list(values))
+        return {name: to([values[name]], 1) for name, to in converters.items()}
 
-    def _loop(self, name: str, wanted: Wanted) -> dict[str, Column]:
-        """A table with a row on each line."""
+    def _loop(self, wanted: Callable) -> dict[str, np.ndarray]:
+        """Read a table with a row on each line."""
         self.advance()
         places = {}
         while self.tokens and self.tokens[0].startswith("_"):
             self._add_column(places, len(places))
-        columns, width = wanted(name, list(places)), len(places)
-        pick = [places[column] for column in columns]
+        converters, width = wanted(list(places)), len(places)
+        chunks = {name: [] for name in converters}
+        pick = [places[name] for name in converters]
         # A single place would give values instead of tuples.
         pick = itemgetter(*pick, *pick[:1]) if pick else None
-        rows, tokens = [], self.tokens
+        rows, n, tokens = [], 0, self.tokens
+
+        def convert() -> None:
+            # The first column may have come twice.
+            for (name, to), texts in zip(
+                converters.items(), zip(*rows, strict=True), strict=False
+            ):
+                chunks[name].append(to(texts, n - len(rows) + 1))
+            rows.clear()
+
         while tokens and not tokens[0].startswith("_"):
+            if len(tokens) == 1 and (self._starts_block() or tokens == ["loop_"]):
+                break
             if len(tokens) != width:
-                if self._starts_block() or tokens == ["loop_"]:
-                    break
                 raise ValueError(
                     f"line {self.number} has {len(tokens)} values; its table has"
                     f" {width} columns"
                 )
+            n += 1
             if pick is not None:
                 rows.append(pick(tokens))
-            elif self._starts_block():  # of a table of one column, after another
-                break
             if len(rows) == CHUNK:
-                _add(rows, name, columns)
+                convert()
             tokens = self.advance()
-        _add(rows, name, columns)
-        return columns
+        convert()
+        return {k: np.concatenate(v) if v else np.empty(0) for k, v in chunks.items()}
 
     def _add_column(self, columns: dict, value: int | str) -> None:
         name = self.tokens[0]
@@ -221,18 +189,6 @@ class _Reader:
             raise ValueError(f"line {self.number} names the column {name} again")
         columns[name] = value
         self.advance()
-
-
-def _add(rows: list[tuple[str, ...]], name: str, columns: dict[str, Column]) -> None:
-    """Give rows to the columns of a table, and forget them."""
-    try:
-        # The first column may have come twice: a tuple longer than the columns.
-        values = zip(*rows, strict=True)
-        for column, texts in zip(columns.values(), values, strict=False):
-            column.add(texts)
-    except ValueError as error:
-        raise ValueError(f"in data_{name}, {error}") from error
-    rows.clear()
 
 
 def _unquoted(line: str) -> list[str]:
@@ -245,8 +201,8 @@ def _unquoted(line: str) -> list[str]:
     return tokens
 
 
-def _number(text: str) -> float:
+def _is_finite(text: str) -> bool:
     try:
-        return float(text)
+        return math.isfinite(float(text))
     except ValueError:
-        return np.nan
+        return False

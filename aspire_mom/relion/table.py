@@ -1,13 +1,15 @@
-"""The particles of a STAR file, with what its optics table says of each."""
+"""Particles of a STAR file, each with the values of its optics group."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from aspire_mom.relion.star import Column, ImageNames, Numbers, Texts, read_tables
+from aspire_mom.relion.star import Converter, image_names, numbers, read_tables
 
 IMAGE, GROUP, GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
 NO_CTF = "_aspireNoCTF"  # ASPIRE's mark of optics that it made up
@@ -21,8 +23,7 @@ CTF_COLUMNS = (
     "_rlnAmplitudeContrast",
 )
 B_FACTOR = "_rlnCtfBfactor"  # Å², of exp(-B s² / 4)
-# What images may have that is not corrected for, by what it is: the columns that tell
-# of it and their values where there is none.
+# What is not corrected for: the columns that tell of it, and their values without it.
 UNCORRECTED = {
     "beam tilt": {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0},
     "anisotropic magnification": {
@@ -98,14 +99,12 @@ class Table:
         :param which: Slice or mask of particles.
         :return: These.
         """
-        return Table(
-            path=self.path,
+        return replace(
+            self,
             rows=self.rows[which],
             numbers=self.numbers[which],
             stack_indices=self.stack_indices[which],
-            stacks=self.stacks,
             columns={name: values[which] for name, values in self.columns.items()},
-            groups=self.groups,
         )
 
     def subset(self, column: str, value: int) -> Table:
@@ -113,7 +112,7 @@ class Table:
         :param column: A column.
         :param value: A value of it.
         :return: The particles that have it.
-        :raises ValueError: no such column, or no such particle.
+        :raises ValueError: No such column, or no such particle.
         """
         if column not in self.columns:
             raise ValueError(f"{self.path} has no column {column} to choose {value} by")
@@ -127,7 +126,7 @@ class Table:
 
     def check_ranges(self) -> None:
         """
-        :raises ValueError: a number that makes no sense, and the row that has it.
+        :raises ValueError: A number is outside its range; the row that has it.
         """
         for column, (low, high) in RANGES.items():
             values = self.columns.get(column, np.empty(0))
@@ -173,14 +172,16 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """
-    :param path: A STAR file of RELION 3.0 to 5, or one that imitates these. Other
-        tables than those of particles and optics are not looked at.
+    Read the tables of particles and optics of a STAR file.
+
+    :param path: A file of RELION 3.0 to 5, or of a program that imitates it.
     :return: Its particles.
-    :raises OSError: no such file, or one that may not be read.
-    :raises ValueError: another or a damaged file, or no particles.
+    :raises OSError: No such file, or one that may not be read.
+    :raises ValueError: Another or a damaged file, or no particles.
     """
+    stacks: dict[str, int] = {}
     try:
-        tables = read_tables(path, _wanted)
+        tables = read_tables(path, partial(_wanted, stacks))
         if not tables:
             raise ValueError("it has no table")
     except ValueError as error:
@@ -195,29 +196,33 @@ def read_table(path: Path) -> Table:
             f"{path} names images in {len(naming)} tables, {', '.join(naming)}; the one"
             " of particles must be named data_particles"
         )
-    particles = dict(naming.get("particles") or next(iter(naming.values())))
-    images = particles.pop(IMAGE)
-    if images.n == 0:
+    columns = naming.get("particles") or next(iter(naming.values()))
+    images, optics = columns.pop(IMAGE), tables.get("optics", {})
+    n, groups = len(images), {}
+    if n == 0:
         raise ValueError(f"{path} lists 0 particles; at least 1 is needed")
-    optics = tables.get("optics", {})
-    columns = _values(particles)
-    groups = {}
     if optics:
-        groups, shared = _joined(path, optics, columns, images.n)
-        columns |= shared
-    if NO_CTF in particles or NO_CTF in optics:
+        groups, place = _groups(path, optics, columns, n)
+        columns |= {name: values[place] for name, values in optics.items()}
+    if NO_CTF in columns:
         columns = {k: v for k, v in columns.items() if k not in CTF_COLUMNS}
-    elif "_rlnDefocusU" in columns:  # which RELION takes to be all there is to know
+    elif "_rlnDefocusU" in columns:  # without V and an angle, RELION takes it for both
         columns.setdefault("_rlnDefocusV", columns["_rlnDefocusU"])
-        columns.setdefault("_rlnDefocusAngle", np.zeros(images.n))
-    numbers, indices = images.values.T
-    rows = np.arange(1, images.n + 1)
-    return Table(path, rows, numbers, indices, tuple(images.stacks), columns, groups)
+        columns.setdefault("_rlnDefocusAngle", np.zeros(n))
+    return Table(
+        path=path,
+        rows=np.arange(1, n + 1),
+        numbers=images[:, 0],
+        stack_indices=images[:, 1],
+        stacks=tuple(stacks),
+        columns={name: columns[name] for name in columns if name in NUMBERS},
+        groups=groups,
+    )
 
 
 def distinct_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """
-    As `numpy.unique` of rows, which takes many times longer.
+    Find distinct rows, many times faster than `numpy.unique` does with an axis.
 
     :param columns: Columns of a table, (n,) each.
     :return: Its distinct rows (k, n_columns), and the index of each row's among them.
@@ -231,28 +236,34 @@ def distinct_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([column[first] for column in columns], axis=1), index
 
 
-def _wanted(name: str, columns: list[str]) -> dict[str, Column]:
+def _wanted(
+    stacks: dict[str, int], name: str, columns: list[str]
+) -> dict[str, Converter]:
     """What to read of a table."""
     if name != "optics" and IMAGE not in columns:
         return {}
-    kinds = {IMAGE: ImageNames, GROUP_NAME: Texts, NO_CTF: Texts}
-    kinds |= dict.fromkeys(NUMBERS, Numbers)
-    return {column: kinds[column](column) for column in columns if column in kinds}
+    known = {column: numbers(column) for column in NUMBERS}
+    known |= {IMAGE: image_names(stacks), GROUP_NAME: _texts, NO_CTF: _texts}
+    return {column: known[column] for column in columns if column in known}
 
 
-def _values(table: dict[str, Column]) -> dict[str, np.ndarray]:
-    return {k: sink.values for k, sink in table.items() if isinstance(sink, Numbers)}
+def _texts(texts: Sequence[str], row: int) -> np.ndarray:
+    return np.array(texts, dtype=object)
 
 
-def _joined(
-    path: Path, optics: dict[str, Column], particles: dict[str, np.ndarray], n: int
-) -> tuple[dict[int, str], dict[str, np.ndarray]]:
-    """Names of optics groups by number, and what they say of each of n particles."""
-    table = _values(optics)
-    if GROUP not in table or len(table[GROUP]) == 0:
+def _groups(
+    path: Path,
+    optics: dict[str, np.ndarray],
+    particles: dict[str, np.ndarray],
+    n: int,
+) -> tuple[dict[int, str], np.ndarray]:
+    """Names of optics groups by number, and the row of the optics table that holds for
+    each of n particles."""
+    listed = optics.get(GROUP, np.empty(0))
+    if len(listed) == 0:
         raise ValueError(f"{path} has an optics table without {GROUP}s")
-    known, place = np.unique(table[GROUP], return_index=True)
-    if len(known) < len(table[GROUP]):
+    known, place = np.unique(listed, return_index=True)
+    if len(known) < len(listed):
         raise ValueError(f"{path} has an optics table that lists an {GROUP} twice")
     if GROUP not in particles and len(known) > 1:
         raise ValueError(
@@ -267,8 +278,5 @@ def _joined(
             f"{path}: row {row + 1} is of optics group {group[row]:g}, which is not in"
             f" the optics table; there are {', '.join(f'{k:g}' for k in known[:8])}"
         )
-    names = [f"{k:g}" for k in table[GROUP]]
-    if GROUP_NAME in optics:
-        names = optics[GROUP_NAME].values
-    names = dict(zip(table[GROUP].tolist(), names, strict=True))
-    return names, {name: values[place[at]] for name, values in table.items()}
+    names = optics.get(GROUP_NAME, [f"{number:g}" for number in listed])
+    return dict(zip(listed.tolist(), names, strict=True)), place[at]
