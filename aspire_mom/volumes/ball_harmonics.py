@@ -14,7 +14,6 @@ from torch import Tensor
 from aspire_mom.checks import check_integer, check_positive, check_volume
 from aspire_mom.rotations import real_spherical_harmonics
 from aspire_mom.volumes.base import FourierVolume
-from aspire_mom.volumes.fitting import relative_error
 from aspire_mom.volumes.grid import volume_on_rings
 
 # Nearer than this to a zero of the Bessel function, the quotient is a Taylor series.
@@ -150,7 +149,7 @@ class BallHarmonics(FourierVolume):
             matrix = weighting * G.cpu().double()
             solution.append(torch.linalg.lstsq(matrix, weighting * shells).solution)
         self.coefficients.copy_(torch.cat([block.ravel() for block in solution]))
-        return relative_error(self, volume)
+        return self.relative_error(volume)
 
     @torch.no_grad()
     def _ring_factors(self, directions: Tensor, radii: Tensor) -> tuple:

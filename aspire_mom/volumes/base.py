@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from aspire.numeric import fft
 from aspire.volume import Volume
 from torch import Tensor
+from tqdm import tqdm
 
-from aspire_mom.checks import check_integer, check_positive, check_volume
+from aspire_mom.checks import check_integer, check_positive
+from aspire_mom.volumes.grid import volume_transform
 
 # Frequencies evaluated at once when a whole grid is asked for.
 GRID_CHUNK = 2**13
+# Models with no more parameters than this are polished with L-BFGS.
+SMALL_MODEL = 5000
+# Frequencies evaluated at once: as many as keep a network's layers in cache.
+POINTS_PER_CHUNK = 2**11
+# Shells of less power than this, relative to the strongest, count as if they had it.
+FAINT = 1e-6
 
 
 class FourierVolume(torch.nn.Module):
@@ -98,30 +110,125 @@ class FourierVolume(torch.nn.Module):
         grid = fft.centered_ifftn(values).real
         return Volume(grid.astype(np.float32), pixel_size=pixel_size)
 
-    def fit(self, volume: Volume, **options) -> float:
+    def fit(
+        self,
+        volume: Volume,
+        *,
+        n_steps: int = 2000,
+        learning_rate: float = 1e-3,
+        batch_size: int = 2048,
+        seed: int = 0,
+        callback: Callable[[int, float], bool | None] | None = None,
+    ) -> float:
         """
-        Fit to a given volume, as for the "neural ground truth" of the paper's section
-        5.2, by :func:`aspire_mom.volumes.fitting.fit_volume`.
+        Fit to a volume, as for the "neural ground truth" of the paper's section 5.2:
+        least squares on the Fourier values at the integer frequencies |k| < L/2, one of
+        each pair ±k. The corners of the Fourier cube, |k| >= L/2, are left out: no
+        rotated slice of the grid has values for all of them.
 
-        :param volume: One ASPIRE `Volume`.
-        :param options: Options of `fit_volume`.
-        :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation.
+        Adam works on random batches, its learning rate falling to zero along a cosine.
+        Squared errors are divided by the RMS of V on their shells: undivided, Adam does
+        not get to the outer shells, whose power is orders of magnitude lower; divided
+        by the power, the inner shells suffer. L-BFGS follows on all frequencies and
+        undivided errors where the model has at most 5000 parameters.
+
+        :param volume: One ASPIRE `Volume`, of odd or even size L.
+        :param n_steps: Steps of Adam; L-BFGS takes at most a quarter as many.
+        :param learning_rate: Adam's first learning rate.
+        :param batch_size: Frequencies per step of Adam.
+        :param seed: Seed of the batches.
+        :param callback: Called with the step and the loss (relative to the volume's
+            power, both weighted) after each step of Adam; returning True stops.
+        :return: :meth:`relative_error`, which counts the corners, too.
         :raises TypeError: `volume` is no real `Volume`.
         :raises ValueError: it is a stack, not finite, or zero where it is fitted.
         """
-        from aspire_mom.volumes.fitting import fit_volume
+        k, target = _integer_frequencies(volume, next(self.parameters()))
+        power = target.abs().square().sum()
+        if power == 0:
+            raise ValueError("the volume to fit is zero at all frequencies |k| < L/2")
 
-        return fit_volume(self, volume, **options)
+        def loss(rows: Tensor | slice, weights: Tensor | float) -> Tensor:
+            return (weights * (self(k[rows]) - target[rows]).abs().square()).sum()
+
+        generator = torch.Generator().manual_seed(seed)
+        batch_size = min(batch_size, len(k))
+        weights = _shell_weights(k, target) * len(k) / batch_size
+        optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+        for step in tqdm(range(n_steps), desc="Fitting volume", leave=False):
+            batch = torch.randperm(len(k), generator=generator)[:batch_size]
+            optimizer.zero_grad()
+            value = 0.0
+            for rows in batch.to(k.device).split(POINTS_PER_CHUNK):
+                part = loss(rows, weights[rows])
+                part.backward()
+                value += part.item()
+            optimizer.step()
+            schedule.step()
+            if callback is not None and callback(step, value):
+                break
+        else:
+            if sum(p.numel() for p in self.parameters()) <= SMALL_MODEL:
+                _polish(self, lambda: loss(slice(None), 1 / power), n_steps // 4)
+        return self.relative_error(volume)
+
+    def relative_error(self, volume: Volume) -> float:
+        """
+        Compare with a volume on its grid: eq. 27 without the rotation.
+
+        :param volume: One ASPIRE `Volume` of size L.
+        :return: ‖to_volume(L) - v‖/‖v‖.
+        """
+        truth = volume.asnumpy()[0]
+        difference = self.to_volume(truth.shape[0]).asnumpy()[0] - truth
+        return float(np.linalg.norm(difference) / np.linalg.norm(truth))
 
 
-def volume_transform(volume: Volume) -> np.ndarray:
+def _polish(model: FourierVolume, loss: Callable[[], Tensor], n_steps: int) -> None:
+    """L-BFGS, to the best point that it has seen if a line search leaves the finite."""
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), max_iter=n_steps, line_search_fn="strong_wolfe"
+    )
+    lowest, best = math.inf, copy.deepcopy(model.state_dict())
+
+    def closure() -> Tensor:
+        nonlocal lowest, best
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        if not torch.isfinite(value):
+            raise FloatingPointError
+        if value < lowest:
+            lowest, best = value.item(), copy.deepcopy(model.state_dict())
+        return value
+
+    try:
+        optimizer.step(closure)
+    except FloatingPointError:
+        model.load_state_dict(best)
+
+
+def _shell_weights(k: Tensor, target: Tensor) -> Tensor:
     """
-    Fourier transform of a volume on the integer frequencies, the inverse of
-    :meth:`FourierVolume.to_volume`.
-
-    :param volume: One ASPIRE `Volume`.
-    :return: V [kz, ky, kx] (L, L, L), complex128, zero frequency at L//2.
-    :raises TypeError: `volume` is no real `Volume`.
-    :raises ValueError: it is a stack or not finite.
+    :param k: Frequencies (n, 3).
+    :param target: V there (n,), complex.
+    :return: The inverse RMS of V on the shell of each (n,), such that weighted squares
+        of V sum to one.
     """
-    return fft.centered_fftn(check_volume("volume", volume).astype(np.float64))
+    power, shell = target.abs().square(), torch.linalg.norm(k, dim=1).round().long()
+    mean = torch.bincount(shell, power) / torch.bincount(shell).clamp_min(1)
+    weights = (mean + FAINT * mean.max()).rsqrt()[shell].to(power)
+    return weights / (weights * power).sum()
+
+
+def _integer_frequencies(volume: Volume, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Half of the integer frequencies |k| < L/2, (n, 3), and V there."""
+    values = volume_transform(volume)
+    L = len(values)
+    axis = np.arange(L) - L // 2
+    kz, ky, kx = np.meshgrid(axis, axis, axis, indexing="ij")
+    half = (kz > 0) | ((kz == 0) & ((ky > 0) | ((ky == 0) & (kx >= 0))))
+    half &= kx**2 + ky**2 + kz**2 < (L / 2) ** 2
+    k = torch.from_numpy(np.stack((kx, ky, kz), -1)[half]).to(like)
+    return k, torch.from_numpy(values[half]).to(k.device, (1j * k[:0]).dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,10 +11,8 @@ from torch import Tensor
 from torch.nn.utils import skip_init
 
 from aspire_mom.checks import check_integer, check_positive
-from aspire_mom.volumes.base import FourierVolume, volume_transform
-
-if TYPE_CHECKING:
-    from aspire_mom.networks.moment_encoder import LatentEncoder
+from aspire_mom.volumes.base import FourierVolume
+from aspire_mom.volumes.grid import volume_transform
 
 # First-layer waves are those of points in a ball this large (box units) ...
 FIRST_RADIUS = 0.2
@@ -70,7 +67,8 @@ class FourierNet(FourierVolume):
         by it, so that it sets how fast V changes under the optimiser.
     :param scale: s, the magnitude of the data: max |V|, which is V(0) where the
         volume is nowhere negative. :meth:`fit` sets it.
-    :param encoder: ξ_θ^v, such as a `LatentEncoder`: moments to z_v.
+    :param encoder: ξ_θ^v, such as a `LatentEncoder`: moments to z_v, of length
+        `n_outputs`.
     :param seed: Seed of the initial weights.
     """
 
@@ -82,7 +80,7 @@ class FourierNet(FourierVolume):
         layers: int = 3,
         omega: float = 5.0,
         scale: float = 1.0,
-        encoder: LatentEncoder | None = None,
+        encoder: torch.nn.Module | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -149,7 +147,7 @@ class FourierNet(FourierVolume):
         :meth:`FourierVolume.fit`, after setting the scale to the volume's max |V|.
 
         :param volume: One ASPIRE `Volume`.
-        :param options: Those of :func:`fit_volume`.
+        :param options: As for :meth:`FourierVolume.fit`.
         :return: ‖to_volume(L) - v‖/‖v‖.
         :raises ValueError: there is an encoder: one volume has nothing to teach it.
         """

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import finufft
 import numpy as np
+from aspire.numeric import fft
 from aspire.volume import Volume
 
 from aspire_mom.checks import check_volume
 
 # Relative accuracy of the transforms, well below anything that is compared with them.
 NUFFT_ACCURACY = 1e-10
+
+
+def volume_transform(volume: Volume) -> np.ndarray:
+    """
+    Fourier transform of a volume on the integer frequencies, the inverse of
+    :meth:`FourierVolume.to_volume`.
+
+    :param volume: One ASPIRE `Volume`.
+    :return: V [kz, ky, kx] (L, L, L), complex128, zero frequency at L//2.
+    :raises TypeError: `volume` is no real `Volume`.
+    :raises ValueError: it is a stack or not finite.
+    """
+    return fft.centered_fftn(check_volume("volume", volume).astype(np.float64))
 
 
 def volume_on_rings(

@@ -27,7 +27,6 @@ from aspire_mom import (
     VonMisesFisherMixture,
 )
 from aspire_mom.phantoms import gaussian_phantom
-from aspire_mom.volumes.fitting import relative_error
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 EMDB = "https://ftp.ebi.ac.uk/pub/databases/emdb/structures/EMD-{0}/map/emd_{0}.map.gz"
@@ -122,7 +121,7 @@ def ground_truth(options: argparse.Namespace) -> tuple[FourierNet, dict]:
     start = time.perf_counter()
     network.fit(volume, n_steps=steps, batch_size=batch)
     report = {"seconds": time.perf_counter() - start, "steps": steps}
-    report["error"] = relative_error(network, volume)
+    report["error"] = network.relative_error(volume)
     torch.save({"network": network.state_dict(), "report": report}, path)
     return network, report
 

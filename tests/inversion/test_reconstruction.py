@@ -6,7 +6,7 @@ from aspire.volume import Volume
 
 from aspire_mom.inversion import Reconstruction
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign
-from aspire_mom.volumes.base import volume_transform
+from aspire_mom.volumes.grid import volume_transform
 
 FILES = ["reconstruction.json", "reconstruction.npz", "volume.mrc"]
 

@@ -5,12 +5,10 @@ from aspire.volume import Volume
 
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.volumes import FourierNet
-from aspire_mom.volumes.base import FourierVolume
-from aspire_mom.volumes.fitting import (
+from aspire_mom.volumes.base import (
+    FourierVolume,
     _integer_frequencies,
     _shell_weights,
-    fit_volume,
-    relative_error,
 )
 from tests.references.dft import volume_fourier_values
 
@@ -43,7 +41,7 @@ def gaussian(L, centre=(0.06, -0.04, 0.1), sigma=0.1):
 def test_small_model_is_fitted_closely(L, dtype):
     """x, y and z land where they belong; Adam alone would not get this close."""
     volume, model = gaussian(L), Blob().to(dtype)
-    error = fit_volume(model, volume, n_steps=200, learning_rate=0.01)
+    error = model.fit(volume, n_steps=200, learning_rate=0.01)
     assert error < 0.01  # the Gaussian itself is cut at the box and at L/2
     centre = model.centre.detach().numpy()
     np.testing.assert_allclose(centre, [0.06, -0.04, 0.1], atol=1e-3)
@@ -57,22 +55,20 @@ def test_relative_error_is_eq_27_without_the_rotation():
     model, volume = Blob(), gaussian(11)
     voxels, truth = model.to_volume(11).asnumpy()[0], volume.asnumpy()[0]
     expected = np.sqrt(np.sum((voxels - truth) ** 2) / np.sum(truth**2))
-    assert relative_error(model, volume) == pytest.approx(expected, rel=1e-6)
-    assert relative_error(model, model.to_volume(11)) == 0
+    assert model.relative_error(volume) == pytest.approx(expected, rel=1e-6)
+    assert model.relative_error(model.to_volume(11)) == 0
 
 
 def test_callback_stops():
     steps = []
-    fit_volume(
-        Blob(), gaussian(9), callback=lambda step, loss: steps.append(loss) or step == 4
-    )
+    Blob().fit(gaussian(9), callback=lambda step, loss: steps.append(loss) or step == 4)
     assert len(steps) == 5
     assert all(loss > 0 for loss in steps)
 
 
 def test_zero_volume_is_refused():
     with pytest.raises(ValueError, match="zero at all frequencies"):
-        fit_volume(Blob(), Volume(np.zeros((8, 8, 8), np.float32)))
+        Blob().fit(Volume(np.zeros((8, 8, 8), np.float32)))
 
 
 class Cliff(Blob):
@@ -86,8 +82,8 @@ def test_a_line_search_over_a_cliff_keeps_the_best_point():
     """The volume asks for an amplitude of 1000: no step of L-BFGS may get there."""
     volume = 20 * Blob().to_volume(11)
     model = Cliff()
-    before = relative_error(model, volume)
-    error = fit_volume(model, volume, n_steps=400, learning_rate=1e-6)
+    before = model.relative_error(volume)
+    error = model.fit(volume, n_steps=400, learning_rate=1e-6)
     assert all(p.isfinite().all() for p in model.parameters())
     assert 50 < model.amplitude < 60
     assert error < before

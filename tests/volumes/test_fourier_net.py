@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aspire_mom.networks import LatentEncoder
-from aspire_mom.volumes.base import volume_transform
 from aspire_mom.volumes.fourier_net import FourierNet
+from aspire_mom.volumes.grid import volume_transform
 
 
 def frequencies(n, K, dtype=torch.float64, seed=0):

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from aspire_mom.phantoms import gaussians_on_grid
 from aspire_mom.volumes import GaussianMixture
-from aspire_mom.volumes.base import FourierVolume, volume_transform
+from aspire_mom.volumes.base import FourierVolume
 from aspire_mom.volumes.gaussian_mixture import RingSum
+from aspire_mom.volumes.grid import volume_transform
 
 DTYPES = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-12)]
