@@ -1,10 +1,13 @@
-"""Volumes drawn at random, for demonstrations and for benchmarks."""
+"""Random volumes and simulated images, for demonstrations and benchmarks."""
 
 from __future__ import annotations
 
 import numpy as np
+from aspire.noise import WhiteNoiseAdder
+from aspire.source import Simulation
+from aspire.utils import Rotation
 from aspire.volume import Volume
-from scipy.spatial.transform import Rotation
+from scipy.spatial.transform import Rotation as Rotations
 
 
 def gaussians_on_grid(
@@ -92,7 +95,7 @@ def chain_phantom(
     radius, step = 0.3 * L, 0.06 * L
     # A lopsided ellipsoid, so that the walk's envelope has no symmetry.
     axes = radius * rng.uniform(0.45, 1, 3)
-    frame = Rotation.random(rng=rng).as_matrix()
+    frame = Rotations.random(rng=rng).as_matrix()
     atoms = np.zeros((n_atoms, 3))
     heading = rng.standard_normal(3)
     for i in range(1, n_atoms):
@@ -142,13 +145,36 @@ def helix_bundle_phantom(
         along = rise * (np.arange(n_atoms) - n_atoms / 2)
         phase = np.deg2rad(100) * np.arange(n_atoms)
         atoms = np.stack((radius * np.cos(phase), radius * np.sin(phase), along), 1)
-        tilt = Rotation.from_rotvec([*(0.2 * rng.standard_normal(2)), 0])
+        tilt = Rotations.from_rotvec([*(0.2 * rng.standard_normal(2)), 0])
         shift = [*foot, 0.04 * L * rng.standard_normal()]
         rods.append(tilt.apply(atoms) + shift)
     domain = 0.04 * L * rng.standard_normal((int(rng.integers(20, 50)), 3))
     domain += [*(0.08 * L * rng.standard_normal(2)), 0.25 * L]
     atoms = np.concatenate((*rods, domain))
-    frame = Rotation.random(rng=rng).as_matrix()
+    frame = Rotations.random(rng=rng).as_matrix()
     atoms = (atoms - atoms.mean(0)) @ frame.T
     ones = np.ones(len(atoms))
     return gaussians_on_grid(atoms, sigma * ones, ones, L, pixel_size)
+
+
+def simulate(
+    volume: Volume, rotations: Rotation, noise: WhiteNoiseAdder, seed: int
+) -> Simulation:
+    """
+    Simulate noisy projections without CTF, shifts or varying amplitudes.
+
+    :param volume: One ASPIRE `Volume`, float32.
+    :param rotations: ASPIRE `Rotation` with one rotation for each image.
+    :param noise: Noise to add.
+    :param seed: Seed of the `Simulation`.
+    :return: ASPIRE `Simulation`.
+    """
+    return Simulation(
+        vols=volume,
+        n=len(rotations),
+        angles=rotations.angles.astype(volume.dtype),
+        offsets=0,
+        amplitudes=1,
+        noise_adder=noise,
+        seed=seed,
+    )

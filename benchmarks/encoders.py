@@ -52,13 +52,12 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.cli.demo import simulate
 from aspire_mom.inversion import MomentLoss, OptimizerStatus, forward_model, predict
 from aspire_mom.inversion.optimise import LBFGS_STEPS_PER_REPORT, minimise
 from aspire_mom.inversion.start import cut_to_support
 from aspire_mom.moments.rings import ring_rms
 from aspire_mom.networks import how_trained
-from aspire_mom.phantoms import helix_bundle_phantom
+from aspire_mom.phantoms import helix_bundle_phantom, simulate
 from aspire_mom.volumes import FourierVolume
 from aspire_mom.volumes.grid import volume_on_rings
 
@@ -110,7 +109,8 @@ def estimate(volume: Volume, n_images: int, seed: int) -> Moments:
     basis = PolarBasis(volume.resolution, n_rings=ESTIMATED_RINGS)
     if n_images:
         noise = WhiteNoiseAdder.from_snr(SNR, seed=seed + 2)
-        source = simulate(volume, n_images, views, noise, seed + 1)
+        rotations = views.sample(n_images, seed=seed + 1)
+        source = simulate(volume, rotations, noise, seed + 1)
         return MomentEstimator(source, basis).estimate()
     quadrature = SO3Quadrature.product(SphericalDesign(31), 1)
     p = torch.from_numpy(views.on(quadrature))

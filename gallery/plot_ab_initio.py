@@ -31,7 +31,7 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.evaluation import plot_fsc, plot_isosurfaces, plot_slices, plot_views
+from aspire_mom.evaluation import plot_isosurfaces, plot_slices, plot_views
 from aspire_mom.phantoms import gaussian_phantom
 
 SHORT = "ASPIRE_MOM_SHORT" in os.environ
@@ -109,16 +109,18 @@ for stage in reconstruction.history:
     print(f"{stage['stage']}: criterion {stage['criterion']:.1f}")
 
 # %%
-# The density of viewing directions comes from the same inversion. It is turned as the
-# volume was; a mirror image in z is seen from (-x, -y, z) instead of (x, y, z).
-# Opposite views show mirror images, whose second moments differ in their imaginary
-# parts alone, so that the density is known less well than the volume.
+# The density of viewing directions comes from the same inversion. `align_views` takes
+# its directions into the frame of the truth, as the volume was. Opposite views show
+# mirror images, whose second moments differ in their imaginary parts alone, so that the
+# density is known less well than the volume.
 
-nodes = reconstruction.quadrature.views
-hand = np.diag([-1, -1, 1]) if comparison.mirrored else np.eye(3)
-found = nodes @ hand @ comparison.rotation.matrices[0].T
+quadrature = reconstruction.quadrature
+found = comparison.align_views(quadrature.views)
 maps = plot_views(
-    [(found, reconstruction.density), (nodes, views.on(reconstruction.quadrature))],
+    [
+        (found, reconstruction.view_density),
+        (quadrature.views, views.on(quadrature)),
+    ],
     ["found", "truth"],
     width=0.35,
 )
@@ -132,8 +134,7 @@ slices = plot_slices([truth, comparison.aligned], ["truth", "found"])
 
 # %%
 
-figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-plot_fsc(comparison, ax)
+curve = comparison.plot()
 print(
     f"FSC 0.5 at {comparison.resolution(0.5):.2f} Å"
     f" ({comparison.resolution_shells(0.5):.1f} shells),"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import click
@@ -36,7 +37,7 @@ from aspire_mom.files import staged, write_json
 from aspire_mom.inversion import MomentInversion, Reconstruction, SearchOptions
 from aspire_mom.inversion.reconstruction import FILES as RECONSTRUCTION_FILES
 from aspire_mom.moments import MomentEstimator, Moments
-from aspire_mom.phantoms import gaussian_phantom
+from aspire_mom.phantoms import gaussian_phantom, simulate
 from aspire_mom.rotations import VonMisesFisherMixture
 
 L = 25
@@ -46,17 +47,11 @@ SIGMA = 0.5 / L
 SHOWN = 6
 # Enough to know the SNR to a few per cent.
 SNR_IMAGES = 500
+PICTURES = ("projections", "slices", "isosurfaces", "views", "fsc")
 FILES = (
     *RECONSTRUCTION_FILES,
-    "truth.mrc",
-    "aligned.mrc",
-    "moments.npz",
-    "projections.png",
-    "slices.png",
-    "isosurfaces.png",
-    "views.png",
-    "fsc.png",
-    "report.json",
+    *("truth.mrc", "aligned.mrc", "moments.npz", "report.json"),
+    *(f"{name}.png" for name in PICTURES),
 )
 
 
@@ -98,7 +93,7 @@ class Demo:
     What went into a demonstration and what came out.
 
     :param truth: The volume that was projected, unit norm.
-    :param density: The density of its views.
+    :param density: The density of its viewing directions.
     :param source: The noisy images.
     :param moments: Their moments.
     :param reconstruction: What was recovered from them.
@@ -114,31 +109,35 @@ class Demo:
     comparison: Comparison
     seconds: dict[str, float]
 
-    @property
+    @cached_property
+    def snr(self) -> float:
+        """
+        :return: Signal-to-noise ratio of the first images.
+        """
+        return float(self.source.true_snr(sample_n=min(SNR_IMAGES, self.source.n)))
+
+    @cached_property
     def views(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        Viewing directions (n, 3) of the recovered density, aligned with the truth, and
-        the recovered and the true probability of each (n,).
+        :return: Viewing directions (n, 3) of the recovered density, aligned with the
+            truth, and the recovered and the true probability of each (n,).
         """
         quadrature = self.reconstruction.quadrature
-        views = aligned_views(quadrature.views, self.comparison)
-        recovered = self.reconstruction.density.reshape(-1, quadrature.n_inplane).sum(1)
+        views = self.comparison.align_views(quadrature.views)
         true = quadrature.view_weights * self.density.pdf(views)
-        return views, recovered, true / true.sum()
+        return views, self.reconstruction.view_density, true / true.sum()
 
     def report(self) -> dict:
         """
-        All figures, ready for JSON.
-
-        :return: The comparison's summary, the correlation of the recovered density of
-            views with the true one, and what the images were.
+        :return: All figures, ready for JSON: the comparison's summary, the correlation
+            of the recovered density with the true one, and what the images were.
         """
         _, recovered, true = self.views
         return {
             **self.comparison.summary(),
             "density_correlation": float(np.corrcoef(recovered, true)[0, 1]),
             "n_images": self.source.n,
-            "snr": float(self.source.true_snr(sample_n=min(SNR_IMAGES, self.source.n))),
+            "snr": self.snr,
             "noise_variance": self.moments.noise_variance,
             "pixel_size": self.truth.pixel_size,
             "box": L,
@@ -155,23 +154,37 @@ class Demo:
 
         :param folder: An existing, empty folder.
         """
+        aligned, (views, recovered, true) = self.comparison.aligned, self.views
         self.reconstruction.save(folder)
         self.moments.save(folder / "moments.npz")
         self.truth.save(str(folder / "truth.mrc"))
-        self.comparison.aligned.save(str(folder / "aligned.mrc"))
-        plot_projections(self.source, folder / "projections.png")
-        volumes = [self.truth, self.comparison.aligned]
-        titles = ["truth", "reconstruction"]
+        aligned.save(str(folder / "aligned.mrc"))
+        self._plot_projections().savefig(folder / "projections.png", dpi=150)
+        volumes, titles = [self.truth, aligned], ["truth", "reconstruction"]
         plot_slices(volumes, titles, folder / "slices.png")
         plot_isosurfaces(volumes, titles, folder / "isosurfaces.png")
-        views, recovered, true = self.views
-        plot_views(
-            [(views, true), (views, recovered)],
-            ["true views", "recovered views"],
-            folder / "views.png",
-        )
+        maps, titles = [(views, true), (views, recovered)], ["true", "recovered"]
+        plot_views(maps, [f"{t} views" for t in titles], folder / "views.png")
         self.comparison.plot(folder / "fsc.png")
         write_json(folder / "report.json", self.report())
+
+    def _plot_projections(self) -> Figure:
+        """The first few images without and with noise, each row on its own scale."""
+        n = min(SHOWN, self.source.n)
+        figure = Figure(figsize=(1.5 * n + 0.4, 3.2), layout="constrained")
+        for row, title, images in zip(
+            figure.subplots(2, n, squeeze=False),
+            ("clean", f"noisy, SNR {self.snr:.2f}"),
+            (self.source.projections, self.source.images),
+            strict=True,
+        ):
+            pixels = images[:n].asnumpy()
+            low, high = np.percentile(pixels, (0.5, 99.8))
+            row[0].set_ylabel(title)
+            for ax, image in zip(row, pixels, strict=True):
+                ax.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower")
+                ax.set(xticks=[], yticks=[])
+        return figure
 
 
 def run_demo(n_images: int = 50_000, *, seed: int = 0, device: str = "cpu") -> Demo:
@@ -185,92 +198,19 @@ def run_demo(n_images: int = 50_000, *, seed: int = 0, device: str = "cpu") -> D
     :param device: torch device of the inversion.
     :return: The :class:`Demo`.
     """
-    start = time.perf_counter()
-    # Different seeds, since one stream would put the views' means on the Gaussians.
+    times = [time.perf_counter()]
+    # Different seeds: with one, the views' means would lie on the Gaussians.
     truth = gaussian_phantom(L, seed=seed)
     density = VonMisesFisherMixture.random(seed=seed + 1)
-    source = simulate(
-        truth, n_images, density, WhiteNoiseAdder(SIGMA**2, seed=seed + 3), seed + 2
-    )
+    noise = WhiteNoiseAdder(SIGMA**2, seed=seed + 3)
+    source = simulate(truth, density.sample(n_images, seed=seed + 2), noise, seed + 2)
     moments = MomentEstimator(source, PolarBasis(L)).estimate()
-    averaged = time.perf_counter()
-    inversion = MomentInversion(moments, search=SearchOptions(seed=seed), device=device)
-    reconstruction = inversion.estimate()
-    inverted = time.perf_counter()
-    comparison = compare(reconstruction.volume, truth)
-    seconds = {
-        "simulation and moments": averaged - start,
-        "inversion": inverted - averaged,
-        "comparison": time.perf_counter() - inverted,
-    }
-    return Demo(truth, density, source, moments, reconstruction, comparison, seconds)
-
-
-def simulate(
-    volume: Volume,
-    n_images: int,
-    density: VonMisesFisherMixture,
-    noise: WhiteNoiseAdder,
-    seed: int,
-) -> Simulation:
-    """
-    Noisy projections without CTF or shifts, as moments need them.
-
-    :param volume: One ASPIRE `Volume`, float32.
-    :param n_images: Number of images.
-    :param density: Density of their rotations.
-    :param noise: Noise to add.
-    :param seed: Seed of the rotations.
-    :return: ASPIRE `Simulation`.
-    """
-    angles = density.sample(n_images, seed=seed).angles
-    return Simulation(
-        vols=volume,
-        n=n_images,
-        angles=angles.astype(volume.dtype),
-        offsets=0,
-        amplitudes=1,
-        noise_adder=noise,
-        seed=seed,
-    )
-
-
-def aligned_views(views: np.ndarray, comparison: Comparison) -> np.ndarray:
-    """
-    Viewing directions of a reconstruction as those of its reference.
-
-    With reference(x) = volume(J Rᵀ x), the image of the volume at rotation Q is that of
-    the reference at R Q, or at R J Q J where the volume was mirrored (J = diag(1, 1,
-    -1)): its viewing direction is R J Q J e_z = -R J (Q e_z).
-
-    :param views: Unit vectors (n, 3), xyz order, viewing directions Q[:, 2].
-    :param comparison: How the volume lies to the reference.
-    :return: Unit vectors (n, 3), float64.
-    """
-    if comparison.mirrored:
-        views = views * (-1, -1, 1)
-    return views @ comparison.rotation.matrices[0].T.astype(np.float64)
-
-
-def plot_projections(source: Simulation, path: Path) -> Figure:
-    """
-    The first few images without and with noise, each row on its own gray scale.
-
-    :param source: The images.
-    :param path: Image file to write.
-    :return: matplotlib `Figure`.
-    """
-    snr = source.true_snr(sample_n=min(SNR_IMAGES, source.n))
-    rows = {"clean": source.projections, f"noisy, SNR {snr:.2f}": source.images}
-    n = min(SHOWN, source.n)
-    figure = Figure(figsize=(1.5 * n + 0.4, 3.2), layout="constrained")
-    axes = figure.subplots(2, n, squeeze=False)
-    for row, (title, images) in zip(axes, rows.items(), strict=True):
-        pixels = images[:n].asnumpy()
-        low, high = np.percentile(pixels, (0.5, 99.8))
-        row[0].set_ylabel(title)
-        for ax, image in zip(row, pixels, strict=True):
-            ax.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower")
-            ax.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=150)
-    return figure
+    times.append(time.perf_counter())
+    search = SearchOptions(seed=seed)
+    found = MomentInversion(moments, search=search, device=device).estimate()
+    times.append(time.perf_counter())
+    comparison = compare(found.volume, truth)
+    times.append(time.perf_counter())
+    steps = ("simulation and moments", "inversion", "comparison")
+    seconds = dict(zip(steps, np.diff(times).tolist(), strict=True))
+    return Demo(truth, density, source, moments, found, comparison, seconds)

@@ -176,8 +176,7 @@ def write_results(
     volumes[1].save(str(folder / "volume_mirror.mrc"))
     plot_slices(volumes, titles, folder / "slices.png")
     plot_isosurfaces(volumes, titles, folder / "isosurfaces.png")
-    views = found.density.reshape(-1, found.quadrature.n_inplane).sum(1)
-    shown = [(found.quadrature.views, views)]
+    shown = [(found.quadrature.views, found.view_density)]
     plot_views(shown, ["recovered views"], folder / "views.png")
     report = {
         "seconds": round(seconds, 1),

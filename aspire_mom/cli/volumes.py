@@ -15,9 +15,10 @@ from aspire.noise import WhiteNoiseAdder
 from aspire.volume import Volume
 
 from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, agreed_pixel_size
-from aspire_mom.cli import console, demo
+from aspire_mom.cli import console
 from aspire_mom.evaluation import compare
 from aspire_mom.files import staged
+from aspire_mom.phantoms import simulate as simulate_images
 from aspire_mom.rotations import VonMisesFisherMixture
 
 
@@ -72,7 +73,8 @@ def simulate(
     if views == "uniform":
         density = VonMisesFisherMixture([[0, 0, 1]], [0], [1])
     noise = WhiteNoiseAdder.from_snr(snr, seed=seed + 2)
-    source = demo.simulate(molecule, images, density, noise, seed + 1)
+    rotations = density.sample(images, seed=seed + 1)
+    source = simulate_images(molecule, rotations, noise, seed + 1)
     with staged(out.parent) as folder:
         source.save(folder / out.name, save_mode="single")
     for path in set(old) - {stack}:

@@ -20,24 +20,25 @@ from aspire_mom.evaluation.fsc import (
 )
 from aspire_mom.evaluation.plots import plot_fsc
 from aspire_mom.evaluation.registration import register
+from aspire_mom.files import write_json
 
 # Fields that are saved as they are.
 SAVED = ("correlation", "relative_error", "mirrored", "pixel_size")
+J = np.diag((1.0, 1.0, -1.0))
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
     """
-    A volume registered to a reference, and how well the two agree. In symbols,
+    A volume registered to a reference, and how well the two agree:
     reference(x) ≈ volume(J Rᵀ (x - t)), J = diag(1, 1, -1) if mirrored, else 1.
 
     :param fsc: Fourier shell correlation of shells 0 to (L - 1)//2, float64.
     :param correlation: ⟨u, v⟩ / (|u| |v|) of the aligned volume u and the reference v,
         means included.
-    :param relative_error: |v - u| / |v| (eq. 27), u with the scale it came with.
+    :param relative_error: |v - u| / |v| (eq. 27), without scaling u.
     :param mirrored: Whether the volume was mirrored (z → -z about voxel L//2) first.
-    :param rotation: One ASPIRE `Rotation` R, applied second: reference ≈
-        volume.rotate(R), or mirror(volume).rotate(R), before the shift.
+    :param rotation: One ASPIRE `Rotation` R, applied second, as `Volume.rotate` does.
     :param shift: Shift t (3,) in voxels, xyz order, applied last.
     :param aligned: The volume mirrored, rotated and shifted onto the reference, an
         ASPIRE `Volume`.
@@ -53,56 +54,79 @@ class Comparison:
     aligned: Volume
     pixel_size: float | None
 
+    @property
+    def box(self) -> float | None:
+        """
+        :return: Edge of the box in Ångström, None without a pixel size.
+        """
+        if self.pixel_size is None:
+            return None
+        return self.aligned.resolution * self.pixel_size
+
     def resolution_shells(self, cutoff: float = 0.5) -> float:
         """
-        Resolution in shells: where the FSC goes below the cutoff, as
-        :func:`resolution_in_shells` defines it.
+        Resolution in shells, as :func:`resolution_in_shells` defines it.
 
-        :param cutoff: Between 0 and 1.
+        :param cutoff: FSC at the resolution, between 0 and 1.
         :return: A fractional shell, in cycles per box.
-        :raises ValueError: If the cutoff does not lie between 0 and 1.
+        :raises ValueError: The cutoff does not lie between 0 and 1.
         """
         return resolution_in_shells(self.fsc, cutoff)
 
     def resolution(self, cutoff: float = 0.5) -> float:
         """
-        Resolution in Ångström, box / shell. An FSC that never goes below the cutoff
-        gives that of the last shell, (L - 1)//2.
+        Resolution in Ångström, box / shell.
 
-        :param cutoff: Between 0 and 1.
+        :param cutoff: FSC at the resolution, between 0 and 1.
         :return: Resolution in Ångström.
-        :raises ValueError: If there is no pixel size, or the cutoff does not lie
-            between 0 and 1.
+        :raises ValueError: There is no pixel size, or the cutoff does not lie between 0
+            and 1.
         """
-        if self.pixel_size is None:
+        if self.box is None:
             raise ValueError(
                 "neither volume has a pixel size: ask for resolution_shells, or give "
                 "one of them its pixel_size"
             )
-        box = self.aligned.resolution * self.pixel_size
-        return box / self.resolution_shells(cutoff)
+        return self.box / self.resolution_shells(cutoff)
+
+    def align_rotations(self, rotations: np.ndarray) -> np.ndarray:
+        """
+        Turn orientations of the volume into those of the reference, such as the nodes
+        of a density, whose probabilities stay the same.
+
+        With reference(x) = volume(J Rᵀ x), the image of the volume at orientation Q is
+        that of the reference at R Q, or at R J Q J if mirrored.
+
+        :param rotations: Rotation matrices Q (n, 3, 3).
+        :return: Rotation matrices (n, 3, 3), float64.
+        """
+        rotations = J @ rotations @ J if self.mirrored else rotations
+        return self.rotation.matrices[0].astype(np.float64) @ rotations
+
+    def align_views(self, views: np.ndarray) -> np.ndarray:
+        """
+        Turn viewing directions of the volume into those of the reference: the third
+        columns of :meth:`align_rotations`.
+
+        :param views: Unit vectors (n, 3), xyz order.
+        :return: Unit vectors (n, 3), float64.
+        """
+        views = -views @ J if self.mirrored else views
+        return views @ self.rotation.matrices[0].T.astype(np.float64)
 
     def summary(self) -> dict:
         """
-        All figures as plain numbers and lists, ready for JSON. Resolutions in Ångström
-        are None without pixel size.
+        All figures as plain numbers and lists, ready for JSON.
 
         :return: Dictionary of resolutions at 0.5 and 0.143, fsc, correlation,
             relative_error, mirrored, rotation (3 × 3), shift and pixel_size.
+            Resolutions in Ångström are None without a pixel size.
         """
-        angstrom = {
-            f"resolution_{cutoff}_angstrom": (
-                None if self.pixel_size is None else self.resolution(cutoff)
-            )
-            for cutoff in (0.5, 0.143)
-        }
-        shells = {
-            f"resolution_{cutoff}_shells": self.resolution_shells(cutoff)
-            for cutoff in (0.5, 0.143)
-        }
+        cutoffs, box = (0.5, 0.143), self.box
+        shells = {c: self.resolution_shells(c) for c in cutoffs}
         return {
-            **angstrom,
-            **shells,
+            **{f"resolution_{c}_angstrom": box and box / shells[c] for c in cutoffs},
+            **{f"resolution_{c}_shells": shells[c] for c in cutoffs},
             "fsc": self.fsc.tolist(),
             "correlation": self.correlation,
             "relative_error": self.relative_error,
@@ -118,8 +142,8 @@ class Comparison:
 
         :param path: File to write, its name ending in .json; the volume's ends in .mrc.
         :param overwrite: Replace existing files.
-        :raises ValueError: If the name does not end in .json.
-        :raises FileExistsError: If one of the files exists and `overwrite` is False.
+        :raises ValueError: The name does not end in .json.
+        :raises FileExistsError: One of the files exists and `overwrite` is False.
         """
         path = Path(path)
         if path.suffix != ".json":
@@ -127,7 +151,7 @@ class Comparison:
         for file in (path, path.with_suffix(".mrc")):
             check_new(file, overwrite)
         self.aligned.save(str(path.with_suffix(".mrc")), overwrite=overwrite)
-        path.write_text(json.dumps(self.summary(), indent=2) + "\n")
+        write_json(path, self.summary())
 
     @classmethod
     def load(cls, path: str | PathLike) -> Comparison:
@@ -136,8 +160,8 @@ class Comparison:
 
         :param path: The .json file.
         :return: The comparison, its aligned volume in MRC's float32.
-        :raises FileNotFoundError: If one of the files is missing.
-        :raises ValueError: If the file is not a saved comparison.
+        :raises FileNotFoundError: One of the files is missing.
+        :raises ValueError: The file is not a saved comparison.
         """
         path = Path(path)
         try:
@@ -155,32 +179,27 @@ class Comparison:
 
     def plot(self, path: str | PathLike | None = None) -> Figure:
         """
-        The FSC curve with the resolutions at 0.5 and 0.143.
+        Draw the FSC curve with the resolutions at 0.5 and 0.143.
 
         :param path: Image file to write, if any.
         :return: matplotlib `Figure`.
         """
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        plot_fsc(self, figure.add_subplot())
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
+        return plot_fsc(self.fsc, self.box, path)
 
 
 def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Comparison:
     """
-    Register a volume to a reference over rotations, both hands (no moments can tell
-    them apart) and shifts, and measure the agreement.
+    Register a volume to a reference over rotations, both hands, which no moments
+    determine, and shifts, and measure the agreement.
 
     :param volume: One ASPIRE `Volume`, such as a reconstruction, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same resolution and pixel size; a
-        volume without pixel size has the other's.
+        volume without a pixel size is given the other's.
     :param translate: Whether to shift the volume too, see :func:`register`.
-    :return: A :class:`Comparison`. For even L the aligned volume has no Nyquist planes,
-        so what power the reference has there counts as error.
-    :raises TypeError: If an argument is no real `Volume`.
-    :raises ValueError: If an argument is a stack, holds NaN or infinity or one value
-        throughout, or if resolutions or pixel sizes differ.
+    :return: The :class:`Comparison`. For even L the aligned volume has no Nyquist
+        planes, so the reference's power there counts as error.
+    :raises TypeError: An argument is no real `Volume`.
+    :raises ValueError: The volumes cannot be compared (see :func:`check_pair`).
     """
     pixel_size = check_pair(volume, reference)
     registration = register(volume, reference, translate=translate)

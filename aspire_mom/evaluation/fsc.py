@@ -1,4 +1,4 @@
-"""Fourier shell correlation on centred integer shells, and resolutions read off it."""
+"""Fourier shell correlation, and resolutions read from it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
     Check that two volumes can be compared.
 
     :param volume: One ASPIRE `Volume`.
-    :param reference: One ASPIRE `Volume` of the same resolution and pixel size; a
-        volume without pixel size has the other's.
-    :return: The pixel size in Ångström, None if neither has one.
-    :raises TypeError: If an argument is no `Volume`, or holds complex numbers.
-    :raises ValueError: If an argument is a stack, holds NaN or infinity or one value
-        throughout, or if resolutions or pixel sizes differ.
+    :param reference: Another one.
+    :return: The pixel size of either in Ångström, None if neither has one.
+    :raises TypeError: An argument is no `Volume`, or holds complex numbers.
+    :raises ValueError: An argument is a stack, is smaller than 3 voxels, holds NaN or
+        infinity or one value throughout, or resolutions or pixel sizes differ.
     """
-    _check_volume("volume", volume)
-    _check_volume("reference", reference)
+    for name, one in (("volume", volume), ("reference", reference)):
+        voxels = check_volume(name, one)
+        if one.resolution < 3:
+            raise ValueError(
+                f"{name} has {one.resolution} voxels along an edge: at least 3 are "
+                "needed for one Fourier shell"
+            )
+        if np.ptp(voxels) == 0:
+            raise ValueError(
+                f"{name} is {voxels.flat[0]} in all its voxels: there is nothing to "
+                "compare"
+            )
     if volume.resolution != reference.resolution:
         raise ValueError(
             f"volume has {volume.resolution} voxels along an edge and reference "
@@ -37,37 +46,22 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
     return sizes[0] if sizes else None
 
 
-def _check_volume(name: str, volume: Volume) -> None:
-    voxels = check_volume(name, volume)
-    if volume.resolution < 3:
-        raise ValueError(
-            f"{name} has {volume.resolution} voxels along an edge: at least 3 are "
-            "needed for one Fourier shell"
-        )
-    if np.ptp(voxels) == 0:
-        raise ValueError(
-            f"{name} is {voxels.flat[0]} in all its voxels: there is nothing to compare"
-        )
-
-
 def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
     """
-    Fourier shell correlation of two volumes as they lie,
-    FSC(s) = Re Σ A conj(B) / sqrt(Σ |A|² Σ |B|²) over the Fourier voxels k of shell s.
-
-    Shell s holds the voxels with round(|k|) = s, k in cycles per box. For even L the
-    Nyquist planes k = -L/2, which ASPIRE zeroes, are left out.
+    Fourier shell correlation of two volumes, without registration:
+    FSC(s) = Re Σ A conj(B) / sqrt(Σ |A|² Σ |B|²) over the Fourier voxels k of shell s,
+    round(|k|) = s cycles per box. The Nyquist planes of even L, which ASPIRE zeroes,
+    are left out.
 
     :param a: One ASPIRE `Volume`.
     :param b: One ASPIRE `Volume` of the same resolution and pixel size.
     :return: FSC of shells 0 to (L - 1)//2, float64; 0 where a volume has no power.
-    :raises TypeError: If an argument is no real `Volume`.
-    :raises ValueError: If the volumes cannot be compared (see :func:`check_pair`).
+    :raises TypeError: An argument is no real `Volume`.
+    :raises ValueError: The volumes cannot be compared (see :func:`check_pair`).
     """
     check_pair(a, b)
     L = a.resolution
-    # Counted from the zero frequency at L//2. `Volume.fsc` has shells half a voxel off
-    # for even L, where its grid is centred between voxels.
+    # `Volume.fsc` centres the shells of even L half a voxel off the zero frequency.
     k = np.arange(L) - L // 2
     k_squared = k[:, None, None] ** 2 + k[:, None] ** 2 + k**2
     shells = np.rint(np.sqrt(k_squared)).astype(int)
@@ -86,16 +80,14 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
 
 def resolution_in_shells(fsc: np.ndarray, cutoff: float) -> float:
     """
-    Where an FSC curve goes below a cutoff (section 5.2), linearly interpolated between
-    the first shell below it and the shell before.
+    Find where an FSC curve first falls below a cutoff (section 5.2), by linear
+    interpolation between shells. Shell 0 counts as 1, since it only compares the signs
+    of the means. A curve that stays above the cutoff gives its last shell.
 
-    Shell 0 says only whether the two means have one sign and counts as 1. A curve that
-    never goes below the cutoff has the resolution of its last shell.
-
-    :param fsc: FSC of shells 0, 1, 2, ...
+    :param fsc: FSC of shells 0, 1, 2, …
     :param cutoff: Between 0 and 1, for example 0.5 or 0.143.
     :return: A fractional shell: L · pixel size / shell is the resolution in Ångström.
-    :raises ValueError: If the cutoff does not lie between 0 and 1.
+    :raises ValueError: The cutoff does not lie between 0 and 1.
     """
     if not 0 < cutoff < 1:
         raise ValueError(f"cutoff must lie between 0 and 1, not {cutoff}")

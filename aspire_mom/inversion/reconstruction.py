@@ -105,6 +105,16 @@ class Reconstruction:
             )
 
     @property
+    def view_density(self) -> np.ndarray:
+        """
+        :return: Probabilities (n_views,) of the viewing directions `quadrature.views`,
+            summed over in-plane angles, float64.
+        """
+        return self.density.reshape(-1, self.quadrature.n_inplane).sum(1)
+
+    @property
     def mirror(self) -> Volume:
-        """The other hand, which has the same moments."""
+        """
+        :return: The volume of the other hand, which has the same moments.
+        """
         return mirror(self.volume)

@@ -1,50 +1,13 @@
-"""The demonstration, and the geometry behind its picture of views."""
+"""The demonstration."""
 
 import json
 
-import numpy as np
 import pytest
 from aspire.volume import Volume
-from scipy.spatial.transform import Rotation
 
 from aspire_mom import compare
 from aspire_mom.cli import demo as demonstration
-from aspire_mom.phantoms import gaussian_phantom
-from aspire_mom.volumes.filters import mirror
 from tests.cli.conftest import quick_inversion, run, succeed
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_aligned_views_show_the_same_images(mirrored):
-    """Projections of a moved volume are those of the reference, seen from the aligned
-    directions and turned in-plane."""
-    L = 25
-    reference = gaussian_phantom(L, seed=0)
-    moved = mirror(reference) if mirrored else reference
-    # A quarter turn about z and one about x, exact on the grid.
-    voxels = np.rot90(np.rot90(moved.asnumpy()[0], axes=(1, 2)), axes=(0, 1))
-    volume = Volume(np.ascontiguousarray(voxels))
-    comparison = compare(volume, reference)
-    assert comparison.mirrored == mirrored
-
-    Q = Rotation.random(6, rng=3).as_matrix().astype(np.float32)
-    views = demonstration.aligned_views(Q[:, :, 2], comparison)
-    assert np.allclose(np.linalg.norm(views, axis=1), 1, atol=1e-5)
-    assert not np.allclose(views, Q[:, :, 2], atol=0.1)
-    seen = volume.project(Q).asnumpy()
-    for view, image in zip(views, seen, strict=True):
-        azimuth, polar = np.arctan2(view[1], view[0]), np.arccos(view[2])
-        angles = np.radians(np.arange(0, 360, 2))
-        euler = np.stack(np.broadcast_arrays(azimuth, polar, angles), 1)
-        turned = Rotation.from_euler("ZYZ", euler).as_matrix().astype(np.float32)
-        candidates = reference.project(turned).asnumpy().reshape(len(angles), -1)
-        norms = np.linalg.norm(candidates, axis=1) * np.linalg.norm(image)
-        correlations = candidates @ image.ravel() / norms
-        assert correlations.max() > 0.999
-        # The views' opposites would show mirror images.
-        opposite = turned @ np.diag([1, -1, -1]).astype(np.float32)
-        wrong = reference.project(opposite).asnumpy().reshape(len(angles), -1)
-        assert (wrong @ image.ravel() / norms).max() < 0.995
 
 
 def test_demo_with_few_images(tmp_path, monkeypatch):

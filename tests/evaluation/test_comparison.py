@@ -9,6 +9,11 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation as Rotations
 
 from aspire_mom.evaluation import Comparison, compare, fourier_shell_correlation
+from aspire_mom.rotations import (
+    SO3Quadrature,
+    SphericalDesign,
+    VonMisesFisherMixture,
+)
 from aspire_mom.volumes.filters import mirror
 from tests.evaluation.blobs import blobs
 
@@ -85,6 +90,52 @@ def test_scale_matters_to_the_relative_error_alone(scale):
     assert second.relative_error == pytest.approx(
         abs(scale - 1), abs=0.01 * (1 + scale)
     )
+
+
+@pytest.mark.parametrize("L", [24, 25])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_aligned_rotations_give_the_same_images(L, mirrored):
+    """
+    Images of a mirrored and rotated volume are those of the reference at the aligned
+    orientations, which follow from the known rotation.
+    """
+    reference = blobs(L, dtype=np.float32)
+    volume = blobs(L, rotation=ROTATION, mirrored=mirrored, dtype=np.float32)
+    comparison = compare(volume, reference)
+    assert comparison.mirrored == mirrored
+    Q = Rotations.random(6, rng=np.random.default_rng(3)).as_matrix()
+    aligned = comparison.align_rotations(Q)
+    J = np.diag([1, 1, -1 if mirrored else 1])
+    np.testing.assert_allclose(aligned, J @ ROTATION.T @ Q @ J, atol=2e-3)
+    np.testing.assert_allclose(np.linalg.det(aligned), 1, atol=1e-6)
+
+    seen = volume.project(Q.astype(np.float32)).asnumpy()
+    expected = reference.project(aligned.astype(np.float32)).asnumpy()
+    assert np.linalg.norm(seen - expected) < 0.01 * np.linalg.norm(expected)
+    # Without the change of hand, or without the rotation, they would differ.
+    for wrong in (aligned @ np.diag([1, -1, -1]), Q):
+        other = reference.project(wrong.astype(np.float32)).asnumpy()
+        assert np.linalg.norm(seen - other) > 0.1 * np.linalg.norm(seen)
+
+    views = comparison.align_views(Q[:, :, 2])
+    np.testing.assert_allclose(views, aligned[:, :, 2], atol=1e-12)
+    assert views.dtype == aligned.dtype == np.float64
+
+
+def test_a_density_is_aligned_with_its_views(comparison):
+    """A density on a volume's own views is, on the aligned ones, that of the truth."""
+    density = VonMisesFisherMixture.random(3, seed=1)
+    quadrature = SO3Quadrature.product(SphericalDesign(9), 1)
+    views = comparison.align_views(quadrature.views)
+    back = views @ comparison.rotation.matrices[0]  # views of the mirrored volume
+    own = VonMisesFisherMixture(
+        density.means @ comparison.rotation.matrices[0] * (-1, -1, 1),
+        density.concentrations,
+        density.weights,
+    )
+    assert comparison.mirrored
+    np.testing.assert_allclose(back * (-1, -1, 1), quadrature.views, atol=1e-6)
+    np.testing.assert_allclose(density.pdf(views), own.pdf(quadrature.views), rtol=1e-4)
 
 
 def test_resolution_in_angstrom_and_shells(comparison):
