@@ -169,7 +169,7 @@ def norm_of_all(c: np.ndarray, basis: PolarBasis) -> float:
     the mean over pairs of views i, j and over turns α of ⟨f_i, turned f_j⟩³.
     """
     M = basis.max_order
-    weighted = np.ascontiguousarray((c * basis.ring_weights).transpose(1, 0, 2))
+    weighted = np.ascontiguousarray((c * basis.areas).transpose(1, 0, 2))
     others = np.ascontiguousarray(c.conj().transpose(1, 2, 0))
     n_angles = 3 * M + 1
     total = 0.0

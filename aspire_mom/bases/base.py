@@ -19,16 +19,16 @@ class Basis(ABC):
     A linear map from real images to coefficients f, whose moments E f and E f f* are
     estimated and matched.
 
-    Coefficients have *frequencies*, n in all: Fourier pixels, or rings. A polar basis
-    has several *orders* m ≥ 0 at each, where m > 0 stands for -m too; a Cartesian basis
-    has one.
+    Coefficients belong to n *frequencies*: Fourier pixels, or rings. A polar basis has
+    several *orders* m ≥ 0 at each, where m > 0 stands for -m too; a Cartesian basis has
+    one.
 
     What CTFs let through is *information*, summed over images with factors H: Σ H² of
     every frequency, (n,), and Σ H² H'² of every pair, (·, n, n), as even orders 0, 2, …
     of its dependence on the angle between them; order 0 alone where H is radial. Least
-    squares then are, entry by entry,
+    squares are then solved entry by entry,
 
-        Σ H(k) f(k)             = Σ H(k)²        E c(k)
+        Σ H(k) f(k)              = Σ H(k)²         E c(k)
         Σ H(k) H(k') f(k) f(k')* = Σ H(k)² H(k')² E c(k) c(k')* + noise,
 
     so one pass does, whether images share a CTF or each has its own.
@@ -46,8 +46,6 @@ class Basis(ABC):
     #: What the frequencies are, for labels.
     frequency_name: str
 
-    # Shapes, multiplicities, norms
-
     @property
     @abstractmethod
     def first_shape(self) -> tuple[int, ...]:
@@ -64,13 +62,48 @@ class Basis(ABC):
         """The ring that each frequency is on or nearest to, (n,)."""
 
     @property
+    @abstractmethod
+    def areas(self) -> np.ndarray:
+        """Area in Fourier space that each frequency stands for, (n,) or (1,)."""
+
+    @property
+    @abstractmethod
+    def resolved(self) -> np.ndarray:
+        """False on the Nyquist row and column of even sizes, which have no signal."""
+
+    @property
+    @abstractmethod
+    def within_object(self) -> np.ndarray:
+        """Entries of :meth:`blocks` that an object within 0.4 of the box has."""
+
+    @property
+    @abstractmethod
+    def runs_on_devices(self) -> bool:
+        """Whether :meth:`sums` computes on other devices than the CPU."""
+
+    @property
+    @abstractmethod
+    def corrects_astigmatism(self) -> bool:
+        """Whether filters may vary along rings."""
+
+    @property
+    @abstractmethod
+    def largest_frequency(self) -> float:
+        """The largest frequency in use, cycles per box."""
+
+    @property
+    @abstractmethod
+    def max_harmonics(self) -> int:
+        """Even angular orders of filters that matter; 1 where they are not used."""
+
+    @property
     def n_frequencies(self) -> int:
         """Number n of frequencies."""
         return len(self.rings)
 
     @property
     def zero_frequency(self) -> int:
-        """Number of the frequency 0."""
+        """Index of the frequency 0."""
         return int(np.argmin(self.rings))
 
     @property
@@ -79,31 +112,31 @@ class Basis(ABC):
         return self.max_order + 1, self.n_frequencies
 
     @property
-    @abstractmethod
+    def block_multiplicity(self) -> np.ndarray:
+        """2 for orders of :meth:`blocks` that stand for ±m, else 1."""
+        return np.where(np.arange(self.max_order + 1) == 0, 1.0, 2.0)
+
+    @property
     def first_multiplicity(self) -> np.ndarray:
-        """2 for entries that stand for orders m and -m, else 1; broadcasts to the first
-        moment's shape."""
+        """2 for entries of the first moment that stand for orders ±m, else 1."""
+        has_orders = len(self.first_shape) > 1
+        return self.block_multiplicity[:, None] if has_orders else np.ones(1)
 
     @property
-    @abstractmethod
     def second_multiplicity(self) -> np.ndarray:
-        """The same for the second moment."""
+        """2 for entries of the second moment that stand for orders ±m, else 1."""
+        return self.block_multiplicity.reshape(-1, *[1] * (len(self.second_shape) - 1))
 
     @property
-    @abstractmethod
     def first_weights(self) -> np.ndarray:
-        """Weights of ‖·‖² in eq. 22 and 28; broadcast to the first moment's shape."""
+        """Weights of ‖·‖² in eq. 22 and 28 of the first moment's entries."""
+        return self.first_multiplicity * self.areas
 
     @property
-    @abstractmethod
     def second_weights(self) -> np.ndarray:
-        """The same for the second moment."""
-
-    @property
-    @abstractmethod
-    def resolved(self) -> np.ndarray:
-        """False on the Nyquist row and column of even sizes, which carry no signal;
-        (n,), bool."""
+        """Weights of ‖·‖² in eq. 22 and 28 of the second moment's entries."""
+        pairs = np.outer(self.areas, self.areas)
+        return self.second_multiplicity * self.expand(pairs[None])
 
     # Parts of moments
 
@@ -124,10 +157,9 @@ class Basis(ABC):
     @abstractmethod
     def cut(self, n_rings: int | None = None, max_order: int | None = None) -> Basis:
         """
-        :param n_rings: Innermost rings to keep; None for all.
-        :param max_order: Largest order to keep; None for all.
-        :return: The basis of these, as far as there are so many; a Cartesian basis is
-            not cut.
+        :param n_rings: Number of innermost rings to keep at most; None for all.
+        :param max_order: Largest order to keep at most; None for all.
+        :return: The basis of these; a Cartesian basis keeps everything.
         """
 
     @abstractmethod
@@ -155,31 +187,6 @@ class Basis(ABC):
 
     # Rings
 
-    def ring_power(self, power: np.ndarray) -> np.ndarray:
-        """
-        :param power: What :meth:`own_power` returns.
-        :return: Σ_m E|c[m, r]|² over all orders m and -m, or the mean of E|f|² over the
-            pixels nearest to a ring; for each ring.
-        """
-        return self.ring_mean(self.block_multiplicity @ power)
-
-    def ring_error(self, errors: np.ndarray) -> np.ndarray:
-        """
-        :param errors: Independent standard errors of each frequency's value, (n,).
-        :return: Standard errors of :meth:`ring_mean`.
-        """
-        return np.sqrt(self.ring_sum(errors**2)) / np.bincount(self.rings)
-
-    @abstractmethod
-    def ring_power_error(self, error: np.ndarray) -> np.ndarray:
-        """
-        Standard error of :meth:`ring_power` if errors of different orders, or of pixels
-        that are not each other's opposites, are independent, as those of noise are.
-
-        :param error: Standard errors of the second moment's entries.
-        :return: One for each ring.
-        """
-
     def ring_sum(self, values: np.ndarray) -> np.ndarray:
         """
         :param values: Real values of each frequency, (n,).
@@ -194,25 +201,37 @@ class Basis(ABC):
         """
         return self.ring_sum(values) / np.bincount(self.rings)
 
-    @property
-    def block_multiplicity(self) -> np.ndarray:
-        """2 for orders of :meth:`blocks` that stand for m and -m, else 1."""
-        return np.where(np.arange(self.max_order + 1) == 0, 1.0, 2.0)
-
-    @property
-    @abstractmethod
-    def within_object(self) -> np.ndarray:
+    def ring_error(self, errors: np.ndarray) -> np.ndarray:
         """
-        Which of :meth:`blocks` an object within 0.4 of the box has entries in, bool;
-        broadcasts to them.
+        :param errors: Independent standard errors of each frequency's value, (n,).
+        :return: Standard errors of :meth:`ring_mean`.
+        """
+        return np.sqrt(self.ring_sum(errors**2)) / np.bincount(self.rings)
+
+    def ring_power(self, power: np.ndarray) -> np.ndarray:
+        """
+        :param power: What :meth:`own_power` returns.
+        :return: For each ring, Σ_m E|c[m, r]|² over all orders m and -m, or the mean of
+            E|f|² over the pixels nearest to it.
+        """
+        return self.ring_mean(self.block_multiplicity @ power)
+
+    @abstractmethod
+    def ring_power_error(self, error: np.ndarray) -> np.ndarray:
+        """
+        Standard error of :meth:`ring_power` if errors of different orders, or of pixels
+        that are not each other's opposites, are independent, as those of noise are.
+
+        :param error: Standard errors of the second moment's entries.
+        :return: One for each ring.
         """
 
     @abstractmethod
     def entry_scales(self, rms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
         :param rms: Roots of :meth:`ring_power`.
-        :return: RMS of entries of the first and the second moment as these alone would
-            have it, broadcast to their shapes.
+        :return: RMS that these alone would give to entries of the first and the second
+            moment, of their shapes.
         """
 
     # Sums over images
@@ -239,7 +258,7 @@ class Basis(ABC):
         What :meth:`finish` needs of images, summed over them.
 
         :param images: Images (n, L, L), real.
-        :param H: Real and even functions that images' transforms are multiplied by, as
+        :param H: Real and even functions to multiply the images' transforms by, as
             :meth:`filter_values` has them.
         :param device: Where torch computes, if the basis `runs_on_devices`; None for
             NumPy.
@@ -255,22 +274,16 @@ class Basis(ABC):
             entries, of the moments' shapes.
         """
 
-    @property
-    @abstractmethod
-    def runs_on_devices(self) -> bool:
-        """Whether :meth:`sums` computes on other devices than the CPU."""
-
     # Noise
 
     @abstractmethod
     def noise_second(self, nyquist: bool = True) -> np.ndarray:
         """
-        Second moment of white noise of unit variance per pixel, AA* for coefficients
-        A·image.
+        Second moment of white noise of unit variance per pixel.
 
         :param nyquist: False for even-sized images whose Nyquist row and column are 0:
             the same variance then lies within the other frequencies.
-        :return: Array of the second moment's shape, read-only where it is remembered.
+        :return: Array of the second moment's shape, perhaps read-only.
         """
 
     @abstractmethod
@@ -282,34 +295,18 @@ class Basis(ABC):
         the image, Σ_ω S(ω) a(ω) a(ω)* / (2L - 1)², a(ω) the coefficients of a wave.
 
         :param spectrum: Power spectrum S (2L - 1, 2L - 1), [ωy, ωx], zero frequency in
-            the middle: so many frequencies that covariances of all pixels of an image
-            are their own. S = 1 is white noise of unit variance.
+            the middle, which is enough for the covariances of all pixels of an image.
+            S = 1 is white noise of unit variance.
         :param nyquist: False for even-sized images whose Nyquist row and column are 0.
         :return: Array of the second moment's shape, complex128.
         """
 
     # Filters, CTFs
 
-    @property
-    @abstractmethod
-    def largest_frequency(self) -> float:
-        """The largest frequency in use, cycles per box."""
-
-    @property
-    @abstractmethod
-    def max_harmonics(self) -> int:
-        """Even angular orders of filters that can matter; 1 where filters are given
-        frequency by frequency."""
-
-    @property
-    @abstractmethod
-    def corrects_astigmatism(self) -> bool:
-        """Whether filters may vary along rings."""
-
     @abstractmethod
     def filter_points(self, n_angles: int) -> np.ndarray:
         """
-        :param n_angles: Angles πj/n_angles on half a ring; ignored by Cartesian bases.
+        :param n_angles: Number of angles on half a ring; ignored by Cartesian bases.
         :return: Frequencies (2, points) to evaluate filters at, radians per pixel.
         """
 
@@ -317,8 +314,8 @@ class Basis(ABC):
     def filter_values(self, values: np.ndarray) -> np.ndarray:
         """
         :param values: Values of filters at :meth:`filter_points`, (points, images).
-        :return: The same in the shape that :meth:`sums` takes: (images, n_rings,
-            n_angles), images next to one another in memory, or (images, L, L).
+        :return: The same as :meth:`sums` takes them: (images, n_rings, n_angles),
+            images next to one another in memory, or (images, L, L).
         """
 
     @abstractmethod
@@ -328,8 +325,8 @@ class Basis(ABC):
         """
         :param H: Transfer functions as :meth:`filter_values` has them.
         :param n_harmonics: Even orders that their squares have along rings.
-        :return: Sums over images: "first_information", Σ H², (n,), and
-            "noise_information" and "second_information", Σ H H' and Σ H² H'², (·, n,
+        :return: Sums over images: "first_information", Σ H², (n,);
+            "noise_information", Σ H H', and "second_information", Σ H² H'², both (·, n,
             n).
         """
 
@@ -343,7 +340,7 @@ class Basis(ABC):
     def multiply(self, second: np.ndarray, information: np.ndarray) -> np.ndarray:
         """
         :param second: Second moment, or the noise's.
-        :param information: Information of pairs of frequencies, (·, n, n).
+        :param information: Of pairs of frequencies, (·, n, n).
         :return: Their product, at every pair of frequencies.
         """
         if len(information) == 1:
@@ -356,34 +353,14 @@ class Basis(ABC):
         """
         Undo :meth:`multiply`: solve each entry's normal equation.
 
-        :param second: Second moments times information, summed.
-        :param information: Information of pairs of frequencies, (·, n, n), summed.
-        :param n_images: Number of images; entries with information below 1e-8 of it
-            are zero, since nothing is known of them.
-        :return: The second moment.
+        :param second: Second moments times information, summed over images.
+        :param information: Of pairs of frequencies, (·, n, n), summed over images.
+        :param n_images: Number of images.
+        :return: The second moment; 0 where information is less than 1e-8 of the images.
         """
         if len(information) == 1:
             return solve_entries(second, self.expand(information), n_images)
         return divide(second, information, n_images)
-
-    def multiply_power(self, power: np.ndarray, information: np.ndarray) -> np.ndarray:
-        """
-        :param power: What :meth:`own_power` returns of a second moment.
-        :param information: As for :meth:`multiply`.
-        :return: The same of :meth:`multiply`'s product.
-        """
-        return multiply(power, np.einsum("mrr->mr", information)).real
-
-    def divide_power(
-        self, power: np.ndarray, information: np.ndarray, n_images: int
-    ) -> np.ndarray:
-        """
-        :param power: What :meth:`own_power` returns of a second moment.
-        :param information: As for :meth:`divide`.
-        :param n_images: Number of images.
-        :return: The same of :meth:`divide`'s solution.
-        """
-        return divide(power, np.einsum("mrr->mr", information), n_images).real
 
     def _set_integers(self, **least: int) -> None:
         """Make fields plain integers of at least the given values."""

@@ -18,7 +18,7 @@ from aspire_mom.checks import check_images
 @dataclass(frozen=True)
 class CartesianBasis(Basis):
     """
-    All n² Fourier pixels (the paper's K₂, eq. 13), right for any density of rotations.
+    All L² Fourier pixels (the paper's K₂, eq. 13), right for any density of rotations.
 
     Coefficients are `centered_fft2(image).ravel()`, scale 1: rows ky, columns kx, zero
     frequency at L//2. ASPIRE divides projections by L, so a coefficient of a clean
@@ -64,14 +64,8 @@ class CartesianBasis(Basis):
         return np.round(np.linalg.norm(self.frequencies, axis=1)).astype(int)
 
     @property
-    def first_multiplicity(self) -> np.ndarray:
+    def areas(self) -> np.ndarray:
         return np.ones(1)
-
-    @property
-    def second_multiplicity(self) -> np.ndarray:
-        return np.ones((1, 1))
-
-    first_weights, second_weights = first_multiplicity, second_multiplicity
 
     @property
     def resolved(self) -> np.ndarray:
@@ -119,11 +113,8 @@ class CartesianBasis(Basis):
         H: np.ndarray | None = None,
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
-        """
-        See :meth:`Basis.sums`. The sum of f f* is left in pixels, x xᵀ, where it is
-        real and takes no transform per batch; squared moduli |f|² of real images are
-        needed on half of the frequencies only.
-        """
+        # The sum of f f* is left in pixels, x xᵀ, where it is real and takes no
+        # transform per batch. |f|² is needed on half of the frequencies only.
         images = check_images(images, self.L)
         if H is not None:
             filtered = self.coefficients(images, H).reshape(images.shape)
@@ -145,8 +136,7 @@ class CartesianBasis(Basis):
         return fft.centered_fft2(image).ravel(), second, power[pairs]
 
     def noise_second(self, nyquist: bool = True) -> np.ndarray:
-        """See :meth:`Basis.noise_second`: L² I (eq. 30 has I, for a unitary
-        transform), float64."""
+        # Eq. 30 has I, for a unitary transform.
         diagonal = np.full((self.L, self.L), float(self.L**2))
         if not nyquist:
             diagonal *= self.L**2 / (self.L - 1) ** 2

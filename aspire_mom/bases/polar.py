@@ -44,8 +44,7 @@ class PolarBasis(Basis):
     n_rings), the third axis running over m' = -max_order … max_order.
 
     Coefficients carry no weights. `first_weights` and `second_weights` make ‖·‖² equal
-    to the Cartesian one over the disc: 2πr per ring (2π/12 for ring 0), twice for
-    orders that stand for ±m.
+    to the Cartesian one over the disc.
 
     :param L: Pixels along an image's edge.
     :param n_rings: Number of rings; by default all within Nyquist, (L + 1)//2.
@@ -77,8 +76,6 @@ class PolarBasis(Basis):
             object.__setattr__(self, "max_order", order)
         self._set_integers(max_order=0)
 
-    # Shapes, multiplicities, norms
-
     @property
     def first_shape(self) -> tuple[int, ...]:
         return self.power_shape[1:] if self.inplane_average else self.power_shape
@@ -92,30 +89,12 @@ class PolarBasis(Basis):
     def rings(self) -> np.ndarray:
         return np.arange(self.n_rings)
 
-    @property
-    def first_multiplicity(self) -> np.ndarray:
-        return np.ones(1) if self.inplane_average else self.block_multiplicity[:, None]
-
-    @property
-    def second_multiplicity(self) -> np.ndarray:
-        ones = (1, 1) if self.inplane_average else (1, 1, 1)
-        return self.block_multiplicity.reshape(-1, *ones)
-
     @cached_property
-    def ring_weights(self) -> np.ndarray:
+    def areas(self) -> np.ndarray:
         """Area 2πr of each ring (n_rings,), 2π/12 for ring 0."""
         radii = np.arange(self.n_rings, dtype=float)
         radii[0] = 1 / 12
         return 2 * np.pi * radii
-
-    @property
-    def first_weights(self) -> np.ndarray:
-        return self.first_multiplicity * self.ring_weights
-
-    @property
-    def second_weights(self) -> np.ndarray:
-        pairs = np.outer(self.ring_weights, self.ring_weights)
-        return self.second_multiplicity * self.expand(pairs[None])
 
     @property
     def resolved(self) -> np.ndarray:
@@ -151,8 +130,6 @@ class PolarBasis(Basis):
             )
         return array[orders, rings, signed, rings]
 
-    # Rings
-
     def ring_power_error(self, error: np.ndarray) -> np.ndarray:
         own = self.block_multiplicity[:, None] * self.own_power(error)
         return np.sqrt((own**2).sum(0))
@@ -178,8 +155,6 @@ class PolarBasis(Basis):
             np.broadcast_to(second, self.second_shape),
         )
 
-    # Coefficients
-
     @cached_property
     def n_angles(self) -> int:
         """
@@ -199,12 +174,9 @@ class PolarBasis(Basis):
     ) -> np.ndarray:
         """
         :param images: Images (n, L, L), real.
-        :param H: Real and even functions to multiply the images' transforms by, at
-            angles πj/K on the rings: (n, n_rings, K), K odd, which hold their orders
-            0, 2 … K - 1; (n, n_rings, 1) for radial ones.
+        :param H: As for :meth:`sums`.
         :return: Coefficients c (n, max_order + 1, n_rings), complex of the images'
-            precision; the images lie next to one another in memory, as products want
-            them.
+            precision. Images lie next to one another in memory, as products want them.
         :raises ValueError: wrong shape or values that are not finite.
         """
         parts, _ = self._parts(check_images(images, self.L), H)
@@ -256,8 +228,13 @@ class PolarBasis(Basis):
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
         """
-        See :meth:`Basis.sums`. Devices take radial H only, and finite images unchecked;
-        all coefficients of a batch are in their memory.
+        :param images: Images (n, L, L), real; on a device they are not checked.
+        :param H: Real and even functions to multiply the images' transforms by, at
+            angles πj/K on the rings: (n, n_rings, K), K odd, which hold their orders
+            0, 2 … K - 1; (n, n_rings, 1) for radial ones. Devices take radial ones.
+        :param device: Where torch computes; None for NumPy.
+        :return: As :meth:`Basis.sums`.
+        :raises ValueError: wrong images, or more than fit into the device's memory.
         """
         if device is not None:
             return self._sums_on(device, images, H)
@@ -311,8 +288,6 @@ class PolarBasis(Basis):
     # Noise
 
     def noise_second(self, nyquist: bool = True) -> np.ndarray:
-        """See :meth:`Basis.noise_second`: not diagonal, since rings overlap;
-        complex128."""
         return _white_noise_second(self, nyquist)
 
     def stationary_noise_second(

@@ -166,7 +166,7 @@ class RadialCompression:
                 f"the third moment of {n_rings} rings takes {needed} bytes;"
                 f" budget_bytes is {budget_bytes}"
             )
-        roots = np.diag(np.sqrt(basis.ring_weights))
+        roots = np.diag(np.sqrt(basis.areas))
         return cls(basis, tuple(roots[:, n_rings - q : n_rings] for q in counts))
 
     @property
@@ -287,7 +287,7 @@ def _ring_counts(n_rings: int, max_order: int) -> np.ndarray:
 def _eigen(second: np.ndarray, basis: PolarBasis) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues (orders, R), falling, and vectors (orders, R, R) of the second moment
     in the rings' metric; order 0, of real coefficients, has real ones."""
-    roots = np.sqrt(basis.ring_weights)
+    roots = np.sqrt(basis.areas)
     scaled = roots[:, None] * second * roots
     scaled = (scaled + scaled.conj().swapaxes(1, 2)) / 2
     values, vectors = np.linalg.eigh(scaled)

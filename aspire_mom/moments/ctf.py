@@ -1,11 +1,12 @@
 """
-Transfer functions of a source's images: CTF, phase flips, whitening, all in one real
+Transfer functions of a source's images: CTF, phase flips and whitening in one real
 factor per frequency.
 
-ASPIRE 0.14 wraps CTF filters in a `ScaledFilter` when a source is downsampled *and*
-scales the pixel size that they are evaluated at (its issue 1395), so that half of the
-signs are wrong after 64 → 32. A CTF is a function of physical frequency: here it is
-always evaluated with the images' present pixel size and without that scale.
+`source.downsample` of ASPIRE 0.14 wraps CTFs in a `ScaledFilter` *and* scales the pixel
+size that they are evaluated at (its issue 1395): half of the signs are wrong after 64 →
+32. A CTF is a function of physical frequency. Here it is always taken out of its
+wrapping and evaluated with the images' present pixel size, which is right for whatever
+ASPIRE does.
 """
 
 from __future__ import annotations
@@ -15,18 +16,17 @@ import math
 from functools import cached_property
 
 import numpy as np
-from aspire.image.xform import Downsample, FilterXform, IndexedXform
-from aspire.operators import (
-    CTFFilter,
-    Filter,
-    IdentityFilter,
-    LambdaFilter,
-    MultiplicativeFilter,
-    ScaledFilter,
-)
-from aspire.source import ArrayImageSource, ImageSource
+from aspire.image.xform import Downsample, IndexedXform
+from aspire.operators import CTFFilter, Filter, IdentityFilter, MultiplicativeFilter
+from aspire.source import ImageSource
 
 from aspire_mom.bases import Basis, CartesianBasis
+from aspire_mom.moments.aspire_internals import (
+    factors,
+    flipping_filter,
+    is_cached,
+    unscaled,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ FLAT = 1e-4
 # Astigmatism below which a CTF is a function of the radius alone: phase at the largest
 # frequency in use, radians.
 ROUND = 1e-3
+# Share of frequencies at which signs may differ by rounding.
+SAME_SIGNS = 0.01
+PARAMETERS = ("voltage", "Cs", "alpha", "defocus_u", "defocus_v", "defocus_ang", "B")
 
 
 class TransferFunctions:
@@ -45,6 +48,7 @@ class TransferFunctions:
     :param basis: Basis of its images.
     :param phase_flipped: Whether the images' phases are flipped, so that the modulus of
         the transfer function counts; None to see from the source's pipeline.
+    :raises ValueError: a CTF has parameters that are not finite.
     """
 
     def __init__(
@@ -56,8 +60,10 @@ class TransferFunctions:
         self.indices = np.zeros(source.n, dtype=int)
         if source.unique_filters:
             self.indices = np.asarray(source.filter_indices, dtype=int)
-        for i, image_filter in enumerate(self.filters):
-            _check_finite(i, image_filter)
+        self._plain = [unscaled(f)[0] for f in self.filters]
+        for i, image_filter in enumerate(self._plain):
+            if isinstance(image_filter, CTFFilter):
+                _check_finite(i, image_filter)
         if phase_flipped is None:
             phase_flipped = is_phase_flipped(source)
         self.phase_flipped = phase_flipped
@@ -69,8 +75,7 @@ class TransferFunctions:
 
         :raises ValueError: a filter lets nothing pass.
         """
-        L = self.basis.L
-        pixels = 2 * np.pi / L * CartesianBasis(L).frequencies.T
+        pixels = _pixels(self.basis.L)
         for i, image_filter in enumerate(self.filters):
             values = _evaluate(image_filter, pixels, self.pixel_size)
             if not np.any(values):
@@ -91,13 +96,10 @@ class TransferFunctions:
     def n_harmonics(self) -> int:
         """Even angular orders that squares of the filters have on the outermost ring:
         those of cos(2δ cos 2φ), δ the largest astigmatic phase."""
-        most = self.basis.max_harmonics
+        most, reach = self.basis.max_harmonics, 2 * self._largest_astigmatism
         if self.radial or most == 1:
             return 1
-        reach = 2 * self._largest_astigmatism
-        if reach > most:
-            return most
-        return math.ceil(reach + 4 * reach ** (1 / 3) + 4)
+        return most if reach > most else math.ceil(reach + 4 * reach ** (1 / 3) + 4)
 
     @property
     def n_angles(self) -> int:
@@ -112,16 +114,13 @@ class TransferFunctions:
         """
         :param start: First image.
         :param stop: One past the last.
-        :return: Factors, float64: at angles πj/n_angles on the basis's rings (n,
-            n_rings, n_angles), images next to one another in memory; on the Fourier
-            pixels (n, L, L) of a Cartesian basis.
+        :return: Factors, float64, as `Basis.filter_values` has them.
         """
         used, which = np.unique(self.indices[start:stop], return_inverse=True)
         if self._phases is None:
-            filters = [self.filters[i] for i in used]
             values = np.empty((self._omega.shape[1], len(used)))
-            for i, image_filter in enumerate(filters):
-                values[:, i] = _evaluate(image_filter, self._omega, self.pixel_size)
+            for column, i in zip(values.T, used, strict=True):
+                column[:] = _evaluate(self.filters[i], self._omega, self.pixel_size)
         else:
             values = np.sin(self._terms @ self._phases[:, used])
             if self._envelopes.any():
@@ -137,8 +136,8 @@ class TransferFunctions:
 
     @cached_property
     def _terms(self) -> np.ndarray:
-        """What phases are linear in, (n, 5): s⁴, s², its even and odd cos and sin
-        parts s² cos 2φ and s² sin 2φ, and 1, s in cycles per nanometre."""
+        """What phases are linear in, (n, 5): s⁴, s², s² cos 2φ, s² sin 2φ and 1, s in
+        cycles per nanometre."""
         kx, ky = self._omega / (2 * np.pi) * (10 / self.pixel_size)
         squares = kx**2 + ky**2
         terms = squares**2, squares, kx**2 - ky**2, 2 * kx * ky, np.ones_like(kx)
@@ -154,55 +153,40 @@ class TransferFunctions:
 
         u and v the defocus, a the angle of u.
         """
-        plain = [_unscaled(f)[0] for f in self.filters]
-        if not all(isinstance(f, CTFFilter) for f in plain):
+        if not all(isinstance(f, CTFFilter) for f in self._plain):
             return None
-        names = ["voltage", "Cs", "alpha", "defocus_u", "defocus_v", "defocus_ang"]
         voltage, Cs, alpha, u, v, angle = (
-            np.array([getattr(f, name) for f in plain], dtype=float) for name in names
+            np.array([getattr(f, name) for f in self._plain], dtype=float)
+            for name in PARAMETERS[:-1]
         )
         # Nanometres; defocus is in Å, Cs in mm.
         wavelength = 1.22639 / np.sqrt(voltage * 1000 + 0.97845 * voltage**2)
-        mean, half = (
-            np.pi * wavelength / 20 * (u + v),
-            np.pi * wavelength / 20 * (u - v),
-        )
-        return np.stack(
-            (
-                np.pi / 2 * 1e6 * Cs * wavelength**3,
-                -mean,
-                -half * np.cos(2 * angle),
-                -half * np.sin(2 * angle),
-                -np.arcsin(alpha),
-            )
-        )
+        half = np.pi * wavelength / 20
+        spherical = np.pi / 2 * 1e6 * Cs * wavelength**3
+        x, y = (half * (v - u) * wave(2 * angle) for wave in (np.cos, np.sin))
+        return np.stack((spherical, -half * (u + v), x, y, -np.arcsin(alpha)))
 
     @cached_property
     def _envelopes(self) -> np.ndarray:
         """B of CTFs, (filters,), as ASPIRE takes it."""
-        return np.array([_unscaled(f)[0].B for f in self.filters], dtype=float)
+        return np.array([f.B for f in self._plain], dtype=float)
 
     @cached_property
     def _largest_astigmatism(self) -> float:
-        return max(self._astigmatism(f) for f in self.filters)
-
-    @cached_property
-    def _largest_frequency(self) -> float:
-        """The largest in use, cycles per Å."""
-        return self.basis.largest_frequency / self.basis.L / self.pixel_size
+        return max(map(self._astigmatism, self.filters))
 
     def _astigmatism(self, image_filter: Filter) -> float:
         """
         Largest phase in radians by which a CTF differs along the outermost ring from
         its mean; infinite for other filters that are not radial.
         """
-        image_filter, _ = _unscaled(image_filter)
+        image_filter, _ = unscaled(image_filter)
         if isinstance(image_filter, MultiplicativeFilter):
-            return max(self._astigmatism(f) for f in image_filter._components)
+            return max(map(self._astigmatism, factors(image_filter)))
         if not isinstance(image_filter, CTFFilter):
             return 0.0 if image_filter.radial else math.inf
         difference = abs(image_filter.defocus_u - image_filter.defocus_v)
-        largest = self._largest_frequency
+        largest = self.basis.largest_frequency / self.basis.L / self.pixel_size
         return np.pi / 2 * image_filter.wavelength * difference * largest**2
 
 
@@ -211,49 +195,51 @@ def is_phase_flipped(source: ImageSource) -> bool:
     :param source: ASPIRE `ImageSource`.
     :return: Whether `source.phase_flip()` is in its pipeline, or in that of the source
         that it is a selection of. `source.cache()` forgets the pipeline.
-    :raises ValueError: phases were flipped after a cached downsampling.
+    :raises ValueError: phases were flipped with wrong signs, as ASPIRE 0.14 does after
+        a downsampling that is cached.
     """
-    flips = [
-        xform
-        for xform in source.generation_pipeline.xforms
-        if isinstance(xform, IndexedXform)
-        and all(_is_sign(x) for x in xform.unique_xforms)
-    ]
-    downsampled = any(
-        isinstance(xform, Downsample) for xform in source.generation_pipeline.xforms
-    )
-    for flip in flips:
-        scaled = [_unscaled(x.filter._filter)[1] != 1 for x in flip.unique_xforms]
-        if any(scaled) and not downsampled:
+    xforms = source.generation_pipeline.xforms
+    downsampled = any(isinstance(xform, Downsample) for xform in xforms)
+    n_flips = 0
+    for xform in xforms:
+        if not isinstance(xform, IndexedXform):
+            continue
+        filters = [flipping_filter(x) for x in xform.unique_xforms]
+        if any(f is None for f in filters):
+            continue
+        n_flips += 1
+        if not (downsampled or all(_signs_are_right(f, source) for f in filters)):
             raise ValueError(
                 "phases were flipped after a downsampling that is cached, which ASPIRE"
                 " does with wrong signs; flip them before downsampling"
             )
-    if source._cached_im is not None and not isinstance(source, ArrayImageSource):
+    if is_cached(source):
         logger.warning(
             "The source's images are cached, which hides whether phases were flipped"
-            " before; pass CorrectionOptions(phase_flipped=True) if they"
-            " were"
+            " before; pass phase_flipped=True if they were"
         )
-    inner = getattr(source, "src", None)
-    odd = len(flips) % 2 == 1
+    inner, odd = getattr(source, "src", None), n_flips % 2 == 1
     return odd != is_phase_flipped(inner) if isinstance(inner, ImageSource) else odd
 
 
-def _check_finite(number: int, image_filter: Filter) -> None:
-    image_filter, _ = _unscaled(image_filter)
-    if not isinstance(image_filter, CTFFilter):
-        return
-    for name in [
-        "voltage",
-        "defocus_u",
-        "defocus_v",
-        "defocus_ang",
-        "Cs",
-        "alpha",
-        "B",
-    ]:
-        value = getattr(image_filter, name)
+def _signs_are_right(image_filter: Filter, source: ImageSource) -> bool:
+    """Whether ASPIRE's signs of a filter are those at physical frequencies."""
+    if unscaled(image_filter)[0] is image_filter:
+        return True
+    pixels, pixel_size = _pixels(source.L), source.pixel_size
+    aspires = image_filter.evaluate(pixels, pixel_size=pixel_size)
+    ours = _evaluate(image_filter, pixels, pixel_size)
+    return np.mean(np.sign(aspires) != np.sign(ours)) < SAME_SIGNS
+
+
+def _pixels(L: int) -> np.ndarray:
+    """Fourier pixels of images (2, L²), radians per pixel."""
+    return CartesianBasis(L).filter_points(1)
+
+
+def _check_finite(number: int, ctf: CTFFilter) -> None:
+    for name in PARAMETERS:
+        value = getattr(ctf, name)
         if not math.isfinite(value):
             raise ValueError(
                 f"CTF {number} of the source has {name} = {value}; finite numbers are"
@@ -261,31 +247,15 @@ def _check_finite(number: int, image_filter: Filter) -> None:
             )
 
 
-def _is_sign(xform) -> bool:
-    image_filter = xform.filter if isinstance(xform, FilterXform) else None
-    return isinstance(image_filter, LambdaFilter) and image_filter._f is np.sign
-
-
-def _unscaled(image_filter: Filter) -> tuple[Filter, float]:
-    """A filter without what `downsample` has wrapped it in, and the scale of that."""
-    scale = 1.0
-    while isinstance(image_filter, ScaledFilter):
-        scale *= image_filter._scale
-        image_filter = image_filter._filter
-    return image_filter, scale
-
-
 def _evaluate(
     image_filter: Filter, omega: np.ndarray, pixel_size: float, scale: float = 1.0
 ) -> np.ndarray:
     """Values (n,) at frequencies (2, n), CTFs at physical ones."""
-    image_filter, own = _unscaled(image_filter)
+    image_filter, own = unscaled(image_filter)
     scale *= own
     if isinstance(image_filter, MultiplicativeFilter):
-        factors = [
-            _evaluate(f, omega, pixel_size, scale) for f in image_filter._components
-        ]
-        return np.prod(factors, axis=0)
+        values = (_evaluate(f, omega, pixel_size, scale) for f in factors(image_filter))
+        return np.prod(list(values), axis=0)
     if isinstance(image_filter, CTFFilter):
         scale = 1.0
     return image_filter.evaluate(omega / scale, pixel_size=pixel_size)

@@ -13,7 +13,7 @@ from aspire.operators import Filter
 from aspire.source import ImageSource
 
 from aspire_mom import processes
-from aspire_mom.bases import Basis, solve_entries
+from aspire_mom.bases import Basis, divide, solve_entries
 from aspire_mom.checks import check_images, checked_device
 from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
 from aspire_mom.moments.checks import (
@@ -321,7 +321,7 @@ class MomentEstimator:
             pairs = sums["second_information"]
             first = solve_entries(first, information, n)
             second = basis.divide(second, pairs, n)
-            power = basis.divide_power(power, pairs, n)
+            power = divide(power, np.einsum("mrr->mr", pairs), n).real
         return {
             "first": first,
             "second": second,

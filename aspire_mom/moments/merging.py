@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aspire_mom.bases import solve_entries
+from aspire_mom.bases import divide, multiply, solve_entries
 from aspire_mom.checks import spread
 
 if TYPE_CHECKING:
@@ -96,11 +96,9 @@ def _weighted(a: Moments, b: Moments) -> dict[str, np.ndarray]:
     )
     power = None
     if _noise_known(a, b):
-        power = sum(
-            basis.multiply_power(m.noise_power, i)
-            for i, m in zip(second_parts, both, strict=True)
-        )
-        power = basis.divide_power(power, second_all, n)
+        own = [np.einsum("mrr->mr", i) for i in second_parts]
+        parts = (multiply(m.noise_power, i) for i, m in zip(own, both, strict=True))
+        power = divide(sum(parts), sum(own), n).real
     pairs = [basis.expand(i) for i in second_parts]
     return {
         "first": solve_entries(first, first_all, n),

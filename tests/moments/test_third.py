@@ -38,7 +38,7 @@ def signal(L, n, seed=0, dtype=np.float64):
 def unitary_vectors(basis, counts, seed=0):
     """Any complex vectors, real for order 0."""
     rng = np.random.default_rng(seed)
-    roots = np.sqrt(basis.ring_weights)[:, None]
+    roots = np.sqrt(basis.areas)[:, None]
     vectors = []
     for m, q in enumerate(counts):
         shape = (basis.n_rings, basis.n_rings)
@@ -121,10 +121,10 @@ def test_pairs_of_other_signs_follow(L):
 
 def test_weights_make_the_norm_that_of_all_signs():
     basis = PolarBasis(13, n_rings=3, max_order=6)
-    roots = np.diag(np.sqrt(basis.ring_weights))
+    roots = np.diag(np.sqrt(basis.areas))
     images = signal(13, 4)
     kept = ThirdMomentBasis(basis, (roots,) * 7)
-    expected = slow.norm(slow.third_moment(images, 3, 6), basis.ring_weights)
+    expected = slow.norm(slow.third_moment(images, 3, 6), basis.areas)
     assert weighted_norm(estimate(kept, images)[0], kept.weights) == pytest.approx(
         expected
     )
@@ -320,7 +320,7 @@ def test_leading_eigenvectors_hold_what_there_is():
         norms.append(weighted_norm(estimate(kept, images)[0], kept.weights))
     everything = slow.norm(
         slow.third_moment(images[:1], basis.n_rings, basis.max_order),
-        basis.ring_weights,
+        basis.areas,
     )
     one = weighted_norm(estimate(whole, images[:1])[0], whole.weights)
     assert one == pytest.approx(everything, rel=1e-6)
@@ -334,7 +334,7 @@ def test_eigenvectors_are_orthonormal_and_the_largest():
         array_source(signal(13, 50)), basis, noise=Noise(variance=0)
     ).estimate()
     kept = ThirdMomentBasis.from_moments(moments, budget_bytes=4000)
-    roots = np.sqrt(basis.ring_weights)[:, None]
+    roots = np.sqrt(basis.areas)[:, None]
     least, values = np.inf, []
     for m, U in enumerate(kept.vectors):
         V = U / roots
@@ -405,7 +405,7 @@ def test_rings_are_as_many_as_fit():
         <= 16e6
         < ThirdMomentBasis.rings(basis, kept.counts[0] + 1, budget_bytes=10**9).nbytes
     )
-    roots = np.sqrt(basis.ring_weights)
+    roots = np.sqrt(basis.areas)
     for m, (U, rings) in enumerate(zip(kept.vectors, kept.ring_indices, strict=True)):
         assert rings[0] == np.ceil(max(m - 1, 0) / np.pi) or rings[0] == np.ceil(
             m / np.pi

@@ -43,10 +43,10 @@ def compressed(third, vectors, pairs):
     return np.concatenate([block.ravel() for block in blocks])
 
 
-def norm(third, ring_weights):
+def norm(third, areas):
     """Of all signs, entry by entry: twice per complex pair of real numbers, weighted by
     ring areas."""
-    w = np.einsum("i,j,k->ijk", ring_weights, ring_weights, ring_weights)
+    w = np.einsum("i,j,k->ijk", areas, areas, areas)
     return np.sqrt(sum(np.sum(w * np.abs(block) ** 2) for block in third.values()))
 
 
