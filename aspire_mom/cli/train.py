@@ -1,21 +1,22 @@
-"""`aspire-mom train`: encoders that start inversions, from the command line."""
+"""`aspire-mom train`: train an encoder that starts inversions."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import click
+from torch import nn
 from tqdm import tqdm
 
 from aspire_mom.checks import checked_device
 from aspire_mom.cli import console
-from aspire_mom.files import staged
 from aspire_mom.networks.problems import Training
 from aspire_mom.networks.start_encoder import StartEncoder
 from aspire_mom.networks.training import train as train_encoder
-from aspire_mom.training import TrainingStatus
+from aspire_mom.training import TrainingSettings, TrainingStatus
 
 
 @click.command(cls=console.Command)
@@ -72,24 +73,41 @@ def train(
         seed=seed,
     )
     encoder = StartEncoder(gaussians, seed=seed)
+    run_training(train_encoder, StartEncoder.save, encoder, training, out, device)
+
+
+def run_training(
+    train: Callable[..., float],
+    save: Callable[..., None],
+    network: nn.Module,
+    training: TrainingSettings,
+    out: Path,
+    device: str,
+) -> None:
+    """
+    Train a network with a progress bar and a checkpoint beside the output, and save it.
+
+    :param train: Function that trains it, as in `aspire_mom.networks.training`.
+    :param save: Function that writes it, from the network, a path and how it was made.
+    :param network: The network.
+    :param training: How to train it.
+    :param out: File to write (.npz).
+    :param device: torch device.
+    """
+    device = checked_device(device)
     out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    with tqdm(total=steps, desc="training", disable=not sys.stderr.isatty()) as bar:
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=training.n_steps, desc="training", disable=hidden) as bar:
 
         def show(status: TrainingStatus) -> None:
             bar.update(status.step - bar.n)
-            bar.set_postfix({k: f"{v:.3f}" for k, v in status.errors.items()})
+            bar.set_postfix({k: f"{v:.4f}" for k, v in status.errors.items()})
 
-        best = train_encoder(
-            encoder,
-            training,
-            device=checked_device(device),
-            checkpoint=checkpoint,
-            status=show,
-        )
-    with staged(out.parent) as folder:
-        command = " ".join(["aspire-mom", *sys.argv[1:]])
-        how = {"command": command, "loss": best, "training": asdict(training)}
-        encoder.save(folder / out.name, how)
+        files = {"checkpoint": checkpoint, "status": show}
+        best = train(network, training, device=device, **files)
+    command = " ".join(["aspire-mom", *sys.argv[1:]])
+    how = {"command": command, "loss": best, "training": asdict(training)}
+    save(network, out, how, overwrite=True)
     checkpoint.unlink()
     click.echo(f"{out}, validation loss {best:.4f}")
