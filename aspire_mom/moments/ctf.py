@@ -216,7 +216,7 @@ def is_phase_flipped(source: ImageSource) -> bool:
     if is_cached(source):
         logger.warning(
             "The source's images are cached, which hides whether phases were flipped"
-            " before; pass phase_flipped=True if they were"
+            " before; pass CorrectionOptions(phase_flipped=True) if they were"
         )
     inner, odd = getattr(source, "src", None), n_flips % 2 == 1
     return odd != is_phase_flipped(inner) if isinstance(inner, ImageSource) else odd
