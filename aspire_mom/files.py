@@ -50,7 +50,7 @@ def atomic(path: str | Path, mode: str = "wb") -> Iterator[IO]:
 
     :param path: File to write or to replace.
     :param mode: "wb", or "w" for text.
-    :return: Context of the open file.
+    :yield: The open file.
     :raises FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
@@ -73,7 +73,7 @@ def staged(folder: Path) -> Iterator[Path]:
     end of the block, or vanish if it ends in an error.
 
     :param folder: The folder, made if it does not exist.
-    :return: Context of a temporary folder on the same file system.
+    :yield: A temporary folder on the same file system.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".partial-", dir=folder) as partial:

@@ -52,6 +52,7 @@ def gaussian_phantom(
     :param seed: Seed of the draw.
     :param pixel_size: Ångström per voxel.
     :return: ASPIRE `Volume` of unit norm, float32.
+    :raises ValueError: `n_gaussians` is less than 1.
     """
     if n_gaussians < 1:
         raise ValueError(f"n_gaussians is {n_gaussians}; it must be 1 or more")
@@ -88,6 +89,7 @@ def chain_phantom(
     :param pixel_size: Ångström per voxel.
     :param sigma: Standard deviation of an atom, in voxels.
     :return: ASPIRE `Volume` of unit norm, float32.
+    :raises ValueError: `n_atoms` is less than 1.
     """
     if n_atoms < 1:
         raise ValueError(f"n_atoms is {n_atoms}; it must be 1 or more")
@@ -130,6 +132,7 @@ def helix_bundle_phantom(
     :param pixel_size: Ångström per voxel.
     :param sigma: Standard deviation of an atom, in voxels.
     :return: ASPIRE `Volume` of unit norm, float32.
+    :raises ValueError: `n_helices` is less than 1.
     """
     if n_helices < 1:
         raise ValueError(f"n_helices is {n_helices}; it must be 1 or more")

@@ -24,17 +24,29 @@ _parent: int | None = None
 
 
 def n_processes() -> int:
-    """Processes that share the work."""
+    """
+    Return how many processes share the work.
+
+    :return: Their number, 1 without `torchrun`.
+    """
     return dist.get_world_size() if _started() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """
+    Return the number of this process.
+
+    :return: Its number, from 0.
+    """
     return dist.get_rank() if _started() else 0
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files and reports."""
+    """
+    Tell whether this process writes files and reports.
+
+    :return: Whether it does; one of them does.
+    """
     return not _started() or dist.get_rank() == 0
 
 
@@ -46,6 +58,7 @@ def joined(device: torch.device) -> Iterator[None]:
     results where :func:`is_first`.
 
     :param device: Device of the tensors that are exchanged: nccl for cuda, else gloo.
+    :yield: Nothing.
     """
     if _started() or "WORLD_SIZE" not in os.environ:
         yield

@@ -156,8 +156,12 @@ def power_errors(own_errors: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 def ring_noise(n_orders: int, n_rings: int) -> np.ndarray:
     """
-    E|c[m, r]|² of white noise (n_orders, n_rings), 1 for c[0, 0]. Rings are counted in
-    cycles per box, so it hardly depends on the images' size.
+    Return the power of white noise in each polar coefficient. It hardly depends on the
+    images' size, because rings are counted in cycles per box.
+
+    :param n_orders: Orders m = 0, 1, ….
+    :param n_rings: Rings from 0.
+    :return: E|c[m, r]|² (n_orders, n_rings), 1 for c[0, 0].
     """
     basis = PolarBasis(2 * n_rings + 9, n_rings=n_rings, max_order=n_orders - 1)
     own = np.einsum("mrr->mr", basis.noise_second()).real
@@ -181,9 +185,10 @@ class Mixtures:
 
     def in_principal_axes(self) -> Mixtures:
         """
-        The same volumes, each turned so that the second moment of its mass about the
-        box's centre is diagonal, largest along x and smallest along z. Eight choices of
-        the axes' signs are left; here they are arbitrary.
+        Turn each volume so that the second moment of its mass about the box's centre is
+        diagonal, largest along x and smallest along z. The axes' signs are arbitrary.
+
+        :return: The turned volumes.
         """
         weighted = self.weights[..., None] * self.centres
         second = np.swapaxes(weighted, 1, 2) @ self.centres

@@ -163,7 +163,13 @@ class StartEncoder(nn.Module):
 
     @torch.no_grad()
     def standardise(self, first: Tensor, second: Tensor, power_error: Tensor) -> None:
-        """Take mean and deviation of features from moments of the family."""
+        """
+        Take mean and deviation of features from moments of the family.
+
+        :param first: As for :meth:`features`.
+        :param second: As for :meth:`features`.
+        :param power_error: As for :meth:`features`.
+        """
         features = self.features(first, second, power_error)
         self.mean.copy_(features.mean(0))
         self.deviation.copy_(features.std(0).clamp_min(1e-4))

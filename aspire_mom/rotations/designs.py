@@ -58,7 +58,7 @@ class SphericalDesign:
         object.__setattr__(self, "points", points)
 
     def __len__(self) -> int:
-        return self.n_points
+        return len(self.points)
 
     @property
     def antipodal(self) -> bool:
@@ -74,7 +74,8 @@ def shipped_designs() -> list[tuple[int, int]]:
     :return: Pairs (degree, number of points), ascending.
     """
     with np.load(DATA, allow_pickle=False) as designs:
-        return sorted(tuple(map(int, name.split("_"))) for name in designs.files)
+        pairs = [name.split("_") for name in designs.files]
+    return sorted((int(degree), int(n_points)) for degree, n_points in pairs)
 
 
 def harmonic_residual(points: np.ndarray, degree: int) -> float:

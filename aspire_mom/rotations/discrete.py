@@ -31,6 +31,9 @@ class DiscreteDensity(torch.nn.Module):
         quadrature.
     """
 
+    harmonics: Tensor
+    precision: Tensor
+
     def __init__(self, nodes: int | SO3Quadrature, *, degree: int | None = None):
         super().__init__()
         n_nodes = len(nodes) if isinstance(nodes, SO3Quadrature) else nodes

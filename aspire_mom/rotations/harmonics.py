@@ -11,14 +11,14 @@ from torch import Tensor
 
 def real_spherical_harmonics(directions: Tensor, degree: int) -> Iterator[Tensor]:
     """
-    Orthonormal real spherical harmonics, degree by degree, by the three-term
+    Yield orthonormal real spherical harmonics, degree by degree, by the three-term
     recurrence of the associated Legendre functions in float64. No Condon-Shortley
     sign: Y_1 = √(3/4π) (y, z, x).
 
     :param directions: Unit vectors (..., 3), xyz order.
     :param degree: Largest degree.
-    :return: Iterator over l = 0, …, degree of Y_l (..., 2l + 1), m from -l (sines)
-        to l (cosines), float64.
+    :yield: Y_l (..., 2l + 1) for l = 0, …, degree, m from -l (sines) to l (cosines),
+        float64.
     """
     x, y, z = directions.double()[..., None, :].unbind(-1)
     waves = torch.complex(x, y).expand(*x.shape[:-1], degree).cumprod(-1) * np.sqrt(2)

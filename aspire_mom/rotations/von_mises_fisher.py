@@ -71,6 +71,7 @@ class VonMisesFisherMixture:
         :param n_components: Number of components; the paper has 8.
         :param seed: Seed of the draw.
         :return: The mixture.
+        :raises ValueError: `n_components` is less than 1.
         """
         if n_components < 1:
             raise ValueError(f"n_components must be at least 1, got {n_components}")
