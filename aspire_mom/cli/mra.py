@@ -28,11 +28,12 @@ from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
 from aspire_mom.mra.files import plot_solution, read_moments
 from aspire_mom.mra.inversion import Method, solve
 from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
+from aspire_mom.mra.problems import Training
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
-from aspire_mom.mra.supervision import Training
-from aspire_mom.mra.training import TrainingStatus, train
+from aspire_mom.mra.training import train
 from aspire_mom.mra.weights import KINDS, load_weights, pretrained, save_weights
+from aspire_mom.training import TrainingStatus
 
 # What the shipped weights were trained with, by kind of encoder.
 DEFAULTS = {
@@ -46,7 +47,6 @@ DEFAULTS = {
         "noisy": False,
         "batch_size": 64,
         "learning_rate": 1e-3,
-        "logarithmic": False,
     },
 }
 
@@ -134,7 +134,7 @@ def train_command(
 
         def show(status: TrainingStatus) -> None:
             bar.update(status.step - bar.n)
-            bar.set_postfix(v=f"{status.v_error:.4f}", rho=f"{status.rho_error:.4f}")
+            bar.set_postfix(**{k: f"{e:.4f}" for k, e in status.errors.items()})
 
         best = train(
             network,

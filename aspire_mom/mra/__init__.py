@@ -13,9 +13,9 @@ from aspire_mom.mra.moments import (
     simulate_moments,
 )
 from aspire_mom.mra.paper_encoder import PaperEncoder
+from aspire_mom.mra.problems import Training
 from aspire_mom.mra.refine import predict, refine_directly, refine_weights
 from aspire_mom.mra.signals import GaussianFamily, observe, shift
-from aspire_mom.mra.supervision import Training
 from aspire_mom.mra.training import train
 from aspire_mom.mra.weights import load_weights, pretrained, save_weights
 

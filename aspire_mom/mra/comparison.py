@@ -11,9 +11,9 @@ import numpy as np
 from aspire_mom.mra.errors import shift_error
 from aspire_mom.mra.inversion import solve
 from aspire_mom.mra.moments import FourierMoments, exact_moments, simulate_moments
+from aspire_mom.mra.problems import TEST
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
-from aspire_mom.mra.supervision import TEST
 from aspire_mom.mra.weights import pretrained
 
 Solver = Callable[[FourierMoments], tuple[np.ndarray, np.ndarray]]

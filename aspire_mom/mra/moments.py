@@ -18,14 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
 
 import numpy as np
 import torch
 
-from aspire_mom.mra.signals import all_shifts, check_pair
+from aspire_mom.mra.signals import Array, all_shifts, check_pair
 
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
 # Share of directions, those of least power, in which the noise level is looked for.
 QUIET_SHARE = 1 / 8
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 Scale = Literal["density", "unit"]
 MIN_SIZE = 4
 
@@ -143,16 +145,20 @@ def _lags(n: int) -> np.ndarray:
     return (j - j[:, None]) % n
 
 
-def shift(signal: np.ndarray, by: np.ndarray | float) -> np.ndarray:
+def shift(signal: Array, by: Array | float) -> Array:
     """
     signal(· - by) for shifts of any size, by trigonometric interpolation. At an even n
     the Nyquist wave cos(πj) becomes cos(π(j - by)) on the samples, cos(π by) cos(πj).
 
-    :param signal: Real signals (..., n).
-    :param by: Shifts (...,), in samples.
-    :return: Shifted signals (..., n), float64.
+    :param signal: Real signals (..., n), an array or a tensor.
+    :param by: Shifts (...,), in samples, of the same kind.
+    :return: Shifted signals (..., n).
     """
     n = signal.shape[-1]
+    if isinstance(signal, torch.Tensor):
+        k = torch.arange(n // 2 + 1, device=signal.device)
+        phase = torch.exp(-2j * np.pi / n * by[..., None] * k)
+        return torch.fft.irfft(torch.fft.rfft(signal) * phase, n)
     phase = np.exp(-2j * np.pi / n * np.multiply.outer(by, np.arange(n // 2 + 1)))
     return np.fft.irfft(np.fft.rfft(signal) * phase, n)
 

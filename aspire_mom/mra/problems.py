@@ -1,8 +1,7 @@
-"""What encoders are trained on: problems drawn with their answers."""
+"""Problems that encoders are trained and tested on, drawn with their answers."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from aspire_mom.mra.moments import exact_moments, simulate_moments
 from aspire_mom.mra.signals import GaussianFamily
+from aspire_mom.training import TrainingSettings
 
 # Streams of random numbers: training, validation and test problems share none.
 TRAINING, VALIDATION, TEST = 0, 1, 2
@@ -23,9 +23,10 @@ LOG_SIGMA, LOG_RATIO = (-0.2, 1.1), (4.0, 8.0)
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(TrainingSettings):
     """
-    What a training run does.
+    How an encoder is trained: the fields of
+    :class:`~aspire_mom.training.TrainingSettings`, and what problems it sees.
 
     :param ks: Numbers of Gaussians in v and ρ, in equal parts.
     :param n: Sample points.
@@ -33,45 +34,24 @@ class Training:
     :param exact_share: Share of problems with exact moments where there is noise.
     :param highest: Highest frequency at which noisy moments are drawn, less than n/2;
         others are 0. All if None.
-    :param n_steps: Steps, over which the learning rate falls to 0 as a cosine.
-    :param batch_size: Problems in a step.
-    :param learning_rate: Adam's, at its highest.
-    :param weight_decay: Adam's (decoupled).
     :param set_size: Size of a fixed training set, from which batches are drawn; None
         draws every problem anew.
-    :param logarithmic: Minimise the logarithm of errors, so that all noise levels
-        count, instead of the errors.
-    :param validate_every: Steps between validations.
-    :param validation_size: Problems in a validation.
-    :param patience: Validations without a new best after which training stops.
-    :param seed: Seed of all problems.
+    :raises ValueError: a number is out of range, or a fixed set is to be noisy.
     """
 
+    n_steps: int = 7_000
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    validation_size: int = 2048
     ks: tuple[int, ...] = (1, 2, 3)
     n: int = 41
     noisy: bool = True
     exact_share: float = 0.15
     highest: int | None = None
-    n_steps: int = 7_000
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-4
     set_size: int | None = None
-    logarithmic: bool = True
-    validate_every: int = 250
-    validation_size: int = 2048
-    patience: int = 20
-    seed: int = 0
 
     def __post_init__(self):
-        for name in ("n_steps", "batch_size", "validate_every", "validation_size"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(
-                f"learning_rate is {self.learning_rate}; it must be finite and above 0"
-            )
+        super().__post_init__()
         if not 0 <= self.exact_share <= 1:
             raise ValueError(
                 f"exact_share is {self.exact_share}; it must lie in [0, 1]"
@@ -110,7 +90,7 @@ class Problems:
 
     @property
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What encoders are given."""
+        """Inputs of encoders."""
         return self.first, self.second, self.share, self.sigma
 
 
@@ -120,7 +100,7 @@ def draw_problems(
     stream: tuple[int, ...],
     *,
     fixed: tuple[np.ndarray, np.ndarray] | None = None,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
 ) -> Problems:
     """
     :param training: Family, noise and seed.
@@ -132,7 +112,8 @@ def draw_problems(
     :return: The problems, float32.
     """
     rng = np.random.default_rng((training.seed, *stream))
-    groups = [_draw_group(training, size, rng, fixed) for size in _sizes(count)]
+    sizes = _parts(count, min(GROUPS, count))
+    groups = [_draw_group(training, size, rng, fixed) for size in sizes]
     arrays = (np.concatenate(parts) for parts in zip(*groups, strict=True))
     return Problems(
         *(torch.as_tensor(a.astype(SINGLE[a.dtype.kind])).to(device) for a in arrays)
@@ -141,17 +122,13 @@ def draw_problems(
 
 def training_set(training: Training) -> tuple[np.ndarray, np.ndarray] | None:
     """
-    :param training: A training run.
+    :param training: How an encoder is trained.
     :return: v and ρ (set_size, n) of its fixed training set, or None if it has none.
     """
     if training.set_size is None:
         return None
     rng = np.random.default_rng((training.seed, TRAINING))
-    sizes = [
-        training.set_size * (i + 1) // len(training.ks)
-        - training.set_size * i // len(training.ks)
-        for i in range(len(training.ks))
-    ]
+    sizes = _parts(training.set_size, len(training.ks))
     pairs = [
         GaussianFamily(k, training.n).draw(size, rng)
         for k, size in zip(training.ks, sizes, strict=True)
@@ -186,6 +163,6 @@ def _draw_group(training, size, rng, fixed):
     )
 
 
-def _sizes(count: int) -> list[int]:
-    groups = min(GROUPS, count)
-    return [count * (i + 1) // groups - count * i // groups for i in range(groups)]
+def _parts(count: int, n: int) -> list[int]:
+    """A number in n parts that are as equal as can be."""
+    return [count * (i + 1) // n - count * i // n for i in range(n)]
