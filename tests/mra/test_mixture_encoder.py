@@ -18,8 +18,15 @@ from aspire_mom.mra import (
     simulate_moments,
 )
 from aspire_mom.mra.mixture_encoder import Hypotheses
-from aspire_mom.mra.supervision import TRAINING, Problems, Training, draw_problems
-from aspire_mom.mra.training import ALL, CENTRES, LOG_WIDTHS, NEAR, TAIL, surprise
+from aspire_mom.mra.problems import TRAINING, Problems, Training, draw_problems
+from aspire_mom.mra.training import (
+    ALL,
+    CENTRES,
+    LOG_WIDTHS,
+    NEAR,
+    TAIL,
+    negative_log_likelihood,
+)
 
 DOUBLE = torch.float64
 
@@ -90,12 +97,12 @@ def test_gradients():
     }
     problems = Problems(**doubled)
     weight = encoder.leave.weight
-    surprise(encoder, problems).backward()
+    negative_log_likelihood(encoder, problems).backward()
     way = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).double()
     values = []
     for by in (1e-6, -2e-6):
         weight.data += by * way
-        values.append(surprise(encoder, problems).item())
+        values.append(negative_log_likelihood(encoder, problems).item())
     expected = (values[0] - values[1]) / 2e-6
     assert (weight.grad * way).sum().item() == pytest.approx(expected, rel=1e-4)
 
@@ -138,7 +145,7 @@ def test_one_problem_looks_alike_at_every_n():
         assert (features - seen[1]).abs().mean() < 0.01
 
 
-def test_surprise_is_what_its_docstring_says():
+def test_likelihood_is_what_its_docstring_says():
     encoder = MixtureEncoder(width=8, n_blocks=1, seed=3)
     problems = draw_problems(Training(n=20, ks=(1, 2), noisy=False), 8, (TRAINING, 1))
     counts, pairs = encoder.hypotheses(*problems.inputs)
@@ -172,7 +179,9 @@ def test_surprise_is_what_its_docstring_says():
             p = h.log_probabilities[i].exp().detach().numpy()
             total -= (1 - ALL) * np.log(p @ np.exp(fits)) + ALL * fits.mean()
     # The shift of `squared_errors` is found less exactly than that of the metric.
-    assert surprise(encoder, problems).item() == pytest.approx(total / 8, abs=0.01)
+    assert negative_log_likelihood(encoder, problems).item() == pytest.approx(
+        total / 8, abs=0.01
+    )
 
 
 @pytest.mark.parametrize(
