@@ -1,4 +1,4 @@
-"""Particles of a RELION STAR file: checked, chosen, summed up."""
+"""Particles of a RELION STAR file."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Particles:
     """
     Particles whose images can be read and averaged together.
 
-    :param table: What the STAR file says of them.
+    :param table: The particles that were chosen.
     :param stacks: Paths of the stacks that `table` numbers.
-    :param n_listed: Particles in the file, of which these have been chosen.
+    :param n_listed: Number of particles in the file.
     :param L: Pixels along an image's edge.
     :param pixel_size: Ångström per pixel.
     """
@@ -47,28 +47,36 @@ class Particles:
 
     @property
     def has_ctf(self) -> bool:
-        """Whether there are defoci: voltage and the like alone make no CTF."""
+        """
+        :return: Whether there are defoci: voltage and the like alone make no CTF.
+        """
         return not {"_rlnDefocusU", "_rlnDefocusV"}.isdisjoint(self.table.columns)
 
     @cached_property
     def ctfs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct CTFs (n_ctfs, 7), columns as in `CTF_COLUMNS` and the B factor, and
-        the index of each particle's (n,): no CTF where the file does not tell all of
-        it."""
-        columns, none = self.table.columns, np.zeros(len(self))
+        """
+        :return: Distinct CTFs (n_ctfs, 7), columns as in `CTF_COLUMNS` and the B factor
+            in Å², and the index of each particle's CTF (n,). There is no CTF if the
+            file lacks any of `CTF_COLUMNS`.
+        """
+        columns, zeros = self.table.columns, np.zeros(len(self))
         if not set(CTF_COLUMNS) <= set(columns):
-            return np.empty((0, len(CTF_COLUMNS) + 1)), none.astype(int)
+            return np.empty((0, len(CTF_COLUMNS) + 1)), zeros.astype(int)
         known = [columns[name] for name in CTF_COLUMNS]
-        return distinct_rows([*known, columns.get(B_FACTOR, none)])
+        return distinct_rows([*known, columns.get(B_FACTOR, zeros)])
 
     @property
     def phase_flipped(self) -> bool:
-        """Whether the images' phases have been flipped."""
+        """
+        :return: Whether any image's phases have been flipped.
+        """
         return bool(self._flags("_rlnCtfDataArePhaseFlipped").any())
 
     @cached_property
     def shifts(self) -> np.ndarray:
-        """Shifts (n, 2) as x, y in pixels, with RELION's sign."""
+        """
+        :return: Shifts (n, 2) as x, y in pixels, with RELION's sign.
+        """
         columns, shifts = self.table.columns, np.zeros((len(self), 2))
         for axis, name in enumerate(("_rlnOriginX", "_rlnOriginY")):
             if f"{name}Angst" in columns:
@@ -79,9 +87,10 @@ class Particles:
 
     def check_ctf(self) -> None:
         """
-        :raises ValueError: the CTF cannot be corrected for: columns of it are missing,
-            the images were multiplied by it, some but not all of them were
-            phase-flipped, or there was a phase plate.
+        Check that the CTF can be corrected for.
+
+        :raises ValueError: Columns of it are missing, the images were multiplied by it,
+            some but not all of them were phase-flipped, or there was a phase plate.
         """
         if not self.has_ctf:
             return
@@ -107,25 +116,27 @@ class Particles:
         if phase > 0:
             raise ValueError(
                 f"{path} has phase shifts of up to {phase:g}° (_rlnPhaseShift), which"
-                " are not corrected for; pass ctf=False to ignore it"
+                " are not corrected for; pass ctf=False to ignore the CTF"
             )
 
     def summary(self) -> str:
-        """Three lines on what was read."""
+        """
+        :return: Three lines on what was read: particles, CTF and shifts.
+        """
         n, listed = f"{len(self):,}", f"{self.n_listed:,}"
-        groups = self._groups()
-        parts = [
-            f"{n} of {listed}" if n != listed else n,
-            f"in {_counted(len(np.unique(self.table.stack_indices)), 'stack')}",
-            f"of {self.L} x {self.L} pixels of {self.pixel_size:.5g} Å,",
-            f"{_counted(len(groups), 'optics group')}" if groups else "no optics table",
-        ]
-        if len(groups) > 1:
-            parts.append(f"({', '.join(groups[:6])}{', …' if groups[6:] else ''})")
+        stacks = _counted(len(np.unique(self.table.stack_indices)), "stack")
+        names, groups = self.table.groups, "no optics table"
+        if names:
+            used = [names[number] for number in np.unique(self.table.columns[GROUP])]
+            groups = _counted(len(used), "optics group")
+            if len(used) > 1:
+                groups += f" ({', '.join(used[:6])}{', …' if used[6:] else ''})"
         rms = np.sqrt(np.mean(np.sum(self.shifts**2, axis=1)))
         return (
-            f"Particles: {' '.join(parts)}\nCTF: {self._ctf_summary()}\nShifts:"
-            f" {f'{rms:.3g} pixels RMS' if rms > 0 else 'none'}"
+            f"Particles: {n if n == listed else f'{n} of {listed}'} in {stacks} of"
+            f" {self.L} x {self.L} pixels of {self.pixel_size:.5g} Å, {groups}\n"
+            f"CTF: {self._ctf_summary()}\n"
+            f"Shifts: {f'{rms:.3g} pixels RMS' if rms > 0 else 'none'}"
         )
 
     def _ctf_summary(self) -> str:
@@ -134,21 +145,12 @@ class Particles:
             return "incomplete" if self.has_ctf else "none"
         voltage, u, v, _, cs, contrast, b_factor = ctfs.T
         damped = f", B factor {_span(b_factor)} Å²" if b_factor.any() else ""
-        defocus = _span((u + v) / 2e4)
-        flipped = "" if self.phase_flipped else "not "
-        astigmatism = _span(np.abs(u - v) / 1e4)
         return (
             f"{_span(voltage)} kV, Cs {_span(cs)} mm, amplitude contrast"
-            f" {_span(contrast)}, defocus {defocus} µm, astigmatism"
-            f" {astigmatism} µm{damped}, {len(ctfs):,} distinct, {flipped}"
-            "phase-flipped"
+            f" {_span(contrast)}, defocus {_span((u + v) / 2e4)} µm, astigmatism"
+            f" {_span(np.abs(u - v) / 1e4)} µm{damped}, {len(ctfs):,} distinct,"
+            f" {'' if self.phase_flipped else 'not '}phase-flipped"
         )
-
-    def _groups(self) -> list[str]:
-        """Names of the optics groups that these particles have."""
-        names = self.table.groups
-        used = self.table.columns[GROUP] if names else ()
-        return [names[number] for number in np.unique(used)]
 
     def _flags(self, column: str) -> np.ndarray:
         return self.table.columns.get(column, np.zeros(len(self))) != 0
@@ -164,20 +166,20 @@ def read_particles(
     class_number: int | None = None,
 ) -> Particles:
     """
-    Read a RELION STAR file of particles. Headers and sizes of the stacks it names are
-    checked; their pixels are not read.
+    Read a RELION STAR file of particles, and check the headers and sizes of the stacks
+    it names; their pixels are not read. A warning names aberrations in the file that
+    are not corrected for.
 
     :param path: STAR file of RELION 3.0 to 5.
     :param pixel_size: Ångström per pixel, where the STAR file has none.
     :param data_folder: Folder that paths of stacks are relative to. By default the
         first that has the first stack: the STAR file's, those above, the current one.
     :param first: Take this many particles, or all where there are fewer.
-    :param random_subset: Take those of this half set (_rlnRandomSubset).
-    :param class_number: Take those of this class (_rlnClassNumber).
-    :return: The particles. A warning tells what their images have, as the file says,
-        that is not corrected for.
-    :raises OSError: no such file, or a stack that it names is missing.
-    :raises ValueError: no particles, a damaged file or stack, images of several sizes
+    :param random_subset: Take the particles of this half set (_rlnRandomSubset).
+    :param class_number: Take the particles of this class (_rlnClassNumber).
+    :return: The particles.
+    :raises OSError: No such file, or a stack that it names is missing.
+    :raises ValueError: No particles, a damaged file or stack, images of several sizes
         or pixel sizes, no pixel size, or one that contradicts `pixel_size`.
     """
     path = Path(path)
@@ -207,7 +209,7 @@ def read_particles(
 
 
 def _mention_uncorrected(table: Table) -> None:
-    """Warn of what the images have that nothing here corrects for."""
+    """Warn of aberrations that are not corrected for."""
     for what, columns in UNCORRECTED.items():
         there = {
             name: values
@@ -220,7 +222,7 @@ def _mention_uncorrected(table: Table) -> None:
 
 
 def _check_file(path: Path) -> None:
-    """Raise for what is no STAR file at first sight."""
+    """Raise if there is no file or one of cryoSPARC's."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with open(path, "rb") as file:
@@ -233,7 +235,7 @@ def _check_file(path: Path) -> None:
 
 
 def _pixel_size(table: Table) -> float | None:
-    """The pixel size of all particles, as RELION ≥ 3.1 or older versions have it."""
+    """Pixel size of all particles, as RELION ≥ 3.1 or older versions write it."""
     columns = table.columns
     if "_rlnImagePixelSize" in columns:
         sizes = columns["_rlnImagePixelSize"]

@@ -11,12 +11,11 @@ from aspire_mom.relion.particles import Particles
 
 class ParticleSource(RelionSource):
     """
-    ASPIRE's `RelionSource` of particles that have been read and checked: it reads their
-    images; the STAR file is not read again.
+    ASPIRE's `RelionSource` for particles that have been read and checked. It reads
+    their images; the STAR file is not read again.
 
-    Images are float32, whatever the modes of their stacks are, where ASPIRE casts all
-    to the mode of the first. Angles are left out. With the CTF of `Particles.ctfs`, one
-    filter for each, or none at all.
+    Images are float32; ASPIRE casts all of them to the mode of the first stack. There
+    are no angles. There is one filter for each CTF of `Particles.ctfs`.
 
     :param particles: The particles.
     """
@@ -33,10 +32,12 @@ class ParticleSource(RelionSource):
                 for voltage, u, v, angle, cs, contrast, b in ctfs
             ]
             self.filter_indices = indices
-        del self._particles  # which copies of the source need not have
+        del self._particles  # copies of the source need not have them
 
     def populate_metadata(self) -> dict[str, np.ndarray]:
-        """What ASPIRE keeps of a STAR file, from which it finds images."""
+        """
+        :return: What ASPIRE keeps of a STAR file, by column.
+        """
         particles, table = self._particles, self._particles.table
         shifts = particles.shifts * particles.pixel_size
         paths = np.array([str(path) for path in particles.stacks], dtype=object)

@@ -1,4 +1,4 @@
-"""Image stacks, judged by their headers and sizes alone: no pixel is read."""
+"""Checks of image stacks by their headers and sizes; no pixel is read."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"PK": "
 
 def check_stack(path: Path) -> tuple[int, int]:
     """
-    Look whether ASPIRE can read an image stack.
+    Check that ASPIRE can read an image stack.
 
     :param path: MRC file.
     :return: Number of images, and pixels along an edge.
-    :raises OSError: no such file, or none that may be read.
-    :raises ValueError: no MRC file of square images in a mode that ASPIRE reads, or one
+    :raises OSError: No such file, or none that may be read.
+    :raises ValueError: No MRC file of square images in a mode that ASPIRE reads, or one
         that is cut short.
     """
     status = os.stat(path)
@@ -73,7 +73,7 @@ def check_stack(path: Path) -> tuple[int, int]:
 
 
 def _native_header(head: bytes) -> np.ndarray:
-    """The header in the byte order that mrcfile reads it in when it is lenient."""
+    """Read a header in the byte order that mrcfile takes when it is permissive."""
     header = np.frombuffer(head, HEADER_DTYPE)[0]
     try:
         order = utils.byte_order_from_machine_stamp(header["machst"])
@@ -88,7 +88,7 @@ def _native_header(head: bytes) -> np.ndarray:
 def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
     """
     Find the stacks that a STAR file names. RELION's paths are relative to the project's
-    folder, from which its jobs run and in which their files lie some levels deeper.
+    folder; its STAR files lie some levels below.
 
     :param table: The file's particles.
     :param data_folder: Folder that relative paths start from. By default the first that
@@ -103,7 +103,7 @@ def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
         folders = [data_folder]
     base = folders[0]
     if relative:
-        # A link that leads nowhere is there, too, and will be told of.
+        # A link that leads nowhere counts, and is reported later.
         there = (f for f in folders if os.path.lexists(f / relative[0]))
         base = next(there, folders[0])
     return tuple(base / stack for stack in table.stacks)
@@ -111,12 +111,14 @@ def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
 
 def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
     """
+    Check that all images of particles can be read and have one size.
+
     :param table: Particles.
     :param stacks: Paths of their stacks.
     :return: Pixels along the edge of all their images.
-    :raises OSError: a stack is missing, or may not be read.
-    :raises ValueError: ASPIRE could not read a stack, or it has not the images that the
-        particles name, or images of another size than the others.
+    :raises OSError: A stack is missing, or may not be read.
+    :raises ValueError: ASPIRE cannot read a stack, or a stack lacks an image that a
+        particle names, or has images of another size than the others.
     """
     counts, L, model = np.zeros(len(stacks), dtype=np.int64), None, None
     for index in np.unique(table.stack_indices):

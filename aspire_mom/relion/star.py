@@ -85,14 +85,18 @@ def image_names(stacks: dict[str, int]) -> Converter:
 
 
 class _Reader:
-    """Lines of a STAR file; `tokens` are those of the current one, [] at the end."""
+    """
+    The lines of a STAR file; `tokens` are the words of the current one, [] at the end.
+
+    :param file: The file's lines.
+    """
 
     def __init__(self, file: Iterable[str]):
         self.lines = self._split(file)
         self.advance()
 
     def _split(self, file: Iterable[str]) -> Iterator[list[str]]:
-        """Words of each line that has any, and an endless end."""
+        """Words of each line that has any, then [] for ever."""
         for self.number, line in enumerate(file, 1):
             tokens = line.split()
             if "#" in line or "'" in line or '"' in line:

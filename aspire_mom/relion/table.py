@@ -74,13 +74,13 @@ class Table:
     Particles as a STAR file lists them.
 
     :param path: The file.
-    :param rows: Rows of its particle table, from 1, (n,).
-    :param numbers: Numbers of images in their stacks, from 1, (n,).
-    :param stack_indices: Indices of their stacks, (n,).
+    :param rows: Row of each particle in the file's table, from 1, (n,).
+    :param numbers: Number of each image in its stack, from 1, (n,).
+    :param stack_indices: Index of each image's stack in `stacks`, (n,).
     :param stacks: Names of all stacks in the file.
-    :param columns: Numbers that are known of the particles, by RELION's name, (n,)
-        each; those of their optics groups among them.
-    :param groups: Names of optics groups by number, empty without a table of them.
+    :param columns: Columns of the file by RELION's name, (n,) each, and of the optics
+        table, with each particle's values.
+    :param groups: Names of optics groups by number, empty without an optics table.
     """
 
     path: Path
@@ -97,7 +97,7 @@ class Table:
     def chosen(self, which: np.ndarray | slice) -> Table:
         """
         :param which: Slice or mask of particles.
-        :return: These.
+        :return: These particles.
         """
         return replace(
             self,
@@ -111,7 +111,7 @@ class Table:
         """
         :param column: A column.
         :param value: A value of it.
-        :return: The particles that have it.
+        :return: The particles that have this value.
         :raises ValueError: No such column, or no such particle.
         """
         if column not in self.columns:
@@ -142,12 +142,14 @@ class Table:
         self, name: str, unit: str, values: np.ndarray, tolerance: float
     ) -> float:
         """
-        :param name: What the values are.
+        Return a value that all particles must have.
+
+        :param name: What the values are, for errors.
         :param unit: Their unit.
         :param values: One for each particle, (n,).
-        :param tolerance: Relative differences that do not count.
-        :return: The value that all have.
-        :raises ValueError: they have several, and which optics groups have which.
+        :param tolerance: Relative difference up to which values are the same.
+        :return: The value.
+        :raises ValueError: There are several; which optics groups have which.
         """
         if np.ptp(values) <= tolerance * values.max():
             return float(values[0])
