@@ -15,13 +15,24 @@ from aspire_mom.relion.table import (
     B_FACTOR,
     CTF_COLUMNS,
     GROUP,
-    UNCORRECTED,
+    RANGES,
     Table,
-    distinct_rows,
     read_table,
 )
 
 logger = logging.getLogger(__name__)
+
+# What is not corrected for: the columns that tell of it, and their values without it.
+UNCORRECTED = {
+    "beam tilt": {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0},
+    "anisotropic magnification": {
+        "_rlnMagMat00": 1.0,
+        "_rlnMagMat01": 0.0,
+        "_rlnMagMat10": 0.0,
+        "_rlnMagMat11": 1.0,
+    },
+    "scales of CTFs": {"_rlnCtfScalefactor": 1.0},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +74,7 @@ class Particles:
         if not set(CTF_COLUMNS) <= set(columns):
             return np.empty((0, len(CTF_COLUMNS) + 1)), zeros.astype(int)
         known = [columns[name] for name in CTF_COLUMNS]
-        return distinct_rows([*known, columns.get(B_FACTOR, zeros)])
+        return _distinct_rows([*known, columns.get(B_FACTOR, zeros)])
 
     @property
     def phase_flipped(self) -> bool:
@@ -187,18 +198,18 @@ def read_particles(
     table = read_table(path)
     n_listed = len(table)
     if random_subset is not None:
-        table = table.subset("_rlnRandomSubset", random_subset)
+        table = _subset(table, "_rlnRandomSubset", random_subset)
     if class_number is not None:
-        table = table.subset("_rlnClassNumber", class_number)
+        table = _subset(table, "_rlnClassNumber", class_number)
     table = table.chosen(slice(first))
-    table.check_ranges()
+    _check_ranges(table)
     size = agreed_pixel_size(path, _pixel_size(table), pixel_size)
     if size is None:
         raise ValueError(f"{path} gives no pixel size; pass pixel_size")
     stacks = locate(table, data_folder)
     L = check_stacks(table, stacks)
     if "_rlnImageSize" in table.columns:
-        listed = table.common("sizes", "pixels", table.columns["_rlnImageSize"], 0)
+        listed = _common(table, table.columns["_rlnImageSize"], "sizes", "pixels")
         if listed != L:
             raise ValueError(
                 f"{path} tells of images of {listed:g} pixels along an edge"
@@ -206,6 +217,65 @@ def read_particles(
             )
     _mention_uncorrected(table)
     return Particles(table, stacks, n_listed, L, size)
+
+
+def _subset(table: Table, column: str, value: int) -> Table:
+    """Choose the particles with a value in a column."""
+    if column not in table.columns:
+        raise ValueError(f"{table.path} has no column {column} to choose {value} by")
+    values = table.columns[column]
+    if not (values == value).any():
+        there = ", ".join(f"{v:g}" for v in np.unique(values)[:8])
+        raise ValueError(
+            f"{table.path} has no particle whose {column} is {value}; it is {there}"
+        )
+    return table.chosen(values == value)
+
+
+def _check_ranges(table: Table) -> None:
+    """Raise if a number is outside its range."""
+    for column, (low, high) in RANGES.items():
+        values = table.columns.get(column, np.empty(0))
+        bad = (values < low) | (values > high)
+        if bad.any():
+            first = int(np.argmax(bad))
+            raise ValueError(
+                f"{table.path}: row {table.rows[first]} has {values[first]:g} as"
+                f" {column}; it must be {low:g} to {high:g}"
+            )
+
+
+def _common(table: Table, values: np.ndarray, name: str, unit: str) -> float:
+    """The value (n,) that all particles must have."""
+    if np.ptp(values) <= PIXEL_SIZE_TOLERANCE * values.max():
+        return float(values[0])
+    several = f"{values.min():g} to {values.max():g} {unit}"
+    numbers = table.columns.get(GROUP, np.zeros(len(table)))
+    found = {
+        group: values[numbers == number][0]
+        for number, group in table.groups.items()
+        if (numbers == number).any()
+    }
+    if len(set(found.values())) > 1:  # or else they differ within groups
+        several = ", ".join(
+            f"{value:g} {unit} (optics group {group})" for group, value in found.items()
+        )
+    raise ValueError(
+        f"{table.path} has images of different {name}, {several}; only images of one"
+        " can be averaged together"
+    )
+
+
+def _distinct_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows of columns (n,), and the index of each row's among them (n,):
+    `numpy.unique` of rows takes many times longer."""
+    index = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        values, own = np.unique(column, return_inverse=True)
+        _, first, index = np.unique(
+            index * len(values) + own, return_index=True, return_inverse=True
+        )
+    return np.stack([column[first] for column in columns], axis=1), index
 
 
 def _mention_uncorrected(table: Table) -> None:
@@ -244,7 +314,7 @@ def _pixel_size(table: Table) -> float | None:
         sizes = 1e4 * columns["_rlnDetectorPixelSize"] / columns["_rlnMagnification"]
     else:
         return None
-    return table.common("pixel sizes", "Å", sizes, PIXEL_SIZE_TOLERANCE)
+    return _common(table, sizes, "pixel sizes", "Å")
 
 
 def _counted(n: int, what: str) -> str:

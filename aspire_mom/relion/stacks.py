@@ -17,16 +17,8 @@ MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16"}
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"PK": "zip"}
 
 
-def check_stack(path: Path) -> tuple[int, int]:
-    """
-    Check that ASPIRE can read an image stack.
-
-    :param path: MRC file.
-    :return: Number of images, and pixels along an edge.
-    :raises OSError: No such file, or none that may be read.
-    :raises ValueError: No MRC file of square images in a mode that ASPIRE reads, or one
-        that is cut short.
-    """
+def _check_stack(path: Path) -> tuple[int, int]:
+    """Check that ASPIRE can read a stack; its number of images, and their edge."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
@@ -146,7 +138,7 @@ def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
 
 def _checked(star: Path, path: Path) -> tuple[int, int]:
     try:
-        return check_stack(path)
+        return _check_stack(path)
     except FileNotFoundError as error:
         where = "is missing"
         if path.is_symlink():

@@ -23,17 +23,6 @@ CTF_COLUMNS = (
     "_rlnAmplitudeContrast",
 )
 B_FACTOR = "_rlnCtfBfactor"  # Å², of exp(-B s² / 4)
-# What is not corrected for: the columns that tell of it, and their values without it.
-UNCORRECTED = {
-    "beam tilt": {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0},
-    "anisotropic magnification": {
-        "_rlnMagMat00": 1.0,
-        "_rlnMagMat01": 0.0,
-        "_rlnMagMat10": 0.0,
-        "_rlnMagMat11": 1.0,
-    },
-    "scales of CTFs": {"_rlnCtfScalefactor": 1.0},
-}
 # Numbers beyond these are damage: kV, Å, degrees, mm, pixels, Å², mrad.
 RANGES = {
     "_rlnVoltage": (1, 10_000),
@@ -107,70 +96,6 @@ class Table:
             columns={name: values[which] for name, values in self.columns.items()},
         )
 
-    def subset(self, column: str, value: int) -> Table:
-        """
-        :param column: A column.
-        :param value: A value of it.
-        :return: The particles that have this value.
-        :raises ValueError: No such column, or no such particle.
-        """
-        if column not in self.columns:
-            raise ValueError(f"{self.path} has no column {column} to choose {value} by")
-        values = self.columns[column]
-        if not (values == value).any():
-            there = ", ".join(f"{v:g}" for v in np.unique(values)[:8])
-            raise ValueError(
-                f"{self.path} has no particle whose {column} is {value}; it is {there}"
-            )
-        return self.chosen(values == value)
-
-    def check_ranges(self) -> None:
-        """
-        :raises ValueError: A number is outside its range; the row that has it.
-        """
-        for column, (low, high) in RANGES.items():
-            values = self.columns.get(column, np.empty(0))
-            bad = (values < low) | (values > high)
-            if bad.any():
-                first = int(np.argmax(bad))
-                raise ValueError(
-                    f"{self.path}: row {self.rows[first]} has {values[first]:g} as"
-                    f" {column}; it must be {low:g} to {high:g}"
-                )
-
-    def common(
-        self, name: str, unit: str, values: np.ndarray, tolerance: float
-    ) -> float:
-        """
-        Return a value that all particles must have.
-
-        :param name: What the values are, for errors.
-        :param unit: Their unit.
-        :param values: One for each particle, (n,).
-        :param tolerance: Relative difference up to which values are the same.
-        :return: The value.
-        :raises ValueError: There are several; which optics groups have which.
-        """
-        if np.ptp(values) <= tolerance * values.max():
-            return float(values[0])
-        several = f"{values.min():g} to {values.max():g} {unit}"
-        numbers = self.columns.get(GROUP)
-        if self.groups and numbers is not None:
-            found = {
-                group: values[numbers == number][0]
-                for number, group in self.groups.items()
-                if (numbers == number).any()
-            }
-            if len(set(found.values())) > 1:  # or else they differ within groups
-                several = ", ".join(
-                    f"{value:g} {unit} (optics group {group})"
-                    for group, value in found.items()
-                )
-        raise ValueError(
-            f"{self.path} has images of different {name}, {several}; only images of one"
-            " can be averaged together"
-        )
-
 
 def read_table(path: Path) -> Table:
     """
@@ -220,22 +145,6 @@ def read_table(path: Path) -> Table:
         columns={name: columns[name] for name in columns if name in NUMBERS},
         groups=groups,
     )
-
-
-def distinct_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Find distinct rows, many times faster than `numpy.unique` does with an axis.
-
-    :param columns: Columns of a table, (n,) each.
-    :return: Its distinct rows (k, n_columns), and the index of each row's among them.
-    """
-    index = np.zeros(len(columns[0]), dtype=np.int64)
-    for column in columns:
-        values, own = np.unique(column, return_inverse=True)
-        _, first, index = np.unique(
-            index * len(values) + own, return_index=True, return_inverse=True
-        )
-    return np.stack([column[first] for column in columns], axis=1), index
 
 
 def _wanted(
