@@ -1,4 +1,4 @@
-"""Checks of arguments, each with one sentence for what is wrong."""
+"""Checks of arguments: an error names the value and what is accepted."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ def check_new(path: Path, overwrite: bool) -> None:
 def check_volume(name: str, volume: Volume) -> np.ndarray:
     """
     :param name: The argument's name.
-    :param volume: What should be one real and finite ASPIRE `Volume`.
+    :param volume: The argument's value.
     :return: Its voxels [z, y, x].
-    :raises TypeError: it is no `Volume`, or holds complex numbers.
+    :raises TypeError: it is no ASPIRE `Volume`, or holds complex numbers.
     :raises ValueError: it is a stack, or holds NaN or infinity.
     """
     if not isinstance(volume, Volume):
@@ -162,6 +162,6 @@ def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray
 def spread(shift_std: float | None) -> str:
     """
     :param shift_std: Standard deviation of shifts, pixels, None where not known.
-    :return: It in words.
+    :return: The spread in words.
     """
     return "unknown spread" if shift_std is None else f"{shift_std:g} pixels"

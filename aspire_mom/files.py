@@ -171,7 +171,7 @@ def contents_of(path: str | Path) -> Iterator[None]:
     Turn errors from making something of a file's contents into one that names the file.
 
     :param path: The file.
-    :return: Context.
+    :yield: Nothing.
     :raises ValueError: the contents are incomplete or do not fit together.
     """
     try:

@@ -9,6 +9,8 @@ from aspire.utils import Rotation
 from aspire.volume import Volume
 from scipy.spatial.transform import Rotation as Rotations
 
+from aspire_mom.checks import check_integer
+
 
 def gaussians_on_grid(
     centres: np.ndarray,
@@ -18,7 +20,7 @@ def gaussians_on_grid(
     pixel_size: float | None = None,
 ) -> Volume:
     """
-    A sum of isotropic Gaussians sampled at voxel centres, of unit Frobenius norm.
+    Sample a sum of isotropic Gaussians at voxel centres, scaled to unit Frobenius norm.
 
     :param centres: Centres (n, 3) in voxels from voxel L//2, xyz order.
     :param sigmas: Standard deviations (n,) in voxels.
@@ -42,7 +44,8 @@ def gaussian_phantom(
     L: int = 25, *, n_gaussians: int = 4, seed: int = 0, pixel_size: float = 1.0
 ) -> Volume:
     """
-    Gaussians not lying on one plane, like the paper's third volume (section 5.2).
+    Draw Gaussians that do not lie on one plane, like the paper's third volume (section
+    5.2).
 
     At L = 25 centres lie 2 to 6 voxels from the origin and standard deviations are 1.5
     to 2.5 voxels; both scale with L. Amplitudes differ by a factor of at most 2.5.
@@ -54,8 +57,7 @@ def gaussian_phantom(
     :return: ASPIRE `Volume` of unit norm, float32.
     :raises ValueError: `n_gaussians` is less than 1.
     """
-    if n_gaussians < 1:
-        raise ValueError(f"n_gaussians is {n_gaussians}; it must be 1 or more")
+    check_integer("n_gaussians", n_gaussians, 1)
     rng = np.random.default_rng(seed)
     scale = L / 25
     while True:
@@ -80,7 +82,7 @@ def chain_phantom(
     sigma: float = 0.6,
 ) -> Volume:
     """
-    A random compact chain of atoms, like a protein's: a persistent random walk held
+    Draw a compact chain of atoms, like a protein's: a persistent random walk held
     within a ball of 0.3 L, each atom a narrow Gaussian.
 
     :param L: Voxels along an edge.
@@ -91,8 +93,7 @@ def chain_phantom(
     :return: ASPIRE `Volume` of unit norm, float32.
     :raises ValueError: `n_atoms` is less than 1.
     """
-    if n_atoms < 1:
-        raise ValueError(f"n_atoms is {n_atoms}; it must be 1 or more")
+    check_integer("n_atoms", n_atoms, 1)
     rng = np.random.default_rng(seed)
     radius, step = 0.3 * L, 0.06 * L
     # A lopsided ellipsoid, so that the walk's envelope has no symmetry.
@@ -108,9 +109,7 @@ def chain_phantom(
             new /= outside
             heading = -new + rng.standard_normal(3)
         atoms[i] = new
-    atoms = (atoms - atoms.mean(0)) @ frame.T
-    ones = np.ones(n_atoms)
-    return gaussians_on_grid(atoms, sigma * ones, ones, L, pixel_size)
+    return _atoms_on_grid(atoms, frame, sigma, L, pixel_size)
 
 
 def helix_bundle_phantom(
@@ -122,9 +121,9 @@ def helix_bundle_phantom(
     sigma: float = 0.6,
 ) -> Volume:
     """
-    A random bundle of helices, like a membrane protein's: rods of unequal length packed
-    side by side, each tilted by up to about 25° against the bundle's axis, with atoms
-    on a helix of 3.6 to a turn, and a small round domain at one end.
+    Draw a bundle of helices, like a membrane protein's: rods of unequal length packed
+    side by side, each tilted by up to about 25° against the bundle's axis, with 3.6
+    atoms to a turn, and a small round domain at one end.
 
     :param L: Voxels along an edge.
     :param n_helices: Number of helices, at least 1.
@@ -134,8 +133,7 @@ def helix_bundle_phantom(
     :return: ASPIRE `Volume` of unit norm, float32.
     :raises ValueError: `n_helices` is less than 1.
     """
-    if n_helices < 1:
-        raise ValueError(f"n_helices is {n_helices}; it must be 1 or more")
+    check_integer("n_helices", n_helices, 1)
     rng = np.random.default_rng(seed)
     spacing, rise, radius = 0.1 * L, 0.015 * L, 0.023 * L
     rods = []
@@ -155,6 +153,13 @@ def helix_bundle_phantom(
     domain += [*(0.08 * L * rng.standard_normal(2)), 0.25 * L]
     atoms = np.concatenate((*rods, domain))
     frame = Rotations.random(rng=rng).as_matrix()
+    return _atoms_on_grid(atoms, frame, sigma, L, pixel_size)
+
+
+def _atoms_on_grid(
+    atoms: np.ndarray, frame: np.ndarray, sigma: float, L: int, pixel_size: float
+) -> Volume:
+    """Equal Gaussians about their own centre, turned."""
     atoms = (atoms - atoms.mean(0)) @ frame.T
     ones = np.ones(len(atoms))
     return gaussians_on_grid(atoms, sigma * ones, ones, L, pixel_size)

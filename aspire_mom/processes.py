@@ -1,11 +1,10 @@
 """
-Work split over the processes of `torch.distributed`, as `torchrun` starts them.
+Share work among the processes of `torch.distributed`, as `torchrun` starts them.
 
 In an inversion each process evaluates the volume at its share of the quadrature's nodes
-and hands the values to all others; the moment algebra, cheap beside that, is done by
-all alike. In an average over images each process has its share of them, and sums are
-added at the end. With one process, or without `torch.distributed`, nothing here does
-anything.
+and sends the values to all others; each computes the moments, which is cheap beside
+that. In an average over images each process reads its share, and sums are added at the
+end. Without `torch.distributed` nothing here has an effect.
 """
 
 from __future__ import annotations
@@ -25,27 +24,21 @@ _parent: int | None = None
 
 def n_processes() -> int:
     """
-    Return how many processes share the work.
-
-    :return: Their number, 1 without `torchrun`.
+    :return: Number of processes that share the work.
     """
     return dist.get_world_size() if _started() else 1
 
 
 def rank() -> int:
     """
-    Return the number of this process.
-
-    :return: Its number, from 0.
+    :return: Number of this process, from 0.
     """
     return dist.get_rank() if _started() else 0
 
 
 def is_first() -> bool:
     """
-    Tell whether this process writes files and reports.
-
-    :return: Whether it does; one of them does.
+    :return: Whether this is the process that writes files and reports.
     """
     return not _started() or dist.get_rank() == 0
 
@@ -53,9 +46,9 @@ def is_first() -> bool:
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """
-    Join the processes that `torchrun` has started, if it has, for as long as the
-    context lasts. A script opens it around `MomentInversion(…).estimate()` and writes
-    results where :func:`is_first`.
+    Join the processes that `torchrun` has started, if any, while the context lasts.
+    Open it around `MomentInversion(…).estimate()`, and write results where
+    :func:`is_first`.
 
     :param device: Device of the tensors that are exchanged: nccl for cuda, else gloo.
     :yield: Nothing.
@@ -77,6 +70,8 @@ def joined(device: torch.device) -> Iterator[None]:
 
 def own_device(device: str) -> str:
     """
+    Choose this process's GPU.
+
     :param device: Name of a device; "cuda" stands for all GPUs of a machine.
     :return: The one of this process: GPU number LOCAL_RANK, which `torchrun` sets.
     """
@@ -86,14 +81,14 @@ def own_device(device: str) -> str:
 
 
 def wait() -> None:
-    """Until all processes have come here."""
+    """Wait until all processes have come here."""
     if _started():
         dist.barrier()
 
 
 def check_parent() -> None:
     """
-    To be called before anything is written that a new run may be writing, too.
+    Make sure that no new run writes the same files; call it before writing.
 
     :raises ConnectionError: `torchrun` has been killed, which leaves its processes
         running.
@@ -120,8 +115,8 @@ def gathered(rows: Tensor, n: int) -> Tensor:
     """
     :param rows: Values at :func:`own_rows`, (own, ...), real or complex.
     :param n: Rows of all processes together.
-    :return: (n, ...), the same on all of them. Its gradient is handed on to the own
-        rows alone: every process is to compute the same loss from the result.
+    :return: (n, ...), the same on all of them. Its gradient reaches a process's own
+        rows only: every process must compute the same loss from the result.
     """
     return _Gathered.apply(rows, n) if _started() else rows
 
@@ -132,10 +127,10 @@ def combine_gradients(
     """
     Give all processes the gradient of the whole.
 
-    :param split: Parameters that each process knows only its own rows' gradient of:
+    :param split: Parameters of which each process has only its own rows' gradient:
         summed.
-    :param same: Parameters whose gradients all processes have computed alike: averaged,
-        so that rounding does not drive processes apart.
+    :param same: Parameters whose gradients all processes have computed: averaged, so
+        that rounding does not make processes differ.
     """
     if not _started():
         return
@@ -152,8 +147,8 @@ def combine_gradients(
 
 def add_up(array: np.ndarray) -> None:
     """
-    Make an array the sum of all processes', the same on all of them and in every run
-    with as many of them.
+    Replace an array by its sum over all processes, the same on all of them and in every
+    run with as many of them.
 
     :param array: Real or complex numbers, in memory of the CPU, of the same shape and
         type in all processes; replaced in place.
@@ -178,7 +173,7 @@ def from_first(value: object) -> object:
 def agreed(value: Tensor) -> Tensor:
     """
     :param value: A scalar that all processes have computed.
-    :return: The first process's, so that all take the same decisions on it.
+    :return: The first process's, on which all can decide alike.
     """
     if _started():
         value = value.clone()

@@ -44,9 +44,7 @@ def one_blas_thread() -> Iterator[None]:
 
 def n_workers() -> int:
     """
-    Return how many threads to work with.
-
-    :return: Cores that this process may use, or threads of BLAS where these are fewer.
+    :return: Cores that this process may use, or threads of BLAS if these are fewer.
     """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))

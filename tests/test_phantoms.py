@@ -74,9 +74,9 @@ def test_size_scales_the_gaussian_phantom():
 
 
 def test_numbers_below_one_are_refused():
-    with pytest.raises(ValueError, match="n_gaussians is 0; it must be 1 or more"):
+    with pytest.raises(ValueError, match="n_gaussians is 0; it must be an integer"):
         gaussian_phantom(25, n_gaussians=0)
-    with pytest.raises(ValueError, match="n_atoms is 0; it must be 1 or more"):
+    with pytest.raises(ValueError, match="n_atoms is 0; it must be an integer"):
         chain_phantom(25, n_atoms=0)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def real_spherical_harmonics(directions: Tensor, degree: int) -> Iterator[Tensor]:
     """
-    Yield orthonormal real spherical harmonics, degree by degree, by the three-term
+    Evaluate orthonormal real spherical harmonics, degree by degree, by the three-term
     recurrence of the associated Legendre functions in float64. No Condon-Shortley
     sign: Y_1 = √(3/4π) (y, z, x).
 

@@ -1,4 +1,4 @@
-"""Fourier volumes: models that any point of frequency space can be asked of."""
+"""Volume models with a Fourier transform at any frequency."""
 
 from aspire_mom.volumes.ball_harmonics import BallHarmonics
 from aspire_mom.volumes.base import FourierVolume

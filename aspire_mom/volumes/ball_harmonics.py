@@ -22,8 +22,8 @@ NEAR_ZERO = 1e-4
 
 class BallHarmonics(FourierVolume):
     """
-    The ball harmonics with band limit K: every real volume within a radius R of the
-    centre that is band-limited as far as a volume of bounded support can be,
+    The ball harmonics with band limit K, a basis of real volumes within a radius R of
+    the centre that are as band-limited as bounded support allows,
 
         v(x) = Σ_lsm a_lsm N_ls j_l(z_ls |x|/R) Y_lm(x/|x|)   for |x| <= R, else 0,
 
@@ -80,7 +80,7 @@ class BallHarmonics(FourierVolume):
 
     def forward(self, k: Tensor) -> Tensor:
         """
-        Fourier values.
+        Evaluate V.
 
         :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype.
             Gradients reach the coefficients, not k.
@@ -90,8 +90,8 @@ class BallHarmonics(FourierVolume):
 
     def slices(self, rotations: Tensor, frequencies: Tensor) -> Tensor:
         """
-        Central slices, V(R (kx, ky, 0)ᵀ). The radii are those of the frequencies
-        whatever the rotation, so gradients reach the rotations too.
+        Evaluate central slices, V(R (kx, ky, 0)ᵀ). Radii do not depend on the
+        rotations, so gradients reach the rotations too.
 
         :param rotations: Rotation matrices (n, 3, 3) as in ASPIRE: R acts, not Rᵀ.
         :param frequencies: In-plane frequencies (p, 2) as (kx, ky), cycles per box.
@@ -103,10 +103,9 @@ class BallHarmonics(FourierVolume):
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
         """
-        Fourier values on the points radius × direction, by two matrix products. The
-        harmonics and radial functions of the last call are kept: an optimiser asks
-        for the same directions and radii thousands of times. Gradients reach the
-        coefficients only.
+        Evaluate V on the points radius × direction, by two matrix products. The
+        harmonics and radial functions of the last call are kept, since an optimiser
+        needs the same ones thousands of times. Gradients reach the coefficients only.
 
         :param directions: Unit vectors (n, 3), xyz order.
         :param radii: Non-negative radii (n_rings,) in cycles per box.
@@ -120,9 +119,9 @@ class BallHarmonics(FourierVolume):
     @torch.no_grad()
     def fit(self, volume: Volume) -> float:
         """
-        Fit to a given volume by linear least squares over the ball |k| <= K: a
-        spherical quadrature takes V(k) to its harmonics on shells at Gauss-Legendre
-        radii, and each degree is solved for by itself.
+        Fit to a volume by linear least squares over the ball |k| <= K: a spherical
+        quadrature gives the harmonics of V on shells at Gauss-Legendre radii, and each
+        degree is solved for by itself.
 
         :param volume: One ASPIRE `Volume` of size L >= 2K.
         :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation.

@@ -28,8 +28,8 @@ FAINT = 1e-6
 
 class FourierVolume(torch.nn.Module):
     """
-    A volume known by its Fourier transform, which any point of frequency space can be
-    asked of (the paper's v̂_φ, section 4.2).
+    A volume model whose Fourier transform can be evaluated at any frequency (the
+    paper's v̂_φ, section 4.2).
 
     Units are those of the box: positions x in [-1/2, 1/2)³ with 0 at voxel L//2,
     frequencies k in cycles per box (integers are the L-point DFT's), xyz order, and
@@ -37,13 +37,13 @@ class FourierVolume(torch.nn.Module):
     A subclass defines :meth:`forward`; real volumes need V(-k) = conj V(k).
     """
 
-    #: Whether :meth:`on_rings` keeps little enough per point for its gradient that all
-    #: points are asked for at once. What a network keeps would not fit in memory.
+    #: Whether :meth:`on_rings` keeps so little per point for its gradient that all
+    #: points can be evaluated at once. A network would not fit in memory.
     rings_at_once = False
 
     def forward(self, k: Tensor) -> Tensor:
         """
-        Fourier values.
+        Evaluate V.
 
         :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype.
         :return: V(k), shape (...), complex dtype of the same precision.
@@ -52,14 +52,16 @@ class FourierVolume(torch.nn.Module):
 
     def variables(self) -> list[Tensor]:
         """
-        :return: All that Fourier values may be differentiated by, other than k.
+        List what Fourier values depend on, other than k.
+
+        :return: Tensors to differentiate by.
         """
         return list(self.parameters())
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
         """
-        Fourier values on the points radius × direction. A subclass for which this
-        product structure is cheaper than scattered points overrides it.
+        Evaluate V on the points radius × direction. A subclass for which this product
+        is cheaper than scattered points overrides it.
 
         :param directions: Unit vectors (n, 3), xyz order.
         :param radii: Non-negative integer radii (n_rings,) in cycles per box, of
@@ -70,7 +72,8 @@ class FourierVolume(torch.nn.Module):
 
     def slices(self, rotations: Tensor, frequencies: Tensor) -> Tensor:
         """
-        Central slices, V(R (kx, ky, 0)ᵀ): the Fourier slice theorem, eq. 11 to 13.
+        Evaluate central slices, V(R (kx, ky, 0)ᵀ), by the Fourier slice theorem
+        (eq. 11 to 13).
 
         :param rotations: Rotation matrices (n, 3, 3) as in ASPIRE: R acts, not Rᵀ.
         :param frequencies: In-plane frequencies (p, 2) as (kx, ky), cycles per box.
@@ -81,8 +84,8 @@ class FourierVolume(torch.nn.Module):
     @torch.no_grad()
     def to_volume(self, L: int, pixel_size: float | None = None) -> Volume:
         """
-        The volume on a grid: Fourier values at integer frequencies, transformed back.
-        For even L the Nyquist planes are zero, as ASPIRE has them.
+        Put the volume on a grid: evaluate integer frequencies and transform back. For
+        even L the Nyquist planes are zero, as ASPIRE has them.
 
         :param L: Voxels along an edge.
         :param pixel_size: Ångström per voxel.

@@ -18,9 +18,9 @@ from aspire_mom.volumes.grid import volume_transform
 FIRST_RADIUS = 0.2
 # ... the envelope starts as exp(-ENVELOPE (|k| / band limit)²) ...
 ENVELOPE = 6.0
-# ... and output weights are this much smaller than a SIREN's hidden ones.
+# ... and output parameters are this much smaller than a SIREN's hidden ones.
 OUTPUT_GAIN = 0.1
-# Weights of the latent variable start small: the network is as without it, nearly.
+# Parameters of the latent variable start small, so that it matters little at first.
 LATENT_GAIN = 0.1
 # Rotated frequencies at the band limit may exceed it by rounding.
 ROUNDING = 1e-4
@@ -33,43 +33,37 @@ class FourierNet(FourierVolume):
 
         V(k) = s exp(e(k)) (p(k) + i q(k)),
 
-    a real log-amplitude e and a complex modulant p + iq, each a network with sine
-    activations (SIREN, Sitzmann et al. 2020). A real amplitude times exp(ib) would
-    not do: V vanishes on curves about which its phase winds, and so the paper allows
-    complex a and b; in Cartesian form the modulant crosses zero smoothly.
+    with a real log-amplitude e and a complex modulant p + iq, each a network with sine
+    activations (SIREN, Sitzmann et al. 2020). V vanishes on curves about which its
+    phase winds; there the modulant crosses zero smoothly.
 
-    Real volumes need V(-k) = conj V(k). CryoAI evaluates half of the space and
-    reflects it, which tears V at the dividing plane; averaging f(k) and conj f(-k)
-    is smooth and evaluates everything twice. Here e and p are even and q is odd by
-    construction, smooth and evaluated once: the first layer of an even
-    network is cos(Wk), and an odd network has sines and no biases.
+    Real volumes need V(-k) = conj V(k): e and p are even and q is odd by construction.
+    The first layer of an even network is cos(Wk); an odd network has sines and no
+    biases.
 
-    The paper leaves open, and here are: three networks of three hidden layers, 128
-    wide, with ω = 5. The first layer is not scaled by ω: its rows are 2π times points
-    drawn uniformly from a ball of radius 0.2 boxes, since exp(-2πi k·x) is what a
-    point at x contributes, whatever the band limit. The log-amplitude holds
-    -c|k/K|² with c trained from 6, so that power decays from the start, which halves
-    the error of a fit to four Gaussians at 25³ (0.015 for 0.030 after 700 steps of
-    Adam).
+    The paper leaves the sizes open. Here are three networks of three hidden layers, 128
+    wide, with ω = 5. The rows of W are 2π times points drawn uniformly from a ball of
+    radius 0.2 boxes, since a point at x contributes exp(-2πi k·x), whatever the band
+    limit. The log-amplitude holds -c|k/K|² with c trained from 6: power decays from the
+    start, which halves the error of a fit to four Gaussians at 25³.
 
-    V is zero beyond the band limit: a network says nothing of what it never saw.
+    V is zero beyond the band limit, where the network has never been trained.
 
     With an encoder, v̂_φ has the latent variable z_v = ξ_θ^v(M̂¹, M̂²) as further input
-    (section 4.2), the same at all k. Put beside k in the first layer it would undo the
-    symmetry; so it shifts what goes into the hidden sines of even networks, and scales
-    it in the odd one.
+    (section 4.2), the same at all k. To keep the symmetry, z_v shifts the arguments of
+    the hidden sines of even networks, and scales them in the odd one.
 
     :param band_limit: K, cycles per box: the largest |k| that the data have, L/2 for
         rings in an L-pixel image, L/√2 where the corners of its transform count.
     :param hidden: Width of the hidden layers.
     :param layers: Number of hidden layers.
-    :param omega: Factor ω in the hidden sines. The initial hidden weights are divided
-        by it, so that it sets how fast V changes under the optimiser.
-    :param scale: s, the magnitude of the data: max |V|, which is V(0) where the
-        volume is nowhere negative. :meth:`fit` sets it.
+    :param omega: Factor ω in the hidden sines, by which initial hidden parameters are
+        divided: it sets how fast V changes under the optimiser.
+    :param scale: s, the largest |V| of the data, which is V(0) for non-negative
+        volumes. :meth:`fit` sets it.
     :param encoder: ξ_θ^v, such as a `LatentEncoder`: moments to z_v, of length
         `n_outputs`.
-    :param seed: Seed of the initial weights.
+    :param seed: Seed of the initial parameters.
     """
 
     def __init__(
@@ -102,8 +96,8 @@ class FourierNet(FourierVolume):
 
     def encode(self, first: Tensor, second: Tensor) -> None:
         """
-        Set z_v from moments, for all evaluations from here on; without an encoder
-        there is nothing to set.
+        Set z_v from moments, for all evaluations from here on. Without an encoder, do
+        nothing.
 
         :param first: First moment, of the shape that the encoder was made for, complex.
         :param second: Second moment.
@@ -113,7 +107,9 @@ class FourierNet(FourierVolume):
 
     def variables(self) -> list[Tensor]:
         """
-        :return: Parameters, with z_v in place of those of the encoder that it is from.
+        List what Fourier values depend on, other than k.
+
+        :return: Parameters, with z_v in place of those of its encoder.
         """
         networks = (self.envelope, self.real, self.imaginary)
         own = [self.decay, *(p for net in networks for p in net.parameters())]
@@ -121,15 +117,15 @@ class FourierNet(FourierVolume):
 
     def forward(self, k: Tensor) -> Tensor:
         """
-        Fourier values.
+        Evaluate V.
 
         :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype of the
             parameters.
         :return: V(k), shape (...), complex; zero for |k| > band_limit.
-        :raises ValueError: there is an encoder, and it was given no moments yet.
+        :raises ValueError: the encoder has been given no moments yet.
         """
         if self.encoder is not None and self.latent is None:
-            raise ValueError("z_v is not known yet; call encode(first, second) before")
+            raise ValueError("z_v is not known yet; call encode(first, second) first")
         z = self.latent
         radius2 = k.square().sum(-1) / self.band_limit**2
         amplitude = torch.exp(self.envelope(k, z) - self.decay * radius2)
@@ -139,17 +135,18 @@ class FourierNet(FourierVolume):
         )
 
     def __getstate__(self) -> dict:
-        # z_v is a result, part of the graph that it came from: copies are without it.
+        # z_v belongs to the graph that computed it: copies are without it.
         return {**self.__dict__, "latent": None}
 
     def fit(self, volume: Volume, **options) -> float:
         """
-        :meth:`FourierVolume.fit`, after setting the scale to the volume's max |V|.
+        Set the scale to the volume's largest |V|, then fit as
+        :meth:`FourierVolume.fit` does.
 
         :param volume: One ASPIRE `Volume`.
         :param options: As for :meth:`FourierVolume.fit`.
         :return: ‖to_volume(L) - v‖/‖v‖.
-        :raises ValueError: there is an encoder: one volume has nothing to teach it.
+        :raises ValueError: there is an encoder, which one volume cannot train.
         """
         if self.encoder is not None:
             raise ValueError("a FourierNet with an encoder cannot fit a volume")
@@ -160,15 +157,7 @@ class FourierNet(FourierVolume):
 class _Siren(torch.nn.Module):
     """A real network of sines, even or odd in k, from (..., 3) to (...)."""
 
-    def __init__(
-        self,
-        odd: bool,
-        hidden: int,
-        layers: int,
-        omega: float,
-        n_latent: int,
-        generator: torch.Generator,
-    ):
+    def __init__(self, odd, hidden, layers, omega, n_latent, generator):
         super().__init__()
         self.odd, self.omega = odd, omega
         points = torch.randn(hidden, 3, generator=generator)

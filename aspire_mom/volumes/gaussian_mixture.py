@@ -22,9 +22,9 @@ class GaussianMixture(FourierVolume):
 
         V(k) = Σ_g w_g exp(-2π² σ_g² |k|²) exp(-2πi k·μ_g),
 
-    the prior of `MomentInversion`'s choice: it is non-negative, smooth and of bounded
-    support, and sums of Gaussians are determined by the second moment even where all
-    views are equally likely (arXiv 2209.10531).
+    non-negative, smooth and of bounded support: the default of `MomentInversion`. The
+    second moment determines sums of Gaussians even where all views are equally likely
+    (arXiv 2209.10531).
 
     :param n_gaussians: Number of Gaussians.
     :param support_radius: Radius of the ball that holds the centres, box units.
@@ -32,8 +32,7 @@ class GaussianMixture(FourierVolume):
     :param signed: Let weights be negative, for maps whose solvent is not at zero.
     :param total: Scale of V: the sum of the weights at the start, about.
     :param seed: Seed of the random start.
-    :raises ValueError: Fewer than one Gaussian, or a length or total that is not
-        positive.
+    :raises ValueError: a number is out of range.
     """
 
     rings_at_once = True
@@ -91,7 +90,12 @@ class GaussianMixture(FourierVolume):
         return self.scale * (w if self.signed else softplus(w))
 
     def forward(self, k: Tensor) -> Tensor:
-        """See :meth:`FourierVolume.forward`."""
+        """
+        Evaluate V.
+
+        :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype.
+        :return: V(k), shape (...), complex.
+        """
         phase = -2 * math.pi * k @ self.centres.T
         square = (k**2).sum(-1, keepdim=True)
         amplitude = self.weights * torch.exp(-2 * math.pi**2 * square * self.sigmas**2)
@@ -100,7 +104,13 @@ class GaussianMixture(FourierVolume):
         )
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
-        """See :meth:`FourierVolume.on_rings`; radii 0, 1, 2, … are the fast case."""
+        """
+        Evaluate V on the points radius × direction; radii 0, 1, 2, … are fast.
+
+        :param directions: Unit vectors (n, 3), xyz order.
+        :param radii: Radii (n_rings,) in cycles per box.
+        :return: V (n, n_rings), complex.
+        """
         if not torch.equal(radii, torch.arange(len(radii)).to(radii)):
             return super().on_rings(directions, radii)
         phase = -2 * math.pi * directions @ self.centres.T
@@ -110,13 +120,13 @@ class GaussianMixture(FourierVolume):
     @torch.no_grad()
     def grown(self, n_more: int, seed: int = 0) -> GaussianMixture:
         """
-        A mixture of nearly the same V in which the widest and heaviest Gaussians are
-        each split in two, along random directions.
+        Split the widest and heaviest Gaussians in two along random directions, which
+        hardly changes V.
 
         :param n_more: Gaussians to add, at most as many as there are.
         :param seed: Seed of the directions.
         :return: The larger mixture, on the same device.
-        :raises ValueError: If `n_more` is not 1 … len(self).
+        :raises ValueError: `n_more` is not 1 … len(self).
         """
         if not 1 <= n_more <= len(self):
             raise ValueError(f"n_more is {n_more}; it must be 1 to {len(self)}")
@@ -139,7 +149,7 @@ class GaussianMixture(FourierVolume):
         self, centres: Tensor, sigmas: Tensor, weights: Tensor
     ) -> GaussianMixture:
         """
-        A mixture in the same ball, signed or not as this one, with other Gaussians.
+        Make a mixture of other Gaussians, with the support and sign of this one.
 
         :param centres: Centres (n, 3), box units; moved inside the ball where outside.
         :param sigmas: Standard deviations (n,), box units.
@@ -166,18 +176,14 @@ class GaussianMixture(FourierVolume):
 
 class RingSum(torch.autograd.Function):
     """
-    Σ_g a[g, r] exp(i r φ[n, g]) for r = 0, 1, …, by powers of exp(iφ): one pair of
-    trigonometric functions per direction and Gaussian, and nothing of size
-    directions × rings × Gaussians kept for the gradient.
+    Sums (n, n_rings) Σ_g a[g, r] exp(i r φ[n, g]), r = 0, 1, …, of real φ (n,
+    n_gaussians) and a (n_gaussians, n_rings), by powers of exp(iφ): one sine and cosine
+    per direction and Gaussian, and nothing of size directions × rings × Gaussians kept
+    for the gradient.
     """
 
     @staticmethod
     def forward(ctx, phase: Tensor, amplitude: Tensor) -> Tensor:
-        """
-        :param phase: φ (n, n_gaussians), real.
-        :param amplitude: a (n_gaussians, n_rings), real.
-        :return: Sums (n, n_rings), complex.
-        """
         ctx.save_for_backward(phase, amplitude)
         rings = [
             torch.complex(re @ amplitude[:, r], im @ amplitude[:, r])

@@ -15,7 +15,7 @@ NUFFT_ACCURACY = 1e-10
 
 def volume_transform(volume: Volume) -> np.ndarray:
     """
-    Fourier transform of a volume on the integer frequencies, the inverse of
+    Fourier transform a volume to the integer frequencies: the inverse of
     :meth:`FourierVolume.to_volume`.
 
     :param volume: One ASPIRE `Volume`.
@@ -30,17 +30,14 @@ def volume_on_rings(
     volume: Volume, directions: np.ndarray, radii: np.ndarray
 ) -> np.ndarray:
     """
-    Fourier values of a volume on the points radius × direction, as
-    :meth:`FourierVolume.on_rings` has them for a model.
+    Evaluate the Fourier transform of a volume on the points radius × direction, as
+    :meth:`FourierVolume.on_rings` does for a model.
 
     :param volume: One ASPIRE `Volume`, of odd or even size.
     :param directions: Unit vectors (n, 3), xyz order.
     :param radii: Radii (n_rings,) in cycles per box.
     :return: V (n, n_rings), complex128.
     """
-    directions, radii = _points("directions", directions, 3), np.asarray(radii)
-    if radii.ndim != 1:
-        raise ValueError(f"radii must have shape (n_rings,), not {radii.shape}")
     return _volume_at(volume, radii[:, None] * directions[:, None, :])
 
 
@@ -48,30 +45,17 @@ def volume_slices(
     volume: Volume, rotations: np.ndarray, frequencies: np.ndarray
 ) -> np.ndarray:
     """
-    Central slices of a volume, V(R (kx, ky, 0)ᵀ), as :meth:`FourierVolume.slices` has
-    them for a model: L times the Fourier transform of `Volume.project`.
+    Evaluate central slices of a volume, V(R (kx, ky, 0)ᵀ), as
+    :meth:`FourierVolume.slices` does for a model: L times the Fourier transform of
+    `Volume.project`.
 
     :param volume: One ASPIRE `Volume`, of odd or even size.
     :param rotations: Rotation matrices (n, 3, 3) as in ASPIRE: R acts, not Rᵀ.
     :param frequencies: In-plane frequencies (p, 2) as (kx, ky), cycles per box.
     :return: Slices (n, p), complex128.
     """
-    rotations, frequencies = (
-        np.asarray(rotations),
-        _points("frequencies", frequencies, 2),
-    )
-    if rotations.ndim != 3 or rotations.shape[1:] != (3, 3):
-        raise ValueError(f"rotations must have shape (n, 3, 3), not {rotations.shape}")
-    return _volume_at(
-        volume, np.einsum("nij,pj->npi", rotations[:, :, :2], frequencies)
-    )
-
-
-def _points(name: str, points: np.ndarray, dimension: int) -> np.ndarray:
-    points = np.asarray(points)
-    if points.ndim != 2 or points.shape[1] != dimension:
-        raise ValueError(f"{name} must have shape (n, {dimension}), not {points.shape}")
-    return points
+    k = np.einsum("nij,pj->npi", rotations[:, :, :2], frequencies)
+    return _volume_at(volume, k)
 
 
 def _volume_at(volume: Volume, k: np.ndarray) -> np.ndarray:

@@ -66,20 +66,6 @@ def test_slices_are_aspire_projections(L):
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda v: volume_on_rings(v, np.ones((2, 2)), np.ones(3)), r"\(n, 3\)"),
-        (lambda v: volume_on_rings(v, np.ones((2, 3)), np.ones((3, 1))), "n_rings"),
-        (lambda v: volume_slices(v, np.eye(3), np.ones((2, 2))), r"\(n, 3, 3\)"),
-        (lambda v: volume_slices(v, np.eye(3)[None], np.ones((2, 3))), r"\(n, 2\)"),
-    ],
-)
-def test_wrong_shapes_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call(random_volume(5))
-
-
-@pytest.mark.parametrize(
     ("volume", "error", "message"),
     [
         (Volume(np.ones((2, 5, 5, 5))), ValueError, r"not a stack \(2,\)"),
