@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
-from aspire_mom.checks import check_integer, check_positive
+from aspire_mom.bases import Basis, CartesianBasis, PolarBasis, solve_entries
+from aspire_mom.checks import (
+    PIXEL_SIZE_TOLERANCE,
+    check_integer,
+    check_kind,
+    check_positive,
+    spread,
+)
 from aspire_mom.files import contents_of, load_arrays, save_arrays
 from aspire_mom.moments.corrections import Corrections
-from aspire_mom.moments.merging import merged
 from aspire_mom.moments.third import ThirdMomentBasis
 
 FORMAT = "aspire_mom.Moments.4"
@@ -79,65 +85,46 @@ class Moments:
     noise_power: np.ndarray | None = None
 
     def __post_init__(self):
-        if not isinstance(self.basis, Basis):
-            raise TypeError(
-                f"basis is a {type(self.basis).__name__}; it must be a CartesianBasis"
-                " or a PolarBasis"
-            )
+        basis, third_basis = self.basis, self.third_basis
+        check_kind("basis", basis, Basis)
+        check_kind("corrections", self.corrections, Corrections)
         check_integer("n_images", self.n_images, 0)
-        if not isinstance(self.corrections, Corrections):
-            kind = type(self.corrections).__name__
-            raise TypeError(f"corrections is a {kind}; it must be Corrections")
         if self.pixel_size is not None:
             check_positive("pixel_size", self.pixel_size)
-        for name in ("first", "second", "first_error", "second_error"):
-            if name.endswith("_error") and getattr(self, name) is None:
-                continue
-            expected = getattr(self.basis, name.split("_")[0] + "_shape")
-            self._check_array(name, expected, self.basis)
-        if self.noise_power is not None:
-            self._check_array("noise_power", self.basis.power_shape, self.basis)
-        self._check_information()
-        self._check_third()
-
-    def _check_information(self) -> None:
+        n = basis.n_frequencies
+        orders = np.shape(self.second_information)[:1]
+        shapes = {
+            "first": basis.first_shape,
+            "second": basis.second_shape,
+            "first_error": basis.first_shape,
+            "second_error": basis.second_shape,
+            "noise_power": basis.power_shape,
+            "first_information": (n,),
+            "second_information": (*orders, n, n),
+        }
+        for name, shape in shapes.items():
+            self._check_array(name, shape, basis)
         if (self.first_information is None) != (self.second_information is None):
             raise ValueError("first_information and second_information belong together")
-        if self.first_information is None:
-            return
-        n = self.basis.n_frequencies
-        self._check_array("first_information", (n,), self.basis)
-        orders = len(self.second_information)
-        self._check_array("second_information", (orders, n, n), self.basis)
-
-    def _check_third(self) -> None:
-        kept = self.third_basis
-        if kept is None:
-            if self.third is not None or self.third_error is not None:
+        if (self.third is None) != (third_basis is None):
+            raise ValueError("third and third_basis belong together")
+        if third_basis is not None:
+            check_kind("third_basis", third_basis, ThirdMomentBasis)
+            if third_basis.basis != basis:
                 raise ValueError(
-                    "a third moment is given without the third_basis that it is in"
+                    f"third_basis is for {third_basis.basis}; the moments are in"
+                    f" {basis}"
                 )
-            return
-        if not isinstance(kept, ThirdMomentBasis):
-            raise TypeError(
-                f"third_basis is a {type(kept).__name__}; it must be a ThirdMomentBasis"
-            )
-        if kept.basis != self.basis:
-            raise ValueError(
-                f"third_basis is for {kept.basis}; the moments are in {self.basis}"
-            )
-        self._check_array("third", (kept.size,), kept)
-        if self.third_error is not None:
-            self._check_array("third_error", (kept.size,), kept)
+            for name in ("third", "third_error"):
+                self._check_array(name, (third_basis.size,), third_basis)
 
     def _check_array(
         self, name: str, shape: tuple[int, ...], basis: Basis | ThirdMomentBasis
     ) -> None:
         value = getattr(self, name)
-        if not isinstance(value, np.ndarray):
-            raise TypeError(
-                f"{name} is a {type(value).__name__}; it must be a NumPy array"
-            )
+        if value is None and name not in ("first", "second"):
+            return
+        check_kind(name, value, np.ndarray)
         if value.shape != shape:
             raise ValueError(f"{name} has shape {value.shape}; {basis} has {shape}")
         if not np.isfinite(value).all():
@@ -193,13 +180,13 @@ class Moments:
         :raises ValueError: moments of another basis.
         """
         self.check_same_basis(estimate)
+        pairs = [
+            (self.first, estimate.first, self.basis.first_weights),
+            (self.second, estimate.second, self.basis.second_weights),
+        ]
         return tuple(
-            weighted_norm(getattr(self, name) - getattr(estimate, name), weights)
-            / weighted_norm(getattr(estimate, name), weights)
-            for name, weights in (
-                ("first", self.basis.first_weights),
-                ("second", self.basis.second_weights),
-            )
+            weighted_norm(mine - other, weights) / weighted_norm(other, weights)
+            for mine, other, weights in pairs
         )
 
     def merge(self, other: Moments) -> Moments:
@@ -217,7 +204,30 @@ class Moments:
             numbers or of images with CTFs.
         """
         self.check_same_basis(other)
-        return replace(self, **merged(self, other))
+        _check_mergeable(self, other)
+        parts, n = (self, other), self.n_images + other.n_images
+        corrections = self.corrections.merged(
+            other.corrections, self.n_images, other.n_images
+        )
+        if any(m.first_information is not None for m in parts):
+            fields = _merged_with_ctf(parts)
+        else:
+            # Entries of f f* scatter about their mean, noise included.
+            noise = self.basis.noise_second(self.nyquist)
+            raw = [m.second + m.noise_variance * noise for m in parts]
+            fields = {
+                "first": _mean(parts, "first"),
+                "second": _mean(parts, "second"),
+                "noise_power": _mean(parts, "noise_power"),
+                "first_error": _error(parts, "first_error", self.first - other.first),
+                "second_error": _error(parts, "second_error", raw[0] - raw[1]),
+            }
+        if self.third is not None:
+            # Its scatter, unlike the second's, is that with the noise's share removed.
+            fields["third"] = _mean(parts, "third")
+            difference = self.third - other.third
+            fields["third_error"] = _error(parts, "third_error", difference)
+        return replace(self, **fields, n_images=n, corrections=corrections)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
@@ -271,8 +281,7 @@ class Moments:
         :raises TypeError: it is something else.
         :raises ValueError: they are in another basis.
         """
-        if not isinstance(other, Moments):
-            raise TypeError(f"a {type(other).__name__} was given, not Moments")
+        check_kind("other", other, Moments)
         if self.basis != other.basis:
             raise ValueError(
                 f"moments are of different bases: {self.basis} and {other.basis}"
@@ -282,3 +291,115 @@ class Moments:
 def weighted_norm(values: np.ndarray, weights: np.ndarray) -> float:
     """√Σ weights |values|², in float64."""
     return float(np.sqrt(np.sum(weights * np.abs(values).astype(np.float64) ** 2)))
+
+
+def _check_mergeable(a: Moments, b: Moments) -> None:
+    sizes = a.pixel_size, b.pixel_size
+    same_size = sizes[0] is sizes[1]
+    if None not in sizes:
+        same_size = math.isclose(*sizes, rel_tol=PIXEL_SIZE_TOLERANCE)
+    if not same_size:
+        raise ValueError(
+            f"pixel sizes differ: {a.pixel_size} and {b.pixel_size} Å; only"
+            " images of one pixel size can be averaged"
+        )
+    if a.nyquist != b.nyquist:
+        raise ValueError(
+            "only one of the two has images with an empty Nyquist row and column;"
+            " prepare all images in the same way (source.downsample empties them)"
+        )
+    if a.n_images < 1 or b.n_images < 1:
+        raise ValueError(
+            f"n_images is {a.n_images} and {b.n_images}; only moments"
+            " estimated from images can be merged"
+        )
+    if a.shift_std != b.shift_std:
+        raise ValueError(
+            f"residual shifts are of {spread(a.shift_std)} and of"
+            f" {spread(b.shift_std)}; only images with the same can be averaged"
+        )
+    if a.third_basis != b.third_basis:
+        raise ValueError(
+            "third moments are of different numbers, or only one has them; estimate"
+            " both with one ThirdMomentBasis"
+        )
+    has_ctf = a.first_information is not None or b.first_information is not None
+    if a.third is not None and has_ctf:
+        raise ValueError(
+            "third moments of images with CTFs cannot be merged, since their"
+            " information is not kept; estimate them from all images at once"
+        )
+
+
+def _mean(parts: tuple[Moments, Moments], name: str) -> np.ndarray | None:
+    """Mean over all images; None where one part does not know it."""
+    values = [getattr(m, name) for m in parts]
+    if any(value is None for value in values):
+        return None
+    counts = [m.n_images for m in parts]
+    return (counts[0] * values[0] + counts[1] * values[1]) / sum(counts)
+
+
+def _error(
+    parts: tuple[Moments, Moments], name: str, difference: np.ndarray
+) -> np.ndarray | None:
+    """Standard error of the mean of two sets from their scatter, the sum of squared
+    deviations, about their own means and that of the means about each other."""
+    counts = [m.n_images for m in parts]
+    n = sum(counts)
+    scatter = counts[0] * counts[1] / n * np.abs(difference) ** 2
+    for count, moments in zip(counts, parts, strict=True):
+        error = getattr(moments, name)
+        if count > 1 and error is None:
+            return None
+        if count > 1:
+            scatter = scatter + count * (count - 1) * error**2
+    return np.sqrt(scatter / (n * (n - 1)))
+
+
+def _merged_with_ctf(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | None]:
+    """Solve the normal equations of both sets together; errors are those of independent
+    sets."""
+    basis, n = parts[0].basis, sum(m.n_images for m in parts)
+    first_parts, second_parts = [], []
+    for m in parts:
+        first, second = m.first_information, m.second_information
+        if first is None:
+            second = m.effective_images[None]
+            first = second[0].diagonal()
+        first_parts.append(first)
+        second_parts.append(second)
+    # Orders beyond the last are zero.
+    most = max(map(len, second_parts))
+    second_parts = [
+        np.pad(i, ((0, most - len(i)), (0, 0), (0, 0))) for i in second_parts
+    ]
+    first_all, second_all = sum(first_parts), sum(second_parts)
+    first = sum(i * m.first for i, m in zip(first_parts, parts, strict=True))
+    second = sum(
+        basis.multiply(m.second, i) for i, m in zip(second_parts, parts, strict=True)
+    )
+    power = None
+    if all(m.noise_power is not None for m in parts):
+        power = sum(
+            basis.multiply_power(m.noise_power, i)
+            for i, m in zip(second_parts, parts, strict=True)
+        )
+        power = basis.divide_power(power, second_all, n)
+
+    def error(name: str, information: list[np.ndarray]) -> np.ndarray | None:
+        errors = [getattr(m, name) for m in parts]
+        if any(e is None for e in errors):
+            return None
+        squares = sum((i * e) ** 2 for i, e in zip(information, errors, strict=True))
+        return solve_entries(np.sqrt(squares), sum(information), n)
+
+    return {
+        "first": solve_entries(first, first_all, n),
+        "second": basis.divide(second, second_all, n),
+        "first_error": error("first_error", first_parts),
+        "second_error": error("second_error", [basis.expand(i) for i in second_parts]),
+        "first_information": first_all,
+        "second_information": second_all,
+        "noise_power": power,
+    }
