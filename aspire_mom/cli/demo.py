@@ -16,16 +16,7 @@ from matplotlib.figure import Figure
 
 from aspire_mom.bases import PolarBasis
 from aspire_mom.checks import checked_device
-from aspire_mom.cli.console import (
-    COUNT,
-    Command,
-    check_outputs,
-    device_option,
-    figures,
-    out_option,
-    overwrite_option,
-    seed_option,
-)
+from aspire_mom.cli import console
 from aspire_mom.evaluation import (
     Comparison,
     compare,
@@ -55,17 +46,17 @@ FILES = (
 )
 
 
-@click.command(cls=Command)
-@out_option("Folder for the results.")
+@click.command(cls=console.Command)
+@console.out_option("Folder for the results.")
 @click.option(
     "--images",
-    type=COUNT,
+    type=console.COUNT,
     default=50_000,
     help="Number of images to simulate.",
 )
-@seed_option
-@device_option
-@overwrite_option
+@console.seed_option
+@console.device_option
+@console.overwrite_option
 def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> None:
     """
     Simulate noisy images, reconstruct, and compare with the truth.
@@ -79,12 +70,12 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
     Example:
         aspire-mom demo --out demo
     """
-    check_outputs([out / name for name in FILES], overwrite)
+    console.check_outputs([out / name for name in FILES], overwrite)
     checked_device(device)
     result = run_demo(images, seed=seed, device=device)
     with staged(out) as folder:
         result.save(folder)
-    click.echo(figures(result.report()))
+    click.echo(console.figures(result.report()))
 
 
 @dataclass(frozen=True, eq=False)

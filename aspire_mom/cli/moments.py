@@ -12,18 +12,7 @@ from aspire.source import ImageSource
 from aspire_mom import processes
 from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.checks import checked_device
-from aspire_mom.cli.console import (
-    COUNT,
-    INPUT,
-    Command,
-    check_outputs,
-    device_option,
-    json_option,
-    out_option,
-    overwrite_option,
-    pixel_size_option,
-    plot_option,
-)
+from aspire_mom.cli import console
 from aspire_mom.evaluation.moment_plots import plot_moments
 from aspire_mom.files import discard_checkpoint, staged
 from aspire_mom.moments import (
@@ -40,17 +29,17 @@ from aspire_mom.relion import Particles, ParticleSource, read_particles
 BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 
 
-@click.command(cls=Command)
-@click.argument("particles", type=INPUT)
-@out_option("Moments file to write (.npz).", ".npz")
-@pixel_size_option
+@click.command(cls=console.Command)
+@click.argument("particles", type=console.INPUT)
+@console.out_option("Moments file to write (.npz).", ".npz")
+@console.pixel_size_option
 @click.option(
     "--data-folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder that paths of stacks start from.  [default: the first that has the"
     " first stack: the STAR file's, those above it, the current one]",
 )
-@click.option("--first", type=COUNT, help="Take this many particles only.")
+@click.option("--first", type=console.COUNT, help="Take this many particles only.")
 @click.option(
     "--random-subset",
     type=click.IntRange(1, 2),
@@ -59,7 +48,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 @click.option(
     "--class",
     "class_number",
-    type=COUNT,
+    type=console.COUNT,
     help="Take the particles of this class (_rlnClassNumber) only.",
 )
 @click.option(
@@ -97,7 +86,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 )
 @click.option(
     "--third-rings",
-    type=COUNT,
+    type=console.COUNT,
     help="Estimate third moments of this many rings, too.",
 )
 @click.option(
@@ -118,19 +107,19 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 )
 @click.option(
     "--batch-size",
-    type=COUNT,
+    type=console.COUNT,
     default=512,
     help="Images computed at once by a core; one batch per core and one more are in"
     " memory.",
 )
-@device_option
+@console.device_option
 @click.option(
     "--resume",
     is_flag=True,
     help="Keep the sums so far in a file beside the output whose name ends in"
     " .checkpoint, and go on from it if it is there; do nothing if the output is.",
 )
-@overwrite_option
+@console.overwrite_option
 def moments(
     particles: Path,
     out: Path,
@@ -176,7 +165,7 @@ def moments(
     device = processes.own_device(device)
     checked_device(device)
     outputs = [out, *_half_names(out)] if halves else [out]
-    check_outputs(outputs, overwrite or resume)
+    console.check_outputs(outputs, overwrite or resume)
     read = read_particles(
         particles,
         pixel_size,
@@ -282,12 +271,12 @@ def _source(particles: Particles, downsample: int | None) -> ImageSource:
     return source.downsample(downsample)
 
 
-@click.command(cls=Command)
-@click.argument("moments", type=INPUT)
-@click.argument("other", type=INPUT, required=False)
-@json_option
-@plot_option
-@overwrite_option
+@click.command(cls=console.Command)
+@click.argument("moments", type=console.INPUT)
+@click.argument("other", type=console.INPUT, required=False)
+@console.json_option
+@console.plot_option
+@console.overwrite_option
 def inspect(
     moments: Path, other: Path | None, as_json: bool, plot: Path | None, overwrite: bool
 ) -> None:
@@ -305,7 +294,7 @@ def inspect(
         aspire-mom inspect half1.npz half2.npz
     """
     if plot is not None:
-        check_outputs([plot], overwrite)
+        console.check_outputs([plot], overwrite)
     halves = [Moments.load(path) for path in (moments, other) if path is not None]
     whole = halves[0] if other is None else halves[0].merge(halves[1])
     report = RingReport.of(whole, halves if other is not None else None)

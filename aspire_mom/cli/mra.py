@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 import click
 import numpy as np
-from tqdm import tqdm
 
-from aspire_mom.checks import checked_device
-from aspire_mom.cli.console import (
-    COUNT,
-    INPUT,
-    Group,
-    Positive,
-    check_outputs,
-    device_option,
-    out_option,
-    overwrite_option,
-    seed_option,
-)
+from aspire_mom.cli import console
+from aspire_mom.cli.train import run_training
 from aspire_mom.files import staged
 from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
 from aspire_mom.mra.files import plot_solution, read_moments
@@ -33,7 +20,6 @@ from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
 from aspire_mom.mra.training import train
 from aspire_mom.mra.weights import KINDS, load_weights, pretrained, save_weights
-from aspire_mom.training import TrainingStatus
 
 # What the shipped weights were trained with, by kind of encoder.
 DEFAULTS = {
@@ -51,13 +37,13 @@ DEFAULTS = {
 }
 
 
-@click.group(cls=Group)
+@click.group(cls=console.Group)
 def mra() -> None:
     """Multireference alignment: signals shifted at random, under noise."""
 
 
 @mra.command("train")
-@out_option("File to write (.npz).", ".npz")
+@console.out_option("File to write (.npz).", ".npz")
 @click.option(
     "--encoder",
     type=click.Choice(list(DEFAULTS)),
@@ -67,24 +53,26 @@ def mra() -> None:
 )
 @click.option(
     "--gaussians",
-    type=COUNT,
+    type=console.COUNT,
     multiple=True,
     default=(1, 2, 3),
     help="Number of Gaussians in v and in ρ; may be given several times.",
 )
 @click.option("--n", type=click.IntRange(min=8), default=41)
-@click.option("--steps", type=COUNT, default=7000)
-@click.option("--batch-size", type=COUNT, help="Problems in a step.")
-@click.option("--learning-rate", type=Positive(), help="Of Adam, at its highest.")
+@click.option("--steps", type=console.COUNT, default=7000)
+@click.option("--batch-size", type=console.COUNT, help="Problems in a step.")
+@click.option(
+    "--learning-rate", type=console.Positive(), help="Of Adam, at its highest."
+)
 @click.option(
     "--training-set",
-    type=COUNT,
+    type=console.COUNT,
     help="Size of a fixed training set (paper's encoder only).  [default: every problem"
     " is new]",
 )
-@seed_option
-@device_option
-@overwrite_option
+@console.seed_option
+@console.device_option
+@console.overwrite_option
 def train_command(
     out: Path,
     encoder: str,
@@ -108,7 +96,7 @@ def train_command(
     Example:
         aspire-mom mra train --steps 1000 -o weights.npz
     """
-    check_outputs([out], overwrite)
+    console.check_outputs([out], overwrite)
     if training_set is not None and encoder != "paper":
         raise ValueError("--training-set is for --encoder paper")
     if encoder == "mixture" and n < MIN_SIZE:
@@ -128,32 +116,12 @@ def train_command(
     )
     size = {"most": max(gaussians)} if encoder == "mixture" else {"n": n}
     network = KINDS[encoder](seed=seed, **size)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = out.with_name(out.name + ".checkpoint")
-    with tqdm(total=steps, desc="training", disable=not sys.stderr.isatty()) as bar:
-
-        def show(status: TrainingStatus) -> None:
-            bar.update(status.step - bar.n)
-            bar.set_postfix(**{k: f"{e:.4f}" for k, e in status.errors.items()})
-
-        best = train(
-            network,
-            training,
-            device=checked_device(device),
-            checkpoint=checkpoint,
-            status=show,
-        )
-    with staged(out.parent) as folder:
-        command = " ".join(["aspire-mom", *sys.argv[1:]])
-        how = {"command": command, "loss": best, "training": asdict(training)}
-        save_weights(network, folder / out.name, how)
-    checkpoint.unlink()
-    click.echo(f"{out}, validation loss {best:.4f}")
+    run_training(train, save_weights, network, training, out, device)
 
 
 @mra.command("solve")
-@click.argument("data", type=INPUT)
-@out_option("File to write (.npz).", ".npz")
+@click.argument("data", type=console.INPUT)
+@console.out_option("File to write (.npz).", ".npz")
 @click.option(
     "--method",
     type=click.Choice([*get_args(Method), "network"]),
@@ -161,16 +129,16 @@ def train_command(
 )
 @click.option(
     "--sigma",
-    type=Positive(),
+    type=console.Positive(),
     help="Standard deviation of the noise.  [default: as in the file; estimated from"
     " observations]",
 )
 @click.option(
     "--weights",
-    type=INPUT,
+    type=console.INPUT,
     help="Weights of an encoder (.npz) for --method network.  [default: the package's]",
 )
-@overwrite_option
+@console.overwrite_option
 def solve_command(
     data: Path,
     out: Path,
@@ -192,7 +160,7 @@ def solve_command(
         aspire-mom mra solve observations.npy -o solution.npz
     """
     picture = out.with_suffix(".png")
-    check_outputs([out, picture], overwrite)
+    console.check_outputs([out, picture], overwrite)
     if weights is not None and method != "network":
         raise ValueError("--weights is for --method network")
     moments = read_moments(data, sigma)
@@ -216,9 +184,9 @@ def solve_command(
 
 @mra.command("benchmark")
 @click.option("--gaussians", type=click.IntRange(1, 3), default=2)
-@click.option("--instances", type=COUNT, default=50)
-@click.option("--observations", type=COUNT, help="N.  [default: exact moments]")
-@click.option("--sigma", type=Positive(), default=1.0)
+@click.option("--instances", type=console.COUNT, default=50)
+@click.option("--observations", type=console.COUNT, help="N.  [default: exact moments]")
+@click.option("--sigma", type=console.Positive(), default=1.0)
 @click.option(
     "--scale",
     type=click.Choice(["density", "unit"]),
@@ -233,7 +201,7 @@ def solve_command(
     default=("marching", "auto", "network"),
     help="May be given several times.",
 )
-@seed_option
+@console.seed_option
 def benchmark_command(
     gaussians: int,
     instances: int,
