@@ -28,9 +28,18 @@ WEIGHTS = torch.tensor([1.0, 2, 1.5, 1]).double()
 LOGITS = 0.3 * np.random.default_rng(0).standard_normal(15)
 
 
-def moments(turn=None, scale=1.0, size=L, **basis):
-    """Exact moments of four Gaussians and a smooth density, turned together."""
+MIRROR = np.diag([1.0, 1, -1])
+
+
+def moments(turn=None, mirrored=False, scale=1.0, size=L, **basis):
+    """
+    Exact moments of four Gaussians and a smooth density, rotated together, or mirrored
+    and then rotated: a mirrored volume has at Q the image that the volume has at JQJ,
+    so what is seen from -Jd is then seen from d.
+    """
     turn = np.eye(3) if turn is None else turn
+    of_views = turn @ -MIRROR if mirrored else turn
+    turn = turn @ MIRROR if mirrored else turn
     volume = (
         GaussianMixture(1)
         .double()
@@ -43,7 +52,7 @@ def moments(turn=None, scale=1.0, size=L, **basis):
     n_inplane = 1 if basis.get("inplane_average", True) else 60
     quadrature = SO3Quadrature.product(DESIGN, n_inplane)
     # ρ'(d) = ρ(Qᵀ d): rows d times Q.
-    harmonics = log_density_harmonics(quadrature.views @ turn, 3).numpy()
+    harmonics = log_density_harmonics(quadrature.views @ of_views, 3).numpy()
     p = np.exp(harmonics @ LOGITS)
     p = np.repeat(p / p.sum() / n_inplane, n_inplane)
     basis = PolarBasis(size, n_rings=8, **basis)
@@ -68,14 +77,20 @@ def test_turning_the_volume_changes_nothing():
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
-def test_mirroring_the_volume_changes_nothing():
-    mirror = np.diag([1, 1, -1])
-    # The proper part of a mirror turns the views: see `aspire_mom.networks.errors`.
-    mirrored = moments(mirror)
-    views = moments(-mirror)
-    np.testing.assert_allclose(mirrored.first, moments().first, atol=1e-6)
-    for a, b in zip(answer(moments()), answer(views), strict=True):
+@pytest.mark.parametrize("turned", [False, True])
+def test_mirroring_the_volume_changes_nothing(turned):
+    """A mirrored volume with its views has the same moments and the same answer."""
+    turn = Rotation.random(rng=np.random.default_rng(4)).as_matrix() if turned else None
+    plain, mirrored = moments(), moments(turn, mirrored=True)
+    tolerance = 1e-4 if turned else 1e-9  # of the quadrature
+    for name in ("first", "second"):
+        a, b = getattr(plain, name), getattr(mirrored, name)
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(a).max())
+    for a, b in zip(answer(plain), answer(mirrored), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)
+    # The mirrored volume with the views of the other hand is another pair.
+    other = moments(MIRROR)
+    assert np.abs(other.second - plain.second).max() > 1e-3 * np.abs(plain.second).max()
 
 
 def test_scale_size_and_inplane_averaging():
