@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from aspire.utils import tqdm
 from aspire.volume import Volume
 from torch import Tensor
 
@@ -37,7 +34,6 @@ from aspire_mom.inversion.search import (
     Plan,
     Problem,
     march_levels,
-    n_refinements,
     search,
 )
 from aspire_mom.inversion.start import (
@@ -50,7 +46,7 @@ from aspire_mom.inversion.start import (
 from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import informative_rings
 from aspire_mom.networks import MomentEncoder
-from aspire_mom.processes import is_first, wait
+from aspire_mom.processes import wait
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
@@ -199,20 +195,16 @@ class MomentInversion:
         problems = [*map(self.problem, inner), self._whole]
         candidates = [self.start(options.seed + i) for i in range(options.n_starts)]
         logger.info(f"Inverting {self.moments} with {self.settings}")
+        n_threads = torch.get_num_threads()
+        if options.optimizer == "lbfgs":
+            # Tensors of all but networks are so small that one thread is fastest.
+            torch.set_num_threads(1)
         try:
-            total = n_refinements(len(candidates), len(problems))
-            bar = tqdm(desc="inversion", total=total, disable=not is_first())
-            with torch_threads(1 if options.optimizer == "lbfgs" else None), bar:
-                ranking = search(
-                    candidates,
-                    problems,
-                    plan,
-                    lambda stage: (bar.set_postfix_str(stage), bar.update()),
-                )
+            return self._result(search(candidates, problems, plan))
         finally:
+            torch.set_num_threads(n_threads)
             # A search that was killed or stopped keeps what it finished.
             checkpoint.write()
-        return self._result(ranking)
 
     @torch.no_grad()
     def moment_errors(
@@ -360,20 +352,3 @@ class MomentInversion:
             if isinstance(model, torch.nn.Module):
                 found[f"initial {name}"] = digest(model)
         return found
-
-
-@contextmanager
-def torch_threads(n_threads: int | None) -> Iterator[None]:
-    """
-    Limit the threads of torch. Tensors of all volumes but networks are so small that
-    one thread is faster than several.
-
-    :param n_threads: Number of threads within the context, None for no limit.
-    :return: The context.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

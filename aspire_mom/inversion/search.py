@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
+from aspire.utils import tqdm
 from torch import Tensor
 
 from aspire_mom.files import Checkpoint
@@ -21,6 +21,7 @@ from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import OptimizerStatus, StatusCallback, minimise
 from aspire_mom.inversion.options import SearchOptions
 from aspire_mom.networks import MomentEncoder
+from aspire_mom.processes import is_first
 from aspire_mom.volumes import FourierVolume, GaussianMixture
 
 FIRST_RINGS = 4
@@ -97,31 +98,38 @@ class Problem:
         return loss + 2 * sum(p.numel() for p in volume.parameters())
 
 
-@dataclass
-class Candidate:
+class Candidate(torch.nn.Module):
     """
-    One start of the search, as far as it has come.
+    One start of the search and its progress.
 
-    :param seed: Seed of its random start.
+    :param seed: Seed of its random volume.
     :param volume: Volume model.
     :param density: Density model.
-    :param shift_std: Standard deviation of the images' shifts where it is to be found,
-        in `SHIFT_UNIT` boxes, of either sign: moments depend on its square.
-    :param loss: Loss at its last level.
-    :param criterion: :meth:`Problem.criterion` at its last level.
-    :param history: Stages so far: dicts of stage, n_rings, loss and criterion.
+    :param shift_std: Standard deviation of the images' shifts in `SHIFT_UNIT` boxes, if
+        it is unknown. Its sign does not matter: moments depend on its square.
     """
 
-    seed: int
-    volume: FourierVolume
-    density: torch.nn.Module
-    shift_std: torch.nn.Parameter | None = None
-    loss: float = math.inf
-    criterion: float = math.inf
-    history: list[dict] = field(default_factory=list)
+    #: Loss and :meth:`Problem.criterion` at its last level.
+    loss = criterion = math.inf
+
+    def __init__(
+        self,
+        seed: int,
+        volume: FourierVolume,
+        density: torch.nn.Module,
+        shift_std: torch.nn.Parameter | None = None,
+    ):
+        super().__init__()
+        self.seed = seed
+        self.volume, self.density, self.shift_std = volume, density, shift_std
+        #: Stages so far: dicts of stage, n_rings, loss and criterion.
+        self.history: list[dict] = []
 
     def label(self, n_rings: int) -> str:
-        """A stage's name."""
+        """
+        :param n_rings: Number of rings in use.
+        :return: Name of a stage, unique in the search.
+        """
         size = ""
         if isinstance(self.volume, GaussianMixture):
             size = f", {len(self.volume)} Gaussians"
@@ -133,7 +141,7 @@ class Plan:
     """
     How to refine.
 
-    :param options: Options of the search, with no default left open.
+    :param options: Options of the search, without defaults left open.
     :param status: Status callback.
     :param checkpoint: Where progress is kept.
     """
@@ -144,34 +152,31 @@ class Plan:
 
 
 def march_levels(n_rings: int) -> list[int]:
-    """Numbers of rings to solve for in turn: 4, 6, 9, … up to `n_rings`."""
+    """
+    :param n_rings: Number of rings in use.
+    :return: Numbers of rings to solve for in turn: 4, 6, 9, … up to `n_rings`.
+    """
     levels = [min(FIRST_RINGS, n_rings)]
     while levels[-1] < n_rings:
         levels.append(min(math.ceil(MARCH * levels[-1]), n_rings))
     return levels
 
 
-def survivors(n_candidates: int, level: int, n_levels: int) -> int:
+def schedule(n_starts: int, n_levels: int) -> list[int]:
     """
-    How many candidates outlive a level. The first rings tell little, so all do; later
-    levels drop the worse half, the last one all but a few.
+    The first rings tell little about a start, so all starts go on to the second level.
+    Each later level drops the worse half, and a few are refined to the end.
+
+    :param n_starts: Number of starts.
+    :param n_levels: Number of levels.
+    :return: How many candidates are refined on each level, and how many to the end. The
+        last level has 0 if all that reach it are refined to the end.
     """
-    if level == n_levels - 1:
-        return min(SURVIVORS, n_candidates)
-    if level == 0:
-        return n_candidates
-    return min(n_candidates, max(SURVIVORS, n_candidates // 2))
-
-
-def n_refinements(n_starts: int, n_levels: int) -> int:
-    """Pieces of work that :func:`search` reports to `advance`."""
-    total, n = 0, n_starts
-    for level in range(n_levels):
-        if level == n_levels - 1 and n <= SURVIVORS:
-            break
-        total += n
-        n = survivors(n, level, n_levels)
-    return total + n
+    counts = [n_starts] * min(n_levels, 2)
+    while len(counts) < n_levels:
+        counts.append(min(counts[-1], max(SURVIVORS, counts[-1] // 2)))
+    last = counts.pop()
+    return [*counts, last if last > SURVIVORS else 0, min(SURVIVORS, last)]
 
 
 def refine(
@@ -184,41 +189,32 @@ def refine(
     :param problem: The level.
     :param plan: How to refine.
     :param stage: Name of the stage, unique in the search.
-    :param n_steps: Steps.
+    :param n_steps: Number of steps.
     :return: The candidate.
     """
-    checkpoint, volume, density = plan.checkpoint, candidate.volume, candidate.density
-    shift_std = candidate.shift_std
-    shifts = [] if shift_std is None else [shift_std]
-
-    def restore(state: dict) -> None:
-        volume.load_state_dict(state["volume"])
-        density.load_state_dict(state["density"])
-        for now, then in zip(shifts, state["shifts"], strict=True):
-            now.data.copy_(then)
+    volume, density = candidate.volume, candidate.density
+    shift_std, states = candidate.shift_std, plan.checkpoint.state
 
     def keep(more: dict) -> None:
-        states = {"volume": volume.state_dict(), "density": density.state_dict()}
-        states["shifts"] = [s.detach() for s in shifts]
-        checkpoint.state[stage] = {**copy.deepcopy(states), **more}
-        checkpoint.write_now_and_then()
+        states[stage] = {"models": copy.deepcopy(candidate.state_dict()), **more}
+        plan.checkpoint.write_now_and_then()
 
     def status(now: OptimizerStatus) -> bool | None:
         return plan.status(replace(now, volume=volume, density=density))
 
-    begun = checkpoint.state.get(stage)
+    begun = states.get(stage)
     if begun is not None:
-        restore(begun)
-    else:
-        # No step leads away from 0, or back from where all but the innermost ring has
-        # vanished, where the last level may have brought it.
-        for now in shifts:
-            now.data.abs_().clamp_(
-                FIRST_SHIFT_STD / SHIFT_UNIT, WIDEST_SHIFTS / SHIFT_UNIT
-            )
+        candidate.load_state_dict(begun["models"])
+    elif shift_std is not None:
+        # The moments are stationary in it at 0, and where all rings but the innermost
+        # have vanished. The last level may have led to either.
+        shift_std.data.abs_().clamp_(
+            FIRST_SHIFT_STD / SHIFT_UNIT, WIDEST_SHIFTS / SHIFT_UNIT
+        )
     if begun is not None and "optimizer" not in begun:  # finished
         candidate.loss = begun["loss"]
     else:
+        shifts = [] if shift_std is None else [shift_std]
         candidate.loss = minimise(
             lambda: problem.objective(volume, density, shift_std),
             [*volume.parameters(), *density.parameters(), *shifts],
@@ -233,38 +229,28 @@ def refine(
         )
         keep({"loss": candidate.loss})
     candidate.criterion = problem.criterion(candidate.loss, volume)
-    candidate.history.append(
-        {
-            "stage": stage,
-            "n_rings": problem.n_rings,
-            "loss": candidate.loss,
-            "criterion": candidate.criterion,
-        }
-    )
+    entry = {"stage": stage, "n_rings": problem.n_rings}
+    entry |= {"loss": candidate.loss, "criterion": candidate.criterion}
+    candidate.history.append(entry)
     return candidate
 
 
 def grow(candidate: Candidate, problem: Problem, plan: Plan) -> Candidate:
     """
-    Split the Gaussians of a `GaussianMixture` for as long as the criterion falls; other
-    volumes stay as they are.
+    Split the Gaussians of a `GaussianMixture` while the criterion falls. Other volumes
+    stay as they are.
 
     :param candidate: The candidate.
     :param problem: The level.
     :param plan: How to refine.
-    :return: The best candidate, the one given if none is better.
+    :return: The best candidate, which may be the one given.
     """
     if not isinstance(candidate.volume, GaussianMixture):
         return candidate
     most = plan.options.max_gaussians
     while (n := len(candidate.volume)) < most:
-        larger = replace(
-            candidate,
-            volume=candidate.volume.grown(min(max(1, n // 2), most - n), n),
-            density=copy.deepcopy(candidate.density),
-            shift_std=copy.deepcopy(candidate.shift_std),
-            history=list(candidate.history),
-        )
+        larger = copy.deepcopy(candidate)
+        larger.volume = candidate.volume.grown(min(max(1, n // 2), most - n), n)
         stage = larger.label(problem.n_rings) + ", grown"
         refine(larger, problem, plan, stage=stage, n_steps=STEPS_PER_LEVEL)
         if larger.criterion >= candidate.criterion:
@@ -274,38 +260,43 @@ def grow(candidate: Candidate, problem: Problem, plan: Plan) -> Candidate:
 
 
 def search(
-    candidates: list[Candidate],
-    problems: list[Problem],
-    plan: Plan,
-    advance: Callable[[str], None],
+    candidates: list[Candidate], problems: list[Problem], plan: Plan
 ) -> list[Candidate]:
     """
-    Refine all starts level by level, keeping fewer from each to the next
-    (:func:`survivors`); the last few are refined to the end. Gaussian mixtures grow on
-    each level.
+    Refine all starts level by level, keep fewer from each level to the next (see
+    :func:`schedule`) and refine the last few to the end. Gaussian mixtures grow on each
+    level.
 
     :param candidates: The starts.
     :param problems: The levels, coarse to fine.
     :param plan: How to refine.
-    :param advance: Called with the name of each finished piece of work.
-    :return: The candidates that reached the last level, best first.
+    :return: The candidates that were refined to the end, best first.
     """
-    for level, problem in enumerate(problems):
-        last = level == len(problems) - 1
-        if last and len(candidates) <= SURVIVORS:
-            break
-        for candidate in candidates:
-            stage = candidate.label(problem.n_rings)
-            refine(candidate, problem, plan, stage=stage, n_steps=STEPS_PER_LEVEL)
-            advance(stage)
-        candidates = sorted(candidates, key=lambda c: c.criterion)
-        candidates = candidates[: survivors(len(candidates), level, len(problems))]
-        if not last:
-            candidates = [grow(c, problem, plan) for c in candidates]
-    finished = []
-    for candidate in candidates:
-        stage = candidate.label(problem.n_rings) + ", to the end"
-        refine(candidate, problem, plan, stage=stage, n_steps=plan.options.n_steps)
-        finished.append(grow(candidate, problem, plan))
-        advance(stage)
-    return sorted(finished, key=lambda c: c.criterion)
+
+    def criterion(candidate: Candidate) -> float:
+        return candidate.criterion
+
+    *counts, n_finished = schedule(len(candidates), len(problems))
+    total = sum(counts) + n_finished
+    with tqdm(desc="inversion", total=total, disable=not is_first()) as bar:
+
+        def refined(candidate: Candidate, label: str, n_steps: int) -> Candidate:
+            stage = candidate.label(problem.n_rings) + label
+            refine(candidate, problem, plan, stage=stage, n_steps=n_steps)
+            bar.set_postfix_str(stage)
+            bar.update()
+            return candidate
+
+        for level, (problem, count) in enumerate(zip(problems, counts, strict=True)):
+            if count == 0:
+                continue
+            candidates = [refined(c, "", STEPS_PER_LEVEL) for c in candidates[:count]]
+            candidates.sort(key=criterion)
+            if level < len(problems) - 1:
+                n_kept = counts[level + 1] or n_finished
+                candidates = [grow(c, problem, plan) for c in candidates[:n_kept]]
+        candidates = [
+            grow(refined(c, ", to the end", plan.options.n_steps), problem, plan)
+            for c in candidates[:n_finished]
+        ]
+    return sorted(candidates, key=criterion)
