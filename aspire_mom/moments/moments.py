@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from aspire_mom.bases import Basis, CartesianBasis, PolarBasis, solve_entries
+from aspire_mom.bases import (
+    Basis,
+    CartesianBasis,
+    PolarBasis,
+    divide,
+    multiply,
+    solve_entries,
+)
 from aspire_mom.checks import (
     PIXEL_SIZE_TOLERANCE,
     check_integer,
@@ -381,11 +388,9 @@ def _merged_with_ctf(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | N
     )
     power = None
     if all(m.noise_power is not None for m in parts):
-        power = sum(
-            basis.multiply_power(m.noise_power, i)
-            for i, m in zip(second_parts, parts, strict=True)
-        )
-        power = basis.divide_power(power, second_all, n)
+        own = [np.einsum("mrr->mr", i) for i in second_parts]
+        powers = (multiply(m.noise_power, i) for i, m in zip(own, parts, strict=True))
+        power = divide(sum(powers), sum(own), n).real
 
     def error(name: str, information: list[np.ndarray]) -> np.ndarray | None:
         errors = [getattr(m, name) for m in parts]
