@@ -21,51 +21,19 @@ WIDEST_SHIFTS = 0.1
 
 class PolarForward(torch.nn.Module):
     """
-    Moments in a polar basis, eq. 20 with in-plane rotations done as phases, so that the
-    volume is evaluated once per viewing direction and not once per node.
-
-    Where the basis is in-plane averaged, opposite viewing directions see mirror images,
-    whose second moments are complex conjugates: a quadrature whose views come in
-    antipodal pairs (second half = -first half) costs half.
+    Moments in a polar basis, eq. 20, with in-plane rotations done as phases: the volume
+    is evaluated once per viewing direction, not once per node.
 
     :param basis: `PolarBasis` of the moments.
     :param quadrature: Nodes on SO(3).
-    :param shift_std: Standard deviation along each axis, pixels, of shifts that the
-        images have (see :class:`Shifts`); None where every call is given it.
-    :raises ValueError: shifts where in-plane angles are not averaged.
+    :param rotations: Rotations (n_views, 3, 3) of the views to evaluate.
     """
 
-    def __init__(
-        self,
-        basis: PolarBasis,
-        quadrature: SO3Quadrature,
-        *,
-        shift_std: float | None = 0.0,
-    ):
+    def __init__(self, basis: PolarBasis, quadrature: SO3Quadrature, rotations: Tensor):
         super().__init__()
         self.L, self.n_rings, self.max_order = basis.L, basis.n_rings, basis.max_order
-        self.inplane_average = basis.inplane_average
-        self.shift_std, self.shifts = shift_std, None
-        if shift_std != 0:
-            if not self.inplane_average:
-                raise ValueError(
-                    f"the images have shifts of {spread(shift_std)}; these are modelled"
-                    " in Cartesian bases and in polar ones that average over in-plane"
-                    " angles"
-                )
-            most = WIDEST_SHIFTS if shift_std is None else shift_std / basis.L
-            self.shifts = Shifts(self.n_rings, self.max_order, most)
         self.n_inplane = quadrature.n_inplane
-        rotations = torch.from_numpy(quadrature.view_rotations)
-        self.n_quadrature_views = len(rotations)
-        ahead, behind = rotations[:, :, 2].tensor_split(2)
-        self.antipodal = (
-            self.inplane_average
-            and len(ahead) == len(behind)
-            and torch.allclose(ahead, -behind)
-        )
-        if self.antipodal:
-            rotations = rotations[: len(ahead)]
+        self.n_nodes = len(quadrature)
         self.n_views = len(rotations)
         # An object within the box has orders up to π r on ring r; these many samples
         # on half a ring keep their aliases out of the orders used.
@@ -109,6 +77,97 @@ class PolarForward(torch.nn.Module):
             c[parity::2] = even.reshape(-1, self.n_rings, self.n_views)
         return c
 
+
+class UnaveragedForward(PolarForward):
+    """
+    Moments in a polar basis that is not averaged over in-plane angles.
+
+    :param basis: `PolarBasis` of the moments.
+    :param quadrature: Nodes on SO(3).
+    :param shift_std: Must be 0.
+    :raises ValueError: Another `shift_std`.
+    """
+
+    def __init__(
+        self,
+        basis: PolarBasis,
+        quadrature: SO3Quadrature,
+        *,
+        shift_std: float | None = 0.0,
+    ):
+        if shift_std != 0:
+            raise ValueError(
+                f"the images have shifts of {spread(shift_std)}; these are modelled in"
+                " Cartesian bases and in polar ones that average over in-plane angles"
+            )
+        rotations = torch.from_numpy(quadrature.view_rotations)
+        super().__init__(basis, quadrature, rotations)
+
+    def forward(
+        self, volume: FourierVolume, probabilities: Tensor, shift_std: None = None
+    ) -> tuple[Tensor, Tensor]:
+        """
+        :param volume: The volume model.
+        :param probabilities: Weights of the quadrature's nodes, (n,), view-major.
+        :param shift_std: Not used.
+        :return: First and second moment in the basis's shapes.
+        :raises ValueError: If there is not one probability per node.
+        """
+        check_count(probabilities, self.n_nodes)
+        c, M = self.coefficients(volume), self.max_order
+        p = probabilities.to(c.dtype).reshape(-1, self.n_inplane)
+        # R(view) Rz(α) multiplies order m by exp(imα), α = 2πj / n_inplane.
+        differences = torch.arange(-M, 2 * M + 1, device=c.device)
+        turns = torch.outer(differences, torch.arange(self.n_inplane, device=c.device))
+        turns = (turns % self.n_inplane).to(c.real.dtype) / self.n_inplane
+        angles = 2 * math.pi * turns
+        spectrum = torch.polar(torch.ones_like(angles), angles) @ p.T
+        orders = torch.arange(M + 1, device=c.device)
+        first = torch.einsum("mrv,mv->mr", c, spectrum[orders + M])
+        signs = (-1.0) ** orders[1:, None, None].to(c.real.dtype)
+        both = torch.cat(((signs * c[1:].conj()).flip(0), c))
+        both = both.conj().permute(2, 0, 1)
+        blocks = []
+        for m in range(M + 1):
+            # m - m' runs from m + M down to m - M.
+            weights = spectrum[m : m + 2 * M + 1].flip(0).T
+            weighted = (weights[:, :, None] * both).reshape(self.n_views, -1)
+            blocks.append((c[m] @ weighted).reshape(self.n_rings, 2 * M + 1, -1))
+        return first, torch.stack(blocks)
+
+
+class AveragedForward(PolarForward):
+    """
+    Moments in a polar basis that is averaged over in-plane angles.
+
+    Opposite viewing directions see mirror images, whose second moments are complex
+    conjugates: a quadrature whose views come in antipodal pairs (second half = -first
+    half) costs half.
+
+    :param basis: `PolarBasis` of the moments.
+    :param quadrature: Nodes on SO(3).
+    :param shift_std: Standard deviation along each axis, pixels, of shifts that the
+        images have (see :class:`Shifts`); None where every call is given it.
+    """
+
+    def __init__(
+        self,
+        basis: PolarBasis,
+        quadrature: SO3Quadrature,
+        *,
+        shift_std: float | None = 0.0,
+    ):
+        rotations = torch.from_numpy(quadrature.view_rotations)
+        ahead, behind = rotations[:, :, 2].tensor_split(2)
+        antipodal = len(ahead) == len(behind) and torch.allclose(ahead, -behind)
+        if antipodal:
+            rotations = rotations[: len(ahead)]
+        super().__init__(basis, quadrature, rotations)
+        self.antipodal, self.shift_std, self.shifts = antipodal, shift_std, None
+        if shift_std != 0:
+            most = WIDEST_SHIFTS if shift_std is None else shift_std / basis.L
+            self.shifts = Shifts(self.n_rings, self.max_order, most)
+
     def forward(
         self,
         volume: FourierVolume,
@@ -122,12 +181,10 @@ class PolarForward(torch.nn.Module):
         :return: First and second moment in the basis's shapes.
         :raises ValueError: If there is not one probability per node.
         """
-        check_count(probabilities, self.n_quadrature_views * self.n_inplane)
+        check_count(probabilities, self.n_nodes)
         c = self.coefficients(volume)
-        probabilities = probabilities.to(c.real.dtype)
-        if not self.inplane_average:
-            return self._all_orders(c, probabilities.reshape(-1, self.n_inplane))
-        p = probabilities.reshape(self.n_quadrature_views, -1).sum(1)
+        p = probabilities.to(c.real.dtype).reshape(-1, self.n_inplane).sum(1)
+        odd = p
         if self.antipodal:
             ahead, behind = p[: self.n_views], p[self.n_views :]
             p, odd = ahead + behind, ahead - behind
@@ -136,37 +193,12 @@ class PolarForward(torch.nn.Module):
         re, im = c.real, c.imag
         rt, it = re.transpose(1, 2), im.transpose(1, 2)
         real = (re * p) @ rt + (im * p) @ it
-        if self.antipodal:
-            p = odd
-        cross = (im * p) @ rt
+        cross = (im * odd) @ rt
         second = torch.complex(real, cross - cross.transpose(1, 2))
         if self.shifts is None:
             return first, second
         std = self.shift_std if shift_std is None else shift_std
         return self.shifts(first, second, std / self.L)
-
-    def _all_orders(self, c: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """Moments with no in-plane average, probabilities (n_views, n_inplane)."""
-        M = self.max_order
-        # R(view) Rz(α) multiplies order m by exp(imα), α = 2πj / n_inplane.
-        differences = torch.arange(-M, 2 * M + 1, device=c.device)
-        turns = torch.outer(differences, torch.arange(self.n_inplane, device=c.device))
-        turns = (turns % self.n_inplane).to(c.real.dtype) / self.n_inplane
-        angles = 2 * math.pi * turns
-        phases = torch.polar(torch.ones_like(angles), angles)
-        spectrum = phases @ probabilities.T.to(c.dtype)
-        orders = torch.arange(M + 1, device=c.device)
-        first = torch.einsum("mrv,mv->mr", c, spectrum[orders + M])
-        signs = (-1.0) ** orders[1:, None, None].to(c.real.dtype)
-        both = torch.cat(((signs * c[1:].conj()).flip(0), c))
-        both = both.conj().permute(2, 0, 1)
-        blocks = []
-        for m in range(M + 1):
-            # m - m' runs from m + M down to m - M.
-            weights = spectrum[m : m + 2 * M + 1].flip(0).T
-            weighted = (weights[:, :, None] * both).reshape(self.n_views, -1)
-            blocks.append((c[m] @ weighted).reshape(self.n_rings, 2 * M + 1, -1))
-        return first, torch.stack(blocks)
 
 
 class Shifts(torch.nn.Module):
@@ -220,10 +252,7 @@ class Shifts(torch.nn.Module):
 
 
 def forward_model(
-    basis: Basis,
-    quadrature: SO3Quadrature,
-    *,
-    shift_std: float | None = 0.0,
+    basis: Basis, quadrature: SO3Quadrature, *, shift_std: float | None = 0.0
 ) -> PolarForward | CartesianForward:
     """
     The map from (volume, probabilities) to moments in a basis.
@@ -235,5 +264,7 @@ def forward_model(
     :return: A module to call with a volume model and the nodes' probabilities, and with
         the shifts' standard deviation where that is not known.
     """
-    kind = CartesianForward if isinstance(basis, CartesianBasis) else PolarForward
+    if isinstance(basis, CartesianBasis):
+        return CartesianForward(basis, quadrature, shift_std=shift_std)
+    kind = AveragedForward if basis.inplane_average else UnaveragedForward
     return kind(basis, quadrature, shift_std=shift_std)

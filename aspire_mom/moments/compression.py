@@ -1,265 +1,25 @@
-"""Rings of polar coefficients reduced to what a memory budget has room for."""
+"""Which numbers a third moment is made of: rings, or eigenvectors of second moments."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from aspire_mom.bases import PolarBasis
+from aspire_mom.bases import Basis
 from aspire_mom.checks import check_integer
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from aspire_mom.moments.moments import Moments
-
-# Bytes of a third moment unless asked otherwise: a million complex numbers.
-BUDGET = 16 * 10**6
 BYTES = np.dtype(np.complex128).itemsize
 # Share of the largest eigenvalue below which others are rounding.
 ROUNDING = 1e-10
 
-
-@dataclass(frozen=True, eq=False)
-class RadialCompression:
-    """
-    Rings of every order m ≥ 0 reduced to a few numbers, a[m] = U[m]* c[m].
-
-    Columns of U[m] are orthonormal vectors times the roots of the rings' weights, so
-    that norms of a are at most those of c in the basis's metric.
-
-    :param basis: In-plane averaged `PolarBasis` of the coefficients.
-    :param vectors: U[m], (n_rings, q[m]) for m = 0 … max_order, real or complex.
-    :raises TypeError: `basis` is no `PolarBasis`.
-    :raises ValueError: it is not in-plane averaged, or vectors are not of its rings and
-        orders, not finite, complex at order 0, or leave no third moment.
-    """
-
-    basis: PolarBasis
-    vectors: tuple[np.ndarray, ...]
-
-    def __post_init__(self):
-        check_basis(self.basis)
-        vectors = [np.asarray(U) for U in self.vectors]
-        rings, orders = self.basis.n_rings, self.basis.max_order + 1
-        if not 0 < len(vectors) <= orders:
-            raise ValueError(
-                f"there are vectors of {len(vectors)} orders; {self.basis} has {orders}"
-            )
-        for m, U in enumerate(vectors):
-            if U.ndim != 2 or len(U) != rings or not np.isfinite(U).all():
-                raise ValueError(
-                    f"vectors of order {m} have shape {U.shape}; they must be finite,"
-                    f" ({rings}, q)"
-                )
-        if np.any(vectors[0].imag):
-            raise ValueError("vectors of order 0 are complex; c[0] is real")
-        vectors[0] = vectors[0].real
-        object.__setattr__(self, "vectors", tuple(vectors))
-        if third_size(self.counts) == 0:
-            raise ValueError("the vectors leave no entry of the third moment")
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both reduce the same coefficients to the same numbers."""
-        if not isinstance(other, type(self)):
-            return NotImplemented
-        pairs = zip(self.vectors, other.vectors, strict=False)
-        return (
-            self.basis == other.basis
-            and len(self.vectors) == len(other.vectors)
-            and all(np.array_equal(mine, theirs) for mine, theirs in pairs)
-        )
-
-    __hash__ = None
-
-    @classmethod
-    def from_moments(
-        cls,
-        moments: Moments,
-        *,
-        budget_bytes: int = BUDGET,
-    ) -> Self:
-        """
-        The leading eigenvectors of second moments, as many as fit in memory: those of
-        the largest eigenvalues of all orders together. An eigenvalue counts only if it
-        exceeds what the scatter of noise alone would give it. The noise that was
-        removed has the power on each ring that `moments.noise_power` tells, and
-        correlations between rings as white noise has.
-
-        :param moments: In-plane averaged moments in a polar basis, of a few thousand
-            images (a pilot), say.
-        :param budget_bytes: Largest size of the third moment.
-        :return: The basis.
-        :raises TypeError: no moments in a polar basis.
-        :raises ValueError: moments that are not in-plane averaged, a budget too small
-            for one entry, or no eigenvalue above the noise.
-        """
-        basis = getattr(moments, "basis", None)
-        check_basis(basis)
-        check_integer("budget_bytes", budget_bytes, BYTES)
-        values, vectors = _eigen(moments.second, basis)
-        least = ROUNDING * values.max()
-        if moments.n_images:
-            noise_second = _noise_second(moments)
-            level = (vectors.conj() * (noise_second @ vectors)).sum(1).real
-            excess = _largest_excess(basis.n_rings, moments.n_images)
-            least = np.maximum(least, excess * level)
-        orders, ranks = np.nonzero(values > least)
-        falling = np.argsort(-values[orders, ranks], kind="stable")
-        counts = _largest_within(orders[falling], budget_bytes)
-        if third_size(counts) == 0:
-            raise ValueError(
-                "the second moment has no eigenvalues above its noise of which a third"
-                f" moment of {budget_bytes} bytes could be made; take more images"
-            )
-        return cls(
-            basis, tuple(U[:, :q] for U, q in zip(vectors, counts, strict=False))
-        )
-
-    @classmethod
-    def rings(
-        cls,
-        basis: PolarBasis,
-        n_rings: int | None = None,
-        *,
-        max_order: int | None = None,
-        budget_bytes: int = BUDGET,
-    ) -> Self:
-        """
-        No compression: the innermost rings themselves, times the roots of their
-        weights. An order m is kept on the rings r that an object within the inscribed
-        disc has it on, m ≤ ⌈πr⌉.
-
-        :param basis: In-plane averaged polar basis.
-        :param n_rings: Rings to keep; by default as many as fit into `budget_bytes`.
-        :param max_order: Largest order to keep; by default all on those rings.
-        :param budget_bytes: Largest size of the third moment.
-        :return: The basis.
-        :raises TypeError: `basis` is no polar basis.
-        :raises ValueError: it is not in-plane averaged, more rings or orders than it
-            has, or rings that do not fit into the budget.
-        """
-        check_basis(basis)
-        check_integer("budget_bytes", budget_bytes, BYTES)
-        limit = basis.max_order if max_order is None else max_order
-        check_integer("max_order", limit, 0)
-        if n_rings is None:
-            fitting = (
-                n
-                for n in range(basis.n_rings, 1, -1)
-                if BYTES * third_size(_ring_counts(n, limit)) <= budget_bytes
-            )
-            n_rings = next(fitting, 1)
-        check_integer("n_rings", n_rings, 1)
-        if n_rings > basis.n_rings or limit > basis.max_order:
-            raise ValueError(
-                f"{n_rings} rings and orders up to {limit} are asked for; {basis} has"
-                " fewer"
-            )
-        counts = _ring_counts(n_rings, limit)
-        needed = BYTES * third_size(counts)
-        if needed > budget_bytes:
-            raise ValueError(
-                f"the third moment of {n_rings} rings takes {needed} bytes;"
-                f" budget_bytes is {budget_bytes}"
-            )
-        roots = np.diag(np.sqrt(basis.areas))
-        return cls(basis, tuple(roots[:, n_rings - q : n_rings] for q in counts))
-
-    @property
-    def max_order(self) -> int:
-        """Highest order kept."""
-        return len(self.vectors) - 1
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """Numbers q kept per order, (max_order + 1,)."""
-        return np.array([U.shape[1] for U in self.vectors])
-
-    @cached_property
-    def ring_indices(self) -> tuple[np.ndarray, ...] | None:
-        """The ring that each number is of, per order; None where compressed."""
-        if any((np.count_nonzero(U, axis=0) != 1).any() for U in self.vectors):
-            return None
-        return tuple(np.argmax(U != 0, axis=0) for U in self.vectors)
-
-    def compressed(self, c: np.ndarray) -> list[np.ndarray]:
-        """
-        :param c: Coefficients (n, ≥ max_order + 1, n_rings).
-        :return: a[m], (q[m], n), complex of their precision.
-        :raises ValueError: wrong shape, or values that are not finite.
-        """
-        c = np.asarray(c)
-        self.check_shape(c.shape[1:], c.shape)
-        rows = np.ascontiguousarray(c[:, : self.max_order + 1].transpose(1, 2, 0))
-        parts = [
-            U.conj().T.astype(c.dtype) @ row
-            for U, row in zip(self.vectors, rows, strict=True)
-        ]
-        if not all(np.isfinite(a).all() for a in parts):
-            raise ValueError("coefficients have values that are NaN or infinite")
-        return parts
-
-    def check_shape(self, rows: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        """
-        :param rows: Numbers of orders and rings of coefficients.
-        :param shape: Their whole shape, for the error message.
-        :raises ValueError: too few orders, or not the basis's rings.
-        """
-        rings = self.basis.n_rings
-        if len(shape) != 3 or rows[0] <= self.max_order or rows[1] != rings:
-            raise ValueError(
-                f"coefficients have shape {shape}; {self.max_order + 1} orders or more"
-                f" of {rings} rings are needed"
-            )
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Arrays that hold the vectors, for a file: side by side, and their numbers."""
-        return {
-            "third_vectors": np.concatenate(self.vectors, axis=1),
-            "third_counts": self.counts,
-        }
-
-    @classmethod
-    def from_arrays(cls, basis: PolarBasis, arrays: dict[str, np.ndarray]) -> Self:
-        """
-        :param basis: The polar basis.
-        :param arrays: What :meth:`to_arrays` returned, among others.
-        :return: The basis of third moments.
-        :raises KeyError: an array is missing.
-        :raises ValueError: arrays that do not fit each other.
-        """
-        vectors, ends = arrays["third_vectors"], np.cumsum(arrays["third_counts"])
-        if vectors.ndim != 2 or vectors.shape[1] != ends[-1]:
-            raise ValueError(
-                f"third_vectors has shape {vectors.shape}; third_counts asks for"
-                f" {ends[-1]} columns"
-            )
-        return cls(basis, tuple(np.split(vectors, ends[:-1], axis=1)))
-
-
-def check_basis(basis: PolarBasis) -> None:
-    """
-    :param basis: What should be an in-plane averaged polar basis.
-    :raises TypeError: it is no polar basis.
-    :raises ValueError: it is not in-plane averaged.
-    """
-    if not isinstance(basis, PolarBasis):
-        raise TypeError(
-            f"basis is a {type(basis).__name__}; third moments are of a PolarBasis"
-        )
-    if not basis.inplane_average:
-        raise ValueError(
-            "third moments are averaged over in-plane angles; make the PolarBasis with"
-            " inplane_average=True"
-        )
+# Vectors U[m], (n_rings, q[m]), that orders m = 0, 1, … are reduced by: a = U* c.
+Vectors = tuple[np.ndarray, ...]
 
 
 def order_pairs(counts: np.ndarray) -> tuple[tuple[int, int], ...]:
-    """Orders m1 ≤ m2 with something kept of m1, m2 and m1 + m2."""
+    """
+    :param counts: Numbers q kept per order.
+    :return: Orders m1 ≤ m2 with something kept of m1, m2 and m1 + m2.
+    """
     M = len(counts) - 1
     return tuple(
         (m1, m2)
@@ -270,11 +30,105 @@ def order_pairs(counts: np.ndarray) -> tuple[tuple[int, int], ...]:
 
 
 def third_size(counts: np.ndarray) -> int:
-    """Number of entries of a third moment of `counts` numbers per order."""
-    return sum(
-        int(counts[m1]) * int(counts[m2]) * int(counts[m1 + m2])
-        for m1, m2 in order_pairs(counts)
-    )
+    """
+    :param counts: Numbers q kept per order.
+    :return: Number of entries of their third moment.
+    """
+    q = [int(count) for count in counts]
+    return sum(q[m1] * q[m2] * q[m1 + m2] for m1, m2 in order_pairs(counts))
+
+
+def ring_vectors(
+    basis: Basis, n_rings: int | None, max_order: int | None, budget_bytes: int
+) -> Vectors:
+    """
+    The innermost rings themselves, times the roots of their areas. An order m is kept
+    on the rings r that an object within the inscribed disc has it on, m ≤ ⌈πr⌉.
+
+    :param basis: In-plane averaged polar basis.
+    :param n_rings: Rings to keep; by default as many as fit into `budget_bytes`.
+    :param max_order: Largest order to keep; by default all on those rings.
+    :param budget_bytes: Largest size of the third moment.
+    :return: The vectors.
+    :raises ValueError: more rings or orders than the basis has, or rings that do not
+        fit into the budget.
+    """
+    check_integer("budget_bytes", budget_bytes, BYTES)
+    limit = basis.max_order if max_order is None else max_order
+    check_integer("max_order", limit, 0)
+    if n_rings is None:
+        falling = range(basis.n_rings, 1, -1)
+        n_rings = next((n for n in falling if _bytes(n, limit) <= budget_bytes), 1)
+    check_integer("n_rings", n_rings, 1)
+    if n_rings > basis.n_rings or limit > basis.max_order:
+        raise ValueError(
+            f"{n_rings} rings and orders up to {limit} are asked for; {basis} has fewer"
+        )
+    if _bytes(n_rings, limit) > budget_bytes:
+        raise ValueError(
+            f"the third moment of {n_rings} rings takes {_bytes(n_rings, limit)} bytes;"
+            f" budget_bytes is {budget_bytes}"
+        )
+    roots = np.diag(np.sqrt(basis.areas))
+    counts = _ring_counts(n_rings, limit)
+    return tuple(roots[:, n_rings - q : n_rings] for q in counts)
+
+
+def leading_eigenvectors(
+    basis: Basis,
+    second: np.ndarray,
+    noise_second: np.ndarray,
+    n_images: int,
+    budget_bytes: int,
+) -> Vectors:
+    """
+    Eigenvectors of second moments that belong to the largest eigenvalues of all orders
+    together. An eigenvalue counts only if it exceeds what the scatter of noise alone
+    would give it.
+
+    :param basis: In-plane averaged polar basis.
+    :param second: Second moment with the noise removed.
+    :param noise_second: Second moment of the noise.
+    :param n_images: Number of images; 0 for exact moments.
+    :param budget_bytes: Largest size of the third moment.
+    :return: The vectors, as many as fit.
+    :raises ValueError: a budget too small for one entry, or no eigenvalue above the
+        noise.
+    """
+    check_integer("budget_bytes", budget_bytes, BYTES)
+    values, vectors = _eigen(basis, second)
+    least = ROUNDING * values.max()
+    if n_images:
+        level = (vectors.conj() * (noise_second @ vectors)).sum(1).real
+        least = np.maximum(least, _largest_excess(basis.n_rings, n_images) * level)
+    orders, ranks = np.nonzero(values > least)
+    falling = np.argsort(-values[orders, ranks], kind="stable")
+    counts = _largest_within(orders[falling], budget_bytes)
+    if third_size(counts) == 0:
+        raise ValueError(
+            "the second moment has no eigenvalues above its noise of which a third"
+            f" moment of {budget_bytes} bytes could be made; take more images"
+        )
+    return tuple(U[:, :q] for U, q in zip(vectors, counts, strict=False))
+
+
+def scaled_white_noise(
+    basis: Basis, nyquist: bool, noise_power: np.ndarray
+) -> np.ndarray:
+    """
+    White noise's second moment, scaled on both sides to the power that the noise had:
+    right for smooth spectra, since only neighbouring rings overlap.
+
+    :param basis: In-plane averaged polar basis.
+    :param nyquist: As in `Basis.noise_second`.
+    :param noise_power: Power of the noise, as `Basis.own_power` has it.
+    :return: Second moment of the noise.
+    """
+    white = basis.noise_second(nyquist)
+    own = basis.own_power(white)
+    ratio = np.divide(noise_power, own, where=own > 0, out=np.zeros_like(own))
+    roots = np.sqrt(np.maximum(ratio, 0))
+    return roots[:, :, None] * white * roots[:, None]
 
 
 def _ring_counts(n_rings: int, max_order: int) -> np.ndarray:
@@ -284,7 +138,11 @@ def _ring_counts(n_rings: int, max_order: int) -> np.ndarray:
     return np.count_nonzero(highest >= orders[:, None], axis=1)
 
 
-def _eigen(second: np.ndarray, basis: PolarBasis) -> tuple[np.ndarray, np.ndarray]:
+def _bytes(n_rings: int, max_order: int) -> int:
+    return BYTES * third_size(_ring_counts(n_rings, max_order))
+
+
+def _eigen(basis: Basis, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues (orders, R), falling, and vectors (orders, R, R) of the second moment
     in the rings' metric; order 0, of real coefficients, has real ones."""
     roots = np.sqrt(basis.areas)
@@ -293,20 +151,6 @@ def _eigen(second: np.ndarray, basis: PolarBasis) -> tuple[np.ndarray, np.ndarra
     values, vectors = np.linalg.eigh(scaled)
     values[0], vectors[0] = np.linalg.eigh(scaled[0].real)
     return values[:, ::-1], roots[:, None] * vectors[:, :, ::-1]
-
-
-def _noise_second(moments: Moments) -> np.ndarray:
-    """
-    White noise's second moment, scaled on both sides to the power that the noise had:
-    right for smooth spectra, since only neighbouring rings overlap.
-    """
-    white = moments.basis.noise_second(moments.nyquist)
-    if moments.noise_power is None:
-        return moments.noise_variance * white
-    own = moments.basis.own_power(white)
-    ratio = np.divide(moments.noise_power, own, where=own > 0, out=np.zeros_like(own))
-    roots = np.sqrt(np.maximum(ratio, 0))
-    return roots[:, :, None] * white * roots[:, None]
 
 
 def _largest_excess(n_rings: int, n_images: int) -> float:
@@ -321,10 +165,8 @@ def _largest_excess(n_rings: int, n_images: int) -> float:
 
 
 def _largest_within(orders: np.ndarray, budget_bytes: int) -> np.ndarray:
-    """
-    :param orders: Order of each eigenvalue, the largest eigenvalue first.
-    :return: How many to keep per order, (max_order + 1,), as large as fits.
-    """
+    """How many eigenvalues to keep per order, as many as fit, given the order of each,
+    the largest eigenvalue first."""
     fits, too_many = 0, len(orders) + 1
     while too_many - fits > 1:
         middle = (fits + too_many) // 2

@@ -6,34 +6,40 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from aspire_mom.bases import Basis, PolarBasis
 from aspire_mom.moments.compression import (
     BYTES,
-    RadialCompression,
+    Vectors,
+    leading_eigenvectors,
     order_pairs,
+    ring_vectors,
+    scaled_white_noise,
     third_size,
 )
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+# Bytes of a third moment unless asked otherwise: a million complex numbers.
+BUDGET = 16 * 10**6
 # Share of the largest denominator of weighted least squares that others are raised to.
 FLOOR = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
-class ThirdMomentBasis(RadialCompression):
+class ThirdMomentBasis:
     """
     The third moment's entries, and how they are estimated: made by `from_moments`,
     compressed to leading eigenvectors, or by `rings`, of the innermost rings.
 
-    Of the numbers a[m] = U[m]* c[m] that an image's orders m ≥ 0 are reduced to,
-    T[m1, m2](i, j, k) = E a[m1, i] a[m2, j] conj a[m1 + m2, k] is kept for all pairs
-    0 ≤ m1 ≤ m2 with m1 + m2 ≤ max_order (the bispectrum). It is one flat array of
-    complex128, block after block in the order of `pairs`; :meth:`block` gives views.
+    Rings of every order m ≥ 0 are reduced to a few numbers, a[m] = U[m]* c[m]. Columns
+    of U[m] are orthonormal vectors times the roots of the rings' areas, so that norms
+    of a are at most those of c in the basis's metric. Of these numbers T[m1, m2](i, j,
+    k) = E a[m1, i] a[m2, j] conj a[m1 + m2, k] is kept for all pairs 0 ≤ m1 ≤ m2 with
+    m1 + m2 ≤ max_order (the bispectrum). It is one flat array of complex128, block
+    after block in the order of `pairs`; :meth:`block` gives views.
 
     No other pairs are needed. Turning an image by α multiplies a[m1] a[m2] a[m3] by
     exp(-i(m1 + m2 + m3)α), so the in-plane average has m1 + m2 + m3 = 0 only. It is
@@ -42,13 +48,124 @@ class ThirdMomentBasis(RadialCompression):
     positive by conjugation, sort these two, and the third is -(m1 + m2).
 
     With `weights`, ‖T‖ is the Cartesian norm of the moment that it stands for.
+
+    :param basis: In-plane averaged `PolarBasis` of the coefficients.
+    :param vectors: U[m], (n_rings, q[m]) for m = 0 … max_order, real or complex.
+    :raises TypeError: `basis` is no `PolarBasis`.
+    :raises ValueError: it is not in-plane averaged, or vectors are not of its rings and
+        orders, not finite, complex at order 0, or leave no third moment.
     """
+
+    basis: PolarBasis
+    vectors: Vectors
+
+    def __post_init__(self):
+        check_basis(self.basis)
+        vectors = [np.asarray(U) for U in self.vectors]
+        rings, orders = self.basis.n_rings, self.basis.max_order + 1
+        if not 0 < len(vectors) <= orders:
+            raise ValueError(
+                f"there are vectors of {len(vectors)} orders; {self.basis} has {orders}"
+            )
+        for m, U in enumerate(vectors):
+            if U.ndim != 2 or len(U) != rings or not np.isfinite(U).all():
+                raise ValueError(
+                    f"vectors of order {m} have shape {U.shape}; they must be finite,"
+                    f" ({rings}, q)"
+                )
+        if np.any(vectors[0].imag):
+            raise ValueError("vectors of order 0 are complex; c[0] is real")
+        vectors[0] = vectors[0].real
+        object.__setattr__(self, "vectors", tuple(vectors))
+        if self.size == 0:
+            raise ValueError("the vectors leave no entry of the third moment")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both reduce the same coefficients to the same numbers."""
+        if not isinstance(other, ThirdMomentBasis):
+            return NotImplemented
+        pairs = zip(self.vectors, other.vectors, strict=False)
+        return (
+            self.basis == other.basis
+            and len(self.vectors) == len(other.vectors)
+            and all(np.array_equal(mine, theirs) for mine, theirs in pairs)
+        )
+
+    __hash__ = None
 
     def __repr__(self):
         return (
             f"ThirdMomentBasis of {self.counts.sum()} numbers of orders up to"
             f" {self.max_order}, {self.nbytes / 1e6:.3g} MB, in {self.basis}"
         )
+
+    @classmethod
+    def from_moments(cls, moments, *, budget_bytes: int = BUDGET) -> ThirdMomentBasis:
+        """
+        Compress to the leading eigenvectors of second moments, as many as fit (see
+        `compression.leading_eigenvectors`). The noise that was removed has the power on
+        each ring that `moments.noise_power` tells, and correlations between rings as
+        white noise has.
+
+        :param moments: In-plane averaged `Moments` in a polar basis, of a few thousand
+            images (a pilot), say.
+        :param budget_bytes: Largest size of the third moment.
+        :return: The basis.
+        :raises TypeError: no moments in a polar basis.
+        :raises ValueError: moments that are not in-plane averaged, a budget too small
+            for one entry, or no eigenvalue above the noise.
+        """
+        basis = getattr(moments, "basis", None)
+        check_basis(basis)
+        if moments.noise_power is None:
+            noise = moments.noise_variance * basis.noise_second(moments.nyquist)
+        else:
+            noise = scaled_white_noise(basis, moments.nyquist, moments.noise_power)
+        vectors = leading_eigenvectors(
+            basis, moments.second, noise, moments.n_images, budget_bytes
+        )
+        return cls(basis, vectors)
+
+    @classmethod
+    def rings(
+        cls,
+        basis: PolarBasis,
+        n_rings: int | None = None,
+        *,
+        max_order: int | None = None,
+        budget_bytes: int = BUDGET,
+    ) -> ThirdMomentBasis:
+        """
+        Keep the innermost rings themselves (see `compression.ring_vectors`).
+
+        :param basis: In-plane averaged polar basis.
+        :param n_rings: Rings to keep; by default as many as fit into `budget_bytes`.
+        :param max_order: Largest order to keep; by default all on those rings.
+        :param budget_bytes: Largest size of the third moment.
+        :return: The basis.
+        :raises TypeError: `basis` is no polar basis.
+        :raises ValueError: it is not in-plane averaged, more rings or orders than it
+            has, or rings that do not fit into the budget.
+        """
+        check_basis(basis)
+        return cls(basis, ring_vectors(basis, n_rings, max_order, budget_bytes))
+
+    @property
+    def max_order(self) -> int:
+        """Highest order kept."""
+        return len(self.vectors) - 1
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Numbers q kept per order, (max_order + 1,)."""
+        return np.array([U.shape[1] for U in self.vectors])
+
+    @cached_property
+    def ring_indices(self) -> tuple[np.ndarray, ...] | None:
+        """The ring that each number is of, per order; None where compressed."""
+        if any((np.count_nonzero(U, axis=0) != 1).any() for U in self.vectors):
+            return None
+        return tuple(np.argmax(U != 0, axis=0) for U in self.vectors)
 
     @cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -104,26 +221,26 @@ class ThirdMomentBasis(RadialCompression):
         return np.moveaxis(third[where].reshape(shape), -1, 0)
 
     def sums(
-        self, c: np.ndarray, weights: np.ndarray | None = None, *, errors: bool = False
+        self, c: np.ndarray, H: np.ndarray | None = None, *, errors: bool = False
     ) -> dict[str, np.ndarray]:
         """
         Sums over images, to be added over batches in double precision.
 
         :param c: Coefficients (n, ≥ max_order + 1, n_rings) as the basis has them,
-            times `weights` where given.
-        :param weights: Real factors H (n, n_rings) that rings of each image were
-            multiplied by once in formation (a CTF) and once since, for least squares:
-            c = H (H f + noise).
+            times H where given.
+        :param H: Real factors (n, n_rings) that rings of each image were multiplied by
+            once in formation (a CTF) and once since, for least squares: c = H (H f +
+            noise).
         :param errors: Sum what standard errors need, too.
-        :return: `third`, Σ a a conj a, and `third_first`, Σ a[0]. With weights,
-            `third_first` is Σ a[0, r] H[s] H[t] and there is `third_weights`,
-            Σ H²[r] H²[s] H²[t], both (n_rings,)³. For errors, `third_squares`,
-            Σ |a a conj a|², and without weights `third_zeroth`, Σ a[0] a[0], and
-            `third_cross`, Σ a[0]² a[m] conj a[m].
-        :raises ValueError: wrong shapes, values that are not finite, or weights where
-            rings are compressed.
+        :return: `third`, Σ a a conj a, and `third_first`, Σ a[0]. With H, `third_first`
+            is Σ a[0, r] H[s] H[t] and there is `third_information`, Σ H²[r] H²[s]
+            H²[t], both (n_rings,)³. For errors, `third_squares`, Σ |a a conj a|², and
+            without H `third_zeroth`, Σ a[0] a[0], and `third_cross`, Σ a[0]² a[m] conj
+            a[m].
+        :raises ValueError: wrong shapes, values that are not finite, or H where rings
+            are compressed.
         """
-        parts = self.compressed(c)
+        parts = self._compressed(c)
         conjugates = [a.conj() for a in parts]
         zeroth = parts[0].real
         sums = {"third": np.concatenate(list(self._products(parts, conjugates)))}
@@ -131,14 +248,36 @@ class ThirdMomentBasis(RadialCompression):
             moduli = [a.real**2 + a.imag**2 for a in parts]
             squares = self._products(moduli, moduli)
             sums["third_squares"] = np.concatenate(list(squares))
-        if weights is not None:
-            return sums | self._weighted_sums(zeroth, weights)
+        if H is not None:
+            return sums | self._information_sums(zeroth, H)
         sums["third_first"] = zeroth.sum(1, dtype=np.float64)
         if errors:
             sums["third_zeroth"] = zeroth @ zeroth.T
             cross = self._products(parts, conjugates, [parts[0] ** 2])
             sums["third_cross"] = np.concatenate(list(cross))
         return sums
+
+    def _compressed(self, c: np.ndarray) -> list[np.ndarray]:
+        """a[m], (q[m], n), complex of the precision of c."""
+        c = np.asarray(c)
+        self._check_shape(c.shape[1:], c.shape)
+        rows = np.ascontiguousarray(c[:, : self.max_order + 1].transpose(1, 2, 0))
+        parts = [
+            U.conj().T.astype(c.dtype) @ row
+            for U, row in zip(self.vectors, rows, strict=True)
+        ]
+        if not all(np.isfinite(a).all() for a in parts):
+            raise ValueError("coefficients have values that are NaN or infinite")
+        return parts
+
+    def _check_shape(self, rows: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        """:param rows: Numbers of orders and rings, of the whole `shape`."""
+        rings = self.basis.n_rings
+        if len(shape) != 3 or rows[0] <= self.max_order or rows[1] != rings:
+            raise ValueError(
+                f"coefficients have shape {shape}; {self.max_order + 1} orders or more"
+                f" of {rings} rings are needed"
+            )
 
     def finish(
         self,
@@ -162,27 +301,27 @@ class ThirdMomentBasis(RadialCompression):
         noise that turning leaves alike, as a radial spectrum's. (White noise on square
         pixels couples orders that differ by multiples of 4, on rings near Nyquist.)
 
-        E s[0] is the same images' mean. With weights, every entry is the least-squares
+        E s[0] is the same images' mean. With H, every entry is the least-squares
         solution, and the noise's share of Σ is that of H x: the mean over images of
         a[0, r] H[s] H[t] times the noise before the second multiplication by H.
 
         :param sums: What :meth:`sums` returned, added over batches.
         :param n_images: Number of images.
-        :param noise_second: Second moment of the noise of f (of H f + noise, with
-            weights), alike in all images, of the basis's second moment's shape, its
+        :param noise_second: Second moment of the noise of f (of H f + noise, with H),
+            alike in all images, of the basis's second moment's shape, its
             variance included.
         :param floor: Share of the largest denominator Σ H² H² H² that smaller ones are
             raised to, which draws entries that hardly any image tells of to zero.
         :return: The third moment (size,), complex128, and its standard error, float64,
-            or None without `errors` or for one image. The noise counts as known. With
-            weights the error is that of entries which are 0 and have no bias removed:
+            or None without `errors` or for one image. The noise counts as known. With H
+            the error is that of entries which are 0 and have no bias removed:
             where noise prevails, right for m1 > 0, up to 60 % too large for m1 = 0.
         :raises ValueError: wrong shape of the noise.
         """
-        weighted = "third_weights" in sums
+        weighted = "third_information" in sums
         scale = np.float64(n_images)
         if weighted:
-            scale = self._by_rings(sums["third_weights"])
+            scale = self._by_rings(sums["third_information"])
             scale = np.maximum(scale, floor * scale.max())
         noise = self._compressed_noise(noise_second)
         third = (sums["third"] - self._noise_share(sums["third_first"], noise)) / scale
@@ -195,7 +334,7 @@ class ThirdMomentBasis(RadialCompression):
 
     def noise_bias(self, first: np.ndarray, noise_second: np.ndarray) -> np.ndarray:
         """
-        What noise adds to the third moment of images without weights.
+        What noise adds to the third moment of images without a CTF.
 
         :param first: First moment (n_rings,).
         :param noise_second: Second moment of the noise, of the second moment's shape.
@@ -215,9 +354,7 @@ class ThirdMomentBasis(RadialCompression):
         :return: The third moment (size,), of `c`'s precision.
         :raises ValueError: wrong shapes.
         """
-        import torch
-
-        self.check_shape(tuple(c.shape[:2]), tuple(c.shape))
+        self._check_shape(tuple(c.shape[:2]), tuple(c.shape))
         parts = [
             torch.as_tensor(U.conj().T, dtype=c.dtype, device=c.device) @ row
             for U, row in zip(self.vectors, c, strict=False)
@@ -226,6 +363,34 @@ class ThirdMomentBasis(RadialCompression):
         return torch.cat(
             list(self._products(parts, [a.conj() for a in parts], weighted))
         )
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """
+        :return: Arrays for a file: the vectors side by side, and their numbers.
+        """
+        return {
+            "third_vectors": np.concatenate(self.vectors, axis=1),
+            "third_counts": self.counts,
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, basis: PolarBasis, arrays: dict[str, np.ndarray]
+    ) -> ThirdMomentBasis:
+        """
+        :param basis: The polar basis.
+        :param arrays: What :meth:`to_arrays` returned, among others.
+        :return: The basis of third moments.
+        :raises KeyError: an array is missing.
+        :raises ValueError: arrays that do not fit each other.
+        """
+        vectors, ends = arrays["third_vectors"], np.cumsum(arrays["third_counts"])
+        if vectors.ndim != 2 or vectors.shape[1] != ends[-1]:
+            raise ValueError(
+                f"third_vectors has shape {vectors.shape}; third_counts asks for"
+                f" {ends[-1]} columns"
+            )
+        return cls(basis, tuple(np.split(vectors, ends[:-1], axis=1)))
 
     def _products(
         self, parts: Sequence, conjugates: Sequence, firsts: Sequence | None = None
@@ -244,25 +409,25 @@ class ThirdMomentBasis(RadialCompression):
             rows = rows.reshape(-1, rows.shape[-1])
             yield (rows @ firsts[m1].T).reshape(-1)
 
-    def _weighted_sums(self, a: np.ndarray, H: np.ndarray) -> dict[str, np.ndarray]:
+    def _information_sums(self, a: np.ndarray, H: np.ndarray) -> dict[str, np.ndarray]:
         """Sums of H for least squares, and of a[0] (q[0], n) H H for its noise."""
         if self.ring_indices is None:
             raise ValueError(
-                "weights per ring (a CTF) need a third moment without compression, by"
-                " ThirdMomentBasis.rings: eigenvectors mix rings of unlike weights"
+                "factors H per ring (a CTF) need a third moment without compression, by"
+                " ThirdMomentBasis.rings: eigenvectors mix rings of unlike factors"
             )
         n, rings = a.shape[1], self.basis.n_rings
         H = np.asarray(H, dtype=a.dtype)
         if H.shape != (n, rings) or not np.isfinite(H).all():
             raise ValueError(
-                f"weights have shape {H.shape}; they must be finite, ({n}, {rings})"
+                f"H has shape {H.shape}; it must be finite, ({n}, {rings})"
             )
         of_ring = np.zeros((rings, n), a.dtype)
         of_ring[self.ring_indices[0]] = a
         products = (H[:, :, None] * H[:, None]).reshape(n, -1)
         return {
             "third_first": (of_ring @ products).reshape(3 * (rings,)),
-            "third_weights": ((H**2).T @ products**2).reshape(3 * (rings,)),
+            "third_information": ((H**2).T @ products**2).reshape(3 * (rings,)),
         }
 
     def _by_rings(self, values: np.ndarray) -> np.ndarray:
@@ -324,6 +489,23 @@ class ThirdMomentBasis(RadialCompression):
     def _zeroth_orders(self) -> list[int]:
         """Orders m2 of the blocks with m1 = 0."""
         return [m2 for m1, m2 in self.pairs if m1 == 0]
+
+
+def check_basis(basis: Basis) -> None:
+    """
+    :param basis: What should be an in-plane averaged polar basis.
+    :raises TypeError: it is no basis.
+    :raises ValueError: it is another one.
+    """
+    if not isinstance(basis, Basis):
+        raise TypeError(
+            f"basis is a {type(basis).__name__}; third moments are of a PolarBasis"
+        )
+    if not basis.inplane_average:
+        raise ValueError(
+            f"basis is {basis}; third moments are averaged over in-plane angles, of a"
+            " PolarBasis with inplane_average=True"
+        )
 
 
 def _any_first(term: np.ndarray) -> np.ndarray:

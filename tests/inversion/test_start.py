@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from aspire_mom import CartesianBasis, MomentInversion, Moments, PolarBasis
 from aspire_mom.cli.main import main
 from aspire_mom.inversion import SearchOptions, predict
-from aspire_mom.inversion.forward import PolarForward
+from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.start import encoder_inputs
 from aspire_mom.moments.rings import ring_rms
 from aspire_mom.networks import (
@@ -57,7 +57,7 @@ def moments(turn=None, mirrored=False, scale=1.0, size=L, **basis):
     p = np.repeat(p / p.sum() / n_inplane, n_inplane)
     basis = PolarBasis(size, n_rings=8, **basis)
     with torch.no_grad():
-        first, second = PolarForward(basis, quadrature)(volume, torch.from_numpy(p))
+        first, second = forward_model(basis, quadrature)(volume, torch.from_numpy(p))
     return Moments(first.numpy(), second.numpy(), basis)
 
 

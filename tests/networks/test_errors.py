@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aspire_mom.bases import PolarBasis
-from aspire_mom.inversion.forward import PolarForward
+from aspire_mom.inversion.forward import forward_model
 from aspire_mom.networks.errors import (
     FLIPS,
     VIEW_FLIPS,
@@ -51,7 +51,7 @@ def moments(forward, points, volume, p):
 @SIGNS
 def test_flips_leave_moments_unchanged(flip):
     quadrature = SO3Quadrature.product(DESIGN, 1)
-    forward = PolarForward(PolarBasis(25, n_rings=6, max_order=8), quadrature)
+    forward = forward_model(PolarBasis(25, n_rings=6, max_order=8), quadrature)
     points = quadrature.views
     before = moments(forward, points, VOLUME, density(points))
     after = moments(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aspire_mom.bases import PolarBasis
-from aspire_mom.inversion.forward import PolarForward
+from aspire_mom.inversion.forward import forward_model
 from aspire_mom.networks.exact import ExactMoments
 from aspire_mom.networks.problems import draw_chains, draw_mixtures, draw_views
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign, VonMisesFisherMixture
@@ -38,7 +38,7 @@ def test_batches_agree_with_the_forward_model(draw):
     assert first.shape == (3, 2, 7)
     assert second.shape == (3, 2, 13, 7, 7)
     quadrature = SO3Quadrature.product(SphericalDesign(15), 1)
-    forward = PolarForward(PolarBasis(L, n_rings=7, max_order=12), quadrature)
+    forward = forward_model(PolarBasis(L, n_rings=7, max_order=12), quadrature)
     for i in range(3):
         volume = as_volume(*(t[i] for t in volumes))
         for j in range(2):
