@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, BinaryIO
+from typing import IO
 
 import numpy as np
 import torch
@@ -32,11 +32,7 @@ class ForeignCheckpoint(ValueError):
     """A checkpoint that cannot be resumed: of another computation, or damaged."""
 
 
-def check_folder(path: Path) -> None:
-    """
-    :param path: File to write.
-    :raises FileNotFoundError: its folder does not exist.
-    """
+def _check_folder(path: Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder to write to")
 
@@ -54,7 +50,7 @@ def atomic(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     :raises FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
-    check_folder(path)
+    _check_folder(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with open(partial, mode) as file:
@@ -114,7 +110,6 @@ def save_arrays(
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path}: the file's name must end in .npz")
-    check_folder(path)
     check_new(path, overwrite)
     present = {name: value for name, value in arrays.items() if value is not None}
     text = json.dumps(dict(settings or {}))
@@ -243,8 +238,8 @@ def load_network(
 
 def digest(*values: object) -> str:
     """
-    :param values: Arrays, tensors, models, dictionaries of these, and whatever else
-        `repr` shows in full. Of a model, its tensors and plain attributes count.
+    :param values: Arrays, tensors, models, what `repr` shows in full, and lists and
+        dictionaries of these. Of a model, its tensors and plain attributes count.
     :return: A short text that differs where a value, shape or type does.
     """
     sha = hashlib.sha256()
@@ -263,9 +258,11 @@ def _add_to_digest(sha, value: object) -> None:
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, dict):
-        for item in value.items():
-            for part in item:
-                _add_to_digest(sha, part)
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        sha.update(f"{len(value)} ".encode())
+        for part in value:
+            _add_to_digest(sha, part)
     elif isinstance(value, np.ndarray):
         sha.update(f"{value.dtype}{value.shape}".encode())
         sha.update(np.ascontiguousarray(value).tobytes())
@@ -278,7 +275,9 @@ class Checkpoint:
     State of a long computation in one file, which can go on from it after being killed.
 
     At every instant the file is the former one or the new one, whole. It is read with
-    `weights_only`, so that a file cannot run code.
+    `weights_only`, so that a file cannot run code. The attribute `state`, empty at
+    first, is what is kept: nested dictionaries, lists and tuples of numbers, texts,
+    arrays and tensors. Arrays come back as tensors, all on the CPU.
 
     :param path: The file, or None to keep nothing on disk.
     :param fingerprint: Identifies data and settings: texts by name. A checkpoint with
@@ -291,10 +290,6 @@ class Checkpoint:
         another number of processes.
     """
 
-    #: What was kept: nested dictionaries, lists and tuples of numbers, texts, arrays
-    #: and tensors. Arrays come back as tensors, all on the CPU. Empty at first.
-    state: dict
-
     def __init__(
         self,
         path: str | Path | None,
@@ -303,14 +298,15 @@ class Checkpoint:
         every: float = 20.0,
         each_process: bool = False,
     ):
-        self.path, self.state = None, {}
+        self.path: Path | None = None
+        self.state: dict = {}
         self.fingerprint, self.every = dict(fingerprint), every
         self._last_write = time.monotonic()
         self._writes = each_process or processes.is_first()
         if path is None:
             return
         path, count = Path(path), processes.n_processes() if each_process else 1
-        check_folder(path)
+        _check_folder(path)
         for found, count_of_found in _checkpoint_files(path).items():
             if count_of_found != count:
                 raise ForeignCheckpoint(
@@ -344,9 +340,9 @@ class Checkpoint:
                 file.write(CHECKPOINT + bytes(DIGEST_SIZE))
                 torch.save(contents, file)
                 file.seek(len(CHECKPOINT) + DIGEST_SIZE)
-                found = _digest_of_rest(file)
+                sha = _digest_of_rest(file)
                 file.seek(len(CHECKPOINT))
-                file.write(found)
+                file.write(sha)
         except OSError as error:
             reason = f"the checkpoint could not be written ({error.strerror or error})"
             if self.path.exists():
@@ -361,8 +357,8 @@ class Checkpoint:
 
     def _read(self) -> dict:
         with open(self.path, "rb") as file:
-            mark, digest = file.read(len(CHECKPOINT)), file.read(DIGEST_SIZE)
-            if mark != CHECKPOINT or digest != _digest_of_rest(file):
+            mark, sha = file.read(len(CHECKPOINT)), file.read(DIGEST_SIZE)
+            if mark != CHECKPOINT or sha != _digest_of_rest(file):
                 raise ForeignCheckpoint(
                     f"{self.path} is no checkpoint, or a damaged one, or of another"
                     f" version of aspire_mom; {ANEW}"
@@ -391,12 +387,12 @@ def discard_checkpoint(path: str | Path) -> None:
 def _checkpoint_files(path: Path) -> dict[Path, int]:
     """Existing files of a checkpoint, with the number of processes of each's run."""
     pattern = re.compile(re.escape(path.name) + r"\.\d+-of-(\d+)")
-    own = {path: 1} if path.exists() else {}
     matches = {file: pattern.fullmatch(file.name) for file in path.parent.iterdir()}
-    return own | {file: int(match[1]) for file, match in matches.items() if match}
+    found = {file: int(match[1]) for file, match in matches.items() if match}
+    return found | ({path: 1} if path.exists() else {})
 
 
-def _digest_of_rest(file: BinaryIO) -> bytes:
+def _digest_of_rest(file: IO) -> bytes:
     """SHA-256 of a file from where it is read; leaves it there."""
     start, sha = file.tell(), hashlib.sha256()
     while block := file.read(1 << 20):

@@ -15,6 +15,7 @@ from aspire.source import ImageSource
 from aspire_mom import processes
 from aspire_mom.bases import Basis, divide, solve_entries
 from aspire_mom.checks import check_images, checked_device
+from aspire_mom.files import digest
 from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
 from aspire_mom.moments.checks import (
     check_astigmatism,
@@ -35,7 +36,7 @@ from aspire_mom.moments.corners import (
 )
 from aspire_mom.moments.corrections import Corrections
 from aspire_mom.moments.ctf import TransferFunctions
-from aspire_mom.moments.identity import SourceIdentity, digest
+from aspire_mom.moments.identity import SourceIdentity
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.options import (
     CorrectionOptions,
@@ -148,7 +149,7 @@ class MomentEstimator:
         if noise.spectrum == "corners":
             kind = "corners"
         elif self.noise_spectrum is not None:
-            kind, noise_given = "given spectrum", digest([self.noise_spectrum])
+            kind, noise_given = "given spectrum", digest(self.noise_spectrum)
         return Corrections(
             source=SourceIdentity.of(self.source),
             ctf="corrected" if used else "ignored" if self.has_ctf else "none",
@@ -372,10 +373,9 @@ class MomentEstimator:
 
     def _fingerprint(self) -> dict[str, object]:
         """What a checkpoint's sums depend on."""
-        third = None if self.third is None else self.third.to_arrays()
         return {
             "basis": repr(self.basis),
-            "third": None if third is None else digest([*third, *third.values()]),
+            "third": None if self.third is None else digest(self.third.to_arrays()),
             **self._request.of_sums(),
         }
 

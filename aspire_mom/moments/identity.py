@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from aspire.operators import Filter
 from aspire.source import ImageSource
+
+from aspire_mom.files import digest
 
 # Images whose pixels count, spread over the source, the first and the last among them.
 LOOKED_AT = 16
@@ -65,8 +65,8 @@ class SourceIdentity:
             )
             names, which = np.unique(paths.astype(str), return_inverse=True)
             stacks = {
-                "stacks": f"{len(names)}, {digest(map(_state, names))}",
-                "images_in_stacks": digest([which, numbers]),
+                "stacks": f"{len(names)}, {digest(*map(_state, names))}",
+                "images_in_stacks": digest(which, numbers),
             }
         pixel_size = source.pixel_size
         return cls(
@@ -75,24 +75,13 @@ class SourceIdentity:
             L=source.L,
             dtype=str(source.dtype),
             pixel_size=None if pixel_size is None else float(pixel_size),
-            filters=digest(source.unique_filters or []),
-            filter_indices=digest([filter_indices]),
-            shifts=digest([source.offsets]),
-            amplitudes=digest([source.amplitudes]),
-            pixels=digest([source.images[looked_at].asnumpy()]),
+            filters=digest(_plain(source.unique_filters or [])),
+            filter_indices=digest(filter_indices),
+            shifts=digest(source.offsets),
+            amplitudes=digest(source.amplitudes),
+            pixels=digest(source.images[looked_at].asnumpy()),
             **stacks,
         )
-
-
-def digest(values: Iterable[object]) -> str:
-    """
-    :param values: Numbers, text, arrays or ASPIRE filters.
-    :return: 16 hexadecimal digits that differ for other values.
-    """
-    found = hashlib.sha256()
-    for value in values:
-        found.update(_plain(value).encode() + b"\n")
-    return found.hexdigest()[:16]
 
 
 def _state(path: str) -> str:
@@ -101,16 +90,14 @@ def _state(path: str) -> str:
     return f"{Path(path).name} {state.st_size} {state.st_mtime_ns}"
 
 
-def _plain(value: object) -> str:
-    """A value as text, the same in every run: filters by their parameters."""
-    if isinstance(value, np.ndarray) and value.ndim:
-        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-        return f"{value.dtype}{value.shape}{content}"
+def _plain(value: object) -> object:
+    """A filter as its type and parameters, which are the same in every run."""
     if isinstance(value, Filter):
-        fields = {name: _plain(v) for name, v in sorted(vars(value).items())}
-        return f"{type(value).__name__}{fields}"
+        return [type(value).__name__, _plain(vars(value))]
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in sorted(value.items())}
     if isinstance(value, list | tuple):
-        return str([_plain(v) for v in value])
+        return [_plain(v) for v in value]
     if isinstance(value, bool | int | float | str | np.number | np.ndarray | None):
-        return repr(value)
+        return value
     return type(value).__name__
