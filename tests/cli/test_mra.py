@@ -123,7 +123,7 @@ def test_refusals(tmp_path, exact, raw):
     assert "--weights is for --method network" in refused(
         "solve", exact, *out, "--weights", exact
     )
-    assert "no weights" in refused(
+    assert "holds unknown contents" in refused(
         "solve", exact, *out, "--method", "network", "--weights", exact
     )
 
@@ -163,7 +163,7 @@ def test_training_refusals(tmp_path):
     assert "--training-set is for --encoder paper" in refused(
         "train", *out, "--training-set", 5
     )
-    assert "--device tpu cannot be used" in refused(
+    assert "--device is tpu, which cannot be used" in refused(
         "train", *out, "--device", "tpu", "--steps", 1
     )
     assert "--n is 15; --encoder mixture is for at least 19" in refused(
