@@ -122,7 +122,7 @@ def em(count: int, seed: int, sigmas=(1.0, 3.0, 10.0), sizes=(10**5, 10**6)) -> 
     print(f"{head} {'v/EM':>6} {'ρ/EM':>6} {'EM s/s':>7}")
     # Weights of networks are read once, in a first call.
     rng = np.random.default_rng(seed)
-    timed(simulate_moments(*GaussianFamily(2).draw(1, rng), 10**6, 1.0, rng), "learned")
+    timed(simulate_moments(*GaussianFamily(2).draw(1, rng), 10**6, 1.0, rng), "auto")
     for N in sizes:
         for sigma in sigmas:
             rows = {name: [] for name in ("EM", "marching", "auto")}

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import get_args
 
 import click
-import numpy as np
 
 from aspire_mom.cli import console
 from aspire_mom.cli.train import run_training
 from aspire_mom.files import staged
+from aspire_mom.mra.checks import check_moments
 from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
-from aspire_mom.mra.files import plot_solution, read_moments
-from aspire_mom.mra.inversion import Method, solve
+from aspire_mom.mra.files import read_moments
+from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution
 from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
 from aspire_mom.mra.problems import Training
 from aspire_mom.mra.refine import predict
@@ -168,17 +168,15 @@ def solve_command(
         raise ValueError(
             f"{data}: first has shape {moments.first.shape}; one problem has (n,)"
         )
-    arguments = {"n_observations": moments.n_observations, "sigma": moments.sigma}
     if method == "network":
         network = pretrained() if weights is None else load_weights(weights)
-        # The marching solver checks what the network takes for granted.
-        solve(moments.first, moments.second, **arguments, method="marching")
-        v, rho = predict(network, moments)
+        # Networks refuse nothing.
+        solution = MRASolution(*predict(network, check_moments(moments)))
     else:
-        v, rho = solve(moments.first, moments.second, **arguments, method=method)
+        solution = MRAInversion(moments, method=method).estimate()
     with staged(out.parent) as folder:
-        np.savez(folder / out.name, v=v, rho=rho)
-        plot_solution(v, rho, folder / picture.name)
+        solution.save(folder / out.name)
+        solution.plot().savefig(folder / picture.name, dpi=120)
     click.echo(f"v and rho in {out}, picture in {picture}")
 
 

@@ -18,8 +18,8 @@ def density_of_shifts(
     v: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
     """
-    The ρ ≥ 0 whose moments with a given signal are nearest in the Frobenius norm. Both
-    moments are linear in ρ̃, and say of ρ̃(d) what the entries (k, k - d) do.
+    The ρ ≥ 0 whose moments with a given signal are nearest in the Frobenius norm, the
+    first moment in units of the signal's root mean square. Both moments are linear in ρ̃, and say of ρ̃(d) what the entries (k, k - d) do.
 
     :param v: Signals (..., n).
     :param first: First moments (..., n).
@@ -31,11 +31,13 @@ def density_of_shifts(
     k = np.arange(n)
     to = (k - k[:, None]) % n
     known = v_hat[..., None, :] * v_hat[..., to].conj()
-    total = (known.conj() * second[..., k, to]).sum(-1) + v_hat.conj() * first
-    weight = (np.abs(known) ** 2).sum(-1) + np.abs(v_hat) ** 2
+    power = (np.abs(v_hat) ** 2).mean(-1, keepdims=True)
+    total = (known.conj() * second[..., k, to]).sum(-1) + power * v_hat.conj() * first
+    weight = (np.abs(known) ** 2).sum(-1) + power * np.abs(v_hat) ** 2
     rho = np.empty(v.shape)
     for i in np.ndindex(v.shape[:-1]):
-        rho[i] = _nonnegative(total[i], weight[i])
+        unit = weight[i].max()
+        rho[i] = _nonnegative(total[i] / unit, weight[i] / unit)
     return rho
 
 
@@ -69,9 +71,9 @@ def density_in_best_place(
 
 
 def _nonnegative(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The ρ ≥ 0 that minimises Σ_d weight |ρ̃(d) - total/weight|²."""
+    """The ρ ≥ 0 that minimises Σ_d weight |ρ̃(d) - total/weight|², weights at most 1."""
     n = len(total)
-    scale = np.sqrt(weight + RIDGE**2 * weight.max())
+    scale = np.sqrt(weight + RIDGE**2)
     half = slice(1, n // 2 + 1)
     # The Nyquist frequency of even n is its own opposite.
     twice = np.where(2 * np.arange(n) == n, 1, 2)

@@ -10,7 +10,10 @@ from typing import Literal, get_args
 # Importing it disables the loggers that exist, so that this comes first.
 import aspire  # noqa: F401
 import numpy as np
+from matplotlib.figure import Figure
 
+from aspire_mom.checks import check_choice
+from aspire_mom.files import contents_of, load_arrays, save_arrays
 from aspire_mom.mra.checks import check_moments
 from aspire_mom.mra.chi_squared import WhitenedMoments
 from aspire_mom.mra.density import density_in_best_place
@@ -22,6 +25,7 @@ from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
 from aspire_mom.mra.spectral import spectral
 from aspire_mom.threads import one_blas_thread
 
+FORMAT = "aspire_mom.MRASolution.1"
 logger = logging.getLogger(__name__)
 
 Method = Literal["auto", "spectral", "marching", "least-squares", "mixture"]
@@ -52,21 +56,40 @@ class MRASolution:
     v: np.ndarray
     rho: np.ndarray
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
-        :param path: File to write (.npz), with arrays `v` and `rho`.
+        Write the solution to an .npz file, as arrays `v` and `rho`.
+
+        :param path: File to write.
+        :param overwrite: Replace an existing file.
+        :raises ValueError: the name does not end in .npz.
+        :raises FileExistsError: the file exists and `overwrite` is False.
         """
-        with open(path, "wb") as file:
-            np.savez(file, v=self.v, rho=self.rho)
+        save_arrays(path, FORMAT, {"v": self.v, "rho": self.rho}, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> MRASolution:
         """
         :param path: A file that :meth:`save` has written.
         :return: The solution.
+        :raises FileNotFoundError: the file does not exist.
+        :raises ValueError: the file is damaged, or holds something else.
         """
-        with np.load(path, allow_pickle=False) as stored:
-            return cls(stored["v"], stored["rho"])
+        arrays, _ = load_arrays(path, FORMAT)
+        with contents_of(path):
+            return cls(arrays["v"], arrays["rho"])
+
+    def plot(self) -> Figure:
+        """
+        :return: A picture of the signal and of the density, of one problem.
+        """
+        figure = Figure(figsize=(8, 3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        left.plot(self.v, "o-", ms=3)
+        left.set(title="signal v", xlabel="sample")
+        right.bar(np.arange(len(self.rho)), self.rho)
+        right.set(title="density ρ of shifts", xlabel="shift in samples")
+        return figure
 
 
 class MRAInversion:
@@ -100,9 +123,7 @@ class MRAInversion:
     """
 
     def __init__(self, moments: FourierMoments, *, method: Method = "auto"):
-        if method not in get_args(Method):
-            names = ", ".join(f'"{name}"' for name in get_args(Method))
-            raise ValueError(f"method is {method!r}; it must be one of {names}")
+        check_choice("method", method, get_args(Method))
         self.moments, self.method = check_moments(moments), method
         exact = self.moments.n_observations is None
         self._noise = (

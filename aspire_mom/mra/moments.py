@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -195,31 +194,15 @@ def to_fourier(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def to_samples(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    The inverse of :func:`to_fourier`.
+    The inverse of :func:`to_fourier`, for moments of real signals.
 
     :param first: E v̂_j, (..., n).
     :param second: E v̂_j v̂_j*, (..., n, n).
-    :return: E v_j and E v_j v_jᵀ, real. Of what is conjugate at opposite frequencies,
-        as moments of real signals are, only half is read.
+    :return: E v_j and E v_j v_jᵀ, real.
     """
-    n = first.shape[-1]
-    half = n // 2 + 1
-    along, back = _half_waves(n)
-    rows = along @ second[..., :half]
-    # Real and imaginary parts in turn.
-    second = np.ascontiguousarray(rows).view(np.float64) @ back
-    return np.fft.irfft(first[..., :half], n, norm="ortho"), second
-
-
-@cache
-def _half_waves(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The inverse of the unitary DFT, (n, n); and what makes real samples of real and
-    imaginary parts, in turn, at frequencies 0 … n//2, (2 (n//2 + 1), n)."""
-    inverse = np.fft.ifft(np.eye(n), norm="ortho")
-    k = np.arange(n // 2 + 1)
-    # All but these frequencies stand for their opposites too.
-    twice = np.where((k == 0) | (2 * k == n), 1, 2)[:, None] * inverse[: len(k)]
-    return inverse, np.stack((twice.real, twice.imag), 1).reshape(-1, n)
+    rows = np.fft.ifft(second, axis=-2, norm="ortho")
+    second = np.fft.fft(rows, norm="ortho").real
+    return np.fft.ifft(first, norm="ortho").real, second
 
 
 def relative_errors(

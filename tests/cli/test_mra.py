@@ -98,7 +98,7 @@ def test_refusals(tmp_path, exact, raw):
     assert "must end in .npz" in refused("solve", exact, "-o", tmp_path / "s.mat")
     broken = tmp_path / "b.npz"
     broken.write_bytes(exact.read_bytes()[:200])
-    assert "cannot be read as .npz" in refused("solve", broken, *out)
+    assert "is damaged" in refused("solve", broken, *out)
     np.savez(broken, first=np.ones(41))
     assert "has no array second" in refused("solve", broken, *out)
     with np.load(exact) as m:
