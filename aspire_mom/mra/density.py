@@ -19,7 +19,8 @@ def density_of_shifts(
 ) -> np.ndarray:
     """
     The ρ ≥ 0 whose moments with a given signal are nearest in the Frobenius norm, the
-    first moment in units of the signal's root mean square. Both moments are linear in ρ̃, and say of ρ̃(d) what the entries (k, k - d) do.
+    first moment in units of the signal's root mean square. Both moments are linear in
+    ρ̃; the entries (k, k - d) determine ρ̃(d).
 
     :param v: Signals (..., n).
     :param first: First moments (..., n).
