@@ -254,8 +254,6 @@ def _std(option: str, value: str) -> float | None:
 def _third(basis: Basis, n_rings: int | None) -> ThirdMomentBasis | None:
     if n_rings is None:
         return None
-    if not isinstance(basis, PolarBasis):
-        raise ValueError("--third-rings is for --basis polar only")
     return ThirdMomentBasis.rings(basis, n_rings)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import jv
 
-from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.bases import CartesianBasis, PolarBasis, multiply
 from aspire_mom.bases.polar import signed_orders
 from aspire_mom.moments.moments import weighted_norm
 from tests.moments.sources import largest_difference, noise_images
@@ -232,3 +232,58 @@ def test_numpy_integers_are_plain_and_bases_compare():
     assert type(basis.L) is type(basis.n_rings) is int
     assert basis != PolarBasis(25, inplane_average=False)
     assert CartesianBasis(25) != basis
+
+
+KINDS = pytest.mark.parametrize(
+    "basis",
+    [
+        CartesianBasis(10),
+        PolarBasis(10),
+        PolarBasis(10, max_order=6, inplane_average=False),
+    ],
+    ids=["cartesian", "polar", "general"],
+)
+
+
+@KINDS
+def test_moments_cut_are_those_of_the_cut_basis(basis):
+    inner, images = basis.cut(3, 4), noise_images(5, 10, dtype=np.float64)
+    assert inner == basis.cut(3, 4).cut(99, 99)
+    found, expected = (b.finish(b.sums(images)) for b in (basis, inner))
+    for whole, part in zip(found, expected, strict=True):
+        assert largest_difference(basis.cut_array(whole, inner), part) < 1e-12
+    for name in ("first_weights", "second_weights", "first_multiplicity"):
+        values = basis.cut_array(getattr(basis, name), inner)
+        np.testing.assert_array_equal(values, getattr(inner, name))
+
+
+@KINDS
+def test_powers_are_those_of_coefficients(basis):
+    images = noise_images(5, 10, dtype=np.float64)
+    f = basis.coefficients(images).reshape(5, *basis.power_shape)
+    power = (np.abs(f) ** 2).sum(0)
+    second = basis.finish(basis.sums(images))[1]
+    assert largest_difference(basis.own_power(second), power) < 1e-12
+    first = basis.first_power(second)
+    assert first.shape == basis.first_shape
+    assert largest_difference(first.ravel(), power.ravel()[: first.size]) < 1e-12
+    twice = 1 + (np.arange(len(power)) > 0)
+    on_rings = [
+        (twice @ power)[basis.rings == r].mean() for r in range(max(basis.rings) + 1)
+    ]
+    np.testing.assert_allclose(basis.ring_power(power), on_rings)
+
+
+@KINDS
+def test_dividing_undoes_multiplying(basis):
+    rng = np.random.default_rng(0)
+    H = rng.uniform(0.5, 1, (7, len(np.unique(basis.rings))))[:, basis.rings]
+    H = basis.filter_values(H.T)
+    information = basis.information_sums(H, 1)["second_information"]
+    second = rng.standard_normal(basis.second_shape)
+    product = basis.multiply(second, information)
+    np.testing.assert_allclose(basis.divide(product, information, 7), second)
+    own = np.einsum("mrr->mr", information)
+    np.testing.assert_allclose(
+        basis.own_power(product), multiply(basis.own_power(second), own)
+    )
