@@ -1,12 +1,12 @@
 """
-Errors of volumes and densities that no choice of axes' signs changes.
+Errors of volumes and densities that do not depend on the choice of axes' signs.
 
 Moments determine a volume and its density of views up to a rotation and the hand. In
-the frame of the volume's principal axes eight choices are left, S = diag(±1, ±1, ±1).
-A volume v(Sx) is seen from R as v is from SR. Where S is improper, S = -S', its Fourier
-values are V(-S'k) = conj V(S'k), so that it is seen from R as v is from S'R but turned
-by π in the plane, which in-plane averaged moments do not notice. So (v, ρ) has the
-moments of v(Sx) with views ρ(det(S) S d).
+the frame of the volume's principal axes eight choices remain, S = diag(±1, ±1, ±1).
+If S is proper, v(Sx) seen from R equals v seen from SR. If S is improper, S = -S', its
+Fourier values are V(-S'k) = conj V(S'k): v(Sx) seen from R equals v seen from S'R,
+turned by π in the plane, which in-plane averaged moments do not notice. So (v, ρ) has
+the moments of v(Sx) with views ρ(det(S) S d).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from aspire_mom.rotations import real_spherical_harmonics
 FLIPS = np.array(list(itertools.product((1, -1), repeat=3)))
 #: What they do to viewing directions (8, 3): diagonals of rotations.
 VIEW_FLIPS = FLIPS * FLIPS.prod(1, keepdims=True)
-# No rotation, and those about one axis; what lies between them is left to learn.
+# No rotation, and rotations about one axis.
 ANGLES = np.deg2rad([[-60], [-30], [30], [60], [90]])
 TURNS = Rotation.from_rotvec(
     np.concatenate((np.zeros((1, 3)), np.kron(np.eye(3), ANGLES)))
 ).as_matrix()
-# Rings that rotations are chosen by.
+# Rings by which rotations are chosen.
 COARSE_RINGS = 4
-# Shells whose RMS is below this share of V(0) count for less and less.
+# Shells of lower RMS than this share of V(0) count less.
 FAINT = 3e-3
 
 
@@ -40,9 +40,9 @@ def parity_transform(
     centres: Tensor, sigmas: Tensor, weights: Tensor, n_rings: int
 ) -> Tensor:
     """
-    Fourier transforms of Gaussian sums on integer frequencies, split by parity: V(k) is
-    the sum over its eight parts, times -i for each axis in which a part is odd, and
-    changing the sign of x, y or z changes the sign of the parts that are odd in it.
+    Fourier transform sums of Gaussians to integer frequencies, split by parity: V(k) is
+    the sum of eight parts, times -i for each axis in which a part is odd. Changing the
+    sign of x, y or z changes the sign of the parts that are odd in it.
 
     :param centres: Centres (batch, n, 3), box units, xyz order.
     :param sigmas: Standard deviations (batch, n).
@@ -68,9 +68,9 @@ class InvariantErrors(nn.Module):
     Errors of predictions under the best of eight choices of signs and of rotations
     about the principal axes by multiples of 30°.
 
-    Where two principal moments are nearly equal, moments hardly tell how the axes lie
-    in their plane; the rotations keep that from being learned. They are chosen by the
-    innermost shells and count as constants.
+    Where two principal moments are nearly equal, moments hardly tell the directions of
+    these axes; the rotations make them irrelevant. They are chosen by the innermost
+    shells and count as constants.
 
     :param n_rings: Shells 1 … n_rings - 1 are compared.
     :param points: Viewing directions (n_points, 3) that densities are given on.
@@ -102,9 +102,9 @@ class InvariantErrors(nn.Module):
             densities (batch, n_points).
         :param found: Centres, widths and weights of volumes, and coefficients of
             log-densities (batch, (degree + 1)² - 1).
-        :return: For the choice that makes the sum of the first two least: squared error
-            of Fourier values on each shell over their power, mean over shells; the
-            Kullback-Leibler divergence of the density, in nats; both (batch,).
+        :return: For the choice of least sum: squared errors of Fourier values on each
+            shell over their power, mean over shells; and Kullback-Leibler divergences
+            of the densities, in nats; both (batch,).
         """
         target, probabilities = truth
         (centres, sigmas, weights), coefficients = self._turned(truth, found)
@@ -163,8 +163,8 @@ def log_density_harmonics(directions: np.ndarray, degree: int) -> Tensor:
     """
     :param directions: Unit vectors (n, 3).
     :param degree: Largest degree.
-    :return: √(4π) Y_lm, l = 1 … degree, (n, (degree + 1)² - 1), float64: what
-        `DiscreteDensity` multiplies its coefficients with.
+    :return: √(4π) Y_lm, l = 1 … degree, (n, (degree + 1)² - 1), float64, the functions
+        whose coefficients `DiscreteDensity` has.
     """
     directions = torch.tensor(directions)
     harmonics = list(real_spherical_harmonics(directions, degree))[1:]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from aspire_mom.rotations import SphericalDesign, real_spherical_harmonics
 from aspire_mom.rotations.so3 import viewing_rotations
 
-# Distances from the box's centre at which Bessel functions are tabulated; between them
-# they are interpolated linearly, to 1e-4 at ring 7.
+# Distances from the box's centre at which Bessel functions are tabulated. Linear
+# interpolation between them is good to 1e-4 at ring 7.
 FARTHEST, N_DISTANCES = 0.75, 1025
 
 
@@ -28,8 +28,8 @@ class ExactMoments(nn.Module):
         a_lμ(r) = 4π Σ_g w_g exp(-2π² σ_g² r²) j_l(2π r |x_g|) Y_lμ(x_g/|x_g|),
 
     whose coefficients a are real. A coefficient c[m, r] of the view from a direction is
-    then a sum of the a_lμ(r) with l ≥ m and l - m even, by numbers that depend on the
-    direction alone: one matrix product per order, however many Gaussians there are.
+    a sum of the a_lμ(r) with l ≥ m and l - m even, with factors that depend on the
+    direction only: one matrix product per order, for any number of Gaussians.
 
     :param n_rings: Rings 0 … n_rings - 1.
     :param max_order: Angular orders 0 … max_order.
@@ -113,7 +113,7 @@ class ExactMoments(nn.Module):
 
 
 def _chosen(m: int, degree: int) -> list[int]:
-    """Indices of the lμ that order m of a view sees: Y_lm is 0 on the equator else."""
+    """Indices lμ that contribute to order m: others have Y_lm = 0 on the equator."""
     return [i for l in range(m, degree + 1, 2) for i in range(l**2, (l + 1) ** 2)]
 
 

@@ -1,4 +1,4 @@
-"""What encoders are trained on: moments drawn with their volumes and densities."""
+"""Training problems: moments with the volumes and densities that they come from."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Training(TrainingSettings):
 @dataclass(frozen=True)
 class Problems:
     """
-    Problems with their answers, as tensors, in units in which V(0) = 1.
+    Moments with the volumes and densities to find, in units in which V(0) = 1.
 
     :param first: First moments (batch, n_rings), complex.
     :param second: Second moments (batch, max_order + 1, n_rings, n_rings), complex.
@@ -82,11 +82,13 @@ def draw_problems(
     training: Training, count: int, stream: tuple[int, ...], exact: ExactMoments
 ) -> Problems:
     """
+    Draw problems; the same stream gives the same ones.
+
     :param training: Seed.
     :param count: Number of problems, a multiple of 8.
     :param stream: Which stream of random numbers: TRAINING with the step, VALIDATION or
         FAMILY.
-    :param exact: Forward model, on the device that problems are wanted on.
+    :param exact: Forward model, on the device to use.
     :return: The problems, float32.
     """
     rng = np.random.default_rng((training.seed, *stream))
@@ -111,13 +113,13 @@ def add_noise(
     first: Tensor, second: Tensor, rng: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Moments as if of noisy images: an entry of the mean of N products f_r conj f_r' of
-    coefficients has the variance E|f_r|² E|f_r'|² / N, each E|f|² being signal and
-    noise, and entries are taken as independent.
+    Add noise as of moments of N images: an entry of the mean of N products f_r conj
+    f_r' has the variance E|f_r|² E|f_r'|² / N, each E|f|² being signal and noise.
+    Entries are taken as independent.
 
     :param first: Exact first moments (batch, n_rings), complex.
     :param second: Exact second moments (batch, max_order + 1, n_rings, n_rings).
-    :param rng: Where noise and its levels come from.
+    :param rng: Random numbers.
     :return: Noisy moments and the standard errors of the rings' powers.
     """
     batch, n_orders, n_rings = second.shape[:3]
@@ -199,11 +201,11 @@ class Mixtures:
 
 def draw_mixtures(count: int, rng: Generator) -> Mixtures:
     """
-    Volumes like `aspire_mom.phantoms.gaussian_phantom`, of 3 to 12 Gaussians, larger or
-    smaller, and with wider or narrower Gaussians.
+    Draw volumes like `aspire_mom.phantoms.gaussian_phantom`, of 3 to 12 Gaussians,
+    larger or smaller, and with wider or narrower Gaussians.
 
     :param count: Number of volumes.
-    :param rng: Where the draws come from.
+    :param rng: Random numbers.
     :return: The volumes.
     """
     n = N_GAUSSIANS[1]
@@ -219,11 +221,11 @@ def draw_mixtures(count: int, rng: Generator) -> Mixtures:
 
 def draw_chains(count: int, rng: Generator) -> Mixtures:
     """
-    Volumes like `aspire_mom.phantoms.chain_phantom`: persistent random walks within
+    Draw volumes like `aspire_mom.phantoms.chain_phantom`: persistent random walks in
     lopsided ellipsoids, of 60 to 200 equal atoms, a little off the box's centre.
 
     :param count: Number of volumes.
-    :param rng: Where the draws come from.
+    :param rng: Random numbers.
     :return: The volumes.
     """
     radius = rng.uniform(*RADII, (count, 1))
@@ -250,12 +252,12 @@ def draw_chains(count: int, rng: Generator) -> Mixtures:
 
 def draw_views(count: int, points: np.ndarray, rng: Generator) -> np.ndarray:
     """
-    Densities like `VonMisesFisherMixture.random` on the points of a design, as its
-    method `on` has them.
+    Draw densities like `VonMisesFisherMixture.random` on the points of a design, as
+    :meth:`VonMisesFisherMixture.on` gives them.
 
     :param count: Number of densities.
     :param points: Unit vectors (n_points, 3) of equal quadrature weights.
-    :param rng: Where the draws come from.
+    :param rng: Random numbers.
     :return: Probabilities (count, n_points), rows summing to one.
     """
     means = _directions((count, N_COMPONENTS), rng)

@@ -13,31 +13,31 @@ from aspire_mom.checks import check_integer
 from aspire_mom.files import load_network, save_network
 
 DATA = Path(__file__).with_name("data") / "start.npz"
-# Rings fainter than this share of the strongest are as good as empty.
+# Rings of lower RMS than this share of the strongest count as empty.
 FAINT = 1e-3
-# Bounds of what the network is told, in standard deviations over the family.
+# Bounds of the standardised features.
 CLIP = 5.0
 SUPPORT_RADIUS = 0.4
 # About the middle of the family's widths.
 START_SIGMA = 0.07
-# Orders that an object of this radius in boxes has on a ring; others are noise.
+# An object of this radius, in boxes, has these orders on a ring; others are noise.
 REACH = 0.4
 
 
 class StartEncoder(nn.Module):
     """
-    ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.2, trained on examples: in-plane averaged moments
-    of the innermost rings in, a mixture of Gaussians and a smooth log-density of views
-    out, in one frame.
+    The encoder ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.2, trained on examples. It takes
+    in-plane averaged moments of the innermost rings, and gives a mixture of Gaussians
+    and a smooth log-density of views, in one frame.
 
     The paper leaves this training for later and takes convolutions over Fourier pixels.
-    Rings and orders are no fields on which something shifts, and few, so that ours is a
-    residual network of fully connected layers. It is told
+    Nothing shifts over rings and orders, and there are few, so this is a residual
+    network of fully connected layers. Its features are
 
-    - the logarithm of each ring's RMS, against the innermost's,
+    - the logarithm of each ring's RMS, relative to the innermost,
     - the first moment over the RMS of its rings, and the second over that of both,
-      Re for r ≥ r', Im for r > r', where an object in the box has that order at all,
-    - the logarithm of the rings' relative errors, so that noise is known as such,
+      Re for r ≥ r', Im for r > r', for the orders that an object in the box has,
+    - the logarithm of the relative errors of the rings' powers,
 
     all standardised over the family. Neither the scale of the data nor the size of the
     images matters: rings are counted in cycles per box.
@@ -48,7 +48,7 @@ class StartEncoder(nn.Module):
     :param degree: Degree of the log-density.
     :param width: Width of the fully connected layers.
     :param n_blocks: Number of residual blocks.
-    :param seed: Seed of the initial weights.
+    :param seed: Seed of the initial parameters.
     """
 
     def __init__(
@@ -63,15 +63,6 @@ class StartEncoder(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        for name, value, least in (
-            ("n_gaussians", n_gaussians, 1),
-            ("n_rings", n_rings, 2),
-            ("max_order", max_order, 0),
-            ("degree", degree, 1),
-            ("width", width, 1),
-            ("n_blocks", n_blocks, 0),
-        ):
-            check_integer(name, value, least)
         self.settings = {
             "n_gaussians": n_gaussians,
             "n_rings": n_rings,
@@ -80,6 +71,9 @@ class StartEncoder(nn.Module):
             "width": width,
             "n_blocks": n_blocks,
         }
+        least = (1, 2, 0, 1, 1, 0)
+        for (name, value), smallest in zip(self.settings.items(), least, strict=True):
+            check_integer(name, value, smallest)
         self.n_gaussians, self.n_rings, self.max_order = n_gaussians, n_rings, max_order
         self.degree = degree
         real, imaginary = _told_entries(n_rings, max_order)
@@ -136,14 +130,13 @@ class StartEncoder(nn.Module):
         :param second: Second moments (batch, max_order + 1, n_rings, n_rings), complex.
         :param power_error: Standard errors of the rings' powers (batch, n_rings), real;
             0 for exact moments.
-        :return: What the network is told, before it is standardised, (batch,
-            n_features).
+        :return: Features before they are standardised, (batch, n_features).
         """
         own = second.diagonal(dim1=-2, dim2=-1).real
         power = (self.multiplicity * own).sum(1)
         unit = power.amax(1, keepdim=True)
         power, error = power / unit, power_error / unit
-        # Where noise is the stronger, entries fade instead of blowing up.
+        # Where noise dominates, entries become small instead of large.
         rms = (power.clamp_min(0) + error + FAINT**2).sqrt()
         scale = rms * unit.sqrt()
         m, r, s = self.real_entries

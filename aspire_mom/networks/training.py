@@ -82,9 +82,9 @@ def evaluate(
 ) -> tuple[Tensor, Tensor]:
     """
     :param encoder: The encoder.
-    :param problems: Problems.
-    :param errors: How answers are judged.
-    :return: What `errors` says of the encoder's answers.
+    :param problems: Problems and what is to be found.
+    :param errors: Errors of its answers.
+    :return: Errors of volumes and of densities, (batch,) each.
     """
     found = encoder(problems.first, problems.second, problems.power_error)
     return errors((problems.volumes, problems.densities), found)
