@@ -1,4 +1,4 @@
-"""Agreement of a reconstruction with a reference: registration, FSC, pictures."""
+"""Compare a reconstruction with a reference: registration, FSC, pictures."""
 
 from aspire_mom.evaluation.comparison import Comparison, compare
 from aspire_mom.evaluation.fsc import fourier_shell_correlation

@@ -23,9 +23,9 @@ from aspire_mom.checks import check_volume
 from aspire_mom.evaluation.fsc import check_pair
 from aspire_mom.volumes.filters import mirror
 
-# Rotations are searched on few shells, where peaks are as wide as the search grid is
-# coarse and where even poor reconstructions are right, then refined on more. One degree
-# turns a radian of phase at the rim of shell 16: more shells add time, not certainty.
+# Rotations are searched on few shells, where peaks are as wide as the steps of the grid
+# and even poor reconstructions are right, then refined on more. At the rim of shell 16
+# one degree changes the phase by about a radian, so more shells would only add time.
 SEARCH_SHELLS, REFINEMENT_SHELLS = 8, 16
 # Spherical harmonics of degrees below 24 hold all of shell 8 for a molecule of 0.4 box
 # radius (2π · 8 · 0.4 = 20).
@@ -37,7 +37,7 @@ PEAKS, PEAK_SEPARATION = 4, np.radians(15)
 # Fourier values are interpolated by cubic splines on half integers: the relative error
 # is below 1e-3. The margin keeps the splines' ends away from the shells.
 OVERSAMPLING, MARGIN = 2, 4
-# A right pose needs two or three steps, and a wrong one deserves no more than these.
+# A right pose converges in two or three steps.
 ITERATIONS = 6
 # Radians of the finite differences in the rotation.
 ROTATION_STEP = 1e-6
@@ -46,8 +46,8 @@ ROTATION_STEP = 1e-6
 @dataclass(frozen=True, eq=False)
 class Registration:
     """
-    The motion that takes a volume onto a reference: mirror, then rotate, then shift,
-    reference(x) ≈ volume(J Rᵀ (x - t)) with J = diag(1, 1, -1) if mirrored, else 1.
+    The motion that takes a volume onto a reference: mirror, then rotate, then shift.
+    reference(x) ≈ volume(J Rᵀ (x - t)), J = diag(1, 1, -1) if mirrored, else 1.
 
     :param rotation: One ASPIRE `Rotation` R of the volume's dtype, as `Volume.rotate`
         takes it.
@@ -61,14 +61,14 @@ class Registration:
 
     def apply(self, volume: Volume) -> Volume:
         """
-        The volume moved onto the reference, by exact trigonometric interpolation.
-        Frequencies that come from outside the Fourier cube are zero.
+        Move a volume onto the reference, by exact trigonometric interpolation.
+        Frequencies from outside the Fourier cube become zero.
 
         :param volume: One ASPIRE `Volume` of the size that was registered.
-        :return: ASPIRE `Volume` of the same dtype and pixel size. For even L the
-            Nyquist planes are zero, as `Volume.rotate` leaves them.
-        :raises TypeError: If given no real `Volume`.
-        :raises ValueError: If given a stack, or NaN or infinity.
+        :return: ASPIRE `Volume` of the same dtype and pixel size. The Nyquist planes of
+            even L are zero, as `Volume.rotate` leaves them.
+        :raises TypeError: It is no real `Volume`.
+        :raises ValueError: It is a stack, or holds NaN or infinity.
         """
         check_volume("volume", volume)
         dtype = self.rotation.dtype
@@ -76,7 +76,7 @@ class Registration:
         # A new volume has no symmetry group, about which `Volume.rotate` would warn.
         voxels = Volume(voxels.asnumpy(), dtype).rotate(self.rotation).asnumpy()[0]
         spectrum = np.fft.fftn(voxels.astype(np.float64))
-        # Beyond the cube the transform repeats itself: `Volume.rotate` has brought low
+        # Beyond the cube the transform repeats itself: `Volume.rotate` has moved low
         # frequencies into the corners.
         L = volume.resolution
         axis = np.fft.fftfreq(L, 1 / L)
@@ -91,27 +91,28 @@ def register(
     volume: Volume, reference: Volume, *, translate: bool = True
 ) -> Registration:
     """
-    Register a volume to a reference over SO(3) and both hands.
+    Register a volume to a reference over SO(3), both hands and shifts.
 
-    The correlation of both volumes' spherical harmonic expansions, on a few low shells,
-    is computed for all rotations of a grid at once (see :func:`rotation_correlation`),
-    about the middle of the box and about the centres of the volumes' squares. The
-    highest peaks of either hand are refined with shifts on these shells, and the best
-    two of all on more shells. Nothing is drawn at random.
+    The correlation of both volumes' spherical harmonic expansions on a few low shells
+    is computed for a grid of rotations (see :func:`rotation_correlation`), about the
+    middle of the box and about the centres of power. Its highest peaks for each hand
+    are refined together with shifts, and the best two once more on more shells.
 
     :param volume: One ASPIRE `Volume`, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same resolution and pixel size.
-    :param translate: Whether to find a shift too: any where the volumes are alike, up
-        to about L/16 voxels where noise or solvent outweighs them. Without it both
-        must be centred alike.
+    :param translate: Whether to find a shift too. It may be of any length if the
+        volumes agree well, up to about L/16 voxels if noise or solvent dominates.
     :return: The :class:`Registration` of highest correlation.
-    :raises TypeError: If an argument is no real `Volume`.
-    :raises ValueError: If the volumes cannot be compared (see :func:`check_pair`).
+    :raises TypeError: An argument is no real `Volume`.
+    :raises ValueError: The volumes cannot be compared (see :func:`check_pair`).
     """
     check_pair(volume, reference)
     L = volume.resolution
     shells = min(REFINEMENT_SHELLS, (L - 1) // 2)
-    volume, reference = above_solvent(volume), above_solvent(reference)
+    # Without its median, the solvent, a volume has no transform of the box.
+    volume, reference = (
+        Volume(v.asnumpy() - np.median(v.asnumpy())) for v in (volume, reference)
+    )
     moving, fixed = fourier_spline(volume, shells), fourier_spline(reference, shells)
 
     def refine(poses: list[_Pose], n_shells: int) -> list[_Pose]:
@@ -126,7 +127,7 @@ def register(
     search_shells = min(SEARCH_SHELLS, shells)
     poses = _search(moving, fixed, search_shells, np.zeros((2, 3)))
     if translate:
-        centres = np.array([centre_of_power(v) for v in (volume, reference)])
+        centres = np.array([_centre_of_power(v) for v in (volume, reference)])
         poses += _search(moving, fixed, search_shells, centres)
     poses = refine(poses, search_shells)
     best = refine(poses[:2], shells)[0]
@@ -149,7 +150,7 @@ def fourier_spline(volume: Volume, shells: int) -> np.ndarray:
     V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L), positions counted from voxel L//2.
 
     :param volume: One ASPIRE `Volume`.
-    :param shells: Largest |k| at which values will be asked for, cycles per box.
+    :param shells: Largest |k| of :func:`fourier_values`, cycles per box.
     :return: Coefficients [kz, ky, kx], complex128, zero frequency in the middle.
     """
     L = volume.resolution
@@ -176,8 +177,7 @@ def fourier_values(spline: np.ndarray, k: np.ndarray) -> np.ndarray:
 
 def half_ball(shells: int) -> np.ndarray:
     """
-    Integer frequencies of shells 1 to `shells`, one of every pair ±k: real volumes
-    have V(-k) = conj V(k).
+    Integer frequencies of shells 1 to `shells`, one of each pair ±k.
 
     :param shells: Number of shells.
     :return: Frequencies (n, 3), xyz order, float64.
@@ -188,25 +188,8 @@ def half_ball(shells: int) -> np.ndarray:
     return k[np.rint(np.linalg.norm(k, axis=1)) <= shells]
 
 
-def above_solvent(volume: Volume) -> Volume:
-    """
-    A volume less its median, the solvent where there is any: a constant is nothing to
-    register, but between integer frequencies it has the transform of the box.
-
-    :param volume: One ASPIRE `Volume`.
-    :return: ASPIRE `Volume` of the same size and dtype.
-    """
-    voxels = volume.asnumpy()
-    return Volume(voxels - np.median(voxels))
-
-
-def centre_of_power(volume: Volume) -> np.ndarray:
-    """
-    Σ x v(x)² / Σ v(x)².
-
-    :param volume: One ASPIRE `Volume`.
-    :return: Centre (3,) in boxes from voxel L//2, xyz order.
-    """
+def _centre_of_power(volume: Volume) -> np.ndarray:
+    """Σ x v(x)² / Σ v(x)² (3,) in boxes from voxel L//2, xyz order."""
     power, L = volume.asnumpy()[0].astype(np.float64) ** 2, volume.resolution
     axis = (np.arange(L) - L // 2) / L
     sums = [power.sum(others) @ axis for others in ((0, 1), (0, 2), (1, 2))]
@@ -215,14 +198,14 @@ def centre_of_power(volume: Volume) -> np.ndarray:
 
 def shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.ndarray:
     """
-    Spherical harmonic coefficients of a Fourier transform on shells s = 1, 2, ...,
-    s ∫ V(s n) conj Y_lm(n) dn: with the factor s, sums over shells are integrals over
-    the ball.
+    Spherical harmonic coefficients of a Fourier transform on shells s = 1, 2, …,
+    s ∫ V(s n) conj Y_lm(n) dn. The factor s makes sums over shells integrals over the
+    ball.
 
     :param spline: Coefficients from :func:`fourier_spline`.
     :param shells: Number of shells.
     :param centre: Point (3,) in boxes about which the volume is expanded, xyz order.
-    :return: Coefficients [s - 1, l, m], l < `DEGREES`; m runs 0, 1, ..., -2, -1.
+    :return: Coefficients [s - 1, l, m], l < `DEGREES`, m = 0, 1, …, -2, -1.
     """
     # A Gauss-Legendre rule in cos θ with equispaced φ is exact for these degrees.
     nodes, weights = np.polynomial.legendre.leggauss(DEGREES)
@@ -242,16 +225,16 @@ def shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.n
 
 def rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
-    Correlation of a rotated function with a fixed one for a whole grid of rotations,
+    Correlation of a rotated function with a fixed one on a grid of rotations,
     C(R) = Re Σ_s ∫ a_s(Rᵀn) conj b_s(n) dn, R = Rz(α) Ry(β) Rz(γ).
 
-    C = Σ_l Σ_mm' exp(-imα) d^l_mm'(β) exp(-im'γ) Σ_s a_slm' conj b_slm. The rotation
-    about y is diagonal in the eigenvectors of the angular momentum J_y, whose
-    eigenvalues are integers: so β becomes a Fourier variable too, and C one
-    three-dimensional FFT (the idea of Risbo 1996 and of Kostelec & Rockmore 2008).
+    C = Σ_l Σ_mm' exp(-imα) d^l_mm'(β) exp(-im'γ) Σ_s a_slm' conj b_slm. The eigenvalues
+    of the angular momentum J_y are integers, so in its eigenvectors β is a Fourier
+    variable too, and C is one three-dimensional FFT (Risbo 1996, Kostelec & Rockmore
+    2008).
 
-    :param a: Coefficients [s, l, m] of the function that is rotated, orders as
-        :func:`shell_harmonics` has them.
+    :param a: Coefficients [s, l, m] of the rotated function, see
+        :func:`shell_harmonics`.
     :param b: Coefficients [s, l, m] of the fixed function.
     :return: C[α, β, γ], each angle 2π/`SEARCH_ANGLES` times its index, β up to 2π too.
     """
@@ -271,8 +254,8 @@ def _search(
     moving: np.ndarray, fixed: np.ndarray, shells: int, centres: np.ndarray
 ) -> list[_Pose]:
     """
-    The highest peaks of the rotation correlation, for both hands, about a centre of
-    either volume (2, 3).
+    The highest peaks of the rotation correlation for both hands, about one centre of
+    each volume (2, 3).
     """
     a = shell_harmonics(moving, shells, centres[0])
     b = shell_harmonics(fixed, shells, centres[1])
@@ -287,11 +270,11 @@ def _search(
 
 
 def _peaks(correlation: np.ndarray) -> np.ndarray:
-    """Rotations (n, 3, 3) of the highest local maxima, one of each neighbourhood."""
+    """Rotations (n, 3, 3) of the highest local maxima that lie apart."""
     is_peak = correlation == maximum_filter(correlation, 3, mode="wrap")
     # (α, -β, γ) is the rotation (α + π, β, γ + π).
     is_peak[:, SEARCH_ANGLES // 2 + 1 :] = False
-    # Along β = 0 only α + γ counts, so that one peak may appear many times.
+    # At β = 0 only α + γ matters, so that one peak may appear many times.
     highest = np.argsort(-correlation[is_peak], kind="stable")[: 100 * PEAKS]
     angles = 2 * np.pi / SEARCH_ANGLES * np.argwhere(is_peak)[highest]
     rotations = Rotations.from_euler("ZYZ", angles).as_matrix()

@@ -25,14 +25,14 @@ CONVERGED = 1e-6
 @dataclass(frozen=True)
 class OptimizerStatus:
     """
-    What a status callback is told.
+    Progress, as a status callback receives it.
 
-    :param stage: Which start and stage of the search this is.
-    :param step: Steps done in this stage.
-    :param n_steps: Steps that the stage may take.
-    :param loss: Loss after them.
-    :param volume: The volume model as it is now; not to be changed.
-    :param density: The density model as it is now.
+    :param stage: Name of the start and the stage of the search.
+    :param step: Number of steps done in this stage.
+    :param n_steps: Largest number of steps in this stage.
+    :param loss: The present loss.
+    :param volume: The present volume model; do not change it.
+    :param density: The present density model; do not change it.
     """
 
     stage: str
@@ -67,21 +67,21 @@ def minimise(
     Minimise by L-BFGS with strong Wolfe line searches, or by Adam with the learning
     rates in turn, each for an equal share of the steps (section 5.2).
 
-    :param objective: Loss of the parameters as they are, a real scalar.
-    :param parameters: What to change.
+    :param objective: Returns the loss of the present parameters, a real scalar.
+    :param parameters: Parameters to optimise.
     :param method: "lbfgs" or "adam".
     :param n_steps: Number of steps.
-    :param learning_rates: Adam's schedule.
+    :param learning_rates: Adam's learning rates in turn.
     :param stage: Name of this stage, for the status.
     :param status: Called every few steps; returning True stops.
-    :param state: What `save` was given, to go on from there.
-    :param save: Called with a resumable state every few steps.
-    :param split: Parameters whose gradients are shared out over processes
-        (:func:`combine_gradients`).
-    :return: The loss at the end.
-    :raises ValueError: an unknown method.
+    :param state: A state that `save` received, to resume from.
+    :param save: Called every few steps with a state to resume from.
+    :param split: Parameters of whose gradients each process has a part (see
+        :func:`combine_gradients`).
+    :return: The final loss.
+    :raises ValueError: The method is unknown.
     :raises StoppedByUser: `status` returned True; the parameters keep their values.
-    :raises FloatingPointError: the loss is not finite.
+    :raises FloatingPointError: The loss is not finite.
     """
     check_choice("method", method, ("lbfgs", "adam"))
     parameters, split = list(parameters), list(split)
@@ -115,13 +115,13 @@ def minimise(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        # A line search does not mind NaN, but goes on from it to steps beyond floats.
+        # A line search would go on from NaN to infinitely long steps.
         loss = finite(objective())
         loss.backward()
         combine_gradients(split, same)
         return agreed(loss.detach())
 
-    # The optimiser changes its state in place, which must not reach what is saved.
+    # The optimiser changes its state in place; copies keep the saved one as it is.
     if state is None:
         step, loss = 0, value()
     else:

@@ -1,4 +1,4 @@
-"""Many starts, frequency marching and growth: how the inversion avoids local optima."""
+"""The search avoids local optima by many starts, frequency marching and growth."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ FIRST_RINGS = 4
 MARCH = 1.35
 SURVIVORS = 4
 STEPS_PER_LEVEL = 80
-# Unit in boxes of the shifts' standard deviation as a parameter, in which steps as long
-# as those of other parameters suit it, and where it starts: at 1 pixel of a box of 50.
+# Unit in boxes of the shifts' standard deviation as a parameter, so that its steps are as
+# long as those of other parameters; and its first value, 1 pixel in a box of 50.
 SHIFT_UNIT = 0.1
 FIRST_SHIFT_STD = 0.02
 
@@ -37,12 +37,12 @@ FIRST_SHIFT_STD = 0.02
 @dataclass(frozen=True)
 class Problem:
     """
-    One level of the march: the forward model and the loss over a number of rings.
+    One level of the search: forward model and loss on a number of rings.
 
     :param forward: Map from (volume, probabilities) to moments.
     :param loss: Distance of moments from the estimates.
-    :param n_rings: Rings in use (of a Cartesian basis, all).
-    :param estimates: The whole estimated moments where there is an encoder.
+    :param n_rings: Number of rings in use.
+    :param estimates: All estimated moments, for encoders; empty if there are none.
     """
 
     forward: PolarForward | CartesianForward
@@ -59,9 +59,9 @@ class Problem:
         """
         :param volume: Volume model.
         :param density: Density model.
-        :param shift_std: Standard deviation of the images' shifts, in `SHIFT_UNIT`
-            boxes, where the forward model leaves it open.
-        :return: The loss, with the density's penalty where it is −2 log-likelihood.
+        :param shift_std: Standard deviation of the images' shifts in `SHIFT_UNIT`
+            boxes, if it is unknown.
+        :return: The loss, plus the density's penalty if it is −2 log-likelihood.
         """
         self.encode(volume)
         probabilities = self.probabilities(density)
@@ -76,22 +76,32 @@ class Problem:
         return value
 
     def encode(self, volume: FourierVolume) -> None:
-        """Give a volume with an encoder its latent variable."""
+        """
+        Set the latent variable of a volume that has an encoder.
+
+        :param volume: Volume model.
+        """
         if getattr(volume, "encoder", None) is not None:
             volume.encode(*self.estimates)
 
     def probabilities(self, density: torch.nn.Module) -> Tensor:
-        """Probabilities of the nodes; an encoder is given the estimated moments."""
+        """
+        :param density: Density model; an encoder receives the estimated moments.
+        :return: Probabilities of the nodes (n,).
+        """
         if isinstance(density, MomentEncoder):
             return density(*self.estimates)
         return density()
 
     def criterion(self, loss: float, volume: FourierVolume) -> float:
         """
-        Akaike's information criterion, loss + 2 p with p the number of the volume's
-        parameters, where the loss is −2 log posterior; else the loss. Lower is better:
-        it estimates which model would predict new images best. It sees moments only,
-        never a reference.
+        Akaike's information criterion, loss + 2 p for p parameters of the volume, where
+        the loss is −2 log posterior; else the loss. The lowest one marks the model that
+        would predict new images best. No reference enters it.
+
+        :param loss: The loss.
+        :param volume: Volume model.
+        :return: The criterion.
         """
         if self.loss.weighting != "noise":
             return loss
