@@ -28,8 +28,8 @@ FIRST_RINGS = 4
 MARCH = 1.35
 SURVIVORS = 4
 STEPS_PER_LEVEL = 80
-# Unit in boxes of the shifts' standard deviation as a parameter, so that its steps are as
-# long as those of other parameters; and its first value, 1 pixel in a box of 50.
+# Unit in boxes of the shifts' standard deviation as a parameter, which makes its steps
+# as long as those of others; and its first value, 1 pixel in a box of 50.
 SHIFT_UNIT = 0.1
 FIRST_SHIFT_STD = 0.02
 
