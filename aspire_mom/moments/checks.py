@@ -9,6 +9,7 @@ import torch
 from aspire.source import ImageSource
 
 from aspire_mom.bases import Basis
+from aspire_mom.checks import check_kind
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.third import ThirdMomentBasis
 
@@ -16,15 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def check_match(source: ImageSource, basis: Basis) -> None:
-    if not isinstance(source, ImageSource):
-        raise TypeError(
-            f"source is a {type(source).__name__}; an ASPIRE ImageSource is needed"
-        )
-    if not isinstance(basis, Basis):
-        raise TypeError(
-            f"basis is a {type(basis).__name__}; a CartesianBasis or a PolarBasis"
-            " is needed"
-        )
+    check_kind("source", source, ImageSource)
+    check_kind("basis", basis, Basis)
     if source.n < 1:
         raise ValueError("the source has 0 images; at least 1 is needed")
     if source.L != basis.L:
@@ -50,8 +44,7 @@ def check_third(
 ) -> None:
     if third is None:
         return
-    if not isinstance(third, ThirdMomentBasis):
-        raise TypeError(f"third is a {type(third).__name__}, not a ThirdMomentBasis")
+    check_kind("third", third, ThirdMomentBasis)
     if third.basis != basis:
         raise ValueError(f"third moments are in {third.basis}, the others in {basis}")
     if transfer is None:

@@ -143,6 +143,7 @@ class MomentEstimator:
     @cached_property
     def _request(self) -> Corrections:
         used, offsets, noise = self.transfer, self.offsets, self.noise
+        left = "ignored" if self.has_shifts else "none"
         kind, noise_given = "white", noise.variance
         if isinstance(noise_given, NoiseEstimator):
             noise_given = type(noise_given).__name__
@@ -156,18 +157,12 @@ class MomentEstimator:
             n_filters=len(used.filters) if used else 0,
             astigmatic=used is not None and not used.radial,
             phase_flipped=used is not None and bool(used.phase_flipped),
-            shifts=(
-                "none"
-                if not self.has_shifts
-                else "ignored"
-                if offsets is None
-                else "centred"
-            ),
+            shifts="centred" if offsets is not None else left,
             largest_shift=0.0 if offsets is None else float(abs(offsets).max()),
-            shift_std=_plain(self.corrections.shift_std),
+            shift_std=self.corrections.shift_std,
             noise=kind,
             noise_given=noise_given,
-            amplitude_std_given=_plain(self.corrections.amplitude_std),
+            amplitude_std_given=self.corrections.amplitude_std,
         )
 
     def check_answer(self, moments: Moments, half: int = 0) -> None:
@@ -412,7 +407,3 @@ def _standard_error(
     if information is None:
         return error / n
     return solve_entries(error, information, n)
-
-
-def _plain(number: float | None) -> float | None:
-    return None if number is None else float(number)

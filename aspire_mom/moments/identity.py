@@ -22,8 +22,8 @@ class SourceIdentity:
     image, the state of the files, and the pixels of a few images as the source gives
     them, thus after all that it does to them. Long values are digests.
 
-    :param kind: Type of the source.
     :param n_images: Number of images.
+    :param kind: Type of the source.
     :param L: Pixels along an edge.
     :param dtype: Type of the pixels.
     :param pixel_size: Ångström per pixel, None where unknown.
@@ -36,8 +36,8 @@ class SourceIdentity:
     :param images_in_stacks: Stack of each image and its number there, if any.
     """
 
-    kind: str
     n_images: int
+    kind: str
     L: int
     dtype: str
     pixel_size: float | None
@@ -75,7 +75,7 @@ class SourceIdentity:
             L=source.L,
             dtype=str(source.dtype),
             pixel_size=None if pixel_size is None else float(pixel_size),
-            filters=digest(_plain(source.unique_filters or [])),
+            filters=digest(_parameters(source.unique_filters or [])),
             filter_indices=digest(filter_indices),
             shifts=digest(source.offsets),
             amplitudes=digest(source.amplitudes),
@@ -90,14 +90,14 @@ def _state(path: str) -> str:
     return f"{Path(path).name} {state.st_size} {state.st_mtime_ns}"
 
 
-def _plain(value: object) -> object:
-    """A filter as its type and parameters, which are the same in every run."""
+def _parameters(value: object) -> object:
+    """A filter's parameters by name, those of its components among them; numbers, text
+    and arrays as they are, and the type of anything else."""
     if isinstance(value, Filter):
-        return [type(value).__name__, _plain(vars(value))]
-    if isinstance(value, dict):
-        return {name: _plain(v) for name, v in sorted(value.items())}
+        fields = {name: _parameters(v) for name, v in sorted(vars(value).items())}
+        return {"type": type(value).__name__, **fields}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return dict(enumerate(map(_parameters, value)))
     if isinstance(value, bool | int | float | str | np.number | np.ndarray | None):
         return value
     return type(value).__name__

@@ -77,8 +77,11 @@ class CorrectionOptions:
     amplitude_std: float | None = 0.0
 
     def __post_init__(self):
-        check_std("shift_std", self.shift_std, np.inf)
-        check_std("amplitude_std", self.amplitude_std, 1.0)
+        for name, most in (("shift_std", np.inf), ("amplitude_std", 1.0)):
+            value = getattr(self, name)
+            check_std(name, value, most)
+            if value is not None:
+                object.__setattr__(self, name, float(value))
 
 
 @dataclass(frozen=True, kw_only=True)
