@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 
-from aspire_mom.bases import Basis
+from aspire_mom.bases import Basis, PolarBasis
 from aspire_mom.checks import check_integer
 
 BYTES = np.dtype(np.complex128).itemsize
@@ -13,6 +16,151 @@ ROUNDING = 1e-10
 
 # Vectors U[m], (n_rings, q[m]), that orders m = 0, 1, … are reduced by: a = U* c.
 Vectors = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RadialCompression:
+    """
+    Rings of every order m ≥ 0 reduced to a few numbers, a[m] = U[m]* c[m].
+
+    Columns of U[m] are orthonormal vectors times the roots of the rings' areas, so that
+    norms of a are at most those of c in the basis's metric.
+
+    :param basis: In-plane averaged `PolarBasis` of the coefficients.
+    :param vectors: U[m], (n_rings, q[m]) for m = 0 … max_order, real or complex.
+    :raises TypeError: `basis` is no basis.
+    :raises ValueError: it is not in-plane averaged, or vectors are not of its rings and
+        orders, not finite, complex at order 0, or leave no third moment.
+    """
+
+    basis: PolarBasis
+    vectors: Vectors
+
+    def __post_init__(self):
+        check_basis(self.basis)
+        vectors = [np.asarray(U) for U in self.vectors]
+        rings, orders = self.basis.n_rings, self.basis.max_order + 1
+        if not 0 < len(vectors) <= orders:
+            raise ValueError(
+                f"there are vectors of {len(vectors)} orders; {self.basis} has {orders}"
+            )
+        for m, U in enumerate(vectors):
+            if U.ndim != 2 or len(U) != rings or not np.isfinite(U).all():
+                raise ValueError(
+                    f"vectors of order {m} have shape {U.shape}; they must be finite,"
+                    f" ({rings}, q)"
+                )
+        if np.any(vectors[0].imag):
+            raise ValueError("vectors of order 0 are complex; c[0] is real")
+        vectors[0] = vectors[0].real
+        object.__setattr__(self, "vectors", tuple(vectors))
+        if third_size(self.counts) == 0:
+            raise ValueError("the vectors leave no entry of the third moment")
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both reduce the same coefficients to the same numbers."""
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        pairs = zip(self.vectors, other.vectors, strict=False)
+        return (
+            self.basis == other.basis
+            and len(self.vectors) == len(other.vectors)
+            and all(np.array_equal(mine, theirs) for mine, theirs in pairs)
+        )
+
+    __hash__ = None
+
+    @property
+    def max_order(self) -> int:
+        """Highest order kept."""
+        return len(self.vectors) - 1
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Numbers q kept per order, (max_order + 1,)."""
+        return np.array([U.shape[1] for U in self.vectors])
+
+    @cached_property
+    def ring_indices(self) -> tuple[np.ndarray, ...] | None:
+        """The ring that each number is of, per order; None where compressed."""
+        if any((np.count_nonzero(U, axis=0) != 1).any() for U in self.vectors):
+            return None
+        return tuple(np.argmax(U != 0, axis=0) for U in self.vectors)
+
+    def compressed(self, c: np.ndarray) -> list[np.ndarray]:
+        """
+        :param c: Coefficients (n, ≥ max_order + 1, n_rings).
+        :return: a[m], (q[m], n), complex of their precision.
+        :raises ValueError: wrong shape, or values that are not finite.
+        """
+        c = np.asarray(c)
+        self.check_shape(c.shape[1:], c.shape)
+        rows = np.ascontiguousarray(c[:, : self.max_order + 1].transpose(1, 2, 0))
+        parts = [
+            U.conj().T.astype(c.dtype) @ row
+            for U, row in zip(self.vectors, rows, strict=True)
+        ]
+        if not all(np.isfinite(a).all() for a in parts):
+            raise ValueError("coefficients have values that are NaN or infinite")
+        return parts
+
+    def check_shape(self, rows: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        """
+        :param rows: Numbers of orders and rings of coefficients.
+        :param shape: Their whole shape, for the error message.
+        :raises ValueError: too few orders, or not the basis's rings.
+        """
+        rings = self.basis.n_rings
+        if len(shape) != 3 or rows[0] <= self.max_order or rows[1] != rings:
+            raise ValueError(
+                f"coefficients have shape {shape}; {self.max_order + 1} orders or more"
+                f" of {rings} rings are needed"
+            )
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """
+        :return: Arrays for a file: the vectors side by side, and their numbers.
+        """
+        return {
+            "third_vectors": np.concatenate(self.vectors, axis=1),
+            "third_counts": self.counts,
+        }
+
+    @classmethod
+    def from_arrays(
+        cls, basis: PolarBasis, arrays: dict[str, np.ndarray]
+    ) -> RadialCompression:
+        """
+        :param basis: The polar basis.
+        :param arrays: What :meth:`to_arrays` returned, among others.
+        :return: The basis of third moments.
+        :raises KeyError: an array is missing.
+        :raises ValueError: arrays that do not fit each other.
+        """
+        vectors, ends = arrays["third_vectors"], np.cumsum(arrays["third_counts"])
+        if vectors.ndim != 2 or vectors.shape[1] != ends[-1]:
+            raise ValueError(
+                f"third_vectors has shape {vectors.shape}; third_counts asks for"
+                f" {ends[-1]} columns"
+            )
+        return cls(basis, tuple(np.split(vectors, ends[:-1], axis=1)))
+
+
+def check_basis(basis: Basis) -> None:
+    """
+    :param basis: What should be an in-plane averaged polar basis.
+    :raises TypeError: it is no basis.
+    :raises ValueError: it is another one.
+    """
+    if not isinstance(basis, Basis):
+        raise TypeError(
+            f"basis is a {type(basis).__name__}; third moments are of a PolarBasis"
+        )
+    if not basis.inplane_average:
+        raise ValueError(
+            f"basis is {basis}; third moments are averaged over in-plane angles, of a"
+            " PolarBasis with inplane_average=True"
+        )
 
 
 def order_pairs(counts: np.ndarray) -> tuple[tuple[int, int], ...]:

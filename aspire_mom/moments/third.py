@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aspire_mom.bases import Basis, PolarBasis
+from aspire_mom.bases import PolarBasis
 from aspire_mom.moments.compression import (
     BYTES,
-    Vectors,
+    RadialCompression,
+    check_basis,
     leading_eigenvectors,
     order_pairs,
     ring_vectors,
@@ -29,17 +30,15 @@ FLOOR = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
-class ThirdMomentBasis:
+class ThirdMomentBasis(RadialCompression):
     """
     The third moment's entries, and how they are estimated: made by `from_moments`,
     compressed to leading eigenvectors, or by `rings`, of the innermost rings.
 
-    Rings of every order m ≥ 0 are reduced to a few numbers, a[m] = U[m]* c[m]. Columns
-    of U[m] are orthonormal vectors times the roots of the rings' areas, so that norms
-    of a are at most those of c in the basis's metric. Of these numbers T[m1, m2](i, j,
-    k) = E a[m1, i] a[m2, j] conj a[m1 + m2, k] is kept for all pairs 0 ≤ m1 ≤ m2 with
-    m1 + m2 ≤ max_order (the bispectrum). It is one flat array of complex128, block
-    after block in the order of `pairs`; :meth:`block` gives views.
+    Of the numbers a[m] = U[m]* c[m] that an image's orders m ≥ 0 are reduced to,
+    T[m1, m2](i, j, k) = E a[m1, i] a[m2, j] conj a[m1 + m2, k] is kept for all pairs
+    0 ≤ m1 ≤ m2 with m1 + m2 ≤ max_order (the bispectrum). It is one flat array of
+    complex128, block after block in the order of `pairs`; :meth:`block` gives views.
 
     No other pairs are needed. Turning an image by α multiplies a[m1] a[m2] a[m3] by
     exp(-i(m1 + m2 + m3)α), so the in-plane average has m1 + m2 + m3 = 0 only. It is
@@ -48,50 +47,7 @@ class ThirdMomentBasis:
     positive by conjugation, sort these two, and the third is -(m1 + m2).
 
     With `weights`, ‖T‖ is the Cartesian norm of the moment that it stands for.
-
-    :param basis: In-plane averaged `PolarBasis` of the coefficients.
-    :param vectors: U[m], (n_rings, q[m]) for m = 0 … max_order, real or complex.
-    :raises TypeError: `basis` is no `PolarBasis`.
-    :raises ValueError: it is not in-plane averaged, or vectors are not of its rings and
-        orders, not finite, complex at order 0, or leave no third moment.
     """
-
-    basis: PolarBasis
-    vectors: Vectors
-
-    def __post_init__(self):
-        check_basis(self.basis)
-        vectors = [np.asarray(U) for U in self.vectors]
-        rings, orders = self.basis.n_rings, self.basis.max_order + 1
-        if not 0 < len(vectors) <= orders:
-            raise ValueError(
-                f"there are vectors of {len(vectors)} orders; {self.basis} has {orders}"
-            )
-        for m, U in enumerate(vectors):
-            if U.ndim != 2 or len(U) != rings or not np.isfinite(U).all():
-                raise ValueError(
-                    f"vectors of order {m} have shape {U.shape}; they must be finite,"
-                    f" ({rings}, q)"
-                )
-        if np.any(vectors[0].imag):
-            raise ValueError("vectors of order 0 are complex; c[0] is real")
-        vectors[0] = vectors[0].real
-        object.__setattr__(self, "vectors", tuple(vectors))
-        if self.size == 0:
-            raise ValueError("the vectors leave no entry of the third moment")
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both reduce the same coefficients to the same numbers."""
-        if not isinstance(other, ThirdMomentBasis):
-            return NotImplemented
-        pairs = zip(self.vectors, other.vectors, strict=False)
-        return (
-            self.basis == other.basis
-            and len(self.vectors) == len(other.vectors)
-            and all(np.array_equal(mine, theirs) for mine, theirs in pairs)
-        )
-
-    __hash__ = None
 
     def __repr__(self):
         return (
@@ -149,23 +105,6 @@ class ThirdMomentBasis:
         """
         check_basis(basis)
         return cls(basis, ring_vectors(basis, n_rings, max_order, budget_bytes))
-
-    @property
-    def max_order(self) -> int:
-        """Highest order kept."""
-        return len(self.vectors) - 1
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """Numbers q kept per order, (max_order + 1,)."""
-        return np.array([U.shape[1] for U in self.vectors])
-
-    @cached_property
-    def ring_indices(self) -> tuple[np.ndarray, ...] | None:
-        """The ring that each number is of, per order; None where compressed."""
-        if any((np.count_nonzero(U, axis=0) != 1).any() for U in self.vectors):
-            return None
-        return tuple(np.argmax(U != 0, axis=0) for U in self.vectors)
 
     @cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -240,7 +179,7 @@ class ThirdMomentBasis:
         :raises ValueError: wrong shapes, values that are not finite, or H where rings
             are compressed.
         """
-        parts = self._compressed(c)
+        parts = self.compressed(c)
         conjugates = [a.conj() for a in parts]
         zeroth = parts[0].real
         sums = {"third": np.concatenate(list(self._products(parts, conjugates)))}
@@ -256,28 +195,6 @@ class ThirdMomentBasis:
             cross = self._products(parts, conjugates, [parts[0] ** 2])
             sums["third_cross"] = np.concatenate(list(cross))
         return sums
-
-    def _compressed(self, c: np.ndarray) -> list[np.ndarray]:
-        """a[m], (q[m], n), complex of the precision of c."""
-        c = np.asarray(c)
-        self._check_shape(c.shape[1:], c.shape)
-        rows = np.ascontiguousarray(c[:, : self.max_order + 1].transpose(1, 2, 0))
-        parts = [
-            U.conj().T.astype(c.dtype) @ row
-            for U, row in zip(self.vectors, rows, strict=True)
-        ]
-        if not all(np.isfinite(a).all() for a in parts):
-            raise ValueError("coefficients have values that are NaN or infinite")
-        return parts
-
-    def _check_shape(self, rows: tuple[int, ...], shape: tuple[int, ...]) -> None:
-        """:param rows: Numbers of orders and rings, of the whole `shape`."""
-        rings = self.basis.n_rings
-        if len(shape) != 3 or rows[0] <= self.max_order or rows[1] != rings:
-            raise ValueError(
-                f"coefficients have shape {shape}; {self.max_order + 1} orders or more"
-                f" of {rings} rings are needed"
-            )
 
     def finish(
         self,
@@ -354,7 +271,7 @@ class ThirdMomentBasis:
         :return: The third moment (size,), of `c`'s precision.
         :raises ValueError: wrong shapes.
         """
-        self._check_shape(tuple(c.shape[:2]), tuple(c.shape))
+        self.check_shape(tuple(c.shape[:2]), tuple(c.shape))
         parts = [
             torch.as_tensor(U.conj().T, dtype=c.dtype, device=c.device) @ row
             for U, row in zip(self.vectors, c, strict=False)
@@ -363,34 +280,6 @@ class ThirdMomentBasis:
         return torch.cat(
             list(self._products(parts, [a.conj() for a in parts], weighted))
         )
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """
-        :return: Arrays for a file: the vectors side by side, and their numbers.
-        """
-        return {
-            "third_vectors": np.concatenate(self.vectors, axis=1),
-            "third_counts": self.counts,
-        }
-
-    @classmethod
-    def from_arrays(
-        cls, basis: PolarBasis, arrays: dict[str, np.ndarray]
-    ) -> ThirdMomentBasis:
-        """
-        :param basis: The polar basis.
-        :param arrays: What :meth:`to_arrays` returned, among others.
-        :return: The basis of third moments.
-        :raises KeyError: an array is missing.
-        :raises ValueError: arrays that do not fit each other.
-        """
-        vectors, ends = arrays["third_vectors"], np.cumsum(arrays["third_counts"])
-        if vectors.ndim != 2 or vectors.shape[1] != ends[-1]:
-            raise ValueError(
-                f"third_vectors has shape {vectors.shape}; third_counts asks for"
-                f" {ends[-1]} columns"
-            )
-        return cls(basis, tuple(np.split(vectors, ends[:-1], axis=1)))
 
     def _products(
         self, parts: Sequence, conjugates: Sequence, firsts: Sequence | None = None
@@ -489,23 +378,6 @@ class ThirdMomentBasis:
     def _zeroth_orders(self) -> list[int]:
         """Orders m2 of the blocks with m1 = 0."""
         return [m2 for m1, m2 in self.pairs if m1 == 0]
-
-
-def check_basis(basis: Basis) -> None:
-    """
-    :param basis: What should be an in-plane averaged polar basis.
-    :raises TypeError: it is no basis.
-    :raises ValueError: it is another one.
-    """
-    if not isinstance(basis, Basis):
-        raise TypeError(
-            f"basis is a {type(basis).__name__}; third moments are of a PolarBasis"
-        )
-    if not basis.inplane_average:
-        raise ValueError(
-            f"basis is {basis}; third moments are averaged over in-plane angles, of a"
-            " PolarBasis with inplane_average=True"
-        )
 
 
 def _any_first(term: np.ndarray) -> np.ndarray:
