@@ -32,7 +32,7 @@ class SphericalDesign:
     :param degree: Degree wanted. The smallest shipped design of this degree or higher
         is taken, and the attribute `degree` is then that design's own.
     :param n_points: Number of points N, where a particular one is wanted.
-    :raises ValueError: If no shipped design has this degree and number of points, or
+    :raises ValueError: no shipped design has this degree and number of points, or
         the data file does not hold the design it should.
     """
 
@@ -69,7 +69,7 @@ class SphericalDesign:
 
 def shipped_designs() -> list[tuple[int, int]]:
     """
-    The designs that come with the package.
+    List the designs that come with the package.
 
     :return: Pairs (degree, number of points), ascending.
     """
@@ -80,8 +80,8 @@ def shipped_designs() -> list[tuple[int, int]]:
 
 def harmonic_residual(points: np.ndarray, degree: int) -> float:
     """
-    How far points are from being a spherical design: the largest of their Weyl sums,
-    zero if and only if they are one (Womersley 2018).
+    Measure how far points are from a spherical design: by the largest of their Weyl
+    sums, which is zero for a design and for nothing else (Womersley 2018).
 
     :param points: Unit vectors (N, 3), xyz order.
     :param degree: Degree t.

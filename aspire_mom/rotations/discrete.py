@@ -14,16 +14,14 @@ from aspire_mom.rotations.so3 import SO3Quadrature
 class DiscreteDensity(torch.nn.Module):
     """
     Learnable probabilities on the nodes of a quadrature: the paper's z_ρ (section 4.2)
-    without an encoder. They are the softmax of logits, so non-negative with sum one,
-    and start equal.
+    without an encoder. They are the softmax of logits and start equal.
 
     Without `degree` every node has a logit of its own. With it, the log-density is a
     smooth function of the viewing direction alone (in-plane angles uniform),
     log ρ(d) = Σ_{l=1}^{degree} Σ_m a_lm √(4π) Y_lm(d) + const, and :meth:`penalty` is
     the prior under which a_lm is normal of variance 1 / (2 l (l + 1)): views spread
     over the sphere, with a log-density whose variance is about 2 and falls with degree.
-    Nodes then take the part of the density that moments cannot see from the prior, not
-    from noise.
+    The prior, not noise, then decides the part of the density that moments leave open.
 
     :param nodes: The quadrature, or the number of nodes where `degree` is None.
     :param degree: Largest degree of the log-density's spherical harmonics.
@@ -60,13 +58,13 @@ class DiscreteDensity(torch.nn.Module):
     @classmethod
     def from_probabilities(cls, probabilities: np.ndarray | Tensor) -> DiscreteDensity:
         """
-        A density with a logit per node that starts from given probabilities.
+        Make a density with a logit per node from given probabilities.
 
         :param probabilities: Non-negative values (n_nodes,), normalised here to sum to
             one. Zeros become the smallest positive number of their dtype, so that
             logits stay finite. The density takes their dtype and device.
         :return: The density.
-        :raises ValueError: If values are negative, not finite, or all zero.
+        :raises ValueError: values are negative, not finite, or all zero.
         """
         p = torch.as_tensor(probabilities).detach()
         if p.ndim != 1 or not p.is_floating_point():

@@ -19,8 +19,8 @@ def viewing_rotations(
     directions: np.ndarray, in_plane: np.ndarray | float = 0.0
 ) -> np.ndarray:
     """
-    Rotations with given viewing directions: R = Rz(φ) Ry(θ) Rz(α), ASPIRE's intrinsic
-    ZYZ Euler angles, where (φ, θ) are azimuth and polar angle of R[:, 2].
+    Make rotations of given viewing directions: R = Rz(φ) Ry(θ) Rz(α), ASPIRE's
+    intrinsic ZYZ Euler angles, where (φ, θ) are azimuth and polar angle of R[:, 2].
 
     :param directions: Unit vectors (n, 3), xyz order; at the poles φ = 0.
     :param in_plane: In-plane angles α, radians, (n,) or one for all.
@@ -82,7 +82,7 @@ class SO3Quadrature:
     @classmethod
     def product(cls, design: SphericalDesign, n_inplane: int) -> SO3Quadrature:
         """
-        All pairs of a design's viewing directions and equally spaced in-plane angles,
+        Pair all viewing directions of a design with equally spaced in-plane angles, all
         with equal weights (section 5.2; the paper has 100 × 12 nodes).
 
         In-plane angles annihilate 0 < |m'| < n_inplane, the design then 0 < l ≤ t:

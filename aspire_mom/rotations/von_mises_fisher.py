@@ -9,6 +9,7 @@ from aspire.utils import Rotation
 from scipy.special import exprel
 from scipy.stats import uniform_direction, vonmises_fisher
 
+from aspire_mom.checks import check_integer
 from aspire_mom.rotations.so3 import SO3Quadrature, viewing_rotations
 
 # SciPy cannot sample a concentration of 0, and near it its formula cancels; below this
@@ -26,7 +27,7 @@ class VonMisesFisherMixture:
     :param means: Mean directions (n_components, 3), xyz order; normalised here.
     :param concentrations: Concentrations κ ≥ 0 (n_components,); 0 is uniform.
     :param weights: Positive weights (n_components,); normalised to sum to one.
-    :raises ValueError: If shapes disagree, a mean is zero, or a value is out of range.
+    :raises ValueError: shapes disagree, a mean is zero, or a value is out of range.
     """
 
     means: np.ndarray
@@ -63,18 +64,16 @@ class VonMisesFisherMixture:
     @classmethod
     def random(cls, n_components: int = 8, *, seed: int = 0) -> VonMisesFisherMixture:
         """
-        A random mixture, clearly not uniform: means uniform on the sphere,
-        concentrations uniform in [2, 10] (mean resultants coth κ - 1/κ of 0.54 to
-        0.90, wide enough for eight to cover the sphere), weights Dirichlet(5, …, 5),
-        so that none is negligible.
+        Draw a mixture that is clearly not uniform: means uniform on the sphere,
+        concentrations uniform in [2, 10] (wide enough for eight components to cover the
+        sphere), weights Dirichlet(5, …, 5), so that none is negligible.
 
         :param n_components: Number of components; the paper has 8.
         :param seed: Seed of the draw.
         :return: The mixture.
         :raises ValueError: `n_components` is less than 1.
         """
-        if n_components < 1:
-            raise ValueError(f"n_components must be at least 1, got {n_components}")
+        check_integer("n_components", n_components, 1)
         rng = np.random.default_rng(seed)
         return cls(
             means=uniform_direction(3).rvs(n_components, random_state=rng),
@@ -84,13 +83,13 @@ class VonMisesFisherMixture:
 
     def pdf(self, directions: np.ndarray) -> np.ndarray:
         """
-        Density of viewing directions with respect to surface area: its integral over
-        the sphere's area 4π is one, as for `scipy.stats.vonmises_fisher`. Evaluated as
-        Σ w exp(κ (μ·x - 1)) κ / (2π (1 - exp(-2κ))), which holds for every κ ≥ 0.
+        Evaluate the density of viewing directions per steradian, as
+        `scipy.stats.vonmises_fisher` does, by Σ w exp(κ (μ·x - 1)) κ / (2π (1 -
+        exp(-2κ))), which holds for every κ ≥ 0.
 
         :param directions: Unit vectors (..., 3), xyz order.
         :return: Density (...), float64, per steradian.
-        :raises ValueError: If directions are not unit vectors.
+        :raises ValueError: directions are not unit vectors.
         """
         directions = np.asarray(directions, dtype=np.float64)
         if directions.shape[-1:] != (3,):
@@ -130,12 +129,12 @@ class VonMisesFisherMixture:
 
     def on(self, quadrature: SO3Quadrature) -> np.ndarray:
         """
-        Probabilities of a quadrature's nodes: weight times density, normalised. These
-        are the paper's z_ρ (section 4.2, eq. 20) for this density.
+        Evaluate the probabilities of a quadrature's nodes: weight times density,
+        normalised. These are the paper's z_ρ (section 4.2, eq. 20) for this density.
 
         :param quadrature: The quadrature.
         :return: Probabilities (n_nodes,), float64, summing to one.
-        :raises ValueError: If the density is zero on every node (κ far too large).
+        :raises ValueError: the density is zero on every node (κ far too large).
         """
         density = np.repeat(self.pdf(quadrature.views), quadrature.n_inplane)
         probabilities = quadrature.weights * density

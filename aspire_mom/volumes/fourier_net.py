@@ -154,9 +154,8 @@ class FourierNet(FourierVolume):
         return super().fit(volume, **options)
 
 
+# A real network of sines, even or odd in k, from (..., 3) to (...).
 class _Siren(torch.nn.Module):
-    """A real network of sines, even or odd in k, from (..., 3) to (...)."""
-
     def __init__(self, odd, hidden, layers, omega, n_latent, generator):
         super().__init__()
         self.odd, self.omega = odd, omega
