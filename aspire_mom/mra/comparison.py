@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from aspire_mom.mra.errors import shift_error
-from aspire_mom.mra.inversion import solve
+from aspire_mom.mra.inversion import MRAInversion
 from aspire_mom.mra.moments import FourierMoments, exact_moments, simulate_moments
 from aspire_mom.mra.problems import TEST
 from aspire_mom.mra.refine import predict
@@ -61,13 +61,12 @@ def solver(method: str, k: int) -> Solver:
     if method in NETWORKS:
         encoder = pretrained(NETWORKS[method].format(k=k)).double()
         return lambda moments: predict(encoder, moments)
-    return lambda moments: solve(
-        moments.first,
-        moments.second,
-        n_observations=moments.n_observations,
-        sigma=moments.sigma,
-        method=method,
-    )
+
+    def estimate(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
+        solution = MRAInversion(moments, method=method).estimate()
+        return solution.v, solution.rho
+
+    return estimate
 
 
 def draw_test(
@@ -112,16 +111,8 @@ def score(
     found, start = [], time.perf_counter()
     for i in range(0, len(v), batch_size):
         part = slice(i, i + batch_size)
-        found.append(
-            solver(
-                FourierMoments(
-                    moments.first[part],
-                    moments.second[part],
-                    moments.n_observations,
-                    moments.sigma,
-                )
-            )
-        )
+        batch = moments.first[part], moments.second[part]
+        found.append(solver(replace(moments, first=batch[0], second=batch[1])))
     seconds = time.perf_counter() - start
     v_found, rho_found = (np.concatenate(part) for part in zip(*found, strict=True))
     return Scores(

@@ -1,4 +1,4 @@
-"""Expectation-maximisation on raw observations, which sees more than moments."""
+"""Expectation-maximisation on raw observations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aspire_mom.mra.signals import all_shifts, check_pair
 @dataclass(frozen=True)
 class EMStatus:
     """
-    What a status callback is told.
+    Progress, for a status callback.
 
     :param step: Steps done.
     :param change: Relative change of v in the last one.

@@ -104,8 +104,8 @@ class MRAInversion:
 
     - "auto": marching where the moments are exact, and least squares from other starts
       where marching does not meet them; "mixture" where they are noisy.
-    - "mixture": v and ρ as one to three Gaussians each, fitted from where a trained
-      network says, if that explains the data better than regularised least squares.
+    - "mixture": v and ρ as one to three Gaussians each, fitted from the proposals of a
+      trained network, if that explains the data better than regularised least squares.
       For exact moments the same as "auto".
     - "marching": frequency marching along the diagonals of the second moment.
     - "least-squares": regularised least squares over v and ρ from marching.

@@ -23,14 +23,14 @@ def march(
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Solve v̂(k) ρ̃(k - l) conj v̂(l) = second[k, l] (eq. 15) frequency by frequency, in
-    the gauge arg ρ̃(1) = 0.
+    the shift at which arg ρ̃(1) = 0.
 
     With v̂ and ρ̃ known below k, v̂(k) follows from the entries (k, l), 0 < l < k, by
     weighted least squares, its modulus from the diagonal as well, and then ρ̃(k) from
     all pairs of frequencies up to k that lie k apart. What is below three standard
     errors is set to zero. The first moment stands in for row and column 0, which say
     the same with more noise. Pairs more than n/2 apart, at which ρ̃ wraps around, serve
-    only to find by what part of a sample that gauge is off the sample points.
+    only to find by what part of a sample that shift is off the sample points.
 
     :param first: First moments (..., n).
     :param second: Second moments (..., n, n), noise bias removed.
@@ -131,7 +131,7 @@ class _March:
                 self.set_signal(k, l[l != k])
 
     def turn(self) -> None:
-        """Shift to the gauge arg ρ̃(1) = 0."""
+        """Shift v and ρ so that arg ρ̃(1) = 0."""
         by = np.angle(self.rho[..., self.K + 1, None])
         phase = np.exp(-1j * by * self.signed)
         self.rho, self.v = self.rho * phase, self.v * phase.conj()

@@ -1,5 +1,5 @@
 """
-The fit of a few Gaussians to noisy moments, from where a trained network says.
+The fit of a few Gaussians to noisy moments, from the proposals of a network.
 
 A `MixtureEncoder` proposes 1, 2 or 3 Gaussians for v and as many for ρ, with several
 alternatives for each. From the likely ones χ² is minimised over centres, widths and v's

@@ -1,10 +1,10 @@
-"""What trained encoders say, and its refinement (section 5.1.2)."""
+"""Answers of trained encoders, and their refinement (section 5.1.2)."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ LEAST_MEAN = 1e-6
 @dataclass(frozen=True, eq=False)
 class RefinementStatus:
     """
-    What a status callback is told.
+    Progress, for a status callback.
 
     :param step: Steps done, 0 before the first.
     :param v: Signals (batch, n), detached.
@@ -52,10 +52,9 @@ def predict(
     encoder: nn.Module, moments: FourierMoments
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    What an encoder says, in double precision, with v and ρ brought to one shift.
+    The answer of an encoder, in double precision, with v and ρ brought to one shift.
 
-    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ). Unless it is in double
-        precision already (`encoder.double()`), each call makes a copy that is.
+    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
     :param moments: Moments of one problem or of a batch.
     :return: v (..., n) and ρ (..., n), a distribution, centred at shift 0.
     :raises ValueError: the encoder is for another n, or the signal's mean is 0.
@@ -159,7 +158,7 @@ def refine_weights(
 
     def pair() -> tuple[Tensor, Tensor]:
         v, rho = outputs(parameters, *inputs)
-        return _shifted(v, by[0]), _shifted(rho, by[1])
+        return shift(v, by[0]), shift(rho, by[1])
 
     return _descend(
         pair, list(parameters.values()), moments, n_steps, learning_rate, weight, status
@@ -253,32 +252,25 @@ def _prepared(encoder: nn.Module, moments: FourierMoments, dtype) -> nn.Module:
         raise ValueError(
             "the signal's mean is 0 to within rounding; encoders take it as the unit"
         )
-    like = next(encoder.parameters())
-    if like.dtype == dtype and like.device.type == "cpu" and not encoder.training:
-        return encoder
     return copy.deepcopy(encoder).to("cpu", dtype).eval()
 
 
 def _flat(moments: FourierMoments) -> FourierMoments:
     n = moments.first.shape[-1]
-    first, second = moments.first.reshape(-1, n), moments.second.reshape(-1, n, n)
-    return FourierMoments(first, second, moments.n_observations, moments.sigma)
+    return replace(
+        moments,
+        first=moments.first.reshape(-1, n),
+        second=moments.second.reshape(-1, n, n),
+    )
 
 
 def _inputs(moments: FourierMoments, dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = _flat(moments)
-    exact = batch.n_observations is None
-    share = 0.0 if exact else batch.sigma**2 / batch.n_observations
+    """Inputs of encoders."""
+    batch, exact = _flat(moments), moments.n_observations is None
+    sigma = 0.0 if exact else moments.sigma
+    share = 0.0 if exact else sigma**2 / moments.n_observations
     ones = torch.ones(len(batch.first), dtype=dtype)
-    kind = torch.complex64 if dtype == torch.float32 else torch.complex128
-    first, second = (torch.as_tensor(x).to(kind) for x in (batch.first, batch.second))
-    return first, second, share * ones, (0.0 if exact else batch.sigma) * ones
-
-
-def _shifted(x: Tensor, by: Tensor) -> Tensor:
-    """:func:`aspire_mom.mra.signals.shift` for tensors (batch, n), through which
-    gradients flow."""
-    n = x.shape[-1]
-    k = torch.arange(n // 2 + 1, dtype=by.dtype)
-    turn = torch.exp(-2j * torch.pi / n * by[:, None] * k)
-    return torch.fft.irfft(torch.fft.rfft(x) * turn, n)
+    first, second = (
+        torch.as_tensor(x).to(dtype.to_complex()) for x in (batch.first, batch.second)
+    )
+    return first, second, share * ones, sigma * ones
