@@ -61,7 +61,7 @@ def divide(values: np.ndarray, information: np.ndarray, n_images: int) -> np.nda
     # whole.
     n = _n_angles(values, information)
     on_angles = _on_angles(information, n, 2)
-    solution, rest = 0, values
+    solution, rest = np.zeros_like(values), values
     for _ in range(MAX_CORRECTIONS):
         found = solve_entries(_on_angles(rest, n, 1), on_angles, n_images)
         solution = solution + _orders(found, values)

@@ -300,6 +300,8 @@ class _InChunks(torch.autograd.Function):
 
 def check_count(probabilities: Tensor, n_nodes: int) -> None:
     """
+    :param probabilities: Weights of the nodes.
+    :param n_nodes: Number of nodes.
     :raises ValueError: If there is not one probability per node.
     """
     if probabilities.shape != (n_nodes,):

@@ -58,7 +58,10 @@ class RadialCompression:
             raise ValueError("the vectors leave no entry of the third moment")
 
     def __eq__(self, other: object) -> bool:
-        """Whether both reduce the same coefficients to the same numbers."""
+        """
+        :param other: Anything.
+        :return: Whether both reduce the same coefficients to the same numbers.
+        """
         if not isinstance(other, type(self)):
             return NotImplemented
         pairs = zip(self.vectors, other.vectors, strict=False)
@@ -77,12 +80,12 @@ class RadialCompression:
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Numbers q kept per order, (max_order + 1,)."""
+        """:return: Numbers q kept per order, (max_order + 1,)."""
         return np.array([U.shape[1] for U in self.vectors])
 
     @cached_property
     def ring_indices(self) -> tuple[np.ndarray, ...] | None:
-        """The ring that each number is of, per order; None where compressed."""
+        """:return: The ring of each number, per order; None where compressed."""
         if any((np.count_nonzero(U, axis=0) != 1).any() for U in self.vectors):
             return None
         return tuple(np.argmax(U != 0, axis=0) for U in self.vectors)

@@ -113,7 +113,9 @@ class RingReport:
             return L * size / np.arange(len(self.signal))
 
     def summary(self) -> dict:
-        """All figures, ready for JSON; infinity is None, as is what is unknown."""
+        """
+        :return: All figures, ready for JSON; None for infinity and what is unknown.
+        """
         moments, last = self.moments, self.last_ring
         angstrom = self.angstrom
         rings = {
@@ -144,7 +146,9 @@ class RingReport:
         }
 
     def table(self) -> str:
-        """What people look at first: one line on the whole, one for each ring."""
+        """
+        :return: One line on the whole, one for each ring, and the verdict.
+        """
         columns = {"ring": [str(ring) for ring in range(len(self.signal))]}
         if self.angstrom is not None:
             columns["Å"] = [f"{a:.1f}" for a in self.angstrom]
@@ -182,7 +186,9 @@ class RingReport:
         return "; ".join(filter(None, [head, str(moments.corrections)]))
 
     def verdict(self) -> str:
-        """Up to which ring the data support a model, in one sentence."""
+        """
+        :return: Up to which ring the data support a model, in one sentence.
+        """
         last, n = self.last_ring, self.moments.n_images
         if 0 < n < FEW:
             return f"{n} images are too few to tell which rings hold up"

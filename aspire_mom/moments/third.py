@@ -56,7 +56,9 @@ class ThirdMomentBasis(RadialCompression):
         )
 
     @classmethod
-    def from_moments(cls, moments, *, budget_bytes: int = BUDGET) -> ThirdMomentBasis:
+    def from_moments(
+        cls, moments: object, *, budget_bytes: int = BUDGET
+    ) -> ThirdMomentBasis:
         """
         Compress to the leading eigenvectors of second moments, as many as fit (see
         `compression.leading_eigenvectors`). The noise that was removed has the power on
@@ -108,12 +110,12 @@ class ThirdMomentBasis(RadialCompression):
 
     @cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """Orders (m1, m2) of the blocks that have entries."""
+        """:return: Orders (m1, m2) of the blocks that have entries."""
         return order_pairs(self.counts)
 
     @cached_property
     def size(self) -> int:
-        """Number of entries."""
+        """:return: Number of entries."""
         return third_size(self.counts)
 
     @property
