@@ -46,7 +46,7 @@ class OutputFile(click.Path):
         self.suffixes = suffixes
 
     def convert(self, value, param, ctx) -> Path:
-        path = super().convert(value, param, ctx)
+        path = Path(value)
         if path.suffix not in self.suffixes:
             endings = " or ".join(self.suffixes)
             self.fail(f"{path}: the name must end in {endings}", param, ctx)
@@ -172,9 +172,9 @@ class Group(click.Group):
 
     command_class = Command
 
-    def main(self, *args, standalone_mode: bool = True, **extra):
+    def main(self, *args, **extra):
         try:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(*args, **{**extra, "standalone_mode": False})
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else self.name
             message = f"{error.format_message()} (see {command} --help)"

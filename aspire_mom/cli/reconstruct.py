@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -94,7 +95,10 @@ def reconstruct(
     if lowpass is not None:
         check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
     checkpoint = out / "checkpoint.pt"
-    options = {"device": processes.own_device(device), "checkpoint": checkpoint}
+    options: dict[str, Any] = {
+        "device": processes.own_device(device),
+        "checkpoint": checkpoint,
+    }
     if prior == "paper":
         if starts is not None or support_radius is not None:
             raise ValueError("--prior paper has no --starts and no --support-radius")
@@ -110,7 +114,7 @@ def reconstruct(
         inversion = MomentInversion(estimate, prior, search=search, **options)
     out.mkdir(parents=True, exist_ok=True)
     with processes.joined(inversion.device):
-        found = _estimated(inversion, overwrite)
+        found = _estimated(inversion, checkpoint, overwrite)
         if not processes.is_first():
             return
     with staged(out) as folder:
@@ -134,7 +138,9 @@ def _in_boxes(radius: float, moments: Moments) -> float:
     return radius / box
 
 
-def _estimated(inversion: MomentInversion, overwrite: bool) -> Reconstruction:
+def _estimated(
+    inversion: MomentInversion, checkpoint: Path, overwrite: bool
+) -> Reconstruction:
     """Run an inversion, which starts anew where its checkpoint is of something else and
     may be overwritten."""
     try:
@@ -144,12 +150,12 @@ def _estimated(inversion: MomentInversion, overwrite: bool) -> Reconstruction:
             if not overwrite:
                 raise ValueError(f"{error}, or pass --overwrite") from error
         processes.wait()  # until all have read it
-        Path(inversion.checkpoint).unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
         processes.wait()  # so that none reads it again
         return inversion.estimate()
     except KeyboardInterrupt as error:
         raise click.ClickException(
-            f"interrupted; the same command goes on from {inversion.checkpoint}"
+            f"interrupted; the same command goes on from {checkpoint}"
         ) from error
 
 

@@ -71,7 +71,7 @@ def simulate(
     (molecule,) = read_volumes([volume], pixel_size)
     density = VonMisesFisherMixture.random(seed=seed)
     if views == "uniform":
-        density = VonMisesFisherMixture([[0, 0, 1]], [0], [1])
+        density = VonMisesFisherMixture(np.eye(3)[2:], np.zeros(1), np.ones(1))
     noise = WhiteNoiseAdder.from_snr(snr, seed=seed + 2)
     rotations = density.sample(images, seed=seed + 1)
     source = simulate_images(molecule, rotations, noise, seed + 1)

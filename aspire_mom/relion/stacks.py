@@ -112,11 +112,11 @@ def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
     :raises ValueError: ASPIRE cannot read a stack, or a stack lacks an image that a
         particle names, or has images of another size than the others.
     """
-    counts, L, model = np.zeros(len(stacks), dtype=np.int64), None, None
+    counts, L, model = np.zeros(len(stacks), dtype=np.int64), 0, None
     for index in np.unique(table.stack_indices):
         path = stacks[index]
         counts[index], size = _checked(table.path, path)
-        if L is None:
+        if model is None:
             L, model = size, path
         if size != L:
             raise ValueError(

@@ -201,7 +201,7 @@ def _unquoted(line: str) -> list[str]:
     for match in TOKEN.finditer(line):
         if match[0].startswith("#"):
             break
-        tokens.append(match[match.lastindex])
+        tokens.append(match[match.lastindex or 0])
     return tokens
 
 
