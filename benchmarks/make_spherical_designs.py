@@ -26,7 +26,7 @@ from scipy.special import sph_harm_y_all
 from scipy.stats import special_ortho_group
 from tqdm import tqdm
 
-from aspire_mom.rotations.designs import DATA, harmonic_residual
+from aspire_mom.rotations.sphere import DATA
 
 SOLVED = 1e-13
 # Displacement of the starting spiral's points, as a fraction of their spacing.
@@ -63,6 +63,15 @@ def harmonic_means(angles: np.ndarray, degree: int) -> np.ndarray:
     l, m = even_harmonics(degree)
     values = sph_harm_y_all(degree, degree, *angles.reshape(2, -1))
     return real_rows(values[l, m], m).mean(1)
+
+
+def harmonic_residual(points: np.ndarray, degree: int) -> float:
+    """Largest Weyl sum √(4π) |mean of Y_lm| over points (N, 3), 1 ≤ l ≤ degree."""
+    x, y, z = points.T
+    polar, azimuth = np.arctan2(np.hypot(x, y), z), np.arctan2(y, x)
+    # Y_l(-m) is ±conj Y_lm, so m ≥ 0 is enough; m > l is zero.
+    sums = sph_harm_y_all(degree, degree, polar, azimuth)[1:, : degree + 1].mean(-1)
+    return float(np.sqrt(4 * np.pi) * np.abs(sums).max(initial=0))
 
 
 def harmonic_gradients(angles: np.ndarray, degree: int) -> np.ndarray:

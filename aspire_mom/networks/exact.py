@@ -9,8 +9,11 @@ import torch
 from scipy.special import spherical_jn
 from torch import Tensor, nn
 
-from aspire_mom.rotations import SphericalDesign, real_spherical_harmonics
-from aspire_mom.rotations.so3 import viewing_rotations
+from aspire_mom.rotations import (
+    SphericalDesign,
+    real_spherical_harmonics,
+    viewing_rotations,
+)
 
 # Distances from the box's centre at which Bessel functions are tabulated. Linear
 # interpolation between them is good to 1e-4 at ring 7.

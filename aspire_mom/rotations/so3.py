@@ -10,7 +10,7 @@ from aspire.utils import Rotation
 
 from aspire_mom.checks import check_integer, check_kind
 from aspire_mom.files import contents_of, load_arrays, save_arrays
-from aspire_mom.rotations.designs import SphericalDesign
+from aspire_mom.rotations.sphere import SphericalDesign
 
 FORMAT = "aspire_mom.SO3Quadrature.1"
 
@@ -19,8 +19,8 @@ def viewing_rotations(
     directions: np.ndarray, in_plane: np.ndarray | float = 0.0
 ) -> np.ndarray:
     """
-    Make rotations of given viewing directions: R = Rz(φ) Ry(θ) Rz(α), ASPIRE's
-    intrinsic ZYZ Euler angles, where (φ, θ) are azimuth and polar angle of R[:, 2].
+    Make rotations from viewing directions: R = Rz(φ) Ry(θ) Rz(α), ASPIRE's intrinsic
+    ZYZ Euler angles, with azimuth φ and polar angle θ of the viewing direction R[:, 2].
 
     :param directions: Unit vectors (n, 3), xyz order; at the poles φ = 0.
     :param in_plane: In-plane angles α, radians, (n,) or one for all.
@@ -35,11 +35,9 @@ def viewing_rotations(
 @dataclass(frozen=True, eq=False)
 class SO3Quadrature:
     """
-    Quadrature rule on SO(3), nodes R(view) Rz(2πj / n_inplane) (section 5.2).
-
-    Nodes are view-major: node = view * n_inplane + j. The rule is exact to `degree`:
-    the weighted sum of any Wigner function D^l_mm', l ≤ `degree`, is its mean over
-    SO(3).
+    Quadrature rule on SO(3), exact to `degree`: the weighted sum of any Wigner function
+    D^l_mm', l ≤ `degree`, is its mean over SO(3) (section 5.2). Nodes are R(view)
+    Rz(2πj / n_inplane), numbered view * n_inplane + j.
 
     :param rotations: Nodes, ASPIRE `Rotation` of n float64 matrices; R[:, 2] is the
         viewing direction, the in-plane rotation acts on the right.
@@ -85,14 +83,12 @@ class SO3Quadrature:
         Pair all viewing directions of a design with equally spaced in-plane angles, all
         with equal weights (section 5.2; the paper has 100 × 12 nodes).
 
-        In-plane angles annihilate 0 < |m'| < n_inplane, the design then 0 < l ≤ t:
-        exact to the lower of t and n_inplane - 1.
+        The sum over in-plane angles removes 0 < |m'| < n_inplane, and the one over the
+        design 0 < l ≤ t: the rule is exact to the lower of t and n_inplane - 1.
 
         :param design: Viewing directions.
         :param n_inplane: Number of in-plane angles in [0, 2π), the first one 0.
         :return: The quadrature.
-        :raises TypeError: `design` is no `SphericalDesign`.
-        :raises ValueError: `n_inplane` is no positive integer.
         """
         check_kind("design", design, SphericalDesign)
         check_integer("n_inplane", n_inplane, 1)
@@ -122,24 +118,21 @@ class SO3Quadrature:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """All fields as arrays by name, of which :meth:`from_arrays` makes it again."""
-        numbers = {"degree": self.degree, "n_inplane": self.n_inplane}
-        numbers = {name: np.array(value) for name, value in numbers.items()}
+        """All fields as arrays, by name."""
         return {
             "rotations": self.rotations.matrices,
             "weights": self.weights,
-            **numbers,
+            "degree": np.array(self.degree),
+            "n_inplane": np.array(self.n_inplane),
         }
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> SO3Quadrature:
         """
-        Make a quadrature of its :attr:`arrays`.
+        Make a quadrature from its :attr:`arrays`.
 
-        :param arrays: Arrays by name; others than its own are ignored.
+        :param arrays: Arrays by name; other names are ignored.
         :return: The quadrature.
-        :raises KeyError: an array is missing.
-        :raises ValueError: the arrays contradict each other or are no rotations.
         """
         return cls(
             rotations=Rotation(arrays["rotations"], gimble_lock_warnings=False),
@@ -150,13 +143,10 @@ class SO3Quadrature:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
-        Write all fields to one .npz file.
+        Write all fields to one .npz file (see :func:`~aspire_mom.files.save_arrays`).
 
         :param path: File to write, its name ending in .npz.
         :param overwrite: Replace an existing file.
-        :raises ValueError: the name does not end in .npz.
-        :raises FileNotFoundError: the folder does not exist.
-        :raises FileExistsError: the file exists and `overwrite` is False.
         """
         save_arrays(path, FORMAT, self.arrays, overwrite=overwrite)
 
@@ -167,8 +157,6 @@ class SO3Quadrature:
 
         :param path: The .npz file.
         :return: The quadrature.
-        :raises FileNotFoundError: the file does not exist.
-        :raises ValueError: the file is damaged, or no saved quadrature.
         """
         arrays, _ = load_arrays(path, FORMAT)
         with contents_of(path):

@@ -1,0 +1,239 @@
+"""Densities of rotations: learnable probabilities, and von Mises-Fisher mixtures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from aspire.utils import Rotation
+from scipy.special import exprel
+from scipy.stats import uniform_direction, vonmises_fisher
+from torch import Tensor
+
+from aspire_mom.checks import check_integer
+from aspire_mom.rotations.so3 import SO3Quadrature, viewing_rotations
+from aspire_mom.rotations.sphere import real_spherical_harmonics
+
+# SciPy cannot sample a concentration of 0, and near it its formula cancels; below this
+# one the distribution is within 1e-6 of uniform in total variation.
+UNIFORM_BELOW = 1e-6
+
+
+class DiscreteDensity(torch.nn.Module):
+    """
+    Learnable probabilities on the nodes of a quadrature: the paper's z_ρ (section 4.2)
+    without an encoder. They are the softmax of logits and start equal.
+
+    Without `degree` every node has a logit of its own. With it, the log-density is a
+    smooth function of the viewing direction alone (in-plane angles uniform),
+    log ρ(d) = Σ_{l=1}^{degree} Σ_m a_lm √(4π) Y_lm(d) + const, and :meth:`penalty` is
+    the prior under which a_lm is normal of variance 1 / (2 l (l + 1)): the variance of
+    the log-density is about 2, and most of it is in low degrees. The prior, not noise,
+    then decides the part of the density that moments leave open.
+
+    :param nodes: The quadrature, or the number of nodes where `degree` is None.
+    :param degree: Largest degree of the log-density's spherical harmonics.
+    :raises ValueError: there is no node, the degree is below 1, or it comes without a
+        quadrature.
+    """
+
+    harmonics: Tensor
+    precision: Tensor
+
+    def __init__(self, nodes: int | SO3Quadrature, *, degree: int | None = None):
+        super().__init__()
+        n_nodes = len(nodes) if isinstance(nodes, SO3Quadrature) else nodes
+        check_integer("nodes", n_nodes, 1)
+        if degree is None:
+            self.logits = torch.nn.Parameter(torch.zeros(n_nodes))
+            self.coefficients = None
+            return
+        check_integer("degree", degree, 1)
+        if not isinstance(nodes, SO3Quadrature):
+            raise ValueError(
+                f"nodes is {nodes!r}; a smooth density needs an SO3Quadrature"
+            )
+        views = torch.from_numpy(np.ascontiguousarray(nodes.views))
+        harmonics = torch.cat(list(real_spherical_harmonics(views, degree))[1:], dim=1)
+        harmonics = harmonics.repeat_interleave(nodes.n_inplane, dim=0)
+        l = torch.arange(1, degree + 1)
+        l = l.repeat_interleave(2 * l + 1)
+        self.register_buffer("harmonics", (np.sqrt(4 * np.pi) * harmonics).float())
+        self.register_buffer("precision", (2 * l * (l + 1)).float())
+        self.coefficients = torch.nn.Parameter(torch.zeros(len(l)))
+
+    @classmethod
+    def from_probabilities(cls, probabilities: np.ndarray | Tensor) -> DiscreteDensity:
+        """
+        Make a density with a logit per node from given probabilities.
+
+        :param probabilities: Non-negative values (n_nodes,), normalised here. Zeros
+            become the smallest positive number of their dtype, so that logits stay
+            finite. The density takes their dtype and device.
+        :return: The density.
+        :raises ValueError: values are negative, not finite, or all zero.
+        """
+        p = torch.as_tensor(probabilities).detach()
+        if p.ndim != 1 or not p.is_floating_point():
+            raise ValueError(
+                "probabilities must be one-dimensional and real floating-point, got "
+                f"{p.dtype} of shape {tuple(p.shape)}"
+            )
+        if not (torch.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
+            raise ValueError(
+                "probabilities must be finite, non-negative and not all zero; their "
+                f"minimum is {p.min():g} and their sum {p.sum():g}"
+            )
+        density = cls(len(p))
+        logits = (p / p.sum()).clamp_min(torch.finfo(p.dtype).tiny).log()
+        density.logits = torch.nn.Parameter(logits)
+        return density
+
+    def forward(self) -> Tensor:
+        """
+        :return: Probabilities (n_nodes,), non-negative, summing to one.
+        """
+        return torch.softmax(self._logits(), dim=0)
+
+    def penalty(self) -> Tensor:
+        """
+        :return: Minus twice the log-prior of a smooth density, Σ 2 l (l + 1) a_lm², up
+            to a constant; zero without `degree`.
+        """
+        if self.coefficients is None:
+            return self.logits.new_zeros(())
+        return (self.precision * self.coefficients**2).sum()
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities (n_nodes,), NumPy float64, without gradient."""
+        return torch.softmax(self._logits().detach().double(), dim=0).cpu().numpy()
+
+    def _logits(self) -> Tensor:
+        if self.coefficients is None:
+            return self.logits
+        return self.harmonics @ self.coefficients
+
+
+@dataclass(frozen=True, eq=False)
+class VonMisesFisherMixture:
+    """
+    Density of rotations: viewing directions R[:, 2] from a mixture of von Mises-Fisher
+    distributions (section 5.2 has 8), in-plane angles uniform and independent of them.
+
+    :param means: Mean directions (n_components, 3), xyz order; normalised here.
+    :param concentrations: Concentrations κ ≥ 0 (n_components,); 0 is uniform.
+    :param weights: Positive weights (n_components,); normalised to sum to one.
+    :raises ValueError: shapes disagree, a mean is zero, or a value is out of range.
+    """
+
+    means: np.ndarray
+    concentrations: np.ndarray
+    weights: np.ndarray
+
+    def __post_init__(self):
+        means, concentrations, weights = (
+            np.array(values, dtype=np.float64)
+            for values in (self.means, self.concentrations, self.weights)
+        )
+        n = len(weights) if weights.ndim == 1 else 0
+        if n == 0 or means.shape != (n, 3) or concentrations.shape != (n,):
+            raise ValueError(
+                "means, concentrations and weights must have shapes (n, 3), (n,) and "
+                f"(n,), got {means.shape}, {concentrations.shape} and {weights.shape}"
+            )
+        norms = np.linalg.norm(means, axis=1)
+        for name, values, valid, accepted in (
+            ("means", means, norms > 0, "not zero"),
+            ("concentrations", concentrations, concentrations >= 0, "not negative"),
+            ("weights", weights, weights > 0, "positive"),
+        ):
+            if not (np.isfinite(values).all() and valid.all()):
+                raise ValueError(
+                    f"{name} must be finite and {accepted}, got {values.tolist()}"
+                )
+        object.__setattr__(self, "means", means / norms[:, None])
+        object.__setattr__(self, "concentrations", concentrations)
+        object.__setattr__(self, "weights", weights / weights.sum())
+
+    @classmethod
+    def random(cls, n_components: int = 8, *, seed: int = 0) -> VonMisesFisherMixture:
+        """
+        Draw a mixture that is clearly not uniform: means uniform on the sphere,
+        concentrations uniform in [2, 10] (wide enough for eight components to cover the
+        sphere), weights Dirichlet(5, …, 5), so that none is negligible.
+
+        :param n_components: Number of components.
+        :param seed: Seed of the draw.
+        :return: The mixture.
+        """
+        check_integer("n_components", n_components, 1)
+        rng = np.random.default_rng(seed)
+        return cls(
+            means=uniform_direction(3).rvs(n_components, random_state=rng),
+            concentrations=rng.uniform(2, 10, n_components),
+            weights=rng.dirichlet(np.full(n_components, 5.0)),
+        )
+
+    def pdf(self, directions: np.ndarray) -> np.ndarray:
+        """
+        Evaluate the density of viewing directions, Σ w exp(κ (μ·x - 1)) κ / (2π (1 -
+        exp(-2κ))), in a form that holds for every κ ≥ 0.
+
+        :param directions: Unit vectors (..., 3), xyz order.
+        :return: Density (...), float64, per steradian.
+        :raises ValueError: directions are not unit vectors.
+        """
+        directions = np.asarray(directions, dtype=np.float64)
+        if directions.shape[-1:] != (3,):
+            raise ValueError(f"directions must be (..., 3), got {directions.shape}")
+        if not np.allclose(np.linalg.norm(directions, axis=-1), 1, atol=1e-5):
+            raise ValueError("directions must be unit vectors")
+        kappa = self.concentrations
+        peaks = self.weights / (4 * np.pi * exprel(-2 * kappa))
+        return np.exp(kappa * (directions @ self.means.T - 1)) @ peaks
+
+    def sample(self, n: int, *, seed: int = 0) -> Rotation:
+        """
+        Draw rotations; concentrations below 1e-6 are drawn as uniform.
+
+        :param n: Number of rotations.
+        :param seed: Seed of the draw.
+        :return: ASPIRE `Rotation` of n independent draws, float64. `Simulation` takes
+            its `angles`.
+        """
+        rng = np.random.default_rng(seed)
+        component = rng.choice(len(self.weights), size=n, p=self.weights)
+        directions = np.empty((n, 3))
+        for k, kappa in enumerate(self.concentrations):
+            chosen = component == k
+            distribution = (
+                uniform_direction(3)
+                if kappa < UNIFORM_BELOW
+                else vonmises_fisher(self.means[k], kappa)
+            )
+            directions[chosen] = distribution.rvs(chosen.sum(), random_state=rng)
+        in_plane = rng.uniform(0, 2 * np.pi, n)
+        return Rotation(
+            viewing_rotations(directions, in_plane), gimble_lock_warnings=False
+        )
+
+    def on(self, quadrature: SO3Quadrature) -> np.ndarray:
+        """
+        Evaluate the probabilities of a quadrature's nodes, weight times density: the
+        paper's z_ρ (section 4.2, eq. 20) for this density.
+
+        :param quadrature: The quadrature.
+        :return: Probabilities (n_nodes,), float64, summing to one.
+        :raises ValueError: the density is zero on every node (κ far too large).
+        """
+        density = np.repeat(self.pdf(quadrature.views), quadrature.n_inplane)
+        probabilities = quadrature.weights * density
+        total = probabilities.sum()
+        if not total > 0:
+            raise ValueError(
+                f"the density vanishes on all {len(quadrature)} nodes: concentrations "
+                f"up to {self.concentrations.max():g} are too narrow for them"
+            )
+        return probabilities / total

@@ -1,0 +1,96 @@
+"""Spherical designs and spherical harmonics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aspire_mom.checks import check_integer
+
+DATA = Path(__file__).with_name("data") / "spherical_designs.npz"
+
+
+class SphericalDesign:
+    """
+    Spherical t-design: N points over which the plain mean of any polynomial of degree
+    t or less is its mean over the sphere (section 5.2).
+
+    All shipped designs are symmetric: odd degrees are exact for free, t is odd, and N
+    is about t²/2 + t/2. ``benchmarks/make_spherical_designs.py`` computed them as zeros
+    of the spherical harmonic sums, after R. S. Womersley, "Efficient spherical designs
+    with good geometric properties", in Contemporary Computational Mathematics, Springer
+    2018. The paper does not publish its 100 points of degree 13;
+    ``SphericalDesign(13, n_points=100)`` is a design of that size.
+
+    The attribute `points` (N, 3) holds unit vectors, xyz order, float64, read-only;
+    point j + N/2 is -(point j). `degree` is that of the design found.
+
+    :param degree: Least degree; the smallest shipped design that has it is taken.
+    :param n_points: Number of points N, where a particular one is wanted.
+    :raises ValueError: no shipped design has this degree and number of points.
+    """
+
+    def __init__(self, degree: int, n_points: int | None = None):
+        check_integer("degree", degree, 0)
+        shipped = shipped_designs()
+        fitting = [(n, t) for t, n in shipped if t >= degree and n_points in (None, n)]
+        if not fitting:
+            points = "" if n_points is None else f" of {n_points!r} points"
+            raise ValueError(
+                f"no shipped spherical design{points} has degree {degree} or higher; "
+                "available are (degree: points) "
+                + ", ".join(f"{t}: {n}" for t, n in shipped)
+            )
+        self.n_points, self.degree = min(fitting)
+        with np.load(DATA) as designs:
+            half = designs[f"{self.degree}_{self.n_points}"]
+        self.points = np.concatenate((half, -half))
+        self.points.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def shipped_designs() -> list[tuple[int, int]]:
+    """
+    List the designs that come with the package.
+
+    :return: Pairs (degree, number of points), ascending.
+    """
+    with np.load(DATA) as designs:
+        pairs = [name.split("_") for name in designs.files]
+    return sorted((int(degree), int(n_points)) for degree, n_points in pairs)
+
+
+def real_spherical_harmonics(directions: Tensor, degree: int) -> Iterator[Tensor]:
+    """
+    Evaluate orthonormal real spherical harmonics, degree by degree, by the three-term
+    recurrence of the associated Legendre functions in float64. No Condon-Shortley
+    sign: Y_1 = √(3/4π) (y, z, x).
+
+    :param directions: Unit vectors (..., 3), xyz order.
+    :param degree: Largest degree.
+    :yield: Y_l (..., 2l + 1) for l = 0, …, degree, m from -l (sines) to l (cosines),
+        float64.
+    """
+    x, y, z = directions.double()[..., None, :].unbind(-1)
+    waves = torch.complex(x, y).expand(*x.shape[:-1], degree).cumprod(-1) * np.sqrt(2)
+    cosines, sines = waves.real.contiguous(), waves.imag.contiguous()
+    before = torch.zeros_like(z[..., :0])  # Legendre functions / sin^m of degree l - 2
+    legendre = torch.full_like(z, np.sqrt(1 / (4 * np.pi)))
+    for l in range(degree + 1):
+        if l:
+            m = torch.arange(l, dtype=z.dtype, device=z.device)
+            a = ((4 * l**2 - 1) / (l**2 - m**2)).sqrt()
+            b = (((l - 1) ** 2 - m**2).clamp(min=0) / (4 * (l - 1) ** 2 - 1)).sqrt()
+            diagonal = legendre[..., -1:] * np.sqrt((2 * l + 1) / (2 * l))
+            previous = torch.nn.functional.pad(before, (0, 1))
+            before, legendre = legendre, a * (z * legendre - b * previous)
+            legendre = torch.cat((legendre, diagonal), -1)
+        zonal, rest = legendre[..., :1], legendre[..., 1:]
+        negative = (rest * sines[..., :l]).flip(-1)
+        yield torch.cat((negative, zonal, rest * cosines[..., :l]), -1)
