@@ -54,7 +54,9 @@ class CartesianBasis(Basis):
 
     @cached_property
     def frequencies(self) -> np.ndarray:
-        """In-plane frequencies (L², 2) as (kx, ky), cycles per box."""
+        """
+        :return: In-plane frequencies (L², 2) as (kx, ky), cycles per box.
+        """
         axis = np.arange(self.L) - self.L // 2
         ky, kx = np.meshgrid(axis, axis, indexing="ij")
         return np.stack((kx.ravel(), ky.ravel()), axis=1)

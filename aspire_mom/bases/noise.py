@@ -14,16 +14,16 @@ import numpy as np
 # Images transformed at once.
 CHUNK = 32
 
-Waves = Iterator[tuple[np.ndarray, np.ndarray | float]]
+Wave = tuple[np.ndarray, np.ndarray | float]
 
 
-def white_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Waves:
+def white_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Iterator[Wave]:
     """
     White noise of unit variance: unit impulses in all pixels, row by row.
 
     :param L: Pixels along an image's edge.
     :param half_rings: kx and ky of the points, radians per pixel.
-    :return: Chunks of waves and weights.
+    :yield: Waves, some at a time, and their weights.
     """
     pixels = np.arange(L) - L // 2
     # An impulse at (x, y) has the transform exp(-i kx x) exp(-i ky y).
@@ -32,7 +32,9 @@ def white_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Waves:
         yield across * wave, 1.0
 
 
-def averaged_white_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Waves:
+def averaged_white_waves(
+    L: int, half_rings: tuple[np.ndarray, np.ndarray]
+) -> Iterator[Wave]:
     """
     White noise of unit variance, to be averaged over in-plane angles.
 
@@ -44,7 +46,7 @@ def averaged_white_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> W
 
     :param L: Pixels along an image's edge.
     :param half_rings: kx and ky of the points, radians per pixel.
-    :return: Chunks of waves and weights.
+    :yield: Waves, some at a time, and their weights.
     """
     axis = np.arange(L) - L // 2
     squares, counts = np.unique(np.add.outer(axis**2, axis**2), return_counts=True)
@@ -63,14 +65,14 @@ def averaged_white_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> W
         yield np.exp(-1j * np.outer(points, half_rings[0])), weights[j : j + CHUNK]
 
 
-def nyquist_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Waves:
+def nyquist_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Iterator[Wave]:
     """
     The share of the Nyquist row and column in white noise, of covariance I - P ⊗ P,
     where P = I - a aᵀ/L removes the alternating vector a: (I ⊗ a aᵀ + a aᵀ ⊗ P) / L.
 
     :param L: Pixels along an image's edge, an even number.
     :param half_rings: kx and ky of the points, radians per pixel.
-    :return: Chunks of waves and weights.
+    :yield: Waves, some at a time, and their weights.
     """
     pixels = np.arange(L) - L // 2
     a = (-1.0) ** pixels / np.sqrt(L)
@@ -91,7 +93,7 @@ def stationary_waves(
     half_rings: tuple[np.ndarray, np.ndarray],
     spectrum: np.ndarray,
     nyquist: bool,
-) -> Waves:
+) -> Iterator[Wave]:
     """
     Noise of a power spectrum: cos(ω·x) and sin(ω·x), cut to the image.
 
@@ -99,7 +101,7 @@ def stationary_waves(
     :param half_rings: kx and ky of the points, radians per pixel.
     :param spectrum: As in `Basis.stationary_noise_second`.
     :param nyquist: As there.
-    :return: Chunks of waves and weights.
+    :yield: Waves, some at a time, and their weights.
     """
     pixels = np.arange(L) - L // 2
     kept = np.eye(L)

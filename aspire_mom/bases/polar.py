@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar
@@ -14,7 +15,7 @@ import torch
 from aspire_mom.bases.base import MIN_SIZE, Basis, squared_modulus
 from aspire_mom.bases.information import correlation
 from aspire_mom.bases.noise import (
-    Waves,
+    Wave,
     averaged_white_waves,
     nyquist_waves,
     stationary_waves,
@@ -51,6 +52,7 @@ class PolarBasis(Basis):
     :param max_order: Largest angular order; by default ⌈π (n_rings - 1)⌉, all that an
         object within the inscribed disc has.
     :param inplane_average: Average over in-plane angles.
+    :raises ValueError: a number is out of range.
     """
 
     L: int
@@ -91,7 +93,9 @@ class PolarBasis(Basis):
 
     @cached_property
     def areas(self) -> np.ndarray:
-        """Area 2πr of each ring (n_rings,), 2π/12 for ring 0."""
+        """
+        :return: Area 2πr of each ring (n_rings,), 2π/12 for ring 0.
+        """
         radii = np.arange(self.n_rings, dtype=float)
         radii[0] = 1 / 12
         return 2 * np.pi * radii
@@ -160,6 +164,8 @@ class PolarBasis(Basis):
         """
         Samples on half a ring. A pixel at distance d from the centre has orders up to
         about 2πrd/L; with this many, even the corners' leave no alias above 1e-10.
+
+        :return: Their number.
         """
         corner = math.sqrt(2) * math.pi * (self.n_rings - 1)
         return math.ceil((self.max_order + corner + 4 + 7 * corner ** (1 / 3)) / 2)
@@ -297,7 +303,7 @@ class PolarBasis(Basis):
             stationary_waves(self.L, self.half_rings, spectrum, nyquist)
         )
 
-    def second_of_waves(self, waves: Waves) -> np.ndarray:
+    def second_of_waves(self, waves: Iterator[Wave]) -> np.ndarray:
         """
         :param waves: Chunks of images' transforms on `half_rings`, and weights.
         :return: Σ weights f f*, of the second moment's shape, complex128.

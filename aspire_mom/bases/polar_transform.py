@@ -285,5 +285,14 @@ def polar_transform(
     dtype: str,
     device: torch.device | None = None,
 ) -> PolarTransform:
-    """The transform of these sizes, remembered, and made once for all threads."""
+    """
+    Return the transform of given sizes, remembered, and made once for all threads.
+
+    :param L: As in :class:`PolarTransform`.
+    :param n_rings: As there.
+    :param max_order: As there.
+    :param dtype: Name of the dtype.
+    :param device: As there.
+    :return: The transform.
+    """
     return PolarTransform(L, n_rings, max_order, np.dtype(dtype).type, device)

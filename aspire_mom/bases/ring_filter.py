@@ -113,5 +113,14 @@ def _interpolation(angles: np.ndarray, n_samples: int) -> np.ndarray:
 def ring_filter(
     L: int, n_rings: int, max_order: int, n_samples: int, dtype: str
 ) -> RingFilter:
-    """The filter of these sizes, remembered, and made once for all threads."""
+    """
+    Return the filter of given sizes, remembered, and made once for all threads.
+
+    :param L: As in :class:`RingFilter`.
+    :param n_rings: As there.
+    :param max_order: As there.
+    :param n_samples: As there.
+    :param dtype: As there.
+    :return: The filter.
+    """
     return RingFilter(L, n_rings, max_order, n_samples, dtype)

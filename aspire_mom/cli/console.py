@@ -192,10 +192,11 @@ class LazyGroup(Group):
 
     :param modules: By name of each command, the module in `aspire_mom.cli` that defines
         it, and what the `--help` of the group says of it.
+    :param options: Options of click's group.
     """
 
-    def __init__(self, *args, modules: dict[str, tuple[str, str]], **options):
-        super().__init__(*args, **options)
+    def __init__(self, *, modules: dict[str, tuple[str, str]], **options: object):
+        super().__init__(**options)
         self.modules = modules
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -17,6 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 def check_match(source: ImageSource, basis: Basis) -> None:
+    """
+    :param source: Source of the images.
+    :param basis: Basis of the moments.
+    :raises TypeError: one of them is of another kind.
+    :raises ValueError: no images, or images of another size.
+    """
     check_kind("source", source, ImageSource)
     check_kind("basis", basis, Basis)
     if source.n < 1:
@@ -29,6 +35,11 @@ def check_match(source: ImageSource, basis: Basis) -> None:
 
 
 def check_astigmatism(transfer: TransferFunctions | None, basis: Basis) -> None:
+    """
+    :param transfer: CTFs to correct for, if any.
+    :param basis: Basis of the moments.
+    :raises ValueError: CTFs are astigmatic and the basis cannot correct for that.
+    """
     if transfer is None:
         return
     if not basis.corrects_astigmatism and not transfer.radial:
@@ -42,6 +53,14 @@ def check_astigmatism(transfer: TransferFunctions | None, basis: Basis) -> None:
 def check_third(
     third: ThirdMomentBasis | None, basis: Basis, transfer: TransferFunctions | None
 ) -> None:
+    """
+    :param third: Basis of third moments, if any.
+    :param basis: Basis of the other moments.
+    :param transfer: CTFs to correct for, if any.
+    :raises TypeError: `third` is of another kind.
+    :raises ValueError: the bases differ, or third moments cannot be corrected for
+        these CTFs.
+    """
     if third is None:
         return
     check_kind("third", third, ThirdMomentBasis)
@@ -67,7 +86,13 @@ def check_covered(
     transfer: TransferFunctions | None,
     third: ThirdMomentBasis | None,
 ) -> None:
-    """Raise for what is averaged on the CPU only."""
+    """
+    :param device: Device to average on.
+    :param basis: Basis of the moments.
+    :param transfer: CTFs to correct for, if any.
+    :param third: Basis of third moments, if any.
+    :raises ValueError: these averages are not computed on that device.
+    """
     if device.type == "cpu":
         return
     missing = None
@@ -84,7 +109,11 @@ def check_covered(
 
 
 def known_offsets(source: ImageSource) -> np.ndarray | None:
-    """Shifts (n, 2) in pixels, None where there are none."""
+    """
+    :param source: Source of the images.
+    :return: Shifts (n, 2) in pixels, None where there are none.
+    :raises ValueError: shifts that are not finite.
+    """
     if source.pixel_size is None:
         return None
     offsets = np.asarray(source.offsets, dtype=float)
@@ -94,6 +123,11 @@ def known_offsets(source: ImageSource) -> np.ndarray | None:
 
 
 def mention_amplitudes(source: ImageSource) -> None:
+    """
+    Warn if amplitudes vary.
+
+    :param source: Source of the images.
+    """
     amplitudes = source.amplitudes
     if np.ptp(amplitudes) > 0:
         logger.warning(

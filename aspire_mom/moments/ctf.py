@@ -71,8 +71,7 @@ class TransferFunctions:
     @cached_property
     def flat(self) -> bool:
         """
-        Whether no filter varies with frequency, as after white whitening.
-
+        :return: Whether no filter varies with frequency, as after white whitening.
         :raises ValueError: a filter lets nothing pass.
         """
         pixels = _pixels(self.basis.L)
@@ -89,13 +88,17 @@ class TransferFunctions:
 
     @cached_property
     def radial(self) -> bool:
-        """Whether all filters are functions of the radius, or as good as."""
+        """
+        :return: Whether all filters are functions of the radius, or as good as.
+        """
         return self._largest_astigmatism < ROUND
 
     @cached_property
     def n_harmonics(self) -> int:
-        """Even angular orders that squares of the filters have on the outermost ring:
-        those of cos(2δ cos 2φ), δ the largest astigmatic phase."""
+        """
+        :return: Even angular orders that squares of the filters have on the outermost
+            ring: those of cos(2δ cos 2φ), δ the largest astigmatic phase.
+        """
         most, reach = self.basis.max_harmonics, 2 * self._largest_astigmatism
         if self.radial or most == 1:
             return 1

@@ -150,7 +150,7 @@ class Moments:
         """
         return self.corrections.shift_std
 
-    def with_corrections(self, **changes) -> Moments:
+    def with_corrections(self, **changes: object) -> Moments:
         """
         :param changes: Fields of `corrections` and their new values.
         :return: The same moments with these.
@@ -296,7 +296,11 @@ class Moments:
 
 
 def weighted_norm(values: np.ndarray, weights: np.ndarray) -> float:
-    """√Σ weights |values|², in float64."""
+    """
+    :param values: Values of any shape.
+    :param weights: Their weights, of a shape that fits.
+    :return: √Σ weights |values|², in float64.
+    """
     return float(np.sqrt(np.sum(weights * np.abs(values).astype(np.float64) ** 2)))
 
 

@@ -57,12 +57,9 @@ def march(
     )
 
 
+# Coefficients found so far, at signed frequencies -K … K (entry K is frequency 0), and
+# the entries of the second moment that they are found from, with their weights.
 class _March:
-    """
-    Coefficients found so far, at signed frequencies -K … K (entry K is frequency 0),
-    and the entries of the second moment that they are found from, with their weights.
-    """
-
     def __init__(self, first, second, share, sigma):
         n = first.shape[-1]
         self.K = K = n // 2
@@ -88,7 +85,7 @@ class _March:
         self.v[..., K], self.rho[..., K] = unit, 1
 
     def set_signal(self, k: int, l: np.ndarray) -> None:
-        """Estimate v̂(k) from the entries (k, l)."""
+        # Estimate v̂(k) from the entries (k, l).
         K = self.K
         known = self.v[..., K + l].conj()
         # The first step knows no ρ̃ yet, but that ρ̃(1) is to be positive.
@@ -108,7 +105,7 @@ class _March:
         self.v[..., K - k] = self.v[..., K + k].conj()
 
     def set_density(self, d: int, k: np.ndarray) -> None:
-        """Estimate ρ̃(d) from the entries (k, k - d)."""
+        # Estimate ρ̃(d) from the entries (k, k - d).
         at, to = self.K + k, self.K + k - d
         known = self.v[..., at] * self.v[..., to].conj()
         z, precision = _weighted_least_squares(

@@ -47,7 +47,9 @@ class Hypotheses(NamedTuple):
         return terms.sum(-2) / terms.sum((-2, -1))[..., None]
 
     def likeliest(self) -> Hypotheses:
-        """The alternatives in order of their probability."""
+        """
+        :return: The alternatives in order of their probability, likeliest first.
+        """
         order = self.log_probabilities.argsort(dim=-1, descending=True, stable=True)
         rows = torch.arange(len(order), device=order.device)[:, None]
         return Hypotheses(*(x[rows, order] for x in self))
@@ -159,9 +161,13 @@ class MixtureEncoder(nn.Module):
         self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
     ) -> tuple[Tensor, list[tuple[Hypotheses, Hypotheses]]]:
         """
-        :param first: As in :meth:`forward`, and so on.
+        :param first: As in :meth:`forward`.
+        :param second: As in :meth:`forward`.
+        :param share: As in :meth:`forward`.
+        :param sigma: As in :meth:`forward`.
         :return: Log probabilities of 1, 2, … Gaussians, (batch, most), and for each of
             these numbers the alternatives for v and for ρ.
+        :raises ValueError: fewer than 19 samples.
         """
         n = first.shape[-1]
         if n < MIN_SIZE:

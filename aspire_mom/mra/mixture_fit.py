@@ -81,7 +81,9 @@ class Mixture:
 
     @cached_property
     def curve(self) -> np.ndarray:
-        """The values (n,)."""
+        """
+        :return: Values (n,).
+        """
         curve = self._terms[0].sum(0)
         return curve / curve.sum() if self.density else curve
 

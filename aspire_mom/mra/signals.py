@@ -109,8 +109,8 @@ def observe(
     batch_size: int = 20_000,
 ) -> Iterator[np.ndarray]:
     """
-    Observations by eq. 23, v_j = v(· - s_j) + ε_j: v moved s_j samples to the right,
-    circularly, s_j drawn from ρ, and white noise.
+    Draw observations by eq. 23, v_j = v(· - s_j) + ε_j: v moved s_j samples to the
+    right, circularly, s_j drawn from ρ, and white noise.
 
     :param v: Signal (n,).
     :param rho: Probability (n,) of each shift 0, 1, …, n - 1, in samples.
@@ -118,7 +118,7 @@ def observe(
     :param sigma: Standard deviation of the noise, in v's units.
     :param rng: Source of randomness.
     :param batch_size: Observations held at once.
-    :return: Arrays (≤ batch_size, n), float64, N rows in all.
+    :yield: Arrays (≤ batch_size, n), float64, N rows in all.
     :raises ValueError: shapes that differ, or ρ is not a probability distribution.
     """
     v, rho = check_pair(v, rho)

@@ -45,6 +45,8 @@ class Training(TrainingSettings):
 
     Half of the volumes are Gaussian mixtures, half are chains, and each is seen by four
     densities: `batch_size` and `validation_size` are multiples of 8.
+
+    :raises ValueError: a number is out of range, or one of these no multiple of 8.
     """
 
     def __post_init__(self):

@@ -47,6 +47,8 @@ class BallHarmonics(FourierVolume):
     :param degree: Largest l, for fewer coefficients; default: all that K allows.
     :param support_radius: R, in box units, at most 1/2.
     :param seed: Seed of the initial coefficients.
+    :raises ValueError: the support is not within the box, or the band limit is too low
+        for it.
     """
 
     rings_at_once = True
