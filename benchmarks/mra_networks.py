@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from aspire_mom.mra import GaussianFamily, exact_moments, shift_error
 from aspire_mom.mra.comparison import HEADER, draw_test, score, solver
 from aspire_mom.mra.paper_encoder import PaperEncoder
-from aspire_mom.mra.problems import Training, training_set
 from aspire_mom.mra.refine import predict, refine_directly, refine_weights
+from aspire_mom.mra.training import Training, training_set
 from aspire_mom.mra.weights import how_trained, pretrained
 
 BATCH = 250
@@ -62,7 +62,7 @@ def table(count: int, seed: int) -> None:
         fresh = draw_test(GaussianFamily(k), count, seed)
         how = how_trained(f"paper-{k}")
         settings = {x: how["training"][x] for x in ("n", "set_size", "seed")}
-        v, rho = training_set(Training(ks=(k,), noisy=False, **settings))
+        v, rho = training_set(Training(ks=(k,), **settings))
         v, rho = v[:count], rho[:count]
         seen = v, rho, exact_moments(v, rho)
         for name, solve, problems in (

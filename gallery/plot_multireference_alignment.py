@@ -50,7 +50,7 @@ def plot_pairs(pairs, truths):
     """Density left and signal right; solid the truth, dotted what was found."""
     figure, axes = plt.subplots(len(pairs), 2, figsize=(8, 2.2 * len(pairs)), squeeze=0)
     for row, pair, truth in zip(axes, pairs, truths, strict=True):
-        shown = align(*pair, *truth)
+        shown = align(*pair, truth[0])
         for ax, i, name in ((row[0], 1, "ρ"), (row[1], 0, "v")):
             ax.plot(truth[i], "-", label=f"{name}, truth")
             ax.plot(shown[i], ":", lw=2.5, label=f"{name}, found")

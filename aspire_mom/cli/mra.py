@@ -15,22 +15,20 @@ from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
 from aspire_mom.mra.files import read_moments
 from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution
 from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
-from aspire_mom.mra.problems import Training
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
-from aspire_mom.mra.training import train
+from aspire_mom.mra.training import Training, train
 from aspire_mom.mra.weights import KINDS, load_weights, pretrained, save_weights
 
 # What the shipped weights were trained with, by kind of encoder.
 DEFAULTS = {
     "mixture": {
-        "noisy": True,
         "exact_share": 0.3,
         "highest": HIGHEST,
         "learning_rate": 1e-3,
     },
     "paper": {
-        "noisy": False,
+        "exact_share": 1.0,
         "batch_size": 64,
         "learning_rate": 1e-3,
     },

@@ -1,7 +1,6 @@
 """Multireference alignment, section 5.1 of the paper: the problem in one dimension."""
 
 from aspire_mom.mra.em import EMStatus, expectation_maximisation
-from aspire_mom.mra.errors import align, best_shift, shift_error
 from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution, solve
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
 from aspire_mom.mra.moments import (
@@ -13,10 +12,10 @@ from aspire_mom.mra.moments import (
     simulate_moments,
 )
 from aspire_mom.mra.paper_encoder import PaperEncoder
-from aspire_mom.mra.problems import Training
 from aspire_mom.mra.refine import predict, refine_directly, refine_weights
+from aspire_mom.mra.shift_ambiguity import align, best_shift, shift_error
 from aspire_mom.mra.signals import GaussianFamily, observe, shift
-from aspire_mom.mra.training import train
+from aspire_mom.mra.training import Training, train
 from aspire_mom.mra.weights import load_weights, pretrained, save_weights
 
 __all__ = [

@@ -8,23 +8,26 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aspire_mom.mra.errors import shift_error
 from aspire_mom.mra.inversion import MRAInversion
 from aspire_mom.mra.moments import FourierMoments, exact_moments, simulate_moments
-from aspire_mom.mra.problems import TEST
 from aspire_mom.mra.refine import predict
+from aspire_mom.mra.shift_ambiguity import shift_error
 from aspire_mom.mra.signals import GaussianFamily
+from aspire_mom.mra.training import TEST
 from aspire_mom.mra.weights import pretrained
 
 Solver = Callable[[FourierMoments], tuple[np.ndarray, np.ndarray]]
 # Encoders by method, as `pretrained` knows them.
 NETWORKS = {"network": "mixture", "paper": "paper-{k}"}
+HEADER = f"{'':<14}  {'ms':>9}" + "".join(
+    f"  {name + ' mean':>9} {'median':>9} {'90 %':>9}" for name in ("v", "ρ")
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
     """
-    How a method did.
+    How a method did, as a line under HEADER.
 
     :param v_errors: Errors of v, eq. 21, (count,).
     :param rho_errors: Errors of ρ (count,).
@@ -43,20 +46,12 @@ class Scores:
         return "  ".join(parts)
 
 
-HEADER = (
-    f"{'':<14}  {'ms':>9}"
-    + f"  {'v mean':>9} {'median':>9} {'90 %':>9}"
-    + f"  {'ρ mean':>9} {'median':>9} {'90 %':>9}"
-)
-
-
 def solver(method: str, k: int) -> Solver:
     """
     :param method: A method of :func:`solve`, "network" for the package's trained
-        `MixtureEncoder` alone, or "paper" for the paper's encoder as trained here for k
-        Gaussians.
+        `MixtureEncoder` alone, or "paper" for the paper's, as trained for k Gaussians.
     :param k: Number of Gaussians, which only "paper" is told.
-    :return: What maps moments to v and ρ.
+    :return: Function from moments to v and ρ.
     """
     if method in NETWORKS:
         encoder = pretrained(NETWORKS[method].format(k=k)).double()
@@ -77,7 +72,7 @@ def draw_test(
     sigma: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, FourierMoments]:
     """
-    Problems of a stream of random numbers that training does not use.
+    Draw problems from a stream of random numbers that training does not use.
 
     :param family: Family of v and ρ.
     :param count: Number of problems.
@@ -106,15 +101,12 @@ def score(
     :param rho: True densities (count, n).
     :param moments: Their moments.
     :param batch_size: Problems that are solved at once.
-    :return: Errors and time, measured around the solver alone.
+    :return: Errors, and the time of the solver alone.
     """
     found, start = [], time.perf_counter()
     for i in range(0, len(v), batch_size):
-        part = slice(i, i + batch_size)
-        batch = moments.first[part], moments.second[part]
-        found.append(solver(replace(moments, first=batch[0], second=batch[1])))
-    seconds = time.perf_counter() - start
-    v_found, rho_found = (np.concatenate(part) for part in zip(*found, strict=True))
-    return Scores(
-        shift_error(v, v_found), shift_error(rho, rho_found), 1e3 * seconds / len(v)
-    )
+        first, second = (x[i : i + batch_size] for x in (moments.first, moments.second))
+        found.append(solver(replace(moments, first=first, second=second)))
+    milliseconds = 1e3 * (time.perf_counter() - start) / len(v)
+    v_found, rho_found = map(np.concatenate, zip(*found, strict=True))
+    return Scores(shift_error(v, v_found), shift_error(rho, rho_found), milliseconds)

@@ -1,4 +1,4 @@
-"""An encoder that knows what signals look like: from moments to a few Gaussians."""
+"""An encoder from moments to a few Gaussians."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Highest frequency looked at: Gaussians of the reference family are gone there.
+from aspire_mom.checks import check_integer
+
+# Highest frequency in use: Gaussians of the reference family are gone there.
 HIGHEST = 9
-# Powers are told apart above this share of the mean's, about what float32 leaves.
+# Least power relative to the mean's, about the rounding of float32.
 LEAST_POWER = 1e-6
-# Noise below this is not told apart, relative to the mean: σ, and σ²/N.
+# Least σ relative to the mean, and least σ²/N relative to its square.
 LEAST_LEVEL, LEAST_SHARE = 1e-2, 1e-12
 MIN_SIZE = 2 * HIGHEST + 1
 # Bounds of standard deviations, and margin of centres beyond the window, in units of n.
@@ -23,8 +25,7 @@ LARGEST = 5
 
 class Hypotheses(NamedTuple):
     """
-    Alternatives for a curve of k Gaussians of equal weight, in units of the window,
-    which is [-1/2, 1/2].
+    Alternatives for a curve of k Gaussians of equal weight, on the window [-1/2, 1/2].
 
     :param centres: Centres (batch, alternatives, k).
     :param log_widths: Logarithms of standard deviations (batch, alternatives, k).
@@ -46,37 +47,25 @@ class Hypotheses(NamedTuple):
         terms = torch.exp(-0.5 * scaled**2 - self.log_widths[..., None])
         return terms.sum(-2) / terms.sum((-2, -1))[..., None]
 
-    def likeliest(self) -> Hypotheses:
-        """
-        :return: The alternatives in order of their probability, likeliest first.
-        """
-        order = self.log_probabilities.argsort(dim=-1, descending=True, stable=True)
-        rows = torch.arange(len(order), device=order.device)[:, None]
-        return Hypotheses(*(x[rows, order] for x in self))
-
 
 class MixtureEncoder(nn.Module):
     """
-    Moments to the parameters of k Gaussians for v and k for ρ by a residual network;
-    no step of it solves for anything.
+    A residual network from moments to the parameters of k Gaussians for v and k for ρ.
 
-    What makes it easy to learn is what the network does not have to:
+    Its inputs and outputs leave as little as possible to learn:
 
-    1. Errors are free of shifts, and so are answers: v and ρ each come in a window of
-       their own, in which the family has them cut off at the ends, so that positions
-       are what the family draws. Bringing them to one shift is left to `predict`.
-    2. Moments are scaled to mean 1 and shifted to arg first[1] = 0, and what is told
-       are powers |v̂(k)|², in logarithms, and coherences
+    1. v and ρ each come in a window of their own, at the ends of which the family cuts
+       them off, since errors ignore shifts. `predict` brings them to one shift.
+    2. Moments are scaled to mean 1 and shifted to arg first[1] = 0. Features are the
+       logarithms of the powers |v̂(k)|², kept above noise, and the coherences
        second[k, l]/(|v̂(k)| |v̂(l)|), of modulus |ρ̃(k - l)|, for frequencies up to 9,
-       powers being kept above noise. Those depend on n hardly at all, so that one set
-       of weights serves every n from 19, and how large noise is, is told as well.
-    3. Data whose reversal has the positive Im second[2, 1] are reversed, and centres
-       reversed back, so that reversing the data reverses the answer, exactly.
-    4. One curve can look like another whose window begins elsewhere, or whose Gaussians
-       are others. A network that must give one answer gives something in between;
-       this one gives several, each with its probability, and its answer is the
-       likeliest. Training maximises the likelihood of errors, see
-       :func:`aspire_mom.mra.training.loss`.
+       and the noise level. They hardly depend on n, so that one set of parameters
+       serves every n from 19.
+    3. Data with Im second[2, 1] < 0 are reversed, and centres reversed back, so that
+       reversing the data reverses the answer exactly.
+    4. One curve can look like another with a different window or other Gaussians, and a
+       single answer would lie between the two. The network gives several alternatives
+       with probabilities, and answers with the likeliest.
 
     :param width: Width of the residual blocks.
     :param n_blocks: Residual blocks.
@@ -86,7 +75,6 @@ class MixtureEncoder(nn.Module):
     :raises ValueError: `most` is out of range.
     """
 
-    #: For any number of samples from 19.
     n = None
 
     def __init__(
@@ -102,17 +90,10 @@ class MixtureEncoder(nn.Module):
         if not 1 <= most <= LARGEST:
             raise ValueError(f"most is {most}; it must be 1 to {LARGEST}")
         self.most, self.alternatives = most, alternatives
-        self.settings = {
-            "width": width,
-            "n_blocks": n_blocks,
-            "most": most,
-            "alternatives": alternatives,
-        }
-        pairs = [
-            (k, l)
-            for k in range(1, HIGHEST + 1)
-            for l in range(max(-k, k - HIGHEST), k)
-        ]
+        self.settings = {"width": width, "n_blocks": n_blocks}
+        self.settings |= {"most": most, "alternatives": alternatives}
+        frequencies = range(1, HIGHEST + 1)
+        pairs = [(k, l) for k in frequencies for l in range(max(-k, k - HIGHEST), k)]
         self.register_buffer("pairs", torch.tensor(pairs).T, persistent=False)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -130,7 +111,7 @@ class MixtureEncoder(nn.Module):
             sizes = [alternatives * (2 * k + 1) for k in range(1, most + 1)]
             self.sizes = [size for size in sizes for _ in range(2)]
             self.leave = nn.Linear(width, sum(self.sizes) + most)
-            # Alternatives are to differ from the start.
+            # Alternatives must differ from the start.
             nn.init.normal_(self.leave.bias, std=0.5)
 
     def forward(
@@ -141,19 +122,17 @@ class MixtureEncoder(nn.Module):
         :param second: Second moments (batch, n, n), complex.
         :param share: σ²/N (batch,), real; 0 for exact moments.
         :param sigma: σ (batch,), real.
-        :return: v (batch, n) and ρ (batch, n), which sums to one: the likeliest, each
-            in its own window.
+        :return: The likeliest v and ρ (of sum one), (batch, n), each in its own window.
         :raises ValueError: n is less than 19.
         """
-        n = first.shape[-1]
+        n, rows = first.shape[-1], torch.arange(len(first), device=first.device)
         counts, pairs = self.hypotheses(first, second, share, sigma)
-        curves = torch.stack(
-            [
-                torch.stack([h.likeliest().curves(n)[:, 0] for h in pair])
-                for pair in pairs
-            ]
-        )
-        rows = torch.arange(len(first), device=first.device)
+        curves = [
+            h.curves(n)[rows, h.log_probabilities.argmax(-1)]
+            for pair in pairs
+            for h in pair
+        ]
+        curves = torch.stack(curves).unflatten(0, (-1, 2))
         v, rho = curves[counts.argmax(-1), :, rows].unbind(1)
         return first[:, :1].real * math.sqrt(n) * v, rho
 
@@ -161,19 +140,15 @@ class MixtureEncoder(nn.Module):
         self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
     ) -> tuple[Tensor, list[tuple[Hypotheses, Hypotheses]]]:
         """
-        :param first: As in :meth:`forward`.
-        :param second: As in :meth:`forward`.
-        :param share: As in :meth:`forward`.
-        :param sigma: As in :meth:`forward`.
+        :param first: First moments (batch, n), as for :meth:`forward`.
+        :param second: Second moments (batch, n, n).
+        :param share: σ²/N (batch,).
+        :param sigma: σ (batch,).
         :return: Log probabilities of 1, 2, … Gaussians, (batch, most), and for each of
             these numbers the alternatives for v and for ρ.
-        :raises ValueError: fewer than 19 samples.
+        :raises ValueError: n is less than 19.
         """
-        n = first.shape[-1]
-        if n < MIN_SIZE:
-            raise ValueError(
-                f"n is {n}; this encoder is for at least {MIN_SIZE} samples"
-            )
+        check_integer("n", first.shape[-1], MIN_SIZE)
         features, direction = self._features(first, second, share, sigma)
         x = self.enter(features)
         for block in self.blocks:
@@ -196,16 +171,16 @@ class MixtureEncoder(nn.Module):
     def _features(
         self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the network is told, and -1 for data that it is told reversed, or 1."""
+        """Features (batch, n_features), and -1 for reversed data, else 1, (batch,)."""
         mean = first[:, :1].real
         share, level = share[:, None] / mean**2, sigma[:, None].abs() / mean.abs()
         power = second.diagonal(dim1=1, dim2=2).real[:, : HIGHEST + 1] / mean**2
         power = power.clamp_min(0) + share.sqrt() * level + LEAST_POWER
         k, l = self.pairs
         entries = second[:, k, l] / mean**2
-        # The first moment says the same as column 0 with less noise.
+        # The first moment has the entries of column 0 with less noise.
         entries = torch.where(l == 0, first[:, k] / mean, entries)
-        # Of data of mean 1: their sign may be the other.
+        # Data may have a negative mean.
         angle = torch.angle(first[:, 1:2] / mean)
         turn = torch.polar(torch.ones_like(angle), -angle * (k - l))
         entries = entries * turn * (power[:, k] * power[:, l.abs()]).rsqrt()

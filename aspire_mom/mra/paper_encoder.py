@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aspire_mom.checks import check_integer
+
 # Appendix A.1: slope of the leaky ReLU, and channels of the two branches stacked.
 SLOPE = 0.02
 STACKED = 6
@@ -13,21 +15,20 @@ MIN_SIZE = 8
 
 class PaperEncoder(nn.Module):
     """
-    The paper's ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.1 and appendix A.1, two networks of
-    the same architecture (Fig. A.11). Moments are fields on n frequencies, real and
-    imaginary parts being channels: the first, input1D_{n,1}, feeds the upper branch,
-    the second, input1D_{n,n}, with row k the point and column l the channel, the lower
-    one. Convolutions conv1D are periodic; both branches are stacked to 6 channels; more
-    conv1D and fully connected layers follow, with LeakyReLU(0.02) in between.
+    The paper's encoder ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.1 and appendix A.1: two
+    networks of the architecture of Fig. A.11. Moments are fields on n frequencies; real
+    and imaginary parts are channels. The first moment, input1D_{n,1}, feeds the upper
+    branch; the second, input1D_{n,n}, with row k as the point and column l as the
+    channel, feeds the lower one. Periodic convolutions conv1D stack both branches to 6
+    channels; more of them and fully connected layers follow, with LeakyReLU(0.02)
+    between.
 
-    What the text leaves open is set as follows. From the authors' published code: the
-    convolution window, 15, a fully connected layer from all 6 channels to 256, and a
-    softmax on ρ. Ours: two convolutions in each branch and two after stacking, all
-    hidden ones of 6 channels; each moment is scaled to unit RMS, so that the scale of
-    the data does not matter, and v is multiplied by its mean, first[0]/√n; z_v is the
-    real v on the sample points, of which the paper's v̂(K₁) is the unitary DFT. Nothing
-    fixes the shifts: v and ρ each come out at a shift of their own. Noise levels are
-    ignored.
+    The text leaves some things open. From the authors' published code: the convolution
+    window of 15, the fully connected layer from all 6 channels to 256, and the softmax
+    on ρ. Ours: two convolutions in each branch and two after stacking, hidden ones of 6
+    channels; each moment is scaled to unit RMS, and v is multiplied by its mean,
+    first[0]/√n; the output is v on the sample points, not its unitary DFT v̂(K₁). v and
+    ρ each come out at a shift of their own. Noise levels are ignored.
 
     :param n: Sample points, at least 8.
     :param window: Convolution window, odd, less than 2n.
@@ -40,10 +41,7 @@ class PaperEncoder(nn.Module):
         self, n: int = 41, *, window: int = 15, width: int = 256, seed: int = 0
     ):
         super().__init__()
-        if n < MIN_SIZE:
-            raise ValueError(
-                f"n is {n}; the paper's encoder is for at least {MIN_SIZE} samples"
-            )
+        check_integer("n", n, MIN_SIZE)
         self.n, self.settings = n, {"n": n, "window": window, "width": width}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -68,11 +66,10 @@ class PaperEncoder(nn.Module):
 class _Branches(nn.Module):
     def __init__(self, n: int, window: int, width: int):
         super().__init__()
-        half = STACKED // 2
-        self.upper = _convolutions(window, 2, STACKED, half)
-        self.lower = _convolutions(window, 2 * n, STACKED, half)
+        self.upper = _convolutions(window, 2, STACKED // 2)
+        self.lower = _convolutions(window, 2 * n, STACKED // 2)
         self.joint = nn.Sequential(
-            _convolutions(window, STACKED, STACKED, STACKED),
+            _convolutions(window, STACKED, STACKED),
             nn.Flatten(),
             nn.Linear(STACKED * n, width),
             nn.LeakyReLU(SLOPE),
@@ -83,12 +80,12 @@ class _Branches(nn.Module):
         return self.joint(torch.cat((self.upper(first), self.lower(second)), 1))
 
 
-def _convolutions(window: int, before: int, hidden: int, after: int) -> nn.Sequential:
-    settings = {"padding": "same", "padding_mode": "circular"}
+def _convolutions(window: int, before: int, after: int) -> nn.Sequential:
+    periodic = {"padding": "same", "padding_mode": "circular"}
     return nn.Sequential(
-        nn.Conv1d(before, hidden, window, **settings),
+        nn.Conv1d(before, STACKED, window, **periodic),
         nn.LeakyReLU(SLOPE),
-        nn.Conv1d(hidden, after, window, **settings),
+        nn.Conv1d(STACKED, after, window, **periodic),
         nn.LeakyReLU(SLOPE),
     )
 
@@ -96,5 +93,4 @@ def _convolutions(window: int, before: int, hidden: int, after: int) -> nn.Seque
 def _field(moment: Tensor) -> Tensor:
     """(batch, points, channels) complex to (batch, 2 channels, points), RMS 1."""
     parts = torch.view_as_real(moment).permute(0, 2, 3, 1).flatten(1, 2)
-    scale = parts.square().mean((1, 2), keepdim=True).sqrt()
-    return parts / scale
+    return parts / parts.square().mean((1, 2), keepdim=True).sqrt()

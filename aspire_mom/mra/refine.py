@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aspire_mom.mra.errors import best_shift
 from aspire_mom.mra.marching import entry_variance
 from aspire_mom.mra.moments import FourierMoments, forward_moments
 from aspire_mom.mra.shift_ambiguity import (
+    best_shift,
     centre_density,
     from_half_spectra,
     to_distribution,
@@ -52,31 +52,28 @@ def predict(
     encoder: nn.Module, moments: FourierMoments
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    The answer of an encoder, in double precision, with v and ρ brought to one shift.
+    Compute an encoder's answer in double precision, v and ρ brought to one shift.
 
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
     :param moments: Moments of one problem or of a batch.
     :return: v (..., n) and ρ (..., n), a distribution, centred at shift 0.
     :raises ValueError: the encoder is for another n, or the signal's mean is 0.
     """
-    encoder = _prepared(encoder, moments, torch.float64)
+    encoder, inputs = _prepared(encoder, moments, torch.float64)
     with torch.no_grad():
-        v, rho = (x.numpy() for x in encoder(*_inputs(moments, torch.float64)))
-    batch = _flat(moments)
-    by_v, by_rho = alignment(v, rho, batch)
-    v, rho = centre_density(shift(v, by_v), to_distribution(shift(rho, by_rho)))
-    shape = moments.first.shape
-    return v.reshape(shape), rho.reshape(shape)
+        v, rho = (x.numpy() for x in encoder(*inputs))
+    by_v, by_rho = alignment(v, rho, _flat(moments))
+    return _final(shift(v, by_v), shift(rho, by_rho), moments)
 
 
 def alignment(
     v: np.ndarray, rho: np.ndarray, moments: FourierMoments
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Shifts that bring outputs of two encoders, each at a shift of its own, to one: that
-    v(· - a) and ρ(· - b) have the given moments. Entries at which ρ̃ does not wrap
-    around tell a + b, as the peak of a correlation. The rest is a choice of whole
-    samples, and a part of a sample that the wrapped entries or the sign of ρ tell.
+    Find shifts a and b such that v(· - a) and ρ(· - b), outputs of two networks, have
+    the given moments. The peak of a correlation over the entries at which ρ̃ does not
+    wrap around determines a + b; the wrapped entries or the sign of ρ determine the
+    rest up to whole samples.
 
     :param v: Signals (batch, n).
     :param rho: Densities (batch, n).
@@ -88,28 +85,25 @@ def alignment(
     first, second = forward_moments(v, rho)
     signed = np.fft.fftfreq(n, 1 / n)
     unwrapped = np.abs(signed[:, None] - signed) <= n / 2
-    norms = [
-        np.linalg.norm(x.reshape(len(v), -1), axis=-1)[:, None] ** 2
+    powers = (
+        (np.abs(x.reshape(len(v), -1)) ** 2).sum(-1, keepdims=True)
         for x in (moments.first, moments.second)
-    ]
+    )
+    first_power, second_power = powers
     by_lag = (unwrapped * second.conj() * moments.second)[:, k, (k - k[:, None]) % n]
-    match = first.conj() * moments.first / norms[0] + by_lag.sum(-1) / norms[1]
+    match = first.conj() * moments.first / first_power + by_lag.sum(-1) / second_power
     # The wave at an even n's Nyquist frequency cannot be shifted.
     kept = 2 * k != n
     total = best_shift(np.fft.ifft(kept).real, np.fft.ifft(kept * match).real)
 
-    together = shift(v, total)
-    half = slice(n // 2 + 1)
-    share = 0.0
-    if moments.n_observations is not None:
-        share = moments.sigma**2 / moments.n_observations
+    together, half = shift(v, total), slice(n // 2 + 1)
     around = np.arange(-(n // 2), n // 2 + 1)
     power = np.einsum("...kk->...k", moments.second).real.clip(0)[..., around]
     moved, _ = from_half_spectra(
         np.fft.fft(together, norm="ortho")[:, half],
         np.fft.fft(rho)[:, half],
         moments.second,
-        entry_variance(power, share, moments.sigma),
+        entry_variance(power, *_noise(moments)),
     )
     by = total + best_shift(together, moved)
     return by, total - by
@@ -121,28 +115,25 @@ def refine_weights(
     *,
     n_steps: int = 3000,
     learning_rate: float = 1e-4,
-    weight: float | None = None,
     status: Status | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Align an encoder's outputs, then minimise loss 26 over its weights θ by Adam, every
-    problem of a batch over a copy of its own.
+    Align an encoder's outputs, then minimise loss 26 over its parameters θ by Adam,
+    with λ = ‖M̂1‖/‖M̂2‖, which makes the loss proportional to the sum of both relative
+    errors (eq. 22). Each problem of a batch has a copy of θ of its own.
 
-    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ); it is left as it is.
+    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ); it stays unchanged.
     :param moments: Moments of one problem or of a batch.
     :param n_steps: Steps.
-    :param learning_rate: Adam's; untrained weights bear 1e-3.
-    :param weight: λ of loss 26; by default ‖M̂1‖/‖M̂2‖, with which the loss is
-        proportional to the sum of both relative errors (eq. 22).
+    :param learning_rate: Adam's; an untrained encoder bears 1e-3.
     :param status: Called before the first step and after each; returning True stops.
     :return: v and ρ, (..., n) each, ρ a distribution, centred at shift 0.
     :raises ValueError: the encoder is for another n, or the signal's mean is 0.
     """
-    encoder = _prepared(encoder, moments, torch.float32)
-    inputs, batch = _inputs(moments, torch.float32), _flat(moments)
+    encoder, inputs = _prepared(encoder, moments, torch.float32)
     buffers = dict(encoder.named_buffers())
     parameters = {
-        name: p.detach().expand(len(batch.first), *p.shape).clone().requires_grad_()
+        name: p.detach().expand(len(inputs[0]), *p.shape).clone().requires_grad_()
         for name, p in encoder.named_parameters()
     }
 
@@ -154,14 +145,15 @@ def refine_weights(
     outputs = torch.vmap(one)
     with torch.no_grad():
         v, rho = (x.double().numpy() for x in outputs(parameters, *inputs))
-    by = [torch.as_tensor(b, dtype=torch.float32) for b in alignment(v, rho, batch)]
+    by = alignment(v, rho, _flat(moments))
+    by_v, by_rho = (torch.as_tensor(x, dtype=torch.float32) for x in by)
 
     def pair() -> tuple[Tensor, Tensor]:
         v, rho = outputs(parameters, *inputs)
-        return shift(v, by[0]), shift(rho, by[1])
+        return shift(v, by_v), shift(rho, by_rho)
 
     return _descend(
-        pair, list(parameters.values()), moments, n_steps, learning_rate, weight, status
+        pair, list(parameters.values()), moments, n_steps, learning_rate, status
     )
 
 
@@ -172,20 +164,19 @@ def refine_directly(
     *,
     n_steps: int = 3000,
     learning_rate: float = 1e-3,
-    weight: float | None = None,
     status: Status | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Minimise loss 26 over v and ρ = softmax(z) themselves by Adam.
+    Minimise loss 26, with λ as in :func:`refine_weights`, over v and ρ = softmax(z)
+    themselves by Adam.
 
     :param v: Starts (..., n), at one shift with `rho`.
     :param rho: Starts (..., n), distributions.
     :param moments: Moments (..., n), (..., n, n).
     :param n_steps: Steps.
     :param learning_rate: Adam's, for z and for v in units of its mean.
-    :param weight: λ, as in :func:`refine_weights`.
     :param status: Called before the first step and after each; returning True stops.
-    :return: v and ρ, as they came, centred at shift 0.
+    :return: v and ρ, centred at shift 0.
     :raises ValueError: shapes that differ, ρ that are no distributions, a v whose mean
         is 0.
     """
@@ -204,22 +195,16 @@ def refine_directly(
         )
     u = (v / scale).requires_grad_()
     z = rho.clamp_min(LEAST_PROBABILITY).log().requires_grad_()
-    return _descend(
-        lambda: (u * scale, torch.softmax(z, -1)),
-        [u, z],
-        moments,
-        n_steps,
-        learning_rate,
-        weight,
-        status,
-    )
+
+    def pair() -> tuple[Tensor, Tensor]:
+        return u * scale, torch.softmax(z, -1)
+
+    return _descend(pair, [u, z], moments, n_steps, learning_rate, status)
 
 
-def _descend(pair, parameters, moments, n_steps, learning_rate, weight, status):
-    dtype = parameters[0].dtype
-    first, second = _inputs(moments, dtype)[:2]
+def _descend(pair, parameters, moments, n_steps, learning_rate, status):
+    first, second = _tensors(moments, parameters[0].dtype)
     norms = first.norm(dim=-1), second.norm(dim=(-2, -1))
-    ratio = norms[0] / norms[1] if weight is None else weight
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for step in range(n_steps + 1):
         v, rho = pair()
@@ -233,15 +218,18 @@ def _descend(pair, parameters, moments, n_steps, learning_rate, weight, status):
             break
         optimizer.zero_grad()
         # A sum over problems, none of which shares parameters with another.
-        (off[0] + ratio * off[1]).sum().backward()
+        (off[0] + norms[0] / norms[1] * off[1]).sum().backward()
         optimizer.step()
-    v, rho = (x.detach().double().numpy() for x in (v, rho))
-    shape = moments.first.shape
+    return _final(*(x.detach().double().numpy() for x in (v, rho)), moments)
+
+
+def _final(v: np.ndarray, rho: np.ndarray, moments: FourierMoments):
     v, rho = centre_density(v, to_distribution(rho))
-    return v.reshape(shape), rho.reshape(shape)
+    return v.reshape(moments.first.shape), rho.reshape(moments.first.shape)
 
 
-def _prepared(encoder: nn.Module, moments: FourierMoments, dtype) -> nn.Module:
+def _prepared(encoder: nn.Module, moments: FourierMoments, dtype):
+    """A copy of an encoder, and its inputs."""
     n = moments.first.shape[-1]
     if encoder.n not in (n, None):
         raise ValueError(
@@ -252,25 +240,26 @@ def _prepared(encoder: nn.Module, moments: FourierMoments, dtype) -> nn.Module:
         raise ValueError(
             "the signal's mean is 0 to within rounding; encoders take it as the unit"
         )
-    return copy.deepcopy(encoder).to("cpu", dtype).eval()
+    first, second = _tensors(moments, dtype)
+    noise = (torch.full((len(first),), x, dtype=dtype) for x in _noise(moments))
+    return copy.deepcopy(encoder).to("cpu", dtype).eval(), (first, second, *noise)
 
 
 def _flat(moments: FourierMoments) -> FourierMoments:
     n = moments.first.shape[-1]
-    return replace(
-        moments,
-        first=moments.first.reshape(-1, n),
-        second=moments.second.reshape(-1, n, n),
+    first, second = moments.first.reshape(-1, n), moments.second.reshape(-1, n, n)
+    return replace(moments, first=first, second=second)
+
+
+def _tensors(moments: FourierMoments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    flat = _flat(moments)
+    return tuple(
+        torch.as_tensor(x).to(dtype.to_complex()) for x in (flat.first, flat.second)
     )
 
 
-def _inputs(moments: FourierMoments, dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs of encoders."""
-    batch, exact = _flat(moments), moments.n_observations is None
-    sigma = 0.0 if exact else moments.sigma
-    share = 0.0 if exact else sigma**2 / moments.n_observations
-    ones = torch.ones(len(batch.first), dtype=dtype)
-    first, second = (
-        torch.as_tensor(x).to(dtype.to_complex()) for x in (batch.first, batch.second)
-    )
-    return first, second, share * ones, sigma * ones
+def _noise(moments: FourierMoments) -> tuple[float, float]:
+    """σ²/N and σ, which are 0 for exact moments."""
+    if moments.n_observations is None:
+        return 0.0, 0.0
+    return moments.sigma**2 / moments.n_observations, moments.sigma

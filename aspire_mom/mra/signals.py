@@ -5,67 +5,56 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 
+from aspire_mom.checks import check_choice, check_integer
+
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 Scale = Literal["density", "unit"]
 MIN_SIZE = 4
+# Ranges of the family's means and standard deviations, in segments.
+MEANS, STANDARD_DEVIATIONS = (-0.5, 0.5), (1 / 20, 1 / 10)
 
 
 @dataclass(frozen=True)
 class GaussianFamily:
     """
-    The reference family of section 5.1: signals and densities that are mixtures of k
-    equal-weight Gaussians on the unit segment, sampled at the middles of n cells,
-    x_j = (j + 1/2)/n - 1/2. Means are uniform on the segment, standard deviations
-    uniform in `widths` (the authors' 1/20 to 1/10, that is n/20 to n/10 samples).
+    The family of section 5.1: signals and densities are mixtures of k Gaussians of
+    equal weight on the unit segment, sampled at the middles of n cells,
+    x_j = (j + 1/2)/n - 1/2, and cut off at its ends. Means are uniform on the segment,
+    standard deviations uniform from 1/20 to 1/10.
 
     The paper does not state the scale of v, which decides how hard a given noise is.
-    Ours is that of a density on the unit segment: the mean of v is one.
+    Here v is a density on the unit segment, of mean one, by default.
 
     :param k: Gaussians in each of v and ρ.
     :param n: Sample points.
-    :param widths: Least and greatest standard deviation, in segments.
-    :param periodic: Wrap the Gaussians around the segment; else they are cut off at its
-        ends, where a mean near an end leaves a jump in the periodic signal.
     :param scale: "density": mean(v) = 1. "unit": the Euclidean norm of v is 1.
     :raises ValueError: a value out of range.
     """
 
     k: int
     n: int = 41
-    widths: tuple[float, float] = (1 / 20, 1 / 10)
-    periodic: bool = False
     scale: Scale = "density"
 
     def __post_init__(self):
-        if not isinstance(self.k, int | np.integer) or self.k < 1:
-            raise ValueError(f"k is {self.k!r}; it must be an integer of at least 1")
-        if not isinstance(self.n, int | np.integer) or self.n < MIN_SIZE:
-            raise ValueError(
-                f"n is {self.n!r}; it must be an integer of at least {MIN_SIZE}"
-            )
-        low, high = self.widths
-        if not 0 < low <= high <= 1:
-            raise ValueError(
-                f"widths are {self.widths}; they must be 0 < least <= greatest <= 1"
-            )
-        if self.scale not in ("density", "unit"):
-            raise ValueError(f'scale is {self.scale!r}; it must be "density" or "unit"')
+        check_integer("k", self.k, 1)
+        check_integer("n", self.n, MIN_SIZE)
+        check_choice("scale", self.scale, get_args(Scale))
 
     def draw(
         self, count: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """
-        Independent pairs of a signal and a density of shifts.
+        Draw independent pairs of a signal and a density of shifts.
 
         :param count: Number of pairs.
         :param rng: Source of randomness.
-        :return: v (count, n), in the family's scale, and ρ (count, n), whose entry s is
-            the probability of a shift by s samples and whose rows sum to one. Float64.
+        :return: v (count, n) and ρ (count, n), float64. Entry s of ρ is the probability
+            of a shift by s samples.
         """
         return self.pair(self.draw_parameters(count, rng))
 
@@ -76,10 +65,8 @@ class GaussianFamily:
         :return: For v and for ρ, means and standard deviations of their Gaussians, in
             segments, (count, 2, 2, k).
         """
-        drawn = [
-            rng.uniform(*limits, (count, self.k))
-            for limits in ((-0.5, 0.5), self.widths) * 2
-        ]
+        limits = (MEANS, STANDARD_DEVIATIONS) * 2
+        drawn = [rng.uniform(*each, (count, self.k)) for each in limits]
         return np.stack(drawn, 1).reshape(count, 2, 2, self.k)
 
     def pair(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,15 +75,11 @@ class GaussianFamily:
         :return: v and ρ, as :meth:`draw` gives them.
         """
         means, widths = np.moveaxis(parameters[..., None], 2, 0)
-        distance = (np.arange(self.n) + 0.5) / self.n - 0.5 - means
-        images = (-1, 0, 1) if self.periodic else (0,)
-        terms = (np.exp(-0.5 * ((distance + i) / widths) ** 2) for i in images)
-        v, rho = np.moveaxis((sum(terms) / widths).sum(2), 1, 0)
-        if self.scale == "unit":
-            v = v / np.linalg.norm(v, axis=-1, keepdims=True)
-        else:
-            v = v / v.mean(-1, keepdims=True)
-        return v, rho / rho.sum(-1, keepdims=True)
+        z = ((np.arange(self.n) + 0.5) / self.n - 0.5 - means) / widths
+        v, rho = np.moveaxis((np.exp(-0.5 * z**2) / widths).sum(2), 1, 0)
+        unit = self.scale == "unit"
+        size = np.linalg.norm(v, axis=-1) if unit else v.mean(-1)
+        return v / size[:, None], rho / rho.sum(-1, keepdims=True)
 
 
 def observe(
@@ -109,8 +92,8 @@ def observe(
     batch_size: int = 20_000,
 ) -> Iterator[np.ndarray]:
     """
-    Draw observations by eq. 23, v_j = v(· - s_j) + ε_j: v moved s_j samples to the
-    right, circularly, s_j drawn from ρ, and white noise.
+    Draw observations v(· - s_j) + ε_j (eq. 23): v moved s_j samples to the right,
+    circularly, with s_j drawn from ρ, and white noise.
 
     :param v: Signal (n,).
     :param rho: Probability (n,) of each shift 0, 1, …, n - 1, in samples.
@@ -147,12 +130,12 @@ def _lags(n: int) -> np.ndarray:
 
 def shift(signal: Array, by: Array | float) -> Array:
     """
-    signal(· - by) for shifts of any size, by trigonometric interpolation. At an even n
-    the Nyquist wave cos(πj) becomes cos(π(j - by)) on the samples, cos(π by) cos(πj).
+    Shift signals by any real number of samples, by trigonometric interpolation. At an
+    even n the Nyquist wave cos(πj) becomes cos(π by) cos(πj).
 
     :param signal: Real signals (..., n), an array or a tensor.
     :param by: Shifts (...,), in samples, of the same kind.
-    :return: Shifted signals (..., n).
+    :return: signal(· - by), (..., n).
     """
     n = signal.shape[-1]
     if isinstance(signal, torch.Tensor):

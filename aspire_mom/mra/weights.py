@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def save_weights(
     :param encoder: An encoder of this package.
     :param path: File to write (.npz).
     :param how: How it was trained, of what JSON can hold.
-    :param options: `overwrite`, as :func:`~aspire_mom.files.save_network` has it.
+    :param options: `overwrite`, as for :func:`~aspire_mom.files.save_network`.
     """
     kind = next(name for name, cls in KINDS.items() if type(encoder) is cls)
     save_network(path, encoder, kind, encoder.settings, how, **options)
@@ -44,29 +43,28 @@ def load_weights(path: str | Path) -> nn.Module:
 
 def pretrained(name: str = "mixture") -> nn.Module:
     """
-    Encoders that come with the package, trained for signals of the reference family,
-    n = 41 (see the documentation for how).
+    Load an encoder that comes with the package, trained for the reference family.
 
     :param name: "mixture", for k = 1, 2, 3 Gaussians and all noise levels, or
-        "paper-1", "paper-2", "paper-3", the paper's, each for one k and exact moments.
+        "paper-1", "paper-2", "paper-3", the paper's, each for one k and exact moments
+        of n = 41 samples.
     :return: The encoder, float32, for evaluation.
     :raises ValueError: another name.
     """
-    with _shipped(name) as path:
-        return load_weights(path)
+    return _shipped(name)[0]
 
 
 def how_trained(name: str) -> dict:
     """
     :param name: As for :func:`pretrained`.
-    :return: The command that made its weights, all settings of the training, its steps
-        and the best validation loss.
+    :return: The command that made it, all settings of the training, and the best
+        validation loss.
     :raises ValueError: another name.
     """
-    with _shipped(name) as path:
-        return load_network(path, KINDS)[1]
+    return _shipped(name)[1]
 
 
-def _shipped(name: str) -> AbstractContextManager[Path]:
+def _shipped(name: str) -> tuple[nn.Module, dict]:
     check_choice("name", name, PRETRAINED)
-    return as_file(files("aspire_mom.mra") / "data" / f"{name}.npz")
+    with as_file(files("aspire_mom.mra") / "data" / f"{name}.npz") as path:
+        return load_network(path, KINDS)

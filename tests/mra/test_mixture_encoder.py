@@ -18,13 +18,16 @@ from aspire_mom.mra import (
     simulate_moments,
 )
 from aspire_mom.mra.mixture_encoder import Hypotheses
-from aspire_mom.mra.problems import TRAINING, Problems, Training, draw_problems
 from aspire_mom.mra.training import (
     ALL,
     CENTRES,
     LOG_WIDTHS,
     NEAR,
     TAIL,
+    TRAINING,
+    Problems,
+    Training,
+    draw_problems,
     negative_log_likelihood,
 )
 
@@ -147,7 +150,9 @@ def test_one_problem_looks_alike_at_every_n():
 
 def test_likelihood_is_what_its_docstring_says():
     encoder = MixtureEncoder(width=8, n_blocks=1, seed=3)
-    problems = draw_problems(Training(n=20, ks=(1, 2), noisy=False), 8, (TRAINING, 1))
+    problems = draw_problems(
+        Training(n=20, ks=(1, 2), exact_share=1.0), 8, (TRAINING, 1)
+    )
     counts, pairs = encoder.hypotheses(*problems.inputs)
     total = 0.0
     for i, k in enumerate(problems.k.tolist()):
@@ -220,5 +225,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="most is 6; it must be 1 to 5"):
         MixtureEncoder(most=6)
     _, _, moments = noisy(18)
-    with pytest.raises(ValueError, match="n is 18; this encoder is for at least 19"):
+    with pytest.raises(
+        ValueError, match="n is 18; it must be an integer of at least 19"
+    ):
         predict(MixtureEncoder(), moments)

@@ -110,7 +110,7 @@ def test_weights_round_trip(tmp_path, encoder):
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match="n is 5; the paper's encoder is for at"):
+    with pytest.raises(ValueError, match="n is 5; it must be an integer of at least 8"):
         PaperEncoder(5)
     with pytest.raises(ValueError, match="name is .papers.; it must be"):
         pretrained("papers")

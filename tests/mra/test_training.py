@@ -8,18 +8,20 @@ import torch
 
 from aspire_mom.mra import shift, shift_error
 from aspire_mom.mra.comparison import draw_test
-from aspire_mom.mra.errors import squared_errors
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
 from aspire_mom.mra.paper_encoder import PaperEncoder
-from aspire_mom.mra.problems import (
+from aspire_mom.mra.shift_ambiguity import squared_errors
+from aspire_mom.mra.signals import GaussianFamily
+from aspire_mom.mra.training import (
+    SEARCH,
     TRAINING,
     VALIDATION,
     Training,
     draw_problems,
+    loss,
+    train,
     training_set,
 )
-from aspire_mom.mra.signals import GaussianFamily
-from aspire_mom.mra.training import SEARCH, loss, train
 
 SMALL = Training(
     n=25,
@@ -29,7 +31,7 @@ SMALL = Training(
     validation_size=256,
     learning_rate=3e-3,
 )
-PAPERS = dataclasses.replace(SMALL, n=15, ks=(1,), noisy=False, set_size=200)
+PAPERS = dataclasses.replace(SMALL, n=15, ks=(1,), exact_share=1.0, set_size=200)
 
 
 def encoders():
@@ -123,8 +125,10 @@ def test_bad_settings(tmp_path):
         Training(n_steps=0)
     with pytest.raises(ValueError, match="learning_rate is -1"):
         Training(learning_rate=-1)
-    with pytest.raises(ValueError, match="set_size is 10 and noisy is True"):
-        Training(set_size=10)
+    with pytest.raises(ValueError, match="exact_share is 2; it must lie in"):
+        Training(exact_share=2)
+    with pytest.raises(ValueError, match="set_size is 10; MixtureEncoder learns"):
+        train(MixtureEncoder(width=8), Training(set_size=10))
     path = tmp_path / "c"
     encoder = PaperEncoder(15, window=5, width=8)
     train(encoder, PAPERS, checkpoint=path, status=lambda s: True)

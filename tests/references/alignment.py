@@ -41,3 +41,16 @@ def shift_error(truth, estimate, points=50):
     fine = interpolation(n, x) @ truth
     at = (np.arange(n) * points - np.arange(n * points)[:, None]) % (n * points)
     return np.linalg.norm(fine[at] - estimate, axis=1).min() / np.linalg.norm(truth)
+
+
+def periodic_pairs(k, n, count, rng):
+    """Signals and densities of k Gaussians that wrap around the segment, sums one."""
+    x = (np.arange(n) + 0.5) / n - 0.5
+    curves = np.zeros((2, count, n))
+    for i, j in np.ndindex(2, count):
+        for mean, width in zip(
+            rng.uniform(-0.5, 0.5, k), rng.uniform(1 / 20, 1 / 10, k), strict=True
+        ):
+            for turn in (-1, 0, 1):
+                curves[i, j] += np.exp(-(((x - mean + turn) / width) ** 2) / 2) / width
+    return curves / curves.sum(-1, keepdims=True)
