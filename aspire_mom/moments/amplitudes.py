@@ -1,4 +1,4 @@
-"""Images whose amplitudes vary."""
+"""Contrast and amplitudes of images, and moments corrected for them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,65 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+from scipy.special import j0
 
 from aspire_mom.moments.moments import Moments
 
 logger = logging.getLogger(__name__)
 
-# Largest standard error of a relative variance of amplitudes that is put to use.
-WEAK_SUMS = 0.05
+# Radii of the molecule and of the background around it, in radii of the inscribed disc,
+# as in ASPIRE's `ImageSource.invert_contrast`.
+MOLECULE, BACKGROUND = 0.5, 0.8
+# Largest standard error with which a relative variance of amplitudes is put to use.
+LARGEST_ERROR = 0.05
+
+
+def is_dark(moments: Moments) -> bool:
+    """
+    ASPIRE's CTF is negative at low frequencies, where RELION's is positive, so
+    correcting bright particles of RELION's for it leaves them dark: then the mean image
+    is darker in the middle than around it, as in `ImageSource.invert_contrast`. The
+    mean image, turned by all angles, is Σ_r 2πr f(r) J_0(2πr|x|/L) up to a factor.
+
+    :param moments: Moments of images that were corrected for CTFs.
+    :return: Whether molecules are dark.
+    """
+    basis = moments.basis
+    profile = basis.ring_mean(basis.zeroth(moments.first).real)
+    r = np.arange(len(profile))
+    weights = r.astype(float)
+    weights[0] = 1 / 12
+    if moments.first_error is not None and moments.first_information is not None:
+        # Rings of which CTFs let hardly anything pass are noise.
+        power = profile**2
+        total = power + basis.ring_error(basis.zeroth(moments.first_error)) ** 2
+        weights *= np.divide(power, total, where=total > 0, out=np.zeros_like(power))
+    distances = np.linspace(0, 1, 101)
+    image = j0(np.pi * np.outer(distances, r)) @ (weights * profile)
+    inside, around = (
+        np.average(image[where], weights=distances[where])
+        for where in (distances <= MOLECULE, distances >= BACKGROUND)
+    )
+    return bool(inside < around)
+
+
+def inverted(moments: Moments) -> Moments:
+    """
+    :param moments: Moments of images.
+    :return: Those of their negatives.
+    """
+    third = None if moments.third is None else -moments.third
+    negative = replace(moments, first=-moments.first, third=third)
+    return negative.with_corrections(inverted=True)
 
 
 def correct_amplitudes(moments: Moments, std: float) -> Moments:
     """
     Second moments of images whose amplitudes vary are 1 + std² times those of images of
-    the mean amplitude, third ones 1 + 3 std² times where amplitudes scatter evenly.
+    the mean amplitude; third ones 1 + 3 std² times, if amplitudes scatter evenly.
 
     :param moments: Moments of such images.
-    :param std: Standard deviation of amplitudes relative to their mean; NaN where it is
+    :param std: Standard deviation of amplitudes relative to their mean; NaN if it is
         not known, which leaves moments as they are and says so.
     :return: Moments of images of the mean amplitude.
     """
@@ -29,24 +72,23 @@ def correct_amplitudes(moments: Moments, std: float) -> Moments:
         return moments
     if np.isnan(std):
         return moments.with_corrections(amplitude_std=None)
-    scaled = {}
-    for name, factor in (("second", 1 + std**2), ("third", 1 + 3 * std**2)):
-        for field in (name, f"{name}_error"):
-            value = getattr(moments, field)
-            scaled[field] = None if value is None else value / factor
-    if moments.noise_power is not None:
-        scaled["noise_power"] = moments.noise_power / (1 + std**2)
+    two, three = 1 + std**2, 1 + 3 * std**2
+    divisors = {"second": two, "noise_power": two, "second_error": two}
+    divisors |= {"third": three, "third_error": three}
+    values = {name: getattr(moments, name) for name in divisors}
+    scaled = {k: v / divisors[k] for k, v in values.items() if v is not None}
     return replace(moments, **scaled).with_corrections(amplitude_std=float(std))
 
 
 def estimate_amplitude_std(moments: Moments) -> float:
     """
-    Spread of the images' sums: E c(0)² / (E c(0))² = 1 + std² at zero frequency.
+    Estimate the spread of amplitudes from the images' sums: at zero frequency
+    E c(0)² / (E c(0))² = 1 + std².
 
     :param moments: Moments of images whose amplitudes vary.
     :return: Standard deviation of amplitudes relative to their mean; NaN, with a
-        warning, where its square is known no better than to 0.05. (What a long pass has
-        found must not be lost.)
+        warning, where its square is known no better than to 0.05. (An error would lose
+        the moments of a long pass.)
     """
     basis = moments.basis
     where = basis.zero_frequency
@@ -56,7 +98,7 @@ def estimate_amplitude_std(moments: Moments) -> float:
     if moments.second_error is not None and mean > 0:
         error = basis.own_power(moments.second_error)[0, where] / mean
         mean -= basis.zeroth(moments.first_error)[where] ** 2
-    if not error < WEAK_SUMS:
+    if not error < LARGEST_ERROR:
         logger.warning(
             "the images' sums determine the variance of their amplitudes no better than"
             f" to {error:.2g}: amplitudes are not corrected for"

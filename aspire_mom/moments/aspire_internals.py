@@ -59,8 +59,7 @@ def flipping_filter(xform: Xform) -> Filter | None:
 def is_cached(source: ImageSource) -> bool:
     """
     :param source: A source.
-    :return: Whether it holds its images after `source.cache()`, which forgets what was
-        done to them before.
+    :return: Whether `source.cache()` was called, which forgets earlier operations.
     """
     cached = _private(source, "_cached_im") is not None
     return cached and not isinstance(source, ArrayImageSource)

@@ -1,4 +1,4 @@
-"""What the pixels outside the inscribed disc tell of the noise, in sums over images."""
+"""Noise of images, measured in the pixels outside the inscribed disc."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from aspire.numeric import fft
 from aspire.operators import Filter
 from aspire.source import ImageSource
 from aspire.utils import grid_2d
+
+from aspire_mom.bases import Basis
 
 # Power on the Nyquist row and column, relative to the next ones, below which they are
 # empty. White noise has 2 by `_edge_power`; a ramp subtracted from images after
@@ -57,24 +59,35 @@ def corner_sums(images: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def has_nyquist(edge: np.ndarray, L: int) -> bool:
+def measure_noise(
+    sums: dict[str, np.ndarray],
+    basis: Basis,
+    variance: float | None,
+    spectrum: np.ndarray | None,
+) -> tuple[np.ndarray, float, bool]:
     """
-    :param edge: "edge" of :func:`corner_sums`.
-    :param L: Pixels along an edge.
-    :return: Whether images have a Nyquist row and column; odd sizes have none to lack.
+    :param sums: "n_images" and those of :func:`corner_sums`; with those of
+        :func:`corner_power`, the spectrum is the one of the corners.
+    :param basis: Basis of the moments.
+    :param variance: Variance of white noise, as ASPIRE's `WhiteNoiseEstimator` measures
+        it in the corners if this is None.
+    :param spectrum: Power spectrum as of :func:`filter_spectrum`; None for white noise.
+    :return: Second moment of the noise; its variance per pixel; and whether images have
+        a Nyquist row and column, which odd sizes cannot lack.
     """
-    return L % 2 == 1 or bool(edge[0] > EMPTY_NYQUIST * edge[1])
-
-
-def corner_variance(corner: np.ndarray, n_images: int, L: int) -> float:
-    """
-    :param corner: "corner" of :func:`corner_sums`.
-    :param n_images: Images that it is of.
-    :param L: Pixels along an edge.
-    :return: Variance of the pixels, as ASPIRE's `WhiteNoiseEstimator` has it.
-    """
-    mean, mean_square = corner / (n_images * len(_outside(L)))
-    return max(float(mean_square - mean**2), 0.0)
+    L, edge = basis.L, sums["edge"]
+    nyquist = L % 2 == 1 or bool(edge[0] > EMPTY_NYQUIST * edge[1])
+    if "corner_power" in sums:
+        spectrum = corner_spectrum(
+            sums["corner_power"], sums["corner_images"], L, nyquist
+        )
+    if spectrum is not None:
+        second = basis.stationary_noise_second(spectrum, nyquist)
+        return second, max(spectrum.mean(), 0.0), nyquist
+    if variance is None:
+        mean, mean_square = sums["corner"] / (sums["n_images"] * len(_outside(L)))
+        variance = max(float(mean_square - mean**2), 0.0)
+    return variance * basis.noise_second(nyquist), variance, nyquist
 
 
 def corner_power(images: np.ndarray, start: int, n_images: int) -> dict:

@@ -3,13 +3,94 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from aspire.operators import Filter
+from aspire.source import ImageSource
 
 from aspire_mom.checks import check_positive, spread
-from aspire_mom.moments.identity import SourceIdentity
+from aspire_mom.files import digest
+from aspire_mom.moments.ctf import ctf_parameters
 
 MIXED = "mixed"
 # Fields that only the pass over the images tells.
-FOUND = ("noise_variance", "amplitude_std", "inverted")
+MEASURED = ("noise_variance", "amplitude_std", "inverted")
+# Images whose pixels identify a source, spread evenly from the first to the last.
+N_READ = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceIdentity:
+    """
+    What identifies a source and the images selected from it: what is known of each
+    image, the state of the files, and the pixels of a few images as the source gives
+    them, after all that it does to them. Long values are digests.
+
+    :param n_images: Number of images.
+    :param kind: Type of the source.
+    :param L: Pixels along an edge.
+    :param dtype: Type of the pixels.
+    :param pixel_size: Ångström per pixel, None where unknown.
+    :param filters: Distinct filters (CTFs).
+    :param filter_indices: The filter of each image.
+    :param shifts: Known shift of each image.
+    :param amplitudes: Known amplitude of each image.
+    :param pixels: Pixels of 16 images.
+    :param stacks: Names, sizes and times of last change of the stacks, if any.
+    :param images_in_stacks: Stack of each image and its number there, if any.
+    """
+
+    n_images: int
+    kind: str
+    L: int
+    dtype: str
+    pixel_size: float | None
+    filters: str
+    filter_indices: str
+    shifts: str
+    amplitudes: str
+    pixels: str
+    stacks: str = ""
+    images_in_stacks: str = ""
+
+    @classmethod
+    def of(cls, source: ImageSource) -> SourceIdentity:
+        """
+        :param source: ASPIRE `ImageSource`; 16 of its images are read.
+        :return: Its identity.
+        """
+        read = np.unique(np.linspace(0, source.n - 1, N_READ).astype(int))
+        filters = source.unique_filters or []
+        ctfs = ctf_parameters(filters)
+        all_ctfs = len(ctfs) == len(filters)
+        stacks = {}
+        if source.has_metadata(["__mrc_filepath", "__mrc_index"]):
+            paths, numbers = (
+                np.atleast_1d(source.get_metadata(name))
+                for name in ("__mrc_filepath", "__mrc_index")
+            )
+            names, which = np.unique(paths.astype(str), return_inverse=True)
+            stacks = {
+                "stacks": f"{len(names)}, {digest(*map(_file_state, names))}",
+                "images_in_stacks": digest(which, numbers),
+            }
+        pixel_size = source.pixel_size
+        return cls(
+            kind=type(source).__name__,
+            n_images=source.n,
+            L=source.L,
+            dtype=str(source.dtype),
+            pixel_size=None if pixel_size is None else float(pixel_size),
+            filters=digest(ctfs if all_ctfs else _parameters(filters)),
+            filter_indices=digest(
+                source.get_metadata("__filter_indices", default_value=-1)
+            ),
+            shifts=digest(source.offsets),
+            amplitudes=digest(source.amplitudes),
+            pixels=digest(source.images[read].asnumpy()),
+            **stacks,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +110,9 @@ class Corrections:
     :param astigmatic: Whether some of them are astigmatic.
     :param phase_flipped: Whether phases were flipped before.
     :param shifts: "none", "ignored" or "centred": what was done about known shifts.
-    :param largest_shift: The largest one undone along an axis, pixels.
+    :param largest_shift: The largest shift undone along an axis, pixels.
     :param shift_std: Standard deviation along each axis, pixels, of shifts that the
-        images still have, for the inversion to model; None where it is to find them.
+        images still have, for the inversion to model; None if it is to estimate them.
     :param noise: "none", "white", "given spectrum", or "corners" for the radial
         spectrum of the images' corners.
     :param noise_given: The variance given, or a digest of the spectrum; None where it
@@ -42,7 +123,7 @@ class Corrections:
     :param amplitude_std: Standard deviation of the amplitudes corrected for; None where
         the images do not determine it, which leaves moments uncorrected.
     :param inverted: Whether the contrast was inverted, to make molecules bright.
-    :raises ValueError: a variance or a standard deviation below 0, or not finite.
+    :raises ValueError: a variance or a standard deviation is below 0 or not finite.
     """
 
     source: SourceIdentity | None = None
@@ -63,53 +144,52 @@ class Corrections:
     inverted: bool | str = False
 
     def __post_init__(self):
-        if self.noise_variance != 0:
-            check_positive("noise_variance", self.noise_variance)
-        if self.shift_std not in (0, None):
-            check_positive("shift_std", self.shift_std)
+        for name in ("noise_variance", "shift_std"):
+            if getattr(self, name) not in (0, None):
+                check_positive(name, getattr(self, name))
 
     def __str__(self):
         if self == Corrections():
             return ""
-        ctf = {"none": "no CTF", "ignored": "CTFs ignored"}.get(self.ctf)
-        if self.ctf == "corrected":
-            kind = "astigmatic " if self.astigmatic else ""
-            flipped = ", phases flipped" if self.phase_flipped else ""
-            ctf = f"corrected for {self.n_filters} {kind}filter(s){flipped}"
-        words = [ctf or "CTFs: mixed"]
-        if self.shifts == "centred":
-            words.append(f"centred by shifts of up to {self.largest_shift:.3g} pixels")
-        elif self.shifts != "none":
-            mixed = self.shifts == MIXED
-            words.append("known shifts: mixed" if mixed else "known shifts ignored")
+        kind = "astigmatic " if self.astigmatic else ""
+        largest = f"{self.largest_shift:.3g} pixels"
+        flipped = ", phases flipped" if self.phase_flipped else ""
+        words = [
+            {
+                "none": "no CTF",
+                "ignored": "CTFs ignored",
+                "corrected": f"corrected for {self.n_filters} {kind}filter(s){flipped}",
+            }.get(self.ctf, "CTFs: mixed"),
+            {
+                "none": "",
+                "ignored": "known shifts ignored",
+                "centred": f"centred by shifts of up to {largest}",
+            }.get(self.shifts, "known shifts: mixed"),
+        ]
         if self.shift_std != 0:
             words.append(f"residual shifts of {spread(self.shift_std)} modelled")
-        words.append(
-            {
-                "none": "no noise",
-                "white": "white noise",
-                "given spectrum": "noise of a given spectrum",
-                "corners": "noise of the spectrum in the corners",
-            }.get(self.noise, "noise: mixed")
-        )
-        if self.inverted:
-            words.append(
-                "contrast: mixed" if self.inverted == MIXED else "contrast inverted"
-            )
+        noises = {
+            "none": "no noise",
+            "white": "white noise",
+            "given spectrum": "noise of a given spectrum",
+            "corners": "noise of the spectrum in the corners",
+        }
+        words.append(noises.get(self.noise, "noise: mixed"))
+        contrasts = {False: "", True: "contrast inverted"}
+        words.append(contrasts.get(self.inverted, "contrast: mixed"))
         if self.amplitude_std is None:
             words.append("amplitudes of unknown spread")
         elif self.amplitude_std == MIXED:
             words.append("amplitudes: mixed")
         elif self.amplitude_std != 0:
             words.append(f"amplitudes vary by {100 * self.amplitude_std:.3g} %")
-        return "; ".join(words)
+        return "; ".join(filter(None, words))
 
     def difference(self, wanted: Corrections) -> str | None:
         """
-        Compare what was asked for, and of which images; what the pass tells is left
-        out.
+        Compare two requests; what only the pass over the images tells is left out.
 
-        :param wanted: Another request.
+        :param wanted: The other request.
         :return: The first field that differs, with both values; None if none does.
         """
         own, other = self._request(), wanted._request()
@@ -120,13 +200,13 @@ class Corrections:
 
     def _request(self) -> dict[str, object]:
         """Fields known before the pass, those of the source among them."""
-        values = {k: v for k, v in asdict(self).items() if k not in FOUND}
+        values = {k: v for k, v in asdict(self).items() if k not in MEASURED}
         return (values.pop("source") or {"source": None}) | values
 
     def of_sums(self) -> dict[str, object]:
         """
-        :return: What sums over the images depend on, by name: less than the request,
-            since noise, amplitudes and residual shifts come in later.
+        :return: What sums over the images depend on, by name. Noise, amplitudes and
+            residual shifts are not among it, since they come in later.
         """
         corrected = self.ctf == "corrected"
         return {
@@ -150,16 +230,14 @@ class Corrections:
             for value in [getattr(self, field.name)]
         }
         total = n * self.noise_variance + n_other * other.noise_variance
-        return Corrections(
-            **values
-            | {
-                "source": None,
-                "half": 0,
-                "half_batch": 0,
-                "largest_shift": max(self.largest_shift, other.largest_shift),
-                "noise_variance": total / (n + n_other),
-            }
-        )
+        together = {
+            "source": None,
+            "half": 0,
+            "half_batch": 0,
+            "largest_shift": max(self.largest_shift, other.largest_shift),
+            "noise_variance": total / (n + n_other),
+        }
+        return Corrections(**values | together)
 
     @classmethod
     def from_dict(cls, values: dict) -> Corrections:
@@ -169,3 +247,22 @@ class Corrections:
         """
         source = values["source"] and SourceIdentity(**values["source"])
         return cls(**values | {"source": source})
+
+
+def _file_state(path: str) -> str:
+    """A file's name, size and time of last change; its folder may have moved."""
+    state = Path(path).stat()
+    return f"{Path(path).name} {state.st_size} {state.st_mtime_ns}"
+
+
+def _parameters(value: object) -> object:
+    """A filter's parameters by name, its components' too; numbers, text and arrays as
+    they are; only the type of anything else."""
+    if isinstance(value, Filter):
+        fields = {name: _parameters(v) for name, v in sorted(vars(value).items())}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, list | tuple):
+        return dict(enumerate(map(_parameters, value)))
+    if isinstance(value, bool | int | float | str | np.number | np.ndarray | None):
+        return value
+    return type(value).__name__

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from functools import cached_property
+from operator import attrgetter
 
 import numpy as np
 from aspire.image.xform import Downsample, IndexedXform
@@ -38,6 +39,7 @@ ROUND = 1e-3
 # Share of frequencies at which signs may differ by rounding.
 SAME_SIGNS = 0.01
 PARAMETERS = ("voltage", "Cs", "alpha", "defocus_u", "defocus_v", "defocus_ang", "B")
+_parameters_of = attrgetter(*PARAMETERS)
 
 
 class TransferFunctions:
@@ -60,10 +62,12 @@ class TransferFunctions:
         self.indices = np.zeros(source.n, dtype=int)
         if source.unique_filters:
             self.indices = np.asarray(source.filter_indices, dtype=int)
-        self._plain = [unscaled(f)[0] for f in self.filters]
-        for i, image_filter in enumerate(self._plain):
-            if isinstance(image_filter, CTFFilter):
-                _check_finite(i, image_filter)
+        self._parameters = ctf_parameters(self.filters)
+        for i, j in np.argwhere(~np.isfinite(self._parameters)):
+            raise ValueError(
+                f"CTF {i} of the source has {PARAMETERS[j]} ="
+                f" {self._parameters[i, j]}; finite numbers are needed"
+            )
         if phase_flipped is None:
             phase_flipped = is_phase_flipped(source)
         self.phase_flipped = phase_flipped
@@ -126,8 +130,9 @@ class TransferFunctions:
                 column[:] = _evaluate(self.filters[i], self._omega, self.pixel_size)
         else:
             values = np.sin(self._terms @ self._phases[:, used])
-            if self._envelopes.any():
-                values *= np.exp(-np.outer(self._terms[:, 1], self._envelopes[used]))
+            B = self._parameters[used, -1]
+            if B.any():
+                values *= np.exp(-np.outer(self._terms[:, 1], B))
         if self.phase_flipped:
             np.abs(values, out=values)
         return self.basis.filter_values(values[:, which])
@@ -156,12 +161,9 @@ class TransferFunctions:
 
         u and v the defocus, a the angle of u.
         """
-        if not all(isinstance(f, CTFFilter) for f in self._plain):
+        if len(self._parameters) < len(self.filters):
             return None
-        voltage, Cs, alpha, u, v, angle = (
-            np.array([getattr(f, name) for f in self._plain], dtype=float)
-            for name in PARAMETERS[:-1]
-        )
+        voltage, Cs, alpha, u, v, angle, _ = self._parameters.T
         # Nanometres; defocus is in Å, Cs in mm.
         wavelength = 1.22639 / np.sqrt(voltage * 1000 + 0.97845 * voltage**2)
         half = np.pi * wavelength / 20
@@ -170,13 +172,11 @@ class TransferFunctions:
         return np.stack((spherical, -half * (u + v), x, y, -np.arcsin(alpha)))
 
     @cached_property
-    def _envelopes(self) -> np.ndarray:
-        """B of CTFs, (filters,), as ASPIRE takes it."""
-        return np.array([f.B for f in self._plain], dtype=float)
-
-    @cached_property
     def _largest_astigmatism(self) -> float:
-        return max(map(self._astigmatism, self.filters))
+        if self._phases is None:
+            return max(map(self._astigmatism, self.filters))
+        largest = 10 * self.basis.largest_frequency / self.basis.L / self.pixel_size
+        return np.hypot(*self._phases[2:4]).max() * largest**2
 
     def _astigmatism(self, image_filter: Filter) -> float:
         """
@@ -191,6 +191,16 @@ class TransferFunctions:
         difference = abs(image_filter.defocus_u - image_filter.defocus_v)
         largest = self.basis.largest_frequency / self.basis.L / self.pixel_size
         return np.pi / 2 * image_filter.wavelength * difference * largest**2
+
+
+def ctf_parameters(filters: list[Filter]) -> np.ndarray:
+    """
+    :param filters: Filters, perhaps wrapped by `source.downsample`.
+    :return: `PARAMETERS` of those that are CTFs, (CTFs, 7), float64.
+    """
+    plain = (unscaled(f)[0] for f in filters)
+    values = [_parameters_of(f) for f in plain if isinstance(f, CTFFilter)]
+    return np.array(values, dtype=float).reshape(-1, len(PARAMETERS))
 
 
 def is_phase_flipped(source: ImageSource) -> bool:
@@ -238,16 +248,6 @@ def _signs_are_right(image_filter: Filter, source: ImageSource) -> bool:
 def _pixels(L: int) -> np.ndarray:
     """Fourier pixels of images (2, L²), radians per pixel."""
     return CartesianBasis(L).filter_points(1)
-
-
-def _check_finite(number: int, ctf: CTFFilter) -> None:
-    for name in PARAMETERS:
-        value = getattr(ctf, name)
-        if not math.isfinite(value):
-            raise ValueError(
-                f"CTF {number} of the source has {name} = {value}; finite numbers are"
-                " needed"
-            )
 
 
 def _evaluate(

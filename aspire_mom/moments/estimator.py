@@ -8,42 +8,35 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+import torch
 from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 from aspire.source import ImageSource
 
 from aspire_mom import processes
 from aspire_mom.bases import Basis, divide, solve_entries
-from aspire_mom.checks import check_images, checked_device
+from aspire_mom.checks import check_images, check_kind, checked_device
 from aspire_mom.files import digest
-from aspire_mom.moments.amplitudes import correct_amplitudes, estimate_amplitude_std
-from aspire_mom.moments.checks import (
-    check_astigmatism,
-    check_covered,
-    check_match,
-    check_third,
-    known_offsets,
-    mention_amplitudes,
+from aspire_mom.moments.amplitudes import (
+    correct_amplitudes,
+    estimate_amplitude_std,
+    inverted,
+    is_dark,
 )
-from aspire_mom.moments.contrast import inverted, is_dark
 from aspire_mom.moments.corners import (
     corner_power,
-    corner_spectrum,
     corner_sums,
-    corner_variance,
     filter_spectrum,
-    has_nyquist,
+    measure_noise,
 )
-from aspire_mom.moments.corrections import Corrections
+from aspire_mom.moments.corrections import Corrections, SourceIdentity
 from aspire_mom.moments.ctf import TransferFunctions
-from aspire_mom.moments.identity import SourceIdentity
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.options import (
     CorrectionOptions,
     Noise,
     StreamingOptions,
-    check_std,
-    checked_variance,
+    checked_number,
 )
 from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.moments.third import ThirdMomentBasis
@@ -56,28 +49,28 @@ RESULTS = 2**30
 
 class MomentEstimator:
     """
-    First and second moments of the images of a source as if they had no CTF, were
+    Estimate first and second moments of a source's images as if they had no CTF, were
     centred and free of noise (eq. 30).
 
-    Images are read once, a batch at a time, and as many batches are computed at once as
-    the process may use cores (OMP_NUM_THREADS limits that); memory is that of one batch
-    more and of a result per core. Products of a batch are in the images' precision,
-    integers counting as float32, sums over batches in double precision. Under
-    `torchrun`, within `aspire_mom.processes.joined`, each process reads a part of the
-    images and all get the same moments.
+    Images are read once, a batch at a time. As many batches are computed at once as the
+    process may use cores, which OMP_NUM_THREADS limits; one batch more and a result per
+    core are in memory. Products within a batch have the images' precision, integers
+    counting as float32; sums over batches are in double precision. Under `torchrun`,
+    within `aspire_mom.processes.joined`, each process reads a share of the images and
+    all get the same moments.
 
     - CTFs and other filters of the source, one for all images or one for each, are
-      undone by least squares: every entry of a moment has its own normal equation, so
-      no CTF is ever divided by. Molecules come out bright. `first_information`
-      and `second_information` tell how many images without a CTF would be worth as
-      much.
-    - Shifts that the source knows are undone by ASPIRE's `Image.shift`. Shifts that
-      remain are modelled by the inversion.
+      corrected for by least squares: every entry of a moment has its own normal
+      equation, so no image is divided by its CTF. Molecules come out bright.
+      `first_information` and `second_information` are numbers of images without a CTF
+      that would determine the entries as well.
+    - Shifts that the source knows are undone by ASPIRE's `Image.shift`. The inversion
+      models those that remain.
     - Amplitudes of relative spread s multiply the second moment by 1 + s², which is
       divided out; the first moment is that of the mean amplitude.
-    - The second moment of the noise is subtracted. Where even-sized images' Nyquist row
-      and column are empty, as ASPIRE's downsampling leaves them, noise is taken to lie
-      within the other frequencies.
+    - The second moment of the noise is subtracted. Where the Nyquist row and column of
+      even-sized images are empty, as ASPIRE's downsampling leaves them, noise is taken
+      to lie within the other frequencies.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: `CartesianBasis` or `PolarBasis` of the source's image size.
@@ -86,10 +79,10 @@ class MomentEstimator:
     :param third: Third moments to estimate too, in-plane averaged; those of images with
         CTFs cannot be compressed (`ThirdMomentBasis.rings`).
     :param streaming: How to read and sum up the images.
-    :raises TypeError: `source` or `basis` is of another type.
-    :raises ValueError: an empty source, a size that is not the basis's, residual shifts
-        of more than a quarter of the box, astigmatic CTFs with in-plane angles that are
-        not averaged, or a device that is not here or does not compute these sums.
+    :raises TypeError: `source`, `basis` or `third` is of another type.
+    :raises ValueError: the source is empty or of another size than the basis, residual
+        shifts exceed a quarter of the box, third moments or astigmatic CTFs do not fit
+        the basis, or the device is absent or does not compute these sums.
     """
 
     def __init__(
@@ -102,8 +95,17 @@ class MomentEstimator:
         third: ThirdMomentBasis | None = None,
         streaming: StreamingOptions = StreamingOptions(),
     ):
-        check_match(source, basis)
-        check_std("shift_std", corrections.shift_std, source.L / 4)
+        check_kind("source", source, ImageSource)
+        check_kind("basis", basis, Basis)
+        if source.n < 1:
+            raise ValueError("the source has 0 images; at least 1 is needed")
+        if source.L != basis.L:
+            raise ValueError(
+                f"the source's images have {source.L} pixels along an edge, the basis"
+                f" is for {basis.L}"
+            )
+        if corrections.shift_std is not None:
+            checked_number("shift_std", corrections.shift_std, source.L / 4)
         self.source = source
         self.basis = basis
         self.noise = noise
@@ -115,35 +117,70 @@ class MomentEstimator:
             self.noise_spectrum = filter_spectrum(noise.spectrum, source)
         found = TransferFunctions(source, basis, corrections.phase_flipped)
         self.has_ctf = not found.flat
-        self.transfer = None if corrections.ignore_ctf or found.flat else found
-        check_astigmatism(self.transfer, basis)
-        check_third(third, basis, self.transfer)
+        self.transfer = found if self.has_ctf and not corrections.ignore_ctf else None
+        self._check_ctf_and_third()
         device = checked_device(processes.own_device(str(streaming.device)))
-        check_covered(device, basis, self.transfer, third)
+        self._check_device(device)
         # None for NumPy.
         self.device = None if device.type == "cpu" else device
-        known = known_offsets(source)
+        known = _known_offsets(source)
         self.has_shifts = known is not None
         self.offsets = None if corrections.ignore_shifts else known
-        if corrections.amplitude_std == 0:
-            mention_amplitudes(source)
+        amplitudes = source.amplitudes
+        if corrections.amplitude_std == 0 and np.ptp(amplitudes) > 0:
+            logger.warning(
+                f"The images' amplitudes vary from {amplitudes.min():.3g} to"
+                f" {amplitudes.max():.3g}; pass CorrectionOptions(amplitude_std=…) to"
+                " correct the second moment"
+            )
 
-    def request(self, half: int = 0) -> Corrections:
-        """
-        What the moments will be corrected for, and the images that they will be of.
+    def _check_ctf_and_third(self) -> None:
+        basis, third = self.basis, self.third
+        astigmatic = self.transfer is not None and not self.transfer.radial
+        if astigmatic and not basis.corrects_astigmatism:
+            raise ValueError(
+                "the source has astigmatic CTFs, which a polar basis corrects for only"
+                " where it averages over in-plane angles; pass inplane_average=True or"
+                " a CartesianBasis"
+            )
+        if third is None:
+            return
+        check_kind("third", third, ThirdMomentBasis)
+        if third.basis != basis:
+            raise ValueError(
+                f"third moments are in {third.basis}, the others in {basis}"
+            )
+        if self.transfer is not None and third.ring_indices is None:
+            raise ValueError(
+                "third moments of images with CTFs cannot be compressed; pass"
+                " third=ThirdMomentBasis.rings(basis, n_rings)"
+            )
+        if astigmatic:
+            raise ValueError(
+                "third moments of images with astigmatic CTFs are not corrected for;"
+                " leave them out or pass ctf=False"
+            )
 
-        :param half: 0 for all images, 1 or 2 for a half of them.
-        :return: The `Corrections` of the moments, without what only the pass tells. Of
-            the images, 16 are read.
-        """
-        return replace(
-            self._request, half=half, half_batch=self._half_batch if half else 0
-        )
+    def _check_device(self, device: torch.device) -> None:
+        """Raise for what is computed on the CPU only."""
+        if device.type == "cpu":
+            return
+        missing = None
+        if device.type != "cuda":
+            missing = "averages are computed on cpu or cuda"
+        elif not self.basis.runs_on_devices:
+            missing = "it takes only polar bases averaged over in-plane angles"
+        elif self.transfer is not None and not self.transfer.radial:
+            missing = "astigmatic CTFs are corrected for on the CPU only"
+        elif self.third is not None:
+            missing = "third moments are averaged on the CPU only"
+        if missing:
+            raise ValueError(f'device is {device}; {missing}; pass device="cpu"')
 
     @cached_property
-    def _request(self) -> Corrections:
+    def _corrections(self) -> Corrections:
+        """Corrections of the moments of all images, as far as known before the pass."""
         used, offsets, noise = self.transfer, self.offsets, self.noise
-        left = "ignored" if self.has_shifts else "none"
         kind, noise_given = "white", noise.variance
         if isinstance(noise_given, NoiseEstimator):
             noise_given = type(noise_given).__name__
@@ -151,13 +188,14 @@ class MomentEstimator:
             kind = "corners"
         elif self.noise_spectrum is not None:
             kind, noise_given = "given spectrum", digest(self.noise_spectrum)
+        shifts = "ignored" if self.has_shifts else "none"
         return Corrections(
             source=SourceIdentity.of(self.source),
             ctf="corrected" if used else "ignored" if self.has_ctf else "none",
             n_filters=len(used.filters) if used else 0,
             astigmatic=used is not None and not used.radial,
             phase_flipped=used is not None and bool(used.phase_flipped),
-            shifts="centred" if offsets is not None else left,
+            shifts=shifts if offsets is None else "centred",
             largest_shift=0.0 if offsets is None else float(abs(offsets).max()),
             shift_std=self.corrections.shift_std,
             noise=kind,
@@ -165,16 +203,21 @@ class MomentEstimator:
             amplitude_std_given=self.corrections.amplitude_std,
         )
 
+    def _request(self, half: int) -> Corrections:
+        """What moments of all images (`half` 0) or of a half will be corrected for."""
+        batch = self._half_batch if half else 0
+        return replace(self._corrections, half=half, half_batch=batch)
+
     def check_answer(self, moments: Moments, half: int = 0) -> None:
         """
         Check that moments, from a file perhaps, are those that this estimator would
-        return: of the same images in the same basis, corrected for the same.
+        return: of the same images in the same basis, with the same corrections.
 
         :param moments: The moments.
         :param half: 0 for those of all images, 1 or 2 for those of a half.
         :raises ValueError: they are others; says what differs.
         """
-        difference = moments.corrections.difference(self.request(half))
+        difference = moments.corrections.difference(self._request(half))
         if moments.basis != self.basis:
             difference = f"the basis is {moments.basis}, not {self.basis}"
         elif moments.third_basis != self.third:
@@ -187,22 +230,22 @@ class MomentEstimator:
         Read the source and average.
 
         :return: The source's `Moments`. Standard errors are those of averaging images,
-            None for a single one; noise and transfer functions count as known, even
-            noise whose spectrum was seen in the images' corners.
-        :raises ValueError: an image with values that are not finite, or a checkpoint of
-            other images or settings, or a damaged one.
+            None for a single one. They count noise and transfer functions as known,
+            even noise whose spectrum was measured in the images' corners.
+        :raises ValueError: an image has values that are not finite, or a checkpoint is
+            damaged or of other images or settings.
         :raises OSError: the checkpoint cannot be written.
         """
         return self._estimates(1)[0]
 
     def estimate_with_halves(self) -> tuple[Moments, Moments, Moments]:
         """
-        Moments of all images and of both halves of them, from one pass: reconstructions
-        from the halves share no noise. Halves are of every other batch; batches are
-        made smaller where that makes halves equal.
+        Estimate moments of all images and of both halves of them in one pass.
+        Reconstructions from the halves share no noise. Each half has every other batch;
+        batches are made smaller where that makes halves equal.
 
-        :return: The moments of all and of either half.
-        :raises ValueError: as :meth:`estimate`, or fewer than 4 images.
+        :return: The moments of all, of the first and of the second half.
+        :raises ValueError: as :meth:`estimate`, or there are fewer than 4 images.
         """
         if self.source.n < 4:
             raise ValueError(
@@ -212,20 +255,34 @@ class MomentEstimator:
 
     def _estimates(self, n_groups: int) -> list[Moments]:
         """Moments of all images and, of more than one group, of each group."""
-        variance = self.noise.variance
-        if isinstance(variance, NoiseEstimator):
-            variance = checked_variance(variance.estimate())
-        groups = self._read(n_groups)
-        whole = groups[0]
+        noise = self.noise
+        if isinstance(noise.variance, NoiseEstimator):
+            noise = replace(noise, variance=noise.variance.estimate())
+        streaming, third = self.streaming, self.third
+        # What the sums depend on.
+        fingerprint = {
+            "basis": repr(self.basis),
+            "third": None if third is None else digest(third.to_arrays()),
+            **self._corrections.of_sums(),
+        }
+        groups = accumulate(
+            self.source.n,
+            streaming.batch_size if n_groups == 1 else self._half_batch,
+            self._images,
+            self._batch_sums,
+            n_groups=n_groups,
+            checkpoint=streaming.checkpoint,
+            fingerprint=fingerprint,
+            every=streaming.checkpoint_seconds,
+            most_workers=self._most_workers,
+        )
         if n_groups > 1:
-            whole = {name: sum(sums[name] for sums in groups) for name in whole}
-        noise, variance, nyquist = self._noise(whole, variance)
-        if n_groups == 1:
-            groups = []
-        found = [
-            self._moments(sums, noise, variance, nyquist, half)
-            for half, sums in enumerate((whole, *groups))
-        ]
+            names = groups[0]
+            groups = [{k: sum(sums[k] for sums in groups) for k in names}, *groups]
+        noise = measure_noise(
+            groups[0], self._noise_basis, noise.variance, self.noise_spectrum
+        )
+        found = [self._moments(sums, *noise, half) for half, sums in enumerate(groups)]
         # What all images tell of contrast and amplitudes holds for each group.
         if self.transfer is not None and is_dark(found[0]):
             found = [inverted(moments) for moments in found]
@@ -233,27 +290,6 @@ class MomentEstimator:
         if std is None:
             std = estimate_amplitude_std(found[0])
         return [correct_amplitudes(moments, std) for moments in found]
-
-    def _noise(
-        self, sums: Sums, variance: float | None
-    ) -> tuple[np.ndarray, float, bool]:
-        """
-        Second moment of the noise in `_noise_basis`, its variance, and whether images
-        have a Nyquist row and column.
-        """
-        basis, L = self._noise_basis, self.basis.L
-        nyquist = has_nyquist(sums["edge"], L)
-        spectrum = self.noise_spectrum
-        if self.noise.spectrum == "corners":
-            spectrum = corner_spectrum(
-                sums["corner_power"], sums["corner_images"], L, nyquist
-            )
-        if spectrum is not None:
-            second = basis.stationary_noise_second(spectrum, nyquist)
-            return second, max(spectrum.mean(), 0.0), nyquist
-        if variance is None:
-            variance = corner_variance(sums["corner"], self.source.n, L)
-        return variance * basis.noise_second(nyquist), variance, nyquist
 
     @property
     def _noise_basis(self) -> Basis:
@@ -266,84 +302,53 @@ class MomentEstimator:
     def _moments(
         self, sums: Sums, noise: np.ndarray, variance: float, nyquist: bool, half: int
     ) -> Moments:
-        """Moments from sums over images."""
-        source, basis = self.source, self.basis
-        n = round(float(sums["n_images"]))
-        third = self._solve_third(sums, noise, n)
+        """Moments and their standard errors from sums over images."""
+        basis, n = self.basis, round(float(sums["n_images"]))
+        third = third_error = None
+        if self.third is not None:
+            third, third_error = self.third.finish(sums, n, noise)
         if self.transfer is None:
             noise = n * noise
         else:
             noise = self._noise_basis.multiply(noise, sums["noise_information"])
             noise = noise[: len(sums["second"])]
-        corrections = replace(self.request(half), noise_variance=float(variance))
-        logger.info(
-            f"Moments of {n} images, noise variance {variance:.6g} per pixel"
-            f"{'' if nyquist else ' (Nyquist row and column empty)'}; {corrections}"
-        )
-        return Moments(
-            **self._solve(sums, noise, n),
-            **third,
-            basis=basis,
-            n_images=n,
-            pixel_size=None if source.pixel_size is None else float(source.pixel_size),
-            nyquist=nyquist,
-            corrections=corrections,
-        )
-
-    def _solve_third(self, sums: Sums, noise: np.ndarray, n: int) -> dict:
-        """The third moment and its standard errors."""
-        if self.third is None:
-            return {}
-        sums = {k: v for k, v in sums.items() if k.startswith("third")}
-        third, error = self.third.finish(sums, n, noise)
-        return {"third": third, "third_error": error, "third_basis": self.third}
-
-    def _solve(self, sums: Sums, noise: np.ndarray, n: int) -> dict:
-        """Moments and their standard errors from sums over images, noise's included."""
-        basis = self.basis
         first, second, squares = basis.finish(
             (sums["first"], sums["second"], sums["squares"])
         )
-        # Deviations from the mean product, which CTFs that vary add a little to.
-        first_variance = basis.first_power(second) - np.abs(first) ** 2 / n
+        # Squared deviations from the mean product, which varying CTFs add a little to.
+        first_squares = basis.first_power(second) - np.abs(first) ** 2 / n
         squares -= np.abs(second) ** 2 / n
         second -= noise
         power = basis.own_power(noise)
-        information = pairs = None
+        information = pairs = expanded = None
         if self.transfer is None:
             first, second, power = first / n, second / n, power / n
         else:
             information = sums["first_information"]
             pairs = sums["second_information"]
+            expanded = basis.expand(pairs)
             first = solve_entries(first, information, n)
             second = basis.divide(second, pairs, n)
             power = divide(power, np.einsum("mrr->mr", pairs), n).real
-        return {
-            "first": first,
-            "second": second,
-            "first_error": _standard_error(first_variance, information, n),
-            "second_error": _standard_error(
-                squares, None if pairs is None else basis.expand(pairs), n
-            ),
-            "first_information": information,
-            "second_information": pairs,
-            "noise_power": power,
-        }
-
-    def _read(self, n_groups: int) -> list[Sums]:
-        """The pass over the images: sums of all that :meth:`_batch_sums` has."""
-        streaming = self.streaming
-        return accumulate(
-            self.source.n,
-            streaming.batch_size if n_groups == 1 else self._half_batch,
-            self._images,
-            self._batch_sums,
-            n_groups=n_groups,
-            checkpoint=streaming.checkpoint,
-            fingerprint=self._fingerprint(),
-            every=streaming.checkpoint_seconds,
-            most_workers=self._most_workers,
+        moments = Moments(
+            first,
+            second,
+            basis,
+            n_images=n,
+            pixel_size=self.source.pixel_size,
+            third=third,
+            first_error=_standard_error(first_squares, information, n),
+            second_error=_standard_error(squares, expanded, n),
+            nyquist=nyquist,
+            first_information=information,
+            second_information=pairs,
+            corrections=replace(self._request(half), noise_variance=float(variance)),
+            third_basis=self.third,
+            third_error=third_error,
+            noise_power=power,
         )
+        logger.info(f"{moments}; {moments.corrections}")
+        return moments
 
     @property
     def _half_batch(self) -> int:
@@ -354,7 +359,7 @@ class MomentEstimator:
 
     @property
     def _most_workers(self) -> int:
-        """One batch's products fill a GPU; each batch has a result in memory."""
+        """Batches at once: one fills a GPU; on the CPU each has a result in memory."""
         if self.device is not None:
             return 1
         return max(1, RESULTS // (24 * math.prod(self.basis.second_shape)))
@@ -366,19 +371,9 @@ class MomentEstimator:
             images = images.shift(-self.offsets[start:stop])
         return check_images(images.asnumpy(), self.basis.L, start)
 
-    def _fingerprint(self) -> dict[str, object]:
-        """What a checkpoint's sums depend on."""
-        return {
-            "basis": repr(self.basis),
-            "third": None if self.third is None else digest(self.third.to_arrays()),
-            **self._request.of_sums(),
-        }
-
     def _batch_sums(self, images: np.ndarray, start: int) -> Sums:
-        """
-        Sums over a batch: the number of images; the basis's; what the pixels outside
-        the inscribed disc tell of the noise; information.
-        """
+        """Sums over a batch: the number of images; the basis's; what the pixels outside
+        the inscribed disc tell of the noise; information."""
         basis = self.basis
         sums = {"n_images": np.array(float(len(images))), **corner_sums(images)}
         if self.noise.spectrum == "corners":
@@ -387,13 +382,23 @@ class MomentEstimator:
         if self.transfer is not None:
             H = self.transfer.of_images(start, start + len(images))
             sums |= basis.information_sums(H, self.transfer.n_harmonics)
-        names = ("first", "second", "squares")
         if self.third is None:
             found = basis.sums(images, H, self.device)
-            return sums | dict(zip(names, found, strict=True))
-        c = basis.coefficients(images, H)
-        sums |= dict(zip(names, basis.coefficient_sums(c), strict=True))
-        return sums | self.third.sums(c, H if H is None else H[..., 0], errors=True)
+        else:
+            c = basis.coefficients(images, H)
+            found = basis.coefficient_sums(c)
+            sums |= self.third.sums(c, H if H is None else H[..., 0], errors=True)
+        return sums | dict(zip(("first", "second", "squares"), found, strict=True))
+
+
+def _known_offsets(source: ImageSource) -> np.ndarray | None:
+    """Shifts (n, 2) in pixels, None where there are none."""
+    if source.pixel_size is None:
+        return None
+    offsets = np.asarray(source.offsets, dtype=float)
+    if not np.isfinite(offsets).all():
+        raise ValueError("the source has shifts that are NaN or infinite")
+    return np.broadcast_to(offsets, (source.n, 2)) if offsets.any() else None
 
 
 def _standard_error(
@@ -404,6 +409,4 @@ def _standard_error(
     if n < 2:
         return None
     error = np.sqrt(np.maximum(squares, 0) * n / (n - 1))
-    if information is None:
-        return error / n
-    return solve_entries(error, information, n)
+    return error / n if information is None else solve_entries(error, information, n)

@@ -1,8 +1,9 @@
-"""The value object that an estimator fills and an inversion reads."""
+"""Moments: what an estimator returns and an inversion fits."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -48,28 +49,28 @@ class Moments:
     Low-order moments of images in a basis, with the noise's share removed (eq. 30).
 
     :param first: E f, `basis.first_shape`, complex128.
-    :param second: E f f* less the noise bias, `basis.second_shape`, complex128.
+    :param second: E f f* less that of the noise, `basis.second_shape`, complex128.
     :param basis: The basis of the coefficients f.
-    :param n_images: Number of images averaged (0 for exact moments).
+    :param n_images: Number of images averaged; 0 for exact moments.
     :param pixel_size: Ångström per pixel, None where unknown.
-    :param third: Third moment less the noise bias, (third_basis.size,), complex128, or
-        None.
+    :param third: Third moment less the noise's share, (third_basis.size,), complex128,
+        or None.
     :param first_error: Standard error of each entry of `first` (the root of the
         variance of its complex value), float64, or None where unknown.
     :param second_error: The same for `second`.
     :param nyquist: False for even-sized images whose Nyquist row and column are zero,
         as ASPIRE's downsampling leaves them: noise is white in the other frequencies.
-    :param first_information: How many images without a CTF would be worth as much for
-        each of n frequencies, Σ H² over images: (n,), float64; None without a CTF.
+    :param first_information: Number of images without a CTF that would determine each
+        of n frequencies as well, Σ H² over images: (n,), float64; None without a CTF.
     :param second_information: The same for pairs of frequencies, Σ H² H'²: (orders, n,
         n), where orders 0, 2, … are of the angle between them (see `Basis`) and order 0
         is the number of images.
     :param corrections: What the moments are corrected for, and of which images.
-    :param third_basis: `ThirdMomentBasis` of `third`, None where there is none.
-    :param third_error: The same for `third`, as :meth:`ThirdMomentBasis.finish` has it.
+    :param third_basis: `ThirdMomentBasis` of `third`, None without one.
+    :param third_error: Standard error of `third`, see :meth:`ThirdMomentBasis.finish`.
     :param noise_power: Power of the noise that was removed from each coefficient's own
-        second moment, after all corrections: `basis.power_shape`,
-        float64; None where it is not known.
+        second moment, after all corrections: `basis.power_shape`, float64; None where
+        it is not known.
     :raises TypeError: `basis` is no basis, or a moment or an error no array.
     :raises ValueError: shapes that are not the basis's, values that are not finite, or
         numbers out of range.
@@ -97,9 +98,9 @@ class Moments:
         check_kind("corrections", self.corrections, Corrections)
         check_integer("n_images", self.n_images, 0)
         if self.pixel_size is not None:
-            check_positive("pixel_size", self.pixel_size)
+            pixel_size = check_positive("pixel_size", self.pixel_size)
+            object.__setattr__(self, "pixel_size", pixel_size)
         n = basis.n_frequencies
-        orders = np.shape(self.second_information)[:1]
         shapes = {
             "first": basis.first_shape,
             "second": basis.second_shape,
@@ -107,10 +108,8 @@ class Moments:
             "second_error": basis.second_shape,
             "noise_power": basis.power_shape,
             "first_information": (n,),
-            "second_information": (*orders, n, n),
+            "second_information": (*np.shape(self.second_information)[:1], n, n),
         }
-        for name, shape in shapes.items():
-            self._check_array(name, shape, basis)
         if (self.first_information is None) != (self.second_information is None):
             raise ValueError("first_information and second_information belong together")
         if (self.third is None) != (third_basis is None):
@@ -122,20 +121,16 @@ class Moments:
                     f"third_basis is for {third_basis.basis}; the moments are in"
                     f" {basis}"
                 )
-            for name in ("third", "third_error"):
-                self._check_array(name, (third_basis.size,), third_basis)
-
-    def _check_array(
-        self, name: str, shape: tuple[int, ...], basis: Basis | ThirdMomentBasis
-    ) -> None:
-        value = getattr(self, name)
-        if value is None and name not in ("first", "second"):
-            return
-        check_kind(name, value, np.ndarray)
-        if value.shape != shape:
-            raise ValueError(f"{name} has shape {value.shape}; {basis} has {shape}")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name} has values that are NaN or infinite")
+            shapes["third"] = shapes["third_error"] = (third_basis.size,)
+        for name, shape in shapes.items():
+            value = getattr(self, name)
+            if value is None and name not in ("first", "second"):
+                continue
+            check_kind(name, value, np.ndarray)
+            if value.shape != shape:
+                raise ValueError(f"{name} has shape {value.shape}; {basis} has {shape}")
+            if not np.isfinite(value).all():
+                raise ValueError(f"{name} has values that are NaN or infinite")
 
     @property
     def noise_variance(self) -> float:
@@ -144,10 +139,8 @@ class Moments:
 
     @property
     def shift_std(self) -> float | None:
-        """
-        Standard deviation along each axis, pixels, of shifts that the images still
-        have, as the inversion models them; None where the inversion is to estimate it.
-        """
+        """Standard deviation along each axis, pixels, of shifts that the images still
+        have, for the inversion to model; None if it is to estimate it."""
         return self.corrections.shift_std
 
     def with_corrections(self, **changes: object) -> Moments:
@@ -159,11 +152,8 @@ class Moments:
 
     @property
     def effective_images(self) -> np.ndarray:
-        """
-        How many images without a CTF would determine an entry of the second moment as
-        well, on average over the angle between frequencies: (n_rings, n_rings), or (L²,
-        L²) of a Cartesian basis; all `n_images` without a CTF.
-        """
+        """Number of images without a CTF that would determine an entry of the second
+        moment as well, on average over the angle between two frequencies, (n, n)."""
         if self.second_information is not None:
             return self.second_information[0].real
         n = self.basis.n_frequencies
@@ -178,34 +168,32 @@ class Moments:
     def relative_error(self, estimate: Moments) -> tuple[float, float]:
         """
         Relative errors ‖M - A‖ / ‖A‖ of the first and second moment, eq. 22, where A is
-        `estimate` and norms are the basis's (polar rings weighted to equal Cartesian
-        norms).
+        `estimate` and norms are the basis's, equal to Cartesian ones.
 
         :param estimate: Moments A in the same basis.
         :return: Errors of the first and of the second moment.
-        :raises TypeError: no moments.
-        :raises ValueError: moments of another basis.
+        :raises TypeError: it is something else.
+        :raises ValueError: it is in another basis.
         """
         self.check_same_basis(estimate)
-        pairs = [
-            (self.first, estimate.first, self.basis.first_weights),
-            (self.second, estimate.second, self.basis.second_weights),
-        ]
-        return tuple(
-            weighted_norm(mine - other, weights) / weighted_norm(other, weights)
-            for mine, other, weights in pairs
+        a, basis = estimate, self.basis
+        first = weighted_norm(self.first - a.first, basis.first_weights)
+        second = weighted_norm(self.second - a.second, basis.second_weights)
+        return (
+            first / weighted_norm(a.first, basis.first_weights),
+            second / weighted_norm(a.second, basis.second_weights),
         )
 
     def merge(self, other: Moments) -> Moments:
         """
-        Moments of the union of two disjoint sets of images, errors included: the same
-        as if all had been averaged at once with the mean noise variance. The noise's
-        share of third moments is the one that each had removed; with unlike noise
-        variances that is nearer the truth than the mean one's.
+        Merge the moments of two disjoint sets of images, errors included: the same as
+        if all had been averaged at once with the mean noise variance. From third
+        moments each set's own noise stays removed, which is nearer the truth than the
+        mean noise.
 
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
-        :raises TypeError: no moments.
+        :raises TypeError: `other` is something else.
         :raises ValueError: another basis, pixel size or state of the Nyquist row and
             column, other shifts, exact moments (n_images = 0), third moments of other
             numbers or of images with CTFs.
@@ -231,9 +219,9 @@ class Moments:
             }
         if self.third is not None:
             # Its scatter, unlike the second's, is that with the noise's share removed.
+            apart = self.third - other.third
             fields["third"] = _mean(parts, "third")
-            difference = self.third - other.third
-            fields["third_error"] = _error(parts, "third_error", difference)
+            fields["third_error"] = _error(parts, "third_error", apart)
         return replace(self, **fields, n_images=n, corrections=corrections)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -266,8 +254,8 @@ class Moments:
         :param path: An .npz file.
         :return: The moments.
         :raises FileNotFoundError: no such file.
-        :raises ValueError: the file holds something else or moments of another version,
-            or is damaged.
+        :raises ValueError: the file is damaged, or holds something else or moments of
+            another version.
         """
         arrays, settings = load_arrays(path, FORMAT)
         with contents_of(path):
@@ -309,37 +297,41 @@ def _check_mergeable(a: Moments, b: Moments) -> None:
     same_size = sizes[0] is sizes[1]
     if None not in sizes:
         same_size = math.isclose(*sizes, rel_tol=PIXEL_SIZE_TOLERANCE)
-    if not same_size:
-        raise ValueError(
-            f"pixel sizes differ: {a.pixel_size} and {b.pixel_size} Å; only"
-            " images of one pixel size can be averaged"
-        )
-    if a.nyquist != b.nyquist:
-        raise ValueError(
-            "only one of the two has images with an empty Nyquist row and column;"
-            " prepare all images in the same way (source.downsample empties them)"
-        )
-    if a.n_images < 1 or b.n_images < 1:
-        raise ValueError(
-            f"n_images is {a.n_images} and {b.n_images}; only moments"
-            " estimated from images can be merged"
-        )
-    if a.shift_std != b.shift_std:
-        raise ValueError(
-            f"residual shifts are of {spread(a.shift_std)} and of"
-            f" {spread(b.shift_std)}; only images with the same can be averaged"
-        )
-    if a.third_basis != b.third_basis:
-        raise ValueError(
-            "third moments are of different numbers, or only one has them; estimate"
-            " both with one ThirdMomentBasis"
-        )
     has_ctf = a.first_information is not None or b.first_information is not None
-    if a.third is not None and has_ctf:
-        raise ValueError(
+    for wrong, sentence in (
+        (
+            not same_size,
+            f"pixel sizes differ: {a.pixel_size} and {b.pixel_size} Å; only images of"
+            " one pixel size can be averaged",
+        ),
+        (
+            a.nyquist != b.nyquist,
+            "only one of the two has images with an empty Nyquist row and column;"
+            " prepare all images in the same way (source.downsample empties them)",
+        ),
+        (
+            0 in (a.n_images, b.n_images),
+            f"n_images is {a.n_images} and {b.n_images}; only moments estimated from"
+            " images can be merged",
+        ),
+        (
+            a.shift_std != b.shift_std,
+            f"residual shifts are of {spread(a.shift_std)} and of"
+            f" {spread(b.shift_std)}; only images with the same can be averaged",
+        ),
+        (
+            a.third_basis != b.third_basis,
+            "third moments are of different numbers, or only one has them; estimate"
+            " both with one ThirdMomentBasis",
+        ),
+        (
+            a.third is not None and has_ctf,
             "third moments of images with CTFs cannot be merged, since their"
-            " information is not kept; estimate them from all images at once"
-        )
+            " information is not kept; estimate them from all images at once",
+        ),
+    ):
+        if wrong:
+            raise ValueError(sentence)
 
 
 def _mean(parts: tuple[Moments, Moments], name: str) -> np.ndarray | None:
@@ -372,43 +364,41 @@ def _merged_with_ctf(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | N
     """Solve the normal equations of both sets together; errors are those of independent
     sets."""
     basis, n = parts[0].basis, sum(m.n_images for m in parts)
-    first_parts, second_parts = [], []
+    firsts, seconds = [], []
     for m in parts:
         first, second = m.first_information, m.second_information
         if first is None:
             second = m.effective_images[None]
             first = second[0].diagonal()
-        first_parts.append(first)
-        second_parts.append(second)
+        firsts.append(first)
+        seconds.append(second)
     # Orders beyond the last are zero.
-    most = max(map(len, second_parts))
-    second_parts = [
-        np.pad(i, ((0, most - len(i)), (0, 0), (0, 0))) for i in second_parts
-    ]
-    first_all, second_all = sum(first_parts), sum(second_parts)
-    first = sum(i * m.first for i, m in zip(first_parts, parts, strict=True))
-    second = sum(
-        basis.multiply(m.second, i) for i, m in zip(second_parts, parts, strict=True)
-    )
-    power = None
-    if all(m.noise_power is not None for m in parts):
-        own = [np.einsum("mrr->mr", i) for i in second_parts]
-        powers = (multiply(m.noise_power, i) for i, m in zip(own, parts, strict=True))
-        power = divide(sum(powers), sum(own), n).real
+    most = max(map(len, seconds))
+    seconds = [np.pad(i, ((0, most - len(i)), (0, 0), (0, 0))) for i in seconds]
+    own = [np.einsum("mrr->mr", i) for i in seconds]
 
-    def error(name: str, information: list[np.ndarray]) -> np.ndarray | None:
-        errors = [getattr(m, name) for m in parts]
-        if any(e is None for e in errors):
+    def total(name: str, information: list, product: Callable = np.multiply):
+        """Σ of a field times information; None where a part lacks the field."""
+        values = [getattr(m, name) for m in parts]
+        if any(value is None for value in values):
             return None
-        squares = sum((i * e) ** 2 for i, e in zip(information, errors, strict=True))
+        return sum(map(product, values, information))
+
+    def error(name: str, information: list) -> np.ndarray | None:
+        squares = total(name, information, lambda e, i: (i * e) ** 2)
+        if squares is None:
+            return None
         return solve_entries(np.sqrt(squares), sum(information), n)
 
+    second, power = total("second", seconds, basis.multiply), None
+    if (noise := total("noise_power", own, multiply)) is not None:
+        power = divide(noise, sum(own), n).real
     return {
-        "first": solve_entries(first, first_all, n),
-        "second": basis.divide(second, second_all, n),
-        "first_error": error("first_error", first_parts),
-        "second_error": error("second_error", [basis.expand(i) for i in second_parts]),
-        "first_information": first_all,
-        "second_information": second_all,
+        "first": solve_entries(total("first", firsts), sum(firsts), n),
+        "second": basis.divide(second, sum(seconds), n),
+        "first_error": error("first_error", firsts),
+        "second_error": error("second_error", [basis.expand(i) for i in seconds]),
+        "first_information": sum(firsts),
+        "second_information": sum(seconds),
         "noise_power": power,
     }

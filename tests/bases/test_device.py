@@ -8,7 +8,6 @@ from aspire.operators import CTFFilter, RadialCTFFilter
 from aspire_mom.bases import CartesianBasis, PolarBasis, polar
 from aspire_mom.bases.sums import full_precision
 from aspire_mom.moments import MomentEstimator, StreamingOptions, ThirdMomentBasis
-from aspire_mom.moments.checks import check_covered
 from tests.moments.sources import (
     DEVICES,
     array_source,
@@ -172,12 +171,11 @@ def test_what_gpus_do_not_compute(device, basis, options, message):
     """The CPU does, and GPUs what is left."""
     third = ThirdMomentBasis.rings(basis, 2) if options.pop("third", False) else None
     made = MomentEstimator(simulation(16, n=4, **options), basis, third=third)
-    settings = basis, made.transfer, third
-    check_covered(torch.device("cpu"), *settings)
+    made._check_device(torch.device("cpu"))
     with pytest.raises(ValueError, match=f'device is {device}; .*{message}.*"cpu"'):
-        check_covered(torch.device(device), *settings)
+        made._check_device(torch.device(device))
     radial = [RadialCTFFilter(voltage=200, defocus=15_000, Cs=2, alpha=0.1)]
     source = simulation(16, n=4, unique_filters=radial)
     made = MomentEstimator(source, PolarBasis(16))
     assert made.device is None
-    check_covered(torch.device("cuda"), made.basis, made.transfer, None)
+    made._check_device(torch.device("cuda"))
