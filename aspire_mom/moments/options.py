@@ -27,9 +27,8 @@ class Noise:
     :param spectrum: Power spectrum of noise that is not white, variance per pixel and
         frequency, as an ASPIRE `Filter`; "corners" to measure a radial one in the
         pixels outside the inscribed disc.
-    :raises TypeError: `spectrum` is of another type.
-    :raises ValueError: both are given, `spectrum` is another word, or `variance` is no
-        number of 0 or more.
+    :raises ValueError: both are given, `spectrum` is something else, or `variance` is
+        no number of 0 or more.
     """
 
     variance: float | NoiseEstimator | None = None
@@ -41,8 +40,7 @@ class Noise:
             object.__setattr__(self, "variance", variance)
         spectrum = self.spectrum
         if not isinstance(spectrum, Filter | None) and spectrum != "corners":
-            kind = ValueError if isinstance(spectrum, str) else TypeError
-            raise kind(
+            raise ValueError(
                 f'spectrum is {spectrum!r}; an ASPIRE Filter or "corners" is needed'
             )
         if spectrum is not None and self.variance is not None:

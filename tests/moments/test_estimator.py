@@ -394,7 +394,7 @@ def test_wrong_arguments_are_named(change, error, message):
         (Noise, {"variance": -1}, ValueError, "noise variance is -1; .* 0 or more"),
         (Noise, {"variance": np.nan}, ValueError, "noise variance is nan"),
         (Noise, {"variance": "white"}, ValueError, "noise variance is 'white'; it"),
-        (Noise, {"spectrum": 1.0}, TypeError, r"spectrum is 1\.0; an ASPIRE Filter"),
+        (Noise, {"spectrum": 1.0}, ValueError, r"spectrum is 1\.0; an ASPIRE Filter"),
         (Noise, {"spectrum": "rings"}, ValueError, "spectrum is 'rings'; an ASPIRE"),
         (
             Noise,
