@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-
-from aspire_mom.relion.star import Converter, image_names, numbers, read_tables
+from gemmi import cif
 
 IMAGE, GROUP, GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
-NO_CTF = "_aspireNoCTF"  # ASPIRE's mark of optics that it made up
+NO_CTF = "_aspireNoCTF"  # ASPIRE marks optics groups that it made up
 # In ASPIRE's order.
 CTF_COLUMNS = (
     "_rlnVoltage",
@@ -22,8 +20,8 @@ CTF_COLUMNS = (
     "_rlnSphericalAberration",
     "_rlnAmplitudeContrast",
 )
-B_FACTOR = "_rlnCtfBfactor"  # Å², of exp(-B s² / 4)
-# Numbers beyond these are damage: kV, Å, degrees, mm, pixels, Å², mrad.
+B_FACTOR = "_rlnCtfBfactor"  # B of exp(-B s² / 4) in Å²
+# A number beyond these means damage: kV, Å, degrees, mm, pixels, Å², mrad.
 RANGES = {
     "_rlnVoltage": (1, 10_000),
     "_rlnDefocusU": (-1e6, 1e6),
@@ -47,14 +45,14 @@ RANGES = {
     "_rlnImageSize": (1, 1e5),
     "_aspireAmplitude": (-1e6, 1e6),
 }
-NUMBERS = {
+NUMBERS = (
     *RANGES,
     GROUP,
     "_rlnRandomSubset",
     "_rlnClassNumber",
     "_rlnCtfDataArePhaseFlipped",
     "_rlnCtfDataAreCtfPremultiplied",
-}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +65,8 @@ class Table:
     :param numbers: Number of each image in its stack, from 1, (n,).
     :param stack_indices: Index of each image's stack in `stacks`, (n,).
     :param stacks: Names of all stacks in the file.
-    :param columns: Columns of the file by RELION's name, (n,) each, and of the optics
-        table, with each particle's values.
+    :param columns: Numbers (n,) by RELION's name of their column, from the particles'
+        table and from each particle's row of the optics table.
     :param groups: Names of optics groups by number, empty without an optics table.
     """
 
@@ -106,16 +104,8 @@ def read_table(path: Path) -> Table:
     :raises OSError: No such file, or one that may not be read.
     :raises ValueError: Another or a damaged file, or no particles.
     """
-    stacks: dict[str, int] = {}
-    try:
-        tables = read_tables(path, partial(_wanted, stacks))
-        if not tables:
-            raise ValueError("it has no table")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} cannot be read as a STAR file of particles: {error}"
-        ) from error
-    naming = {name: table for name, table in tables.items() if IMAGE in table}
+    blocks = _blocks(path)
+    naming = {name: block for name, block in blocks.items() if _has(block, IMAGE)}
     if not naming:
         raise ValueError(f"{path} has no column {IMAGE}, which names the images")
     if len(naming) > 1 and "particles" not in naming:
@@ -123,71 +113,123 @@ def read_table(path: Path) -> Table:
             f"{path} names images in {len(naming)} tables, {', '.join(naming)}; the one"
             " of particles must be named data_particles"
         )
-    columns = naming.get("particles") or next(iter(naming.values()))
-    images, optics = columns.pop(IMAGE), tables.get("optics", {})
-    n, groups = len(images), {}
-    if n == 0:
-        raise ValueError(f"{path} lists 0 particles; at least 1 is needed")
-    if optics:
-        groups, place = _groups(path, optics, columns, n)
-        columns |= {name: values[place] for name, values in optics.items()}
-    if NO_CTF in columns:
+    particles = naming.get("particles") or next(iter(naming.values()))
+    optics = blocks.get("optics")
+    try:
+        numbers, indices, stacks = _images(particles)
+        n, groups, columns = len(numbers), {}, _columns(particles)
+        if n == 0:
+            raise ValueError("it lists 0 particles; at least 1 is needed")
+        if optics is not None:
+            groups, own = _optics(optics, columns.get(GROUP), n)
+            columns |= own
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if any(_has(block, NO_CTF) for block in (particles, optics) if block is not None):
         columns = {k: v for k, v in columns.items() if k not in CTF_COLUMNS}
     elif "_rlnDefocusU" in columns:  # without V and an angle, RELION takes it for both
         columns.setdefault("_rlnDefocusV", columns["_rlnDefocusU"])
         columns.setdefault("_rlnDefocusAngle", np.zeros(n))
-    return Table(
-        path=path,
-        rows=np.arange(1, n + 1),
-        numbers=images[:, 0],
-        stack_indices=images[:, 1],
-        stacks=tuple(stacks),
-        columns={name: columns[name] for name in columns if name in NUMBERS},
-        groups=groups,
-    )
+    rows = np.arange(1, n + 1)
+    return Table(path, rows, numbers, indices, stacks, columns, groups)
 
 
-def _wanted(
-    stacks: dict[str, int], name: str, columns: list[str]
-) -> dict[str, Converter]:
-    """What to read of a table."""
-    if name != "optics" and IMAGE not in columns:
-        return {}
-    known = {column: numbers(column) for column in NUMBERS}
-    known |= {IMAGE: image_names(stacks), GROUP_NAME: _texts, NO_CTF: _texts}
-    return {column: known[column] for column in columns if column in known}
+def _blocks(path: Path) -> dict[str, cif.Block]:
+    """Tables by name. gemmi reads ASCII only, so other characters are escaped."""
+    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    text = text.replace("\\", r"\\")
+    try:
+        document = cif.read_string(text.encode("ascii", "backslashreplace"))
+        if len(document) == 0:
+            raise ValueError("it has no table")
+    except (ValueError, RuntimeError) as error:
+        # gemmi's messages start with data:LINE:COLUMN(BYTE).
+        reason = re.sub(r"^data:(\d+)(:\d+\(\d+\))?", r"line \1", str(error))
+        if "Wrong number" in reason:
+            reason += (
+                " (each row needs a value for each column; a value that starts with"
+                " data_, save_, _ or $ needs quotation marks)"
+            )
+        raise ValueError(
+            f"{path} cannot be read as a STAR file of particles:"
+            f" {reason.removeprefix('data: ')}"
+        ) from error
+    return {block.name.strip(): block for block in document}
 
 
-def _texts(texts: Sequence[str], row: int) -> np.ndarray:
-    return np.array(texts, dtype=object)
+def _has(block: cif.Block, column: str) -> bool:
+    return bool(block.find_values(column))
 
 
-def _groups(
-    path: Path,
-    optics: dict[str, np.ndarray],
-    particles: dict[str, np.ndarray],
-    n: int,
-) -> tuple[dict[int, str], np.ndarray]:
-    """Names of optics groups by number, and the row of the optics table that holds for
-    each of n particles."""
-    listed = optics.get(GROUP, np.empty(0))
+def _texts(block: cif.Block, column: str) -> list[str]:
+    """Values of a column without quotation marks and escapes."""
+    return [
+        text.encode().decode("unicode_escape") if "\\" in text else text
+        for text in map(cif.as_string, block.find_values(column))
+    ]
+
+
+def _columns(block: cif.Block) -> dict[str, np.ndarray]:
+    """Values (n,) of all columns of `NUMBERS` that a table has."""
+    columns = {}
+    for name in NUMBERS:
+        texts = block.find_values(name)
+        if not texts:
+            continue
+        values = np.fromiter(map(cif.as_number, texts), np.float64, len(texts))
+        for i in map(int, np.flatnonzero(np.isnan(values))):  # quoted, or no number
+            values[i] = cif.as_number(texts.str(i))
+            if np.isnan(values[i]):
+                raise ValueError(
+                    f"in data_{block.name.strip()}, row {i + 1} has {texts.str(i)!r} as"
+                    f" {name}, which must be a finite number"
+                )
+        columns[name] = values
+    return columns
+
+
+def _images(block: cif.Block) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Split names number@stack into numbers (n,), indices of stacks (n,), stacks."""
+    names, numbers, indices, stacks = _texts(block, IMAGE), [], [], {}
+    for name in names:
+        number, _, stack = name.partition("@")
+        stack = stack.removeprefix(">")  # cryoSPARC's mark of imported files
+        if not (number.isdecimal() and len(number) < 19 and stack):
+            raise ValueError(
+                f"row {len(numbers) + 1} names an image {name!r}; it must be"
+                " number@stack"
+            )
+        numbers.append(int(number))
+        indices.append(stacks.setdefault(stack, len(stacks)))
+    return np.array(numbers), np.array(indices), tuple(stacks)
+
+
+def _optics(
+    block: cif.Block, group: np.ndarray | None, n: int
+) -> tuple[dict[int, str], dict[str, np.ndarray]]:
+    """Names of optics groups by number, and columns (n,) of the optics table for n
+    particles of a group each."""
+    columns = _columns(block)
+    listed = columns.get(GROUP, np.empty(0))
     if len(listed) == 0:
-        raise ValueError(f"{path} has an optics table without {GROUP}s")
+        raise ValueError(f"its optics table has no {GROUP}s")
     known, place = np.unique(listed, return_index=True)
     if len(known) < len(listed):
-        raise ValueError(f"{path} has an optics table that lists an {GROUP} twice")
-    if GROUP not in particles and len(known) > 1:
-        raise ValueError(
-            f"{path} has {len(known)} optics groups, but its particles have no {GROUP}"
-        )
-    group = particles.get(GROUP, np.full(n, known[0]))
+        raise ValueError(f"its optics table lists an {GROUP} twice")
+    if group is None:
+        if len(known) > 1:
+            raise ValueError(
+                f"it has {len(known)} optics groups, but its particles have no {GROUP}"
+            )
+        group = np.full(n, known[0])
     at = np.searchsorted(known, group).clip(max=len(known) - 1)
     lost = known[at] != group
     if lost.any():
         row = int(np.argmax(lost))
         raise ValueError(
-            f"{path}: row {row + 1} is of optics group {group[row]:g}, which is not in"
-            f" the optics table; there are {', '.join(f'{k:g}' for k in known[:8])}"
+            f"row {row + 1} is of optics group {group[row]:g}, which is not in the"
+            f" optics table; there are {', '.join(f'{k:g}' for k in known[:8])}"
         )
-    names = optics.get(GROUP_NAME, [f"{number:g}" for number in listed])
-    return dict(zip(listed.tolist(), names, strict=True)), place[at]
+    names = _texts(block, GROUP_NAME) or [f"{number:g}" for number in listed]
+    groups = dict(zip(listed.tolist(), names, strict=True))
+    return groups, {name: values[place[at]] for name, values in columns.items()}
