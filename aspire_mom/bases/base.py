@@ -1,4 +1,4 @@
-"""What all bases have in common."""
+"""The interface of all bases, and what they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 
-from aspire_mom.bases.information import divide, multiply, solve_entries
+from aspire_mom.bases.information import divide, multiply
 from aspire_mom.checks import check_integer
 
 MIN_SIZE = 4
@@ -20,81 +20,50 @@ class Basis(ABC):
     estimated and matched.
 
     Coefficients belong to n *frequencies*: Fourier pixels, or rings. A polar basis has
-    several *orders* m ≥ 0 at each, where m > 0 stands for -m too; a Cartesian basis has
-    one.
+    several *orders* m ≥ 0 at each frequency, where m > 0 stands for -m too. A Cartesian
+    basis has one.
 
-    What CTFs let through is *information*, summed over images with factors H: Σ H² of
-    every frequency, (n,), and Σ H² H'² of every pair, (·, n, n), as even orders 0, 2, …
-    of its dependence on the angle between them; order 0 alone where H is radial. Least
-    squares are then solved entry by entry,
+    *Information* is what CTFs let through. For images with transfer functions H it is
+    Σ H² at every frequency, (n,), and Σ H² H'² at every pair of frequencies, (·, n, n),
+    stored as the even orders 0, 2, … of its dependence on the angle between them; order
+    0 alone if H is radial. Least squares are solved entry by entry,
 
         Σ H(k) f(k)              = Σ H(k)²         E c(k)
         Σ H(k) H(k') f(k) f(k')* = Σ H(k)² H(k')² E c(k) c(k')* + noise,
 
-    so one pass does, whether images share a CTF or each has its own.
-
-    :param L: Pixels along an image's edge.
-    :param n_rings: Rings of radius 0, 1, … cycles per box, within Nyquist.
-    :param max_order: Largest angular order; 0 for a Cartesian basis.
-    :param inplane_average: Whether moments are averaged over in-plane angles.
+    so one pass suffices, whether images share a CTF or each has its own.
     """
 
+    #: Pixels along an image's edge.
     L: int
+    #: Rings of radius 0, 1, … cycles per box, within Nyquist.
     n_rings: int
+    #: Largest angular order; 0 for a Cartesian basis.
     max_order: int
+    #: Whether moments are averaged over in-plane angles.
     inplane_average: bool
-    #: What the frequencies are, for labels.
+    #: What a frequency is called in figures.
     frequency_name: str
-
-    @property
-    @abstractmethod
-    def first_shape(self) -> tuple[int, ...]:
-        """Shape of first moments."""
-
-    @property
-    @abstractmethod
-    def second_shape(self) -> tuple[int, ...]:
-        """Shape of second moments."""
-
-    @property
-    @abstractmethod
-    def rings(self) -> np.ndarray:
-        """The ring that each frequency is on or nearest to, (n,)."""
-
-    @property
-    @abstractmethod
-    def areas(self) -> np.ndarray:
-        """Area in Fourier space that each frequency stands for, (n,) or (1,)."""
-
-    @property
-    @abstractmethod
-    def resolved(self) -> np.ndarray:
-        """False on the Nyquist row and column of even sizes, which have no signal."""
-
-    @property
-    @abstractmethod
-    def within_object(self) -> np.ndarray:
-        """Entries of :meth:`blocks` that an object within 0.4 of the box has."""
-
-    @property
-    @abstractmethod
-    def runs_on_devices(self) -> bool:
-        """Whether :meth:`sums` computes on other devices than the CPU."""
-
-    @property
-    @abstractmethod
-    def corrects_astigmatism(self) -> bool:
-        """Whether filters may vary along rings."""
-
-    @property
-    @abstractmethod
-    def largest_frequency(self) -> float:
-        """The largest frequency in use, cycles per box."""
-
-    @property
-    @abstractmethod
-    def max_harmonics(self) -> int:
-        """Even angular orders of filters that matter; 1 where they are not used."""
+    #: Shape of first moments.
+    first_shape: tuple[int, ...]
+    #: Shape of second moments.
+    second_shape: tuple[int, ...]
+    #: The ring that each frequency is on or nearest to, (n,).
+    rings: np.ndarray
+    #: Area in Fourier space that each frequency stands for, (n,) or (1,).
+    areas: np.ndarray
+    #: False on the Nyquist row and column of even sizes, which have no signal; (n,).
+    resolved: np.ndarray
+    #: Which entries of :meth:`blocks` an object within 0.4 boxes of the centre has.
+    within_object: np.ndarray
+    #: Whether :meth:`sums` computes on other devices than the CPU.
+    runs_on_devices: bool
+    #: Whether the basis can correct CTFs that vary along rings.
+    corrects_astigmatism: bool
+    #: The largest frequency in use, cycles per box.
+    largest_frequency: float
+    #: Number of even angular orders of CTFs that matter; 1 where they are not used.
+    max_harmonics: int
 
     @property
     def n_frequencies(self) -> int:
@@ -129,23 +98,30 @@ class Basis(ABC):
 
     @property
     def first_weights(self) -> np.ndarray:
-        """Weights of ‖·‖² in eq. 22 and 28 of the first moment's entries."""
+        """Weights of the first moment's entries in the norms of eq. 22 and 28."""
         return self.first_multiplicity * self.areas
 
     @property
     def second_weights(self) -> np.ndarray:
-        """Weights of ‖·‖² in eq. 22 and 28 of the second moment's entries."""
+        """Weights of the second moment's entries in the norms of eq. 22 and 28."""
         pairs = np.outer(self.areas, self.areas)
         return self.second_multiplicity * self.expand(pairs[None])
 
     # Parts of moments
 
-    @abstractmethod
     def zeroth(self, first: np.ndarray) -> np.ndarray:
         """
         :param first: First moment, or its errors.
         :return: Its part of order 0, (n,).
         """
+        return np.atleast_2d(first)[0]
+
+    def image(self, first: np.ndarray) -> np.ndarray | None:
+        """
+        :param first: First moment.
+        :return: The same as a picture of Fourier space (L, L), if it is one.
+        """
+        return None
 
     @abstractmethod
     def blocks(self, second: np.ndarray) -> np.ndarray:
@@ -157,9 +133,11 @@ class Basis(ABC):
     @abstractmethod
     def cut(self, n_rings: int | None = None, max_order: int | None = None) -> Basis:
         """
-        :param n_rings: Number of innermost rings to keep at most; None for all.
+        Restrict the basis to inner rings and low orders.
+
+        :param n_rings: Number of rings to keep at most; None for all.
         :param max_order: Largest order to keep at most; None for all.
-        :return: The basis of these; a Cartesian basis keeps everything.
+        :return: The smaller basis; a Cartesian basis returns itself.
         """
 
     @abstractmethod
@@ -189,22 +167,22 @@ class Basis(ABC):
 
     def ring_sum(self, values: np.ndarray) -> np.ndarray:
         """
-        :param values: Real values of each frequency, (n,).
+        :param values: A real value for each frequency, (n,).
         :return: Their sums over rings.
         """
         return np.bincount(self.rings, values)
 
     def ring_mean(self, values: np.ndarray) -> np.ndarray:
         """
-        :param values: Real values of each frequency, (n,).
+        :param values: A real value for each frequency, (n,).
         :return: Their means over rings.
         """
         return self.ring_sum(values) / np.bincount(self.rings)
 
     def ring_error(self, errors: np.ndarray) -> np.ndarray:
         """
-        :param errors: Independent standard errors of each frequency's value, (n,).
-        :return: Standard errors of :meth:`ring_mean`.
+        :param errors: Independent standard errors of values, (n,).
+        :return: Standard errors of their :meth:`ring_mean`.
         """
         return np.sqrt(self.ring_sum(errors**2)) / np.bincount(self.rings)
 
@@ -216,22 +194,23 @@ class Basis(ABC):
         """
         return self.ring_mean(self.block_multiplicity @ power)
 
-    @abstractmethod
     def ring_power_error(self, error: np.ndarray) -> np.ndarray:
         """
-        Standard error of :meth:`ring_power` if errors of different orders, or of pixels
-        that are not each other's opposites, are independent, as those of noise are.
+        Standard error of :meth:`ring_power`, if errors of different orders, or of
+        pixels that are not opposite, are independent, as those of noise are.
 
         :param error: Standard errors of the second moment's entries.
         :return: One for each ring.
         """
+        own = self.block_multiplicity[:, None] * self.own_power(error)
+        return self.ring_error(np.sqrt((own**2).sum(0)))
 
     @abstractmethod
     def entry_scales(self, rms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
-        :param rms: Roots of :meth:`ring_power`.
-        :return: RMS that these alone would give to entries of the first and the second
-            moment, of their shapes.
+        :param rms: Square roots of :meth:`ring_power`.
+        :return: The RMS of the entries of the first and the second moment that follow
+            from these alone, of the moments' shapes.
         """
 
     # Sums over images
@@ -244,7 +223,7 @@ class Basis(ABC):
         :param images: Images (n, L, L), real.
         :param H: As for :meth:`sums`.
         :return: Coefficients of each, complex of the images' precision.
-        :raises ValueError: wrong shape or values that are not finite.
+        :raises ValueError: Wrong shape or values that are not finite.
         """
 
     @abstractmethod
@@ -255,23 +234,23 @@ class Basis(ABC):
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
         """
-        What :meth:`finish` needs of images, summed over them.
+        Compute what :meth:`finish` needs, summed over images.
 
-        :param images: Images (n, L, L), real.
-        :param H: Real and even functions to multiply the images' transforms by, as
-            :meth:`filter_values` has them.
+        :param images: Images (n, L, L), real; not checked where a device is given.
+        :param H: Real, even functions that multiply the images' transforms, as
+            :meth:`filter_values` returns them; radial ones where a device is given.
         :param device: Where torch computes, if the basis `runs_on_devices`; None for
             NumPy.
         :return: Sums, to be added over batches in double precision.
-        :raises ValueError: wrong images, or more than fit into the device's memory.
+        :raises ValueError: Wrong images, or more than fit into the device's memory.
         """
 
     @abstractmethod
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """
         :param sums: What :meth:`sums` returned, added over batches.
-        :return: Sums over images of f, of f f* and of the squared modulus of f f*'s
-            entries, of the moments' shapes.
+        :return: Sums over images of f, of f f*, and of the squared moduli of the
+            entries of f f*, of the moments' shapes.
         """
 
     # Noise
@@ -279,10 +258,10 @@ class Basis(ABC):
     @abstractmethod
     def noise_second(self, nyquist: bool = True) -> np.ndarray:
         """
-        Second moment of white noise of unit variance per pixel.
+        Return the second moment of white noise of unit variance per pixel.
 
         :param nyquist: False for even-sized images whose Nyquist row and column are 0:
-            the same variance then lies within the other frequencies.
+            the other frequencies then hold the whole variance.
         :return: Array of the second moment's shape, perhaps read-only.
         """
 
@@ -291,31 +270,32 @@ class Basis(ABC):
         self, spectrum: np.ndarray, nyquist: bool = True
     ) -> np.ndarray:
         """
-        Second moment of stationary noise: waves exp(iω·x) of random amplitude, cut to
-        the image, Σ_ω S(ω) a(ω) a(ω)* / (2L - 1)², a(ω) the coefficients of a wave.
+        Return the second moment of stationary noise, Σ_ω S(ω) a(ω) a(ω)* / (2L - 1)²,
+        with a(ω) the coefficients of the wave exp(iω·x), cut to the image.
 
         :param spectrum: Power spectrum S (2L - 1, 2L - 1), [ωy, ωx], zero frequency in
-            the middle, which is enough for the covariances of all pixels of an image.
-            S = 1 is white noise of unit variance.
+            the middle: enough for the covariances of all pixels of an image. S = 1 is
+            white noise of unit variance.
         :param nyquist: False for even-sized images whose Nyquist row and column are 0.
         :return: Array of the second moment's shape, complex128.
         """
 
-    # Filters, CTFs
+    # CTFs
 
     @abstractmethod
     def filter_points(self, n_angles: int) -> np.ndarray:
         """
-        :param n_angles: Number of angles on half a ring; ignored by Cartesian bases.
-        :return: Frequencies (2, points) to evaluate filters at, radians per pixel.
+        :param n_angles: Number of angles on half a ring; Cartesian bases ignore it.
+        :return: Frequencies (2, points) where filters are evaluated, radians per pixel.
         """
 
     @abstractmethod
     def filter_values(self, values: np.ndarray) -> np.ndarray:
         """
         :param values: Values of filters at :meth:`filter_points`, (points, images).
-        :return: The same as :meth:`sums` takes them: (images, n_rings, n_angles),
-            images next to one another in memory, or (images, L, L).
+        :return: The same as :meth:`sums` takes them: (images, L, L); or, for polar
+            bases, (images, n_rings, n_angles), at angles πj/n_angles with n_angles odd,
+            which determines the angular orders 0, 2, …, n_angles - 1.
         """
 
     @abstractmethod
@@ -323,8 +303,8 @@ class Basis(ABC):
         self, H: np.ndarray, n_harmonics: int
     ) -> dict[str, np.ndarray]:
         """
-        :param H: Transfer functions as :meth:`filter_values` has them.
-        :param n_harmonics: Even orders that their squares have along rings.
+        :param H: Transfer functions as :meth:`filter_values` returns them.
+        :param n_harmonics: Number of even orders that their squares have along rings.
         :return: Sums over images: "first_information", Σ H², (n,);
             "noise_information", Σ H H', and "second_information", Σ H² H'², both (·, n,
             n).
@@ -332,35 +312,35 @@ class Basis(ABC):
 
     def expand(self, information: np.ndarray) -> np.ndarray:
         """
-        :param information: Of pairs of frequencies, (·, n, n).
-        :return: Its mean over angles between them, broadcast to the second moment.
+        :param information: Information of pairs of frequencies, (·, n, n).
+        :return: Its mean over the angle between them, broadcast to the second moment.
         """
-        return information[0].real
+        return self._aligned(information)[0].real
 
     def multiply(self, second: np.ndarray, information: np.ndarray) -> np.ndarray:
         """
-        :param second: Second moment, or the noise's.
-        :param information: Of pairs of frequencies, (·, n, n).
-        :return: Their product, at every pair of frequencies.
+        :param second: Second moment of the signal or of noise.
+        :param information: Information of pairs of frequencies, (·, n, n).
+        :return: Their product at every pair of frequencies.
         """
-        if len(information) == 1:
-            return second * self.expand(information)
-        return multiply(second, information)
+        return multiply(second, self._aligned(information))
 
     def divide(
         self, second: np.ndarray, information: np.ndarray, n_images: int
     ) -> np.ndarray:
         """
-        Undo :meth:`multiply`: solve each entry's normal equation.
+        Undo :meth:`multiply`: solve the normal equation of each entry.
 
         :param second: Second moments times information, summed over images.
-        :param information: Of pairs of frequencies, (·, n, n), summed over images.
+        :param information: Information of pairs, (·, n, n), summed over images.
         :param n_images: Number of images.
         :return: The second moment; 0 where information is less than 1e-8 of the images.
         """
-        if len(information) == 1:
-            return solve_entries(second, self.expand(information), n_images)
-        return divide(second, information, n_images)
+        return divide(second, self._aligned(information), n_images)
+
+    def _aligned(self, information: np.ndarray) -> np.ndarray:
+        """Information whose axes behind the first are those of the second moment."""
+        return information
 
     def _set_integers(self, **least: int) -> None:
         """Make fields plain integers of at least the given values."""
@@ -374,8 +354,7 @@ def squared_modulus(values: np.ndarray) -> np.ndarray:
     :param values: Complex values.
     :return: |values|², without the square root that np.abs takes.
     """
-    parts = values.view(values.real.dtype) if values.flags.c_contiguous else None
-    if parts is None:
+    if not values.flags.c_contiguous:
         return values.real**2 + values.imag**2
-    squares = np.square(parts)
+    squares = np.square(values.view(values.real.dtype))
     return squares[..., ::2] + squares[..., 1::2]

@@ -1,4 +1,4 @@
-"""All Fourier pixels: the paper's basis."""
+"""The paper's basis: all Fourier pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aspire_mom.checks import check_images
 @dataclass(frozen=True)
 class CartesianBasis(Basis):
     """
-    All L² Fourier pixels (the paper's K₂, eq. 13), right for any density of rotations.
+    All L² Fourier pixels (the paper's K₂, eq. 13), for any density of rotations.
 
     Coefficients are `centered_fft2(image).ravel()`, scale 1: rows ky, columns kx, zero
     frequency at L//2. ASPIRE divides projections by L, so a coefficient of a clean
@@ -73,8 +73,8 @@ class CartesianBasis(Basis):
     def resolved(self) -> np.ndarray:
         return (self.frequencies > -self.L / 2).all(1)
 
-    def zeroth(self, first: np.ndarray) -> np.ndarray:
-        return first
+    def image(self, first: np.ndarray) -> np.ndarray:
+        return first.reshape(self.L, self.L)
 
     def blocks(self, second: np.ndarray) -> np.ndarray:
         return second[None]
@@ -88,9 +88,8 @@ class CartesianBasis(Basis):
         return array
 
     def ring_power_error(self, error: np.ndarray) -> np.ndarray:
-        # Opposite pixels are one number, which counts twice.
-        squares = self.ring_sum(2 * error.diagonal() ** 2)
-        return np.sqrt(squares) / np.bincount(self.rings)
+        # Opposite pixels have the same error.
+        return np.sqrt(2) * super().ring_power_error(error)
 
     @property
     def within_object(self) -> np.ndarray:
@@ -115,8 +114,8 @@ class CartesianBasis(Basis):
         H: np.ndarray | None = None,
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
-        # The sum of f f* is left in pixels, x xᵀ, where it is real and takes no
-        # transform per batch. |f|² is needed on half of the frequencies only.
+        # Sum x xᵀ over pixels, which is real and takes no transform per batch, and
+        # |f|² |f'|² over half of the frequencies.
         images = check_images(images, self.L)
         if H is not None:
             filtered = fft.centered_fft2(images) * H.astype(images.dtype)
@@ -182,7 +181,7 @@ class CartesianBasis(Basis):
 
 
 def _transformed(pairs: np.ndarray) -> np.ndarray:
-    """Σ x xᵀ of pixels (L, L, L, L) to Σ f f* of coefficients (L², L²)."""
+    """Turn Σ x xᵀ of pixels (L, L, L, L) into Σ f f* of coefficients (L², L²)."""
     half = fft.centered_fft2(pairs)
     np.conjugate(half, out=half)
     n = pairs.shape[0] ** 2

@@ -1,9 +1,8 @@
-"""Rings times angular orders: in-plane rotations are phases."""
+"""Rings × angular orders, where in-plane rotations are phases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar
@@ -15,7 +14,7 @@ import torch
 from aspire_mom.bases.base import MIN_SIZE, Basis, squared_modulus
 from aspire_mom.bases.information import correlation
 from aspire_mom.bases.noise import (
-    Wave,
+    Waves,
     averaged_white_waves,
     nyquist_waves,
     stationary_waves,
@@ -26,7 +25,7 @@ from aspire_mom.bases.ring_filter import ring_filter
 from aspire_mom.bases.sums import Array, averaged_sums, full_precision
 from aspire_mom.checks import check_images
 
-# Radius of the object, in boxes, that decides which entries are expected to be filled.
+# Radius in boxes of the object, which decides how many angular orders a ring has.
 OBJECT_RADIUS = 0.4
 
 
@@ -34,25 +33,25 @@ OBJECT_RADIUS = 0.4
 class PolarBasis(Basis):
     """
     Rings × angular orders: c[m, r] is the m-th angular Fourier coefficient of an
-    image's Fourier transform (`centered_fft2`'s, scale 1) on the ring of radius r
-    cycles per box, r = 0, 1, …, n_rings - 1. Turning an image by α multiplies c[m, r]
-    by exp(-imα); c[-m, r] = (-1)^m conj c[m, r] for real images, so m ≥ 0 is stored.
+    image's Fourier transform (`centered_fft2`, scale 1) on the ring of radius r cycles
+    per box, r = 0, 1, …, n_rings - 1. Turning an image by α multiplies c[m, r] by
+    exp(-imα). Images are real, c[-m, r] = (-1)^m conj c[m, r], so m ≥ 0 is stored.
 
-    In-plane averaged (the default), moments are those of the data turned by every
-    in-plane angle: the first is E c[0, r], (n_rings,), the second one block per order,
-    (max_order + 1, n_rings, n_rings) = E c[m, r] conj c[m, r']. Otherwise the first is
-    (max_order + 1, n_rings) and the second (max_order + 1, n_rings, 2 max_order + 1,
-    n_rings), the third axis running over m' = -max_order … max_order.
+    In-plane averaged moments (the default) are those of the images turned by every
+    in-plane angle: E c[0, r], (n_rings,), and E c[m, r] conj c[m, r'], (max_order + 1,
+    n_rings, n_rings). Otherwise the first moment is (max_order + 1, n_rings), the
+    second (max_order + 1, n_rings, 2 max_order + 1, n_rings), with m' = -max_order …
+    max_order along its third axis.
 
-    Coefficients carry no weights. `first_weights` and `second_weights` make ‖·‖² equal
-    to the Cartesian one over the disc.
+    With `first_weights` and `second_weights`, norms equal the Cartesian ones over the
+    disc.
 
     :param L: Pixels along an image's edge.
     :param n_rings: Number of rings; by default all within Nyquist, (L + 1)//2.
-    :param max_order: Largest angular order; by default ⌈π (n_rings - 1)⌉, all that an
-        object within the inscribed disc has.
+    :param max_order: Largest angular order; by default ⌈π (n_rings - 1)⌉, the largest
+        of an object within the inscribed disc.
     :param inplane_average: Average over in-plane angles.
-    :raises ValueError: a number is out of range.
+    :raises ValueError: A number is out of range.
     """
 
     L: int
@@ -93,21 +92,13 @@ class PolarBasis(Basis):
 
     @cached_property
     def areas(self) -> np.ndarray:
-        """
-        :return: Area 2πr of each ring (n_rings,), 2π/12 for ring 0.
-        """
-        radii = np.arange(self.n_rings, dtype=float)
-        radii[0] = 1 / 12
-        return 2 * np.pi * radii
+        return 2 * np.pi * np.maximum(self.rings, 1 / 12)
 
     @property
     def resolved(self) -> np.ndarray:
         return np.ones(self.n_rings, bool)
 
     # Parts of moments
-
-    def zeroth(self, first: np.ndarray) -> np.ndarray:
-        return first if self.inplane_average else first[0]
 
     def blocks(self, second: np.ndarray) -> np.ndarray:
         if self.inplane_average:
@@ -127,16 +118,10 @@ class PolarBasis(Basis):
             return array[rings]
         if array.ndim < 4:
             return array[(orders, rings, rings)[: array.ndim]]
-        signed = slice(None)
-        if array.shape[2] > 1:
-            signed = slice(
-                self.max_order - to.max_order, self.max_order + to.max_order + 1
-            )
+        middle = array.shape[2] // 2
+        start = max(middle - to.max_order, 0)
+        signed = slice(start, middle + to.max_order + 1)
         return array[orders, rings, signed, rings]
-
-    def ring_power_error(self, error: np.ndarray) -> np.ndarray:
-        own = self.block_multiplicity[:, None] * self.own_power(error)
-        return np.sqrt((own**2).sum(0))
 
     @property
     def within_object(self) -> np.ndarray:
@@ -162,29 +147,20 @@ class PolarBasis(Basis):
     @cached_property
     def n_angles(self) -> int:
         """
-        Samples on half a ring. A pixel at distance d from the centre has orders up to
-        about 2πrd/L; with this many, even the corners' leave no alias above 1e-10.
-
-        :return: Their number.
+        :return: Number of samples on half a ring for aliases below 1e-10. A pixel at a
+            distance d from the centre has orders up to about 2πrd/L.
         """
         corner = math.sqrt(2) * math.pi * (self.n_rings - 1)
         return math.ceil((self.max_order + corner + 4 + 7 * corner ** (1 / 3)) / 2)
 
     @property
     def half_rings(self) -> tuple[np.ndarray, np.ndarray]:
-        """Frequencies kx and ky, radians per pixel, ordered ring, angle."""
+        """Frequencies kx and ky of all rings' samples, radians per pixel."""
         return tuple(self.filter_points(self.n_angles))
 
     def coefficients(
         self, images: np.ndarray, H: np.ndarray | None = None
     ) -> np.ndarray:
-        """
-        :param images: Images (n, L, L), real.
-        :param H: As for :meth:`sums`.
-        :return: Coefficients c (n, max_order + 1, n_rings), complex of the images'
-            precision. Images lie next to one another in memory, as products want them.
-        :raises ValueError: wrong shape or values that are not finite.
-        """
         parts, _ = self._parts(check_images(images, self.L), H)
         by_order = np.empty(parts.shape[1:], np.result_type(parts, np.complex64))
         by_order.real, by_order.imag = parts
@@ -196,10 +172,8 @@ class PolarBasis(Basis):
         H: np.ndarray | None,
         device: torch.device | None = None,
     ) -> tuple[Array, np.ndarray]:
-        """
-        Real and imaginary parts of coefficients, (2, max_order + 1, n_rings, n), and
-        the largest order of each ring that is not 0.
-        """
+        """Real and imaginary parts of coefficients, (2, max_order + 1, n_rings, n), and
+        the largest order of each ring that is not 0."""
         size, dtype = (self.L, self.n_rings, self.max_order), images.dtype
         if H is not None and H.shape[-1] > 1:
             multiply = ring_filter(*size, H.shape[-1], dtype.name)
@@ -212,7 +186,7 @@ class PolarBasis(Basis):
 
     def orders(self, half: np.ndarray) -> np.ndarray:
         """
-        Fourier coefficients in angle, the other half of a ring being the conjugate.
+        Compute angular coefficients of rings whose other half is the conjugate.
 
         :param half: Half rings (n, n_rings, n_angles) of Fourier values / (2 n_angles).
         :return: Coefficients c (n, max_order + 1, n_rings).
@@ -233,15 +207,6 @@ class PolarBasis(Basis):
         H: np.ndarray | None = None,
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
-        """
-        :param images: Images (n, L, L), real; on a device they are not checked.
-        :param H: Real and even functions to multiply the images' transforms by, at
-            angles πj/K on the rings: (n, n_rings, K), K odd, which hold their orders
-            0, 2 … K - 1; (n, n_rings, 1) for radial ones. Devices take radial ones.
-        :param device: Where torch computes; None for NumPy.
-        :return: As :meth:`Basis.sums`.
-        :raises ValueError: wrong images, or more than fit into the device's memory.
-        """
         if device is not None:
             return self._sums_on(device, images, H)
         if self.inplane_average:
@@ -279,8 +244,8 @@ class PolarBasis(Basis):
         return sums
 
     def _factors(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of coefficients (n, max_order + 1, n_rings), factors (…, rows, n) and (…,
-        columns, n) of their second moment."""
+        """Factors (…, rows, n) and (…, columns, n) of the second moment of coefficients
+        (n, max_order + 1, n_rings)."""
         if self.inplane_average:
             by_order = np.ascontiguousarray(c.transpose(1, 2, 0))
             return by_order, by_order
@@ -288,7 +253,7 @@ class PolarBasis(Basis):
         return c.reshape(n, -1).T, signed_orders(c).reshape(n, -1).T
 
     def _product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """Sum over images of f f*, of the second moment's shape, from factors."""
+        """Sum over images of f f*, of the second moment's shape."""
         return (left @ right.conj().swapaxes(-1, -2)).reshape(self.second_shape)
 
     # Noise
@@ -299,15 +264,11 @@ class PolarBasis(Basis):
     def stationary_noise_second(
         self, spectrum: np.ndarray, nyquist: bool = True
     ) -> np.ndarray:
-        return self.second_of_waves(
-            stationary_waves(self.L, self.half_rings, spectrum, nyquist)
-        )
+        waves = stationary_waves(self.L, self.half_rings, spectrum, nyquist)
+        return self._second_of_waves(waves)
 
-    def second_of_waves(self, waves: Iterator[Wave]) -> np.ndarray:
-        """
-        :param waves: Chunks of images' transforms on `half_rings`, and weights.
-        :return: Σ weights f f*, of the second moment's shape, complex128.
-        """
+    def _second_of_waves(self, waves: Waves) -> np.ndarray:
+        """Σ w f f* over chunks of transforms on `half_rings`, with weights w."""
         second = 0
         for values, weights in waves:
             half = values.reshape(-1, self.n_rings, self.n_angles)
@@ -349,9 +310,10 @@ class PolarBasis(Basis):
             "second_information": correlation(squares, n_harmonics),
         }
 
-    def expand(self, information: np.ndarray) -> np.ndarray:
-        pairs = information[0].real
-        return pairs if self.inplane_average else pairs[None, :, None, :]
+    def _aligned(self, information: np.ndarray) -> np.ndarray:
+        if self.inplane_average:
+            return information
+        return information[:, None, :, None, :]
 
 
 def signed_orders(c: np.ndarray) -> np.ndarray:
@@ -372,9 +334,9 @@ def _placed(array: np.ndarray, device: torch.device | None) -> Array:
 def _white_noise_second(basis: PolarBasis, nyquist: bool) -> np.ndarray:
     L, points = basis.L, basis.half_rings
     waves = averaged_white_waves if basis.inplane_average else white_waves
-    second = basis.second_of_waves(waves(L, points))
+    second = basis._second_of_waves(waves(L, points))
     if not nyquist:
-        lost = basis.second_of_waves(nyquist_waves(L, points))
+        lost = basis._second_of_waves(nyquist_waves(L, points))
         second = (L / (L - 1)) ** 2 * (second - lost)
     second.setflags(write=False)
     return second

@@ -1,4 +1,4 @@
-"""A picture of moments."""
+"""A figure of moments."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def plot_moments(
     moments: Moments, report: RingReport, path: str | PathLike | None = None
 ) -> Figure:
     """
-    First moment, power of each ring, signal over its error, and second moments: of the
-    first angular orders, or of the whole Cartesian basis.
+    Plot the first moment, the power of each ring, signal over its error, and the second
+    moment: its first angular orders, or all pairs of Fourier pixels.
 
     :param moments: The moments.
     :param report: The report on them.
@@ -33,13 +33,15 @@ def plot_moments(
     _plot_first(first, moments)
     _plot_power(power, report)
     _plot_ratio(ratio, report)
-    blocks = _blocks(moments)
+    blocks = moments.basis.blocks(moments.second)
+    orders = [m for m in ORDERS if m < len(blocks)]
+    name = moments.basis.frequency_name
     bottom.suptitle("square root of |second moment|")
-    axes = bottom.subplots(1, len(blocks), squeeze=False)[0]
-    for ax, (title, block) in zip(axes, blocks.items(), strict=True):
+    axes = bottom.subplots(1, len(orders), squeeze=False)[0]
+    for ax, m in zip(axes, orders, strict=True):
         # The square root shows weak rings beside strong ones.
-        ax.imshow(np.sqrt(np.abs(block)), cmap="viridis", origin="lower")
-        name = moments.basis.frequency_name
+        ax.imshow(np.sqrt(np.abs(blocks[m])), cmap="viridis", origin="lower")
+        title = f"order {m}" if len(blocks) > 1 else "all frequencies"
         ax.set(title=title, xlabel=name, ylabel=name)
     if path is not None:
         figure.savefig(path, dpi=150)
@@ -47,13 +49,18 @@ def plot_moments(
 
 
 def _plot_first(ax: Axes, moments: Moments) -> None:
-    basis, errors = moments.basis, None
-    profile = basis.ring_mean(basis.zeroth(moments.first).real)[: basis.n_rings]
-    if moments.first_error is not None:
-        errors = basis.ring_error(basis.zeroth(moments.first_error))[: basis.n_rings]
+    basis, errors = moments.basis, moments.first_error
     ax.set_title("first moment")
+    image = basis.image(moments.first)
+    if image is not None:
+        ax.imshow(np.sqrt(np.abs(image)), origin="lower")
+        ax.set(xlabel="kx", ylabel="ky", xticks=[], yticks=[])
+        return
+    profile = basis.zeroth(moments.first).real
+    if errors is not None:
+        errors = basis.zeroth(errors)
     ax.axhline(0, color=INK, lw=0.6)
-    ax.errorbar(np.arange(len(profile)), profile, errors, color=BLUE, fmt="o", ms=3)
+    ax.errorbar(basis.rings, profile, errors, color=BLUE, fmt="o", ms=3)
     ax.set(xlabel="ring (cycles per box)", ylabel="E c[0, r]")
     ax.set_yscale("symlog", linthresh=1e-2 * np.abs(profile).max() or 1)
 
@@ -98,11 +105,3 @@ def _plot_ratio(ax: Axes, report: RingReport) -> None:
 def _mark_last(ax: Axes, report: RingReport) -> None:
     if report.last_ring is not None:
         ax.axvline(report.last_ring, color=GREEN, lw=1, ls=":")
-
-
-def _blocks(moments: Moments) -> dict[str, np.ndarray]:
-    """Second moments to show, by title."""
-    blocks = moments.basis.blocks(moments.second)
-    if len(blocks) == 1:
-        return {"all frequencies": blocks[0]}
-    return {f"order {m}": blocks[m] for m in ORDERS if m < len(blocks)}
