@@ -17,42 +17,35 @@ CHUNK = 32
 Wave = tuple[np.ndarray, np.ndarray | float]
 
 
-def white_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Iterator[Wave]:
-    """
-    White noise of unit variance: unit impulses in all pixels, row by row.
-
-    :param L: Pixels along an image's edge.
-    :param half_rings: kx and ky of the points, radians per pixel.
-    :yield: Waves, some at a time, and their weights.
-    """
-    pixels = np.arange(L) - L // 2
-    # An impulse at (x, y) has the transform exp(-i kx x) exp(-i ky y).
-    across, down = (np.exp(-1j * np.outer(pixels, k)) for k in half_rings)
-    for wave in down:
-        yield across * wave, 1.0
-
-
-def averaged_white_waves(
-    L: int, half_rings: tuple[np.ndarray, np.ndarray]
+def white_waves(
+    L: int, half_rings: tuple[np.ndarray, np.ndarray], averaged: bool
 ) -> Iterator[Wave]:
     """
-    White noise of unit variance, to be averaged over in-plane angles.
+    White noise of unit variance, as impulses.
 
-    Its second moment, Σ_x J_m(2πr|x|/L) J_m(2πr'|x|/L), is a sum over pixels of an even
-    function of their distances from the centre, to rounding a polynomial. So a few
-    impulses do, at the positive Chebyshev nodes of (-D, D), D the largest distance,
-    with weights Σ_x ℓ_j(|x|), ℓ_j the even polynomial that is 1 at node j and 0 at the
-    others.
+    Without averaging, these are unit impulses in all pixels. Averaged over in-plane
+    angles, the second moment Σ_x J_m(2πr|x|/L) J_m(2πr'|x|/L) is a sum over pixels of
+    an even function of their distances from the centre, to rounding a polynomial. So
+    few impulses suffice, at the positive Chebyshev nodes of (-D, D), D the largest
+    distance, with weights Σ_x ℓ_j(|x|), where ℓ_j is the even polynomial that is 1 at
+    node j and 0 at the others.
 
     :param L: Pixels along an image's edge.
     :param half_rings: kx and ky of the points, radians per pixel.
-    :yield: Waves, some at a time, and their weights.
+    :param averaged: Whether the moments are averaged over in-plane angles.
+    :yield: Chunks of transforms and their weights.
     """
     axis = np.arange(L) - L // 2
+    if not averaged:
+        # An impulse at (x, y) has the transform exp(-i kx x) exp(-i ky y).
+        across, down = (np.exp(-1j * np.outer(axis, k)) for k in half_rings)
+        for wave in down:
+            yield across * wave, 1.0
+        return
     squares, counts = np.unique(np.add.outer(axis**2, axis**2), return_counts=True)
     distances = np.sqrt(squares)
     largest = distances[-1]
-    # Bessel functions, as exp(iz cos φ), have degrees up to z and few more.
+    # Bessel functions, like exp(iz cos φ), have degrees up to z and a few more.
     reach = 2 * half_rings[0].max() * largest
     n = int(reach / 2 + 4 * reach ** (1 / 3)) + 10
     nodes = np.pi * (np.arange(n) + 0.5) / (2 * n)  # largest · cos(nodes)
@@ -67,12 +60,13 @@ def averaged_white_waves(
 
 def nyquist_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Iterator[Wave]:
     """
-    The share of the Nyquist row and column in white noise, of covariance I - P ⊗ P,
-    where P = I - a aᵀ/L removes the alternating vector a: (I ⊗ a aᵀ + a aᵀ ⊗ P) / L.
+    The Nyquist row's and column's share of white noise. Its covariance is I - P ⊗ P =
+    I ⊗ a aᵀ + a aᵀ ⊗ P, where a is the alternating vector of unit norm and P = I - a aᵀ
+    removes it.
 
     :param L: Pixels along an image's edge, an even number.
     :param half_rings: kx and ky of the points, radians per pixel.
-    :yield: Waves, some at a time, and their weights.
+    :yield: Chunks of transforms and their weights.
     """
     pixels = np.arange(L) - L // 2
     a = (-1.0) ** pixels / np.sqrt(L)
@@ -99,9 +93,9 @@ def stationary_waves(
 
     :param L: Pixels along an image's edge.
     :param half_rings: kx and ky of the points, radians per pixel.
-    :param spectrum: As in `Basis.stationary_noise_second`.
-    :param nyquist: As there.
-    :yield: Waves, some at a time, and their weights.
+    :param spectrum: As for `Basis.stationary_noise_second`.
+    :param nyquist: As for `Basis.stationary_noise_second`.
+    :yield: Chunks of transforms and their weights.
     """
     pixels = np.arange(L) - L // 2
     kept = np.eye(L)
@@ -111,7 +105,7 @@ def stationary_waves(
     omega = 2 * np.pi / (2 * L - 1) * np.arange(1 - L, L)
     waves = kept @ np.exp(1j * np.outer(pixels, omega))
     across, down = (waves.T @ np.exp(-1j * np.outer(pixels, k)) for k in half_rings)
-    # Frequencies ω and -ω together. Rows ωy ≥ 0 have one of each pair, row 0 both.
+    # Take ω and -ω together: rows ωy ≥ 0 hold one of each pair, row 0 both.
     power = (spectrum + spectrum[::-1, ::-1])[L - 1 :] / (2 * L - 1) ** 2
     power[0] /= 2
     for i in range(L):
@@ -119,6 +113,6 @@ def stationary_waves(
             chunk = slice(j, j + CHUNK)
             plus = across[chunk] * down[L - 1 + i]
             minus = across[::-1][chunk] * down[L - 1 - i]
-            # Estimated spectra may be negative where they are small.
+            # The weights of small, estimated powers may be negative.
             weights = np.tile(power[i, chunk] / 4, 2)
             yield np.concatenate((plus + minus, -1j * (plus - minus))), weights

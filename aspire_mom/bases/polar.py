@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar
@@ -13,13 +14,7 @@ import torch
 
 from aspire_mom.bases.base import MIN_SIZE, Basis, squared_modulus
 from aspire_mom.bases.information import correlation
-from aspire_mom.bases.noise import (
-    Waves,
-    averaged_white_waves,
-    nyquist_waves,
-    stationary_waves,
-    white_waves,
-)
+from aspire_mom.bases.noise import Wave, nyquist_waves, stationary_waves, white_waves
 from aspire_mom.bases.polar_transform import polar_transform
 from aspire_mom.bases.ring_filter import ring_filter
 from aspire_mom.bases.sums import Array, averaged_sums, full_precision
@@ -267,7 +262,7 @@ class PolarBasis(Basis):
         waves = stationary_waves(self.L, self.half_rings, spectrum, nyquist)
         return self._second_of_waves(waves)
 
-    def _second_of_waves(self, waves: Waves) -> np.ndarray:
+    def _second_of_waves(self, waves: Iterator[Wave]) -> np.ndarray:
         """Σ w f f* over chunks of transforms on `half_rings`, with weights w."""
         second = 0
         for values, weights in waves:
@@ -333,8 +328,8 @@ def _placed(array: np.ndarray, device: torch.device | None) -> Array:
 @lru_cache(maxsize=1)
 def _white_noise_second(basis: PolarBasis, nyquist: bool) -> np.ndarray:
     L, points = basis.L, basis.half_rings
-    waves = averaged_white_waves if basis.inplane_average else white_waves
-    second = basis._second_of_waves(waves(L, points))
+    waves = white_waves(L, points, basis.inplane_average)
+    second = basis._second_of_waves(waves)
     if not nyquist:
         lost = basis._second_of_waves(nyquist_waves(L, points))
         second = (L / (L - 1)) ** 2 * (second - lost)
