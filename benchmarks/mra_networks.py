@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from aspire_mom.mra import GaussianFamily, exact_moments, shift_error
-from aspire_mom.mra.comparison import HEADER, draw_test, score, solver
+from aspire_mom.mra.comparison import HEADER, draw_test, score
 from aspire_mom.mra.paper_encoder import PaperEncoder
 from aspire_mom.mra.refine import predict, refine_directly, refine_weights
 from aspire_mom.mra.training import Training, training_set
@@ -54,8 +54,8 @@ def main() -> None:
 
 
 def table(count: int, seed: int) -> None:
-    print(f"Exact moments, {count} fresh instances a row; ms: in batches of {BATCH}")
-    print("mixture: MixtureEncoder")
+    print(f"Exact moments, {count} fresh instances a row; in batches of {BATCH};")
+    print("alone: 50 of them, one at a time; mixture: MixtureEncoder")
     for k in (1, 2, 3):
         print(f"\nk = {k}; the paper's means: v {PAPER[k][0]}, ρ {PAPER[k][1]} (test)")
         print(HEADER)
@@ -65,16 +65,15 @@ def table(count: int, seed: int) -> None:
         v, rho = training_set(Training(ks=(k,), **settings))
         v, rho = v[:count], rho[:count]
         seen = v, rho, exact_moments(v, rho)
-        for name, solve, problems in (
-            ("paper's, train", solver("paper", k), seen),
-            ("paper's, test", solver("paper", k), fresh),
-            ("mixture", solver("network", k), fresh),
-        ):
-            print(f"{name:<14}  {score(solve, *problems, batch_size=BATCH)}")
         few = [fresh[0][:50], fresh[1][:50], first_few(fresh[2], 50)]
-        for name, method in (("paper's", "paper"), ("mixture", "network")):
-            alone = score(solver(method, k), *few).milliseconds
-            print(f"{name}, one at a time: {alone:.1f} ms")
+        for name, method, problems, batch_size in (
+            ("paper's, train", "paper", seen, BATCH),
+            ("paper's, test", "paper", fresh, BATCH),
+            ("mixture", "network", fresh, BATCH),
+            ("paper's, alone", "paper", few, 1),
+            ("mixture, alone", "network", few, 1),
+        ):
+            print(f"{name:<14}  {score(method, k, *problems, batch_size=batch_size)}")
         print(f"paper's: {how['command']}")
     print(f"mixture: {how_trained('mixture')['command']}")
 
@@ -92,7 +91,7 @@ def noisy(count: int, seed: int) -> None:
                 ("MixtureEncoder", "network"),
                 ("paper's", "paper"),
             ):
-                scores = score(solver(method, k), *problems, batch_size=BATCH)
+                scores = score(method, k, *problems, batch_size=BATCH)
                 print(f"{name:<14}  {scores}", flush=True)
 
 
@@ -146,7 +145,7 @@ def curve(refine, v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarra
         if s.step > 100 and s.step % 10:
             return
         steps.append(s.step)
-        moments = (s.first_error + s.second_error).mean().item()
+        moments = s.errors.mean().item()
         pairs = ((v, s.v.numpy()), (rho, s.rho.numpy()))
         errors.append([moments, *(shift_error(*pair).mean() for pair in pairs)])
 

@@ -23,13 +23,14 @@ import numpy as np
 from aspire_mom.mra import (
     GaussianFamily,
     PaperEncoder,
-    align,
+    best_shift,
     estimate_moments,
     observe,
     predict,
     pretrained,
     refine_directly,
     refine_weights,
+    shift,
     shift_error,
     simulate_moments,
     solve,
@@ -50,7 +51,8 @@ def plot_pairs(pairs, truths):
     """Density left and signal right; solid the truth, dotted what was found."""
     figure, axes = plt.subplots(len(pairs), 2, figsize=(8, 2.2 * len(pairs)), squeeze=0)
     for row, pair, truth in zip(axes, pairs, truths, strict=True):
-        shown = align(*pair, truth[0])
+        by = best_shift(truth[0], pair[0])
+        shown = shift(pair[0], -by), shift(pair[1], by)
         for ax, i, name in ((row[0], 1, "ρ"), (row[1], 0, "v")):
             ax.plot(truth[i], "-", label=f"{name}, truth")
             ax.plot(shown[i], ":", lw=2.5, label=f"{name}, found")
@@ -109,7 +111,7 @@ def record(name):
     def status(s):
         if s.step > 30 and s.step % 10:
             return
-        mismatch = (s.first_error + s.second_error).mean().item()
+        mismatch = s.errors.mean().item()
         pairs = ((many_v, s.v), (many_rho, s.rho))
         both = sum(shift_error(x, y.numpy()).mean() for x, y in pairs)
         curves[name].append((s.step, mismatch, both))

@@ -11,7 +11,7 @@ from aspire_mom.cli import console
 from aspire_mom.cli.train import run_training
 from aspire_mom.files import staged
 from aspire_mom.mra.checks import check_moments
-from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score, solver
+from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score
 from aspire_mom.mra.files import read_moments
 from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution
 from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
@@ -220,5 +220,5 @@ def benchmark_command(
     v, rho, moments = draw_test(family, instances, seed, observations, sigma)
     click.echo(HEADER)
     for method in methods:
-        scores = score(solver(method, gaussians), v, rho, moments)
+        scores = score(method, gaussians, v, rho, moments)
         click.echo(f"{method:<14}  {scores}")

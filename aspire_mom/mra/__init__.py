@@ -13,7 +13,7 @@ from aspire_mom.mra.moments import (
 )
 from aspire_mom.mra.paper_encoder import PaperEncoder
 from aspire_mom.mra.refine import predict, refine_directly, refine_weights
-from aspire_mom.mra.shift_ambiguity import align, best_shift, shift_error
+from aspire_mom.mra.shift_ambiguity import best_shift, shift_error
 from aspire_mom.mra.signals import GaussianFamily, observe, shift
 from aspire_mom.mra.training import Training, train
 from aspire_mom.mra.weights import load_weights, pretrained, save_weights
@@ -28,7 +28,6 @@ __all__ = [
     "MixtureEncoder",
     "PaperEncoder",
     "Training",
-    "align",
     "best_shift",
     "estimate_moments",
     "exact_moments",

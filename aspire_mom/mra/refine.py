@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,23 +27,20 @@ LEAST_PROBABILITY = 1e-6
 LEAST_MEAN = 1e-6
 
 
-@dataclass(frozen=True, eq=False)
-class RefinementStatus:
+class RefinementStatus(NamedTuple):
     """
     Progress, for a status callback.
 
     :param step: Steps done, 0 before the first.
     :param v: Signals (batch, n), detached.
     :param rho: Densities (batch, n), detached.
-    :param first_error: Relative errors of the first moments (batch,), eq. 22.
-    :param second_error: Relative errors of the second moments (batch,).
+    :param errors: Sums of the relative errors of both moments (batch,), eq. 22.
     """
 
     step: int
     v: Tensor
     rho: Tensor
-    first_error: Tensor
-    second_error: Tensor
+    errors: Tensor
 
 
 Status = Callable[[RefinementStatus], bool | None]
@@ -62,35 +60,26 @@ def predict(
     encoder, inputs = _prepared(encoder, moments, torch.float64)
     with torch.no_grad():
         v, rho = (x.numpy() for x in encoder(*inputs))
-    by_v, by_rho = alignment(v, rho, _flat(moments))
+    by_v, by_rho = _alignment(v, rho, _flat(moments))
     return _final(shift(v, by_v), shift(rho, by_rho), moments)
 
 
-def alignment(
-    v: np.ndarray, rho: np.ndarray, moments: FourierMoments
-) -> tuple[np.ndarray, np.ndarray]:
+def _alignment(v, rho, moments) -> tuple[np.ndarray, np.ndarray]:
     """
-    Find shifts a and b such that v(· - a) and ρ(· - b), outputs of two networks, have
-    the given moments. The peak of a correlation over the entries at which ρ̃ does not
-    wrap around determines a + b; the wrapped entries or the sign of ρ determine the
-    rest up to whole samples.
-
-    :param v: Signals (batch, n).
-    :param rho: Densities (batch, n).
-    :param moments: Moments (batch, n), (batch, n, n).
-    :return: a and b (batch,), in samples.
+    Shifts a and b (batch,) such that v(· - a) and ρ(· - b), (batch, n), the outputs of
+    two networks, have the given moments. The peak of a correlation over the entries at
+    which ρ̃ does not wrap around determines a + b; the wrapped entries or the sign of ρ
+    determine the rest up to whole samples.
     """
     n = v.shape[-1]
     k = np.arange(n)
     first, second = forward_moments(v, rho)
     signed = np.fft.fftfreq(n, 1 / n)
     unwrapped = np.abs(signed[:, None] - signed) <= n / 2
-    powers = (
-        (np.abs(x.reshape(len(v), -1)) ** 2).sum(-1, keepdims=True)
-        for x in (moments.first, moments.second)
-    )
-    first_power, second_power = powers
     by_lag = (unwrapped * second.conj() * moments.second)[:, k, (k - k[:, None]) % n]
+    norm = np.linalg.norm
+    first_power = norm(moments.first, axis=-1)[:, None] ** 2
+    second_power = norm(moments.second, axis=(-2, -1))[:, None] ** 2
     match = first.conj() * moments.first / first_power + by_lag.sum(-1) / second_power
     # The wave at an even n's Nyquist frequency cannot be shifted.
     kept = 2 * k != n
@@ -145,16 +134,14 @@ def refine_weights(
     outputs = torch.vmap(one)
     with torch.no_grad():
         v, rho = (x.double().numpy() for x in outputs(parameters, *inputs))
-    by = alignment(v, rho, _flat(moments))
-    by_v, by_rho = (torch.as_tensor(x, dtype=torch.float32) for x in by)
+    by = [torch.tensor(x).float() for x in _alignment(v, rho, _flat(moments))]
 
     def pair() -> tuple[Tensor, Tensor]:
         v, rho = outputs(parameters, *inputs)
-        return shift(v, by_v), shift(rho, by_rho)
+        return shift(v, by[0]), shift(rho, by[1])
 
-    return _descend(
-        pair, list(parameters.values()), moments, n_steps, learning_rate, status
-    )
+    moved = list(parameters.values())
+    return _descend(pair, moved, moments, n_steps, learning_rate, status)
 
 
 def refine_directly(
@@ -174,25 +161,21 @@ def refine_directly(
     :param rho: Starts (..., n), distributions.
     :param moments: Moments (..., n), (..., n, n).
     :param n_steps: Steps.
-    :param learning_rate: Adam's, for z and for v in units of its mean.
+    :param learning_rate: Adam's, for z and for v in units of its root mean square.
     :param status: Called before the first step and after each; returning True stops.
     :return: v and ρ, centred at shift 0.
-    :raises ValueError: shapes that differ, ρ that are no distributions, a v whose mean
-        is 0.
+    :raises ValueError: shapes that differ, a ρ that is no distribution, a v of 0.
     """
     v, rho = check_pair(v, rho)
     shape = moments.first.shape
     if v.shape != shape:
         raise ValueError(
-            f"v and rho have shapes {v.shape} and {rho.shape}; the first moment has"
-            f" {shape}, and they must be the same"
+            f"v has shape {v.shape}; it must be the first moment's {shape}"
         )
     v, rho = (torch.as_tensor(x.reshape(-1, shape[-1])) for x in (v, rho))
-    scale = v.mean(-1, keepdim=True)
-    if (scale.abs() <= LEAST_MEAN * v.square().mean(-1, keepdim=True).sqrt()).any():
-        raise ValueError(
-            "the mean of v is 0 to within rounding; it is the unit of v's steps"
-        )
+    scale = v.square().mean(-1, keepdim=True).sqrt()
+    if not scale.all():
+        raise ValueError("v is 0 everywhere; its root mean square is the unit of steps")
     u = (v / scale).requires_grad_()
     z = rho.clamp_min(LEAST_PROBABILITY).log().requires_grad_()
 
@@ -210,15 +193,16 @@ def _descend(pair, parameters, moments, n_steps, learning_rate, status):
         v, rho = pair()
         made = forward_moments(v, rho)
         off = (made[0] - first).norm(dim=-1), (made[1] - second).norm(dim=(-2, -1))
-        if status is not None:
-            errors = (o.detach() / norm for o, norm in zip(off, norms, strict=True))
-            if status(RefinementStatus(step, v.detach(), rho.detach(), *errors)):
-                break
-        if step == n_steps:
+        # Loss 26 with λ = ‖M̂1‖/‖M̂2‖.
+        loss = off[0] + norms[0] / norms[1] * off[1]
+        told = RefinementStatus(
+            step, v.detach(), rho.detach(), loss.detach() / norms[0]
+        )
+        if (status and status(told)) or step == n_steps:
             break
         optimizer.zero_grad()
-        # A sum over problems, none of which shares parameters with another.
-        (off[0] + norms[0] / norms[1] * off[1]).sum().backward()
+        # Problems share no parameters.
+        loss.sum().backward()
         optimizer.step()
     return _final(*(x.detach().double().numpy() for x in (v, rho)), moments)
 
@@ -232,14 +216,10 @@ def _prepared(encoder: nn.Module, moments: FourierMoments, dtype):
     """A copy of an encoder, and its inputs."""
     n = moments.first.shape[-1]
     if encoder.n not in (n, None):
-        raise ValueError(
-            f"the moments are of n = {n} samples; the encoder is for {encoder.n}"
-        )
+        raise ValueError(f"n is {n}; the encoder is for n = {encoder.n}")
     power = np.einsum("...kk->...", moments.second).real
     if (np.abs(moments.first[..., 0]) ** 2 <= LEAST_MEAN**2 * power).any():
-        raise ValueError(
-            "the signal's mean is 0 to within rounding; encoders take it as the unit"
-        )
+        raise ValueError("the signal's mean is 0 to within rounding; encoders need it")
     first, second = _tensors(moments, dtype)
     noise = (torch.full((len(first),), x, dtype=dtype) for x in _noise(moments))
     return copy.deepcopy(encoder).to("cpu", dtype).eval(), (first, second, *noise)
@@ -252,10 +232,8 @@ def _flat(moments: FourierMoments) -> FourierMoments:
 
 
 def _tensors(moments: FourierMoments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    flat = _flat(moments)
-    return tuple(
-        torch.as_tensor(x).to(dtype.to_complex()) for x in (flat.first, flat.second)
-    )
+    flat, dtype = _flat(moments), dtype.to_complex()
+    return torch.as_tensor(flat.first).to(dtype), torch.as_tensor(flat.second).to(dtype)
 
 
 def _noise(moments: FourierMoments) -> tuple[float, float]:

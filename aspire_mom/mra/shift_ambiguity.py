@@ -57,23 +57,6 @@ def best_shift(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
     return _best_shift(*_check(truth, estimate), PEAKS, NEWTON_STEPS).numpy()
 
 
-def align(
-    v: np.ndarray, rho: np.ndarray, v_truth: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Move an estimated pair onto a true one, for plots: v by the shift that fits the true
-    signal best, ρ by the opposite one, which keeps the moments.
-
-    :param v: Estimated signals (..., n).
-    :param rho: Estimated densities (..., n).
-    :param v_truth: True signals (..., n).
-    :return: v and ρ, shifted.
-    :raises ValueError: lengths that differ, values that are not finite, a truth of 0.
-    """
-    by = best_shift(v_truth, v)
-    return shift(np.asarray(v, float), -by), shift(np.asarray(rho, float), by)
-
-
 def squared_errors(
     truth: Tensor,
     estimate: Tensor,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ import torch
 from aspire_mom.checks import check_choice, check_integer
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
-Scale = Literal["density", "unit"]
 MIN_SIZE = 4
 # Ranges of the family's means and standard deviations, in segments.
 MEANS, STANDARD_DEVIATIONS = (-0.5, 0.5), (1 / 20, 1 / 10)
@@ -31,30 +29,28 @@ class GaussianFamily:
     Here v is a density on the unit segment, of mean one, by default.
 
     :param k: Gaussians in each of v and ρ.
-    :param n: Sample points.
+    :param n: Sample points, at least 4.
     :param scale: "density": mean(v) = 1. "unit": the Euclidean norm of v is 1.
     :raises ValueError: a value out of range.
     """
 
     k: int
     n: int = 41
-    scale: Scale = "density"
+    scale: Literal["density", "unit"] = "density"
 
     def __post_init__(self):
         check_integer("k", self.k, 1)
         check_integer("n", self.n, MIN_SIZE)
-        check_choice("scale", self.scale, get_args(Scale))
+        check_choice("scale", self.scale, ("density", "unit"))
 
     def draw(
         self, count: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """
-        Draw independent pairs of a signal and a density of shifts.
-
-        :param count: Number of pairs.
+        :param count: Number of independent pairs.
         :param rng: Source of randomness.
-        :return: v (count, n) and ρ (count, n), float64. Entry s of ρ is the probability
-            of a shift by s samples.
+        :return: Signals v and densities ρ, (count, n) each, float64. Entry s of ρ is
+            the probability of a shift by s samples.
         """
         return self.pair(self.draw_parameters(count, rng))
 
@@ -77,8 +73,7 @@ class GaussianFamily:
         means, widths = np.moveaxis(parameters[..., None], 2, 0)
         z = ((np.arange(self.n) + 0.5) / self.n - 0.5 - means) / widths
         v, rho = np.moveaxis((np.exp(-0.5 * z**2) / widths).sum(2), 1, 0)
-        unit = self.scale == "unit"
-        size = np.linalg.norm(v, axis=-1) if unit else v.mean(-1)
+        size = np.linalg.norm(v, axis=-1) if self.scale == "unit" else v.mean(-1)
         return v / size[:, None], rho / rho.sum(-1, keepdims=True)
 
 
@@ -119,13 +114,8 @@ def all_shifts(v: np.ndarray) -> np.ndarray:
     :param v: Signals (..., n).
     :return: Their shifts (..., n, n): row s is v(· - s).
     """
-    return np.take(v, _lags(v.shape[-1]), axis=-1)
-
-
-@cache
-def _lags(n: int) -> np.ndarray:
-    j = np.arange(n)
-    return (j - j[:, None]) % n
+    j = np.arange(v.shape[-1])
+    return v[..., (j - j[:, None]) % len(j)]
 
 
 def shift(signal: Array, by: Array | float) -> Array:
@@ -159,7 +149,7 @@ def check_pair(v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"v and rho have shapes {v.shape} and {rho.shape}; they must be the same"
         )
-    if not (np.isfinite(v).all() and np.isfinite(rho).all()):
+    if not np.isfinite((v, rho)).all():
         raise ValueError("v or rho has values that are NaN or infinite")
     if rho.min() < 0 or not np.allclose(rho.sum(-1), 1, atol=1e-8):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Supervised training of encoders (section 5.1.1), on problems drawn as it goes."""
+"""Supervised training of encoders (section 5.1.1)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from aspire_mom.training import TrainingSettings, TrainingStatus, train_network
 
 # Streams of random numbers: training, validation and test problems share none.
 TRAINING, VALIDATION, TEST = 0, 1, 2
-SINGLE = {"c": np.complex64, "f": np.float32, "i": np.int64}
+SINGLE = {"c": np.complex64, "f": np.float32}
 # Problems of one batch come in this many groups, each of one k and one noise level.
 GROUPS = 8
 # Ranges of log10 σ and of log10 N/σ² where there is noise. They hold N = 10⁴ … 10⁸ at
@@ -63,40 +64,18 @@ class Training(TrainingSettings):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.exact_share <= 1:
-            raise ValueError(
-                f"exact_share is {self.exact_share}; it must lie in [0, 1]"
-            )
+            raise ValueError(f"exact_share is {self.exact_share}; it must be 0 to 1")
 
 
-@dataclass(frozen=True)
-class Problems:
-    """
-    Problems with their answers, as tensors.
+class _Problems(NamedTuple):
+    """Problems with their answers. `inputs` are the encoders' (first, second, σ²/N, σ).
+    `parameters` (batch, 2, 2, largest k) are means and standard deviations of Gaussians
+    for v and for ρ, in windows; NaN beyond k, and all where v is from a fixed set."""
 
-    :param first: First moments (batch, n).
-    :param second: Second moments (batch, n, n).
-    :param share: σ²/N (batch,).
-    :param sigma: σ (batch,).
-    :param v: Signals (batch, n).
-    :param rho: Densities (batch, n).
-    :param k: Numbers of Gaussians in each (batch,); 0 where drawn from a fixed set.
-    :param parameters: For v and ρ, means and standard deviations of their Gaussians, in
-        windows, (batch, 2, 2, largest k), NaN beyond k.
-    """
-
-    first: Tensor
-    second: Tensor
-    share: Tensor
-    sigma: Tensor
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor]
     v: Tensor
     rho: Tensor
-    k: Tensor
     parameters: Tensor
-
-    @property
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Inputs of encoders."""
-        return self.first, self.second, self.share, self.sigma
 
 
 def train(
@@ -108,8 +87,9 @@ def train(
     status: Callable[[TrainingStatus], bool | None] | None = None,
 ) -> float:
     """
-    Minimise :func:`loss` over an encoder's parameters by Adam. The encoder ends with
-    the parameters of the best validation.
+    Minimise the sum of the mean errors of v and of ρ (eq. 21), or for a
+    :class:`MixtureEncoder` the negative log likelihood of such errors, by Adam. The
+    encoder ends with the parameters of the best validation.
 
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
     :param training: Problems and steps.
@@ -124,61 +104,42 @@ def train(
     """
     if isinstance(encoder, MixtureEncoder):
         if max(training.ks) > encoder.most:
-            raise ValueError(
-                f"ks are {training.ks}; this encoder knows of at most {encoder.most}"
-                " Gaussians"
-            )
+            most = f"at most {encoder.most} Gaussians"
+            raise ValueError(f"ks are {training.ks}; this encoder is for {most}")
         if training.set_size is not None:
-            raise ValueError(
-                f"set_size is {training.set_size}; MixtureEncoder learns from new"
-                " problems only, set_size None"
-            )
+            only = "MixtureEncoder needs new problems, set_size None"
+            raise ValueError(f"set_size is {training.set_size}; {only}")
     encoder.to(device)
     fixed = training_set(training)
-    validation = draw_problems(
-        training, training.validation_size, (VALIDATION,), device=device
-    )
+    size = training.validation_size
+    validation = _draw_problems(training, size, (VALIDATION,), device=device)
 
     def step_loss(step: int) -> Tensor:
         size, stream = training.batch_size, (TRAINING, step)
-        problems = draw_problems(training, size, stream, fixed=fixed, device=device)
-        return loss(encoder, problems)
+        return _loss(encoder, _draw_problems(training, size, stream, fixed, device))
 
     def validate() -> tuple[float, dict[str, float]]:
         v, rho = encoder(*validation.inputs)
-        return float(loss(encoder, validation)), {
-            "v": float(_mean_error(validation.v, v)),
-            "rho": float(_mean_error(validation.rho, rho)),
-        }
+        errors = _mean_error(validation.v, v), _mean_error(validation.rho, rho)
+        named = dict(zip(("v", "rho"), map(float, errors), strict=True))
+        return float(_loss(encoder, validation)), named
 
     return train_network(
         encoder, training, step_loss, validate, checkpoint=checkpoint, status=status
     )
 
 
-def draw_problems(
-    training: Training,
-    count: int,
-    stream: tuple[int, ...],
-    *,
-    fixed: tuple[np.ndarray, np.ndarray] | None = None,
-    device: str | torch.device = "cpu",
-) -> Problems:
-    """
-    :param training: Family, noise and seed.
-    :param count: Number of problems.
-    :param stream: Stream of random numbers: TRAINING with the step, VALIDATION or TEST.
-    :param fixed: v and ρ to choose from, instead of drawing them.
-    :param device: Torch device.
-    :return: The problems, float32.
-    """
+def _draw_problems(training, count, stream, fixed=None, device="cpu") -> _Problems:
+    """Draw problems, float32, from TRAINING with the step or from VALIDATION; v and ρ
+    from a fixed set if there is one."""
     rng = np.random.default_rng((training.seed, *stream))
     sizes = _parts(count, min(GROUPS, count))
     groups = [_draw_group(training, size, rng, fixed) for size in sizes]
     arrays = (np.concatenate(parts) for parts in zip(*groups, strict=True))
-    return Problems(
-        *(torch.as_tensor(a.astype(SINGLE[a.dtype.kind])).to(device) for a in arrays)
+    *inputs, v, rho, parameters = (
+        torch.as_tensor(a.astype(SINGLE[a.dtype.kind])).to(device) for a in arrays
     )
+    return _Problems(tuple(inputs), v, rho, parameters)
 
 
 def training_set(training: Training) -> tuple[np.ndarray, np.ndarray] | None:
@@ -206,7 +167,6 @@ def _draw_group(training, size, rng, fixed):
         parameters[..., :k] = family.draw_parameters(size, rng)
         v, rho = family.pair(parameters[..., :k])
     else:
-        k = 0
         chosen = rng.integers(len(fixed[0]), size=size)
         v, rho = fixed[0][chosen], fixed[1][chosen]
     if training.exact_share < 1 and rng.random() > training.exact_share:
@@ -217,7 +177,7 @@ def _draw_group(training, size, rng, fixed):
     else:
         moments, sigma, share = exact_moments(v, rho), 0.0, 0.0
     same = (np.full(size, x) for x in (share, sigma))
-    return moments.first, moments.second, *same, v, rho, np.full(size, k), parameters
+    return moments.first, moments.second, *same, v, rho, parameters
 
 
 def _parts(count: int, n: int) -> list[int]:
@@ -229,35 +189,26 @@ def _mean_error(truth: Tensor, estimate: Tensor) -> Tensor:
     return (squared_errors(truth, estimate, **SEARCH) + 1e-12).sqrt().mean()
 
 
-def loss(encoder: nn.Module, problems: Problems) -> Tensor:
-    """
-    :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
-    :param problems: Problems.
-    :return: Sum of the mean errors of v and of ρ (eq. 21); for a
-        :class:`MixtureEncoder` :func:`negative_log_likelihood`.
-    """
+def _loss(encoder: nn.Module, problems: _Problems) -> Tensor:
     if isinstance(encoder, MixtureEncoder):
-        return negative_log_likelihood(encoder, problems)
+        return _negative_log_likelihood(encoder, problems)
     v, rho = encoder(*problems.inputs)
     return _mean_error(problems.v, v) + _mean_error(problems.rho, rho)
 
 
-def negative_log_likelihood(encoder: MixtureEncoder, problems: Problems) -> Tensor:
+def _negative_log_likelihood(encoder: MixtureEncoder, problems: _Problems) -> Tensor:
     """
-    Compute the negative log likelihood, up to a constant, of k and, given k, of v and
-    of ρ. An alternative of probability p at an error e (eq. 21) gives them the density
+    The mean over problems, up to a constant, for k and, given k, for v and ρ. An
+    alternative of probability p at an error e (eq. 21) gives them the density
     p exp(-d)/(e² + NEAR²)^(TAIL/2), so that alternatives near the truth learn most. The
     distance d of parameters guides Gaussians where errors are flat: one far from the
     window's ends would never learn that it is cut off.
-
-    :param encoder: Network that gives alternatives.
-    :param problems: Problems with known k.
-    :return: The mean over problems.
     """
     counts, pairs = encoder.hypotheses(*problems.inputs)
-    total = nn.functional.nll_loss(counts, problems.k - 1, reduction="sum")
+    true_count = problems.parameters[:, 0, 0].isfinite().sum(-1)
+    total = nn.functional.nll_loss(counts, true_count - 1, reduction="sum")
     for k, pair in enumerate(pairs, 1):
-        rows = torch.nonzero(problems.k == k)[:, 0]
+        rows = torch.nonzero(true_count == k)[:, 0]
         if len(rows) == 0:
             continue
         parameters = problems.parameters[rows, :, :, :k].unbind(1)
@@ -271,7 +222,7 @@ def negative_log_likelihood(encoder: MixtureEncoder, problems: Problems) -> Tens
             fits = -TAIL / 2 * (squared + NEAR**2).log() - distances
             likelihood = torch.logsumexp(alternatives.log_probabilities + fits, -1)
             total = total - (1 - ALL) * likelihood.sum() - ALL * fits.mean(-1).sum()
-    return total / len(problems.k)
+    return total / len(counts)
 
 
 def _distances(alternatives: Hypotheses, where: Tensor) -> Tensor:

@@ -5,9 +5,7 @@ from hypothesis import strategies as st
 
 from aspire_mom.mra import (
     GaussianFamily,
-    align,
     best_shift,
-    forward_moments,
     shift,
     shift_error,
 )
@@ -60,21 +58,6 @@ def test_shift_is_found_and_wrapped():
 
 def test_a_constant_has_any_shift():
     assert shift_error(np.ones(20), np.full(20, 1.25)) == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize("n", [40, 41])
-def test_align_keeps_the_pair_together(n):
-    rng = np.random.default_rng(1)
-    v, rho = reference.periodic_pairs(2, n, 4, rng)
-    by = np.array([0.0, 3.0, -4.5, 11.25])
-    moved_v, moved_rho = shift(v, by), shift(rho, -by)
-    aligned = align(moved_v, moved_rho, v)
-    # A narrow density has a little of the Nyquist wave, whose shifts do not undo.
-    np.testing.assert_allclose(aligned[0], v, atol=1e-6)
-    np.testing.assert_allclose(aligned[1], rho, atol=1e-6)
-    np.testing.assert_allclose(
-        forward_moments(*aligned)[1], forward_moments(moved_v, moved_rho)[1], atol=1e-4
-    )
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_bad_input(tmp_path):
         PaperEncoder(5)
     with pytest.raises(ValueError, match="name is .papers.; it must be"):
         pretrained("papers")
-    with pytest.raises(ValueError, match="n = 15 samples; the encoder is for 41"):
+    with pytest.raises(ValueError, match="n is 15; the encoder is for n = 41"):
         predict(PaperEncoder(), problems(n=15)[2])
     v, rho, _ = problems()
     flat = exact_moments(v - v.mean(-1, keepdims=True), rho)

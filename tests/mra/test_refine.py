@@ -15,7 +15,7 @@ from aspire_mom.mra import (
     simulate_moments,
 )
 from aspire_mom.mra.paper_encoder import PaperEncoder
-from aspire_mom.mra.refine import alignment, predict, refine_directly, refine_weights
+from aspire_mom.mra.refine import _alignment, predict, refine_directly, refine_weights
 from aspire_mom.mra.weights import pretrained
 from tests.references import alignment as reference
 
@@ -43,7 +43,7 @@ def test_alignment_brings_shifted_outputs_together(n):
     by = rng.uniform(-n / 2, n / 2, (2, 30))
     moved = shift(v, by[0]), shift(rho, by[1])
     assert np.median(mismatch(*moved, moments)) > 0.1
-    back = alignment(*moved, moments)
+    back = _alignment(*moved, moments)
     v_back, rho_back = shift(moved[0], back[0]), shift(moved[1], back[1])
     # Smooth signals leave the common part of a sample open, up to the size of what is
     # aliased.
@@ -56,7 +56,7 @@ def test_refining_weights_lowers_the_loss_and_leaves_the_encoder(noisy):
     before = {k: p.clone() for k, p in encoder.state_dict().items()}
     seen = []
     found = refine_weights(encoder, moments, n_steps=60, status=seen.append)
-    errors = np.array([(s.first_error + s.second_error).numpy() for s in seen])
+    errors = np.array([s.errors.numpy() for s in seen])
     assert [s.step for s in seen] == list(range(61))
     assert (errors[-1] < errors[0]).all()
     assert errors[-1].mean() < 0.7 * errors[0].mean()
@@ -109,12 +109,11 @@ def test_status_stops(noisy):
 
 def test_shapes_must_match(noisy):
     v, rho, moments = noisy
-    with pytest.raises(ValueError, match="they must be the same"):
+    with pytest.raises(ValueError, match="must be the first moment's"):
         refine_directly(v[:2], rho[:2], moments)
 
 
-def test_a_mean_of_zero_is_refused(noisy):
+def test_a_signal_of_zero_is_refused(noisy):
     v, rho, moments = noisy
-    v = v - v.mean(-1, keepdims=True) * (np.arange(4) == 2)[:, None]
-    with pytest.raises(ValueError, match="the mean of v is 0 to within rounding"):
-        refine_directly(v, rho, moments)
+    with pytest.raises(ValueError, match="v is 0 everywhere"):
+        refine_directly(0 * v, rho, moments)

@@ -17,8 +17,8 @@ from aspire_mom.mra.training import (
     TRAINING,
     VALIDATION,
     Training,
-    draw_problems,
-    loss,
+    _draw_problems,
+    _loss,
     train,
     training_set,
 )
@@ -43,11 +43,11 @@ def encoders():
 
 @pytest.mark.parametrize(("encoder", "training"), encoders())
 def test_training_lowers_the_loss(encoder, training):
-    validation = draw_problems(training, 256, (VALIDATION,))
-    before = loss(encoder.eval(), validation).item()
+    validation = _draw_problems(training, 256, (VALIDATION,))
+    before = _loss(encoder.eval(), validation).item()
     seen = []
     best = train(encoder, training, status=seen.append)
-    after = loss(encoder, validation).item()
+    after = _loss(encoder, validation).item()
     assert not encoder.training
     assert after == pytest.approx(best, abs=1e-5)
     assert after < before - 0.1
@@ -82,7 +82,7 @@ def test_stops_early():
 
 def test_nothing_is_shared():
     def signals(stream, count=64):
-        return {tuple(v) for v in draw_problems(SMALL, count, stream).v.numpy()}
+        return {tuple(v) for v in _draw_problems(SMALL, count, stream).v.numpy()}
 
     drawn = [signals((TRAINING, i)) for i in range(3)] + [signals((VALIDATION,))]
     drawn += [
@@ -95,7 +95,7 @@ def test_nothing_is_shared():
     assert len(set().union(*drawn)) == 7 * 64
     fixed = {tuple(v.astype(np.float32)) for v in training_set(PAPERS)[0]}
     assert len(fixed) == 200
-    batch = draw_problems(PAPERS, 32, (TRAINING, 5), fixed=training_set(PAPERS))
+    batch = _draw_problems(PAPERS, 32, (TRAINING, 5), fixed=training_set(PAPERS))
     assert {tuple(v) for v in batch.v.numpy()} <= fixed
     assert not fixed & set().union(*drawn[3:])
 
@@ -125,9 +125,9 @@ def test_bad_settings(tmp_path):
         Training(n_steps=0)
     with pytest.raises(ValueError, match="learning_rate is -1"):
         Training(learning_rate=-1)
-    with pytest.raises(ValueError, match="exact_share is 2; it must lie in"):
+    with pytest.raises(ValueError, match="exact_share is 2; it must be 0 to 1"):
         Training(exact_share=2)
-    with pytest.raises(ValueError, match="set_size is 10; MixtureEncoder learns"):
+    with pytest.raises(ValueError, match="set_size is 10; MixtureEncoder needs"):
         train(MixtureEncoder(width=8), Training(set_size=10))
     path = tmp_path / "c"
     encoder = PaperEncoder(15, window=5, width=8)
