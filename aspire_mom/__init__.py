@@ -50,7 +50,7 @@ __all__ = [
     "paper_inversion",
 ]
 
-ROOMS = (
+ROOMS = [
     "bases",
     "moments",
     "rotations",
@@ -58,17 +58,15 @@ ROOMS = (
     "networks",
     "inversion",
     "evaluation",
-)
+]
 
 
-# Names are imported when first used (PEP 562): importing this package does not wait for
-# PyTorch, nor import ASPIRE before its configuration is chosen.
+# Names are imported when first used (PEP 562), so that importing this package does not
+# wait for PyTorch, nor import ASPIRE before its configuration is chosen.
 def __getattr__(name: str):
     if name in ROOMS:
         return import_module(f"{__name__}.{name}")
     if name in __all__:
-        for room in ROOMS:
-            module = import_module(f"{__name__}.{room}")
-            if hasattr(module, name):
-                return getattr(module, name)
+        modules = (import_module(f"{__name__}.{room}") for room in ROOMS)
+        return next(getattr(m, name) for m in modules if hasattr(m, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

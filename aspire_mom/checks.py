@@ -35,7 +35,7 @@ def check_positive(name: str, value: float) -> float:
     :param name: The argument's name.
     :param value: Its value.
     :return: The value as a plain number.
-    :raises ValueError: the value is no number, or not finite and above zero.
+    :raises ValueError: the value is no finite number above zero.
     """
     if not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}; it must be a positive number")
@@ -67,12 +67,12 @@ def check_kind(name: str, value: object, kind: type) -> None:
 def checked_device(device: str | torch.device) -> torch.device:
     """
     :param device: A torch device or its name.
-    :return: The device, by number if it is a GPU: "cuda" is another in every thread.
-    :raises ValueError: no such device here, or one that computes no values.
+    :return: The device, by number if it is a GPU, since "cuda" depends on the thread.
+    :raises ValueError: the device does not exist here, or computes no values ("meta").
     """
     try:
         number = torch.zeros(1, device=device)
-        number.item()  # which "meta" has none of
+        number.item()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"device is {device}, which cannot be used; cpu always can, cuda where"
@@ -118,8 +118,8 @@ def agreed_pixel_size(
     :param path: A file.
     :param found: Its pixel size in Ångström, None where it has none.
     :param given: The caller's `pixel_size`, None where it gives none.
-    :return: The file's, or else the caller's.
-    :raises ValueError: the file's is not positive, or they differ.
+    :return: The file's pixel size, or else the caller's.
+    :raises ValueError: the file's is not positive, or the two differ.
     """
     if found is not None and not 0 < found < math.inf:
         raise ValueError(f"{path} has a pixel size of {found:g} Å; it must be positive")

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read without pickle, refused in one sentence."""
+"""Read and write files: whole or not at all, without pickle."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANEW = "remove it, or name another file, to start anew"
 
 
 class ForeignCheckpoint(ValueError):
-    """A checkpoint that cannot be resumed: of another computation, or damaged."""
+    """A checkpoint that is damaged or belongs to another computation."""
 
 
 def _check_folder(path: Path) -> None:
@@ -40,14 +40,12 @@ def _check_folder(path: Path) -> None:
 @contextmanager
 def atomic(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """
-    Write a file whole or not at all, even if the machine fails: it is written under
-    another name and takes its place once it is on the disk. After an error the former
-    file is still there.
+    Write a file whole or not at all, even if the machine fails: write under another
+    name, then rename. After an error the former file is still there.
 
     :param path: File to write or to replace.
     :param mode: "wb", or "w" for text.
     :yield: The open file.
-    :raises FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
     _check_folder(path)
@@ -65,8 +63,8 @@ def atomic(path: str | Path, mode: str = "wb") -> Iterator[IO]:
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """
-    Write files that must appear in a folder together and whole: they move there at the
-    end of the block, or vanish if it ends in an error.
+    Write files that must appear in a folder together: they move there at the end of the
+    block, or vanish if it ends in an error.
 
     :param folder: The folder, made if it does not exist.
     :yield: A temporary folder on the same file system.
@@ -99,22 +97,20 @@ def save_arrays(
     Write arrays and settings to one .npz file, whole or not at all.
 
     :param path: File to write, its name ending in .npz.
-    :param format: Kind of the contents and its version, such as "aspire_mom.Moments.3".
+    :param format: Kind and version of the contents, such as "aspire_mom.Moments.3".
     :param arrays: Arrays by name; those that are None are left out.
     :param settings: Values that JSON can hold, by name.
     :param overwrite: Replace an existing file.
     :raises ValueError: the name does not end in .npz.
-    :raises FileNotFoundError: the folder does not exist.
-    :raises FileExistsError: the file exists and `overwrite` is False.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path}: the file's name must end in .npz")
     check_new(path, overwrite)
+    about = {"format": format, "settings": json.dumps(dict(settings or {}))}
     present = {name: value for name, value in arrays.items() if value is not None}
-    text = json.dumps(dict(settings or {}))
     with atomic(path) as file:
-        np.savez(file, format=format, settings=text, **present)
+        np.savez(file, allow_pickle=False, **about, **present)
 
 
 def load_arrays(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -124,8 +120,7 @@ def load_arrays(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], d
     :param path: An .npz file.
     :param format: Kind and version of the contents.
     :return: Arrays by name, and settings by name.
-    :raises FileNotFoundError: the file does not exist.
-    :raises ValueError: the file is no .npz file, is damaged, or holds something else.
+    :raises ValueError: the file is damaged, or holds something else.
     """
     arrays = load_npz(path)
     with contents_of(path):
@@ -138,12 +133,12 @@ def load_arrays(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], d
 
 def load_npz(path: str | Path) -> dict[str, np.ndarray]:
     """
-    Read all arrays of an .npz file that anybody wrote, without pickle.
+    Read all arrays of any .npz file, without pickle.
 
     :param path: An .npz file.
     :return: Arrays by name.
     :raises FileNotFoundError: the file does not exist.
-    :raises ValueError: the file is no .npz file, or is damaged.
+    :raises ValueError: the file is damaged, or no .npz file.
     """
     path = Path(path)
     if not path.is_file():
@@ -163,7 +158,7 @@ def load_npz(path: str | Path) -> dict[str, np.ndarray]:
 @contextmanager
 def contents_of(path: str | Path) -> Iterator[None]:
     """
-    Turn errors from making something of a file's contents into one that names the file.
+    Turn errors about a file's contents into a `ValueError` that names the file.
 
     :param path: The file.
     :yield: Nothing.
@@ -194,13 +189,10 @@ def save_network(
 
     :param path: File to write, its name ending in .npz.
     :param network: The network.
-    :param kind: What :func:`load_network` finds the network's class by.
-    :param settings: Arguments that make such a network, of what JSON can hold.
-    :param how: How it was trained, of what JSON can hold.
+    :param kind: Name of its class for :func:`load_network`.
+    :param settings: Arguments of its class, values that JSON can hold.
+    :param how: How it was trained, values that JSON can hold.
     :param overwrite: Replace an existing file.
-    :raises ValueError: the name does not end in .npz.
-    :raises FileNotFoundError: the folder does not exist.
-    :raises FileExistsError: the file exists and `overwrite` is False.
     """
     arrays = {}
     for name, tensor in network.state_dict().items():
@@ -219,9 +211,8 @@ def load_network(
     Read what :func:`save_network` wrote.
 
     :param path: An .npz file.
-    :param kinds: Classes of networks that are accepted, by kind.
-    :return: The network, float32, for evaluation; and how it was trained.
-    :raises FileNotFoundError: the file does not exist.
+    :param kinds: Accepted classes of networks, by kind.
+    :return: The network, float32, in evaluation mode; and how it was trained.
     :raises ValueError: the file is damaged, or holds something else.
     """
     arrays, about = load_arrays(path, NETWORK)
@@ -238,8 +229,8 @@ def load_network(
 
 def digest(*values: object) -> str:
     """
-    :param values: Arrays, tensors, models, what `repr` shows in full, and lists and
-        dictionaries of these. Of a model, its tensors and plain attributes count.
+    :param values: Arrays, tensors, models (whose tensors and plain attributes count),
+        what `repr` shows in full, and lists and dictionaries of these.
     :return: A short text that differs where a value, shape or type does.
     """
     sha = hashlib.sha256()
@@ -272,20 +263,18 @@ def _add_to_digest(sha, value: object) -> None:
 
 class Checkpoint:
     """
-    State of a long computation in one file, which can go on from it after being killed.
+    State of a long computation in one file, from which a killed run can go on.
 
-    At every instant the file is the former one or the new one, whole. It is read with
-    `weights_only`, so that a file cannot run code. The attribute `state`, empty at
-    first, is what is kept: nested dictionaries, lists and tuples of numbers, texts,
-    arrays and tensors. Arrays come back as tensors, all on the CPU.
+    The attribute `state`, empty at first, holds nested dictionaries, lists and tuples
+    of numbers, texts, arrays and tensors. Arrays come back as tensors, all on the CPU.
+    The file is read with `weights_only`, so that it cannot run code.
 
     :param path: The file, or None to keep nothing on disk.
-    :param fingerprint: Identifies data and settings: texts by name. A checkpoint with
+    :param fingerprint: Texts by name that identify data and settings. A checkpoint with
         any other text is refused.
     :param every: Seconds from one writing to the next.
     :param each_process: Each of several processes keeps a file of its own,
         `name.RANK-of-COUNT`; otherwise the first process writes for all.
-    :raises FileNotFoundError: the folder does not exist.
     :raises ForeignCheckpoint: the file is damaged, or of other data, other settings or
         another number of processes.
     """
@@ -317,19 +306,17 @@ class Checkpoint:
             path = path.with_name(f"{path.name}.{processes.rank()}-of-{count}")
         self.path = path
         if self._writes:
-            # A process of a killed run that is about to move one of these into place
-            # cannot any more.
+            # Left over from killed runs.
             for partial in path.parent.glob(f"{escape(path.name)}.*.part"):
                 partial.unlink(missing_ok=True)
         if path.exists():
-            self.state = self._read()
+            self.state = self._read(path)
 
     def write(self) -> None:
         """
         Write the state at once.
 
         :raises OSError: the file cannot be written; the former one is still there.
-        :raises ConnectionError: the run that this process belongs to has ended.
         """
         if self.path is None or not self._writes:
             return
@@ -351,16 +338,16 @@ class Checkpoint:
         self._last_write = time.monotonic()
 
     def write_now_and_then(self) -> None:
-        """:meth:`write`, if the last time is at least `every` seconds ago."""
+        """Write the state if the last time is at least `every` seconds ago."""
         if time.monotonic() - self._last_write >= self.every:
             self.write()
 
-    def _read(self) -> dict:
-        with open(self.path, "rb") as file:
+    def _read(self, path: Path) -> dict:
+        with open(path, "rb") as file:
             mark, sha = file.read(len(CHECKPOINT)), file.read(DIGEST_SIZE)
             if mark != CHECKPOINT or sha != _digest_of_rest(file):
                 raise ForeignCheckpoint(
-                    f"{self.path} is no checkpoint, or a damaged one, or of another"
+                    f"{path} is no checkpoint, or a damaged one, or of another"
                     f" version of aspire_mom; {ANEW}"
                 )
             contents = torch.load(file, map_location="cpu", weights_only=True)
@@ -368,7 +355,7 @@ class Checkpoint:
         for name in before | now:
             if before.get(name) != now.get(name):
                 raise ForeignCheckpoint(
-                    f"{self.path} is a checkpoint of other data or settings ({name}:"
+                    f"{path} is a checkpoint of other data or settings ({name}:"
                     f" {before.get(name)} then, {now.get(name)} now); {ANEW}"
                 )
         return contents["state"]
@@ -376,7 +363,7 @@ class Checkpoint:
 
 def discard_checkpoint(path: str | Path) -> None:
     """
-    Remove a checkpoint, of however many processes, once the result is safe.
+    Remove a checkpoint with the files of all its processes.
 
     :param path: As :class:`Checkpoint` was given it.
     """
@@ -385,7 +372,7 @@ def discard_checkpoint(path: str | Path) -> None:
 
 
 def _checkpoint_files(path: Path) -> dict[Path, int]:
-    """Existing files of a checkpoint, with the number of processes of each's run."""
+    """Existing files of a checkpoint, each with its run's number of processes."""
     pattern = re.compile(re.escape(path.name) + r"\.\d+-of-(\d+)")
     matches = {file: pattern.fullmatch(file.name) for file in path.parent.iterdir()}
     found = {file: int(match[1]) for file, match in matches.items() if match}
@@ -393,7 +380,7 @@ def _checkpoint_files(path: Path) -> dict[Path, int]:
 
 
 def _digest_of_rest(file: IO) -> bytes:
-    """SHA-256 of a file from where it is read; leaves it there."""
+    """SHA-256 of a file from its position on; the position stays."""
     start, sha = file.tell(), hashlib.sha256()
     while block := file.read(1 << 20):
         sha.update(block)
@@ -402,7 +389,7 @@ def _digest_of_rest(file: IO) -> bytes:
 
 
 def _tensors(value: object) -> object:
-    """The same with tensors in place of arrays; they share memory."""
+    """The same with tensors in place of arrays, which share memory."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.asarray(value, order="C"))
     if isinstance(value, dict):

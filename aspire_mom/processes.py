@@ -1,10 +1,10 @@
 """
-Share work among the processes of `torch.distributed`, as `torchrun` starts them.
+Share work among processes of `torch.distributed` that `torchrun` has started.
 
 In an inversion each process evaluates the volume at its share of the quadrature's nodes
-and sends the values to all others; each computes the moments, which is cheap beside
-that. In an average over images each process reads its share, and sums are added at the
-end. Without `torch.distributed` nothing here has an effect.
+and sends the values to all others; each computes the moments, which costs little. In an
+average over images each process reads its share, and sums are added at the end. In a
+single process these functions do nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The process that started this one, as it was when this one joined the others.
+# The process that had started this one when this one joined the others.
 _parent: int | None = None
 
 
@@ -40,7 +40,7 @@ def is_first() -> bool:
     """
     :return: Whether this is the process that writes files and reports.
     """
-    return not _started() or dist.get_rank() == 0
+    return rank() == 0
 
 
 @contextmanager
@@ -73,7 +73,8 @@ def own_device(device: str) -> str:
     Choose this process's GPU.
 
     :param device: Name of a device; "cuda" stands for all GPUs of a machine.
-    :return: The one of this process: GPU number LOCAL_RANK, which `torchrun` sets.
+    :return: The device itself, or for "cuda" GPU number LOCAL_RANK, which `torchrun`
+        sets.
     """
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
@@ -81,17 +82,17 @@ def own_device(device: str) -> str:
 
 
 def wait() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have reached this call."""
     if _started():
         dist.barrier()
 
 
 def check_parent() -> None:
     """
-    Make sure that no new run writes the same files; call it before writing.
+    Stop a process that goes on after its run was killed, before it writes a file that a
+    new run may write, too.
 
-    :raises ConnectionError: `torchrun` has been killed, which leaves its processes
-        running.
+    :raises ConnectionError: `torchrun`, which started this process, has ended.
     """
     if _started() and _parent is not None and os.getppid() != _parent:
         raise ConnectionError(
@@ -102,12 +103,10 @@ def check_parent() -> None:
 def own_rows(n: int) -> slice:
     """
     :param n: Rows of work.
-    :return: Those of this process.
+    :return: The rows of this process.
     """
-    if not _started():
-        return slice(0, n)
     each = -(-n // n_processes())
-    start = min(dist.get_rank() * each, n)
+    start = min(rank() * each, n)
     return slice(start, min(start + each, n))
 
 
@@ -115,8 +114,8 @@ def gathered(rows: Tensor, n: int) -> Tensor:
     """
     :param rows: Values at :func:`own_rows`, (own, ...), real or complex.
     :param n: Rows of all processes together.
-    :return: (n, ...), the same on all of them. Its gradient reaches a process's own
-        rows only: every process must compute the same loss from the result.
+    :return: Values at all rows (n, ...). The gradient reaches a process's own rows
+        only: every process must compute the same loss from the result.
     """
     return _Gathered.apply(rows, n) if _started() else rows
 
@@ -125,11 +124,10 @@ def combine_gradients(
     split: Iterable[torch.nn.Parameter], same: Iterable[torch.nn.Parameter]
 ) -> None:
     """
-    Give all processes the gradient of the whole.
+    Give all processes the same gradients.
 
-    :param split: Parameters of which each process has only its own rows' gradient:
-        summed.
-    :param same: Parameters whose gradients all processes have computed: averaged, so
+    :param split: Parameters of which each process has its own rows' gradient: summed.
+    :param same: Parameters of which each process has the whole gradient: averaged, so
         that rounding does not make processes differ.
     """
     if not _started():
@@ -147,11 +145,11 @@ def combine_gradients(
 
 def add_up(array: np.ndarray) -> None:
     """
-    Replace an array by its sum over all processes, the same on all of them and in every
+    Replace an array by its sum over all processes, the same in all of them and in every
     run with as many of them.
 
-    :param array: Real or complex numbers, in memory of the CPU, of the same shape and
-        type in all processes; replaced in place.
+    :param array: Real or complex numbers, of the same shape and type in all processes;
+        changed in place.
     """
     if _started():
         tensor = torch.from_numpy(array)
@@ -161,7 +159,7 @@ def add_up(array: np.ndarray) -> None:
 def from_first(value: object) -> object:
     """
     :param value: Anything small that can be pickled.
-    :return: The first process's.
+    :return: The first process's value.
     """
     if not _started():
         return value
@@ -173,7 +171,7 @@ def from_first(value: object) -> object:
 def agreed(value: Tensor) -> Tensor:
     """
     :param value: A scalar that all processes have computed.
-    :return: The first process's, on which all can decide alike.
+    :return: The first process's value, so that all processes decide alike.
     """
     if _started():
         value = value.clone()

@@ -17,11 +17,9 @@ from threadpoolctl import ThreadpoolController
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """
-    Limit BLAS to one thread, as a context or a decorator.
-
-    For products too small for several threads, or where several threads make products
-    already. The limit is one of the process. It begins with the first open context and
-    ends with the last, in whichever threads these are.
+    Limit BLAS to one thread, as a context or a decorator: for small products, or where
+    several threads compute products already. The limit holds for the whole process,
+    from the first context that opens to the last that closes, in whichever threads.
 
     :yield: Nothing.
     """
@@ -57,11 +55,11 @@ def n_workers() -> int:
 
 def made_once(make: Callable) -> Callable:
     """
-    Remember the last two results, like `lru_cache`, which in several threads at a time
-    would make the same one several times.
+    Remember the last two results. Unlike `lru_cache`, several threads that ask for the
+    same result at a time wait until one of them has computed it.
 
     :param make: A function of hashable arguments.
-    :return: The same, remembered.
+    :return: The function with memory.
     """
     remembered, making = lru_cache(maxsize=2)(make), Lock()
 
@@ -75,13 +73,12 @@ def made_once(make: Callable) -> Callable:
 
 @lru_cache(maxsize=1)
 def _blas() -> ThreadpoolController:
-    """The BLAS libraries there are, looked up once, which takes a millisecond."""
     return ThreadpoolController().select(user_api="blas")
 
 
 class _Limit(Thread):
     """
-    A thread that holds the limit. OpenBLAS lets only the thread that set a limit end
+    A thread that holds the limit: OpenBLAS lets only the thread that set a limit end
     it, and the thread of the first context may be busy when the last one closes.
     """
 

@@ -22,12 +22,12 @@ LARGEST_GRADIENT = 1.0
 @dataclass(frozen=True)
 class TrainingSettings:
     """
-    How long and how fast to train; kinds of training add what they draw.
+    Length and speed of a training, whose subclasses add settings of their problems.
 
     :param n_steps: Steps, over which the learning rate falls to 0 as a cosine.
     :param batch_size: Problems in a step.
-    :param learning_rate: Adam's, at its highest.
-    :param weight_decay: Adam's (decoupled).
+    :param learning_rate: Adam's highest learning rate.
+    :param weight_decay: Adam's (decoupled) weight decay.
     :param validate_every: Steps between validations.
     :param validation_size: Problems in a validation.
     :param patience: Validations without a new best after which training stops.
@@ -45,10 +45,8 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in (
-            *("n_steps", "batch_size", "validate_every", "validation_size"),
-            "patience",
-        ):
+        counts = "n_steps batch_size validate_every validation_size patience"
+        for name in counts.split():
             check_integer(name, getattr(self, name), 1)
         check_positive("learning_rate", self.learning_rate)
 
@@ -56,12 +54,12 @@ class TrainingSettings:
 @dataclass(frozen=True)
 class TrainingStatus:
     """
-    What a status callback is told after each validation.
+    State of a training after a validation, for a status callback.
 
     :param step: Steps done.
-    :param n_steps: Steps that there will be.
+    :param n_steps: Steps in all.
     :param loss: Loss in this validation.
-    :param best: Least loss of all validations so far.
+    :param best: Lowest loss of all validations so far.
     :param errors: Other errors in this validation, by name.
     """
 
@@ -72,12 +70,8 @@ class TrainingStatus:
     errors: dict[str, float]
 
 
-def warm_cosine(step: int, n_steps: int) -> float:
-    """
-    :param step: Steps done.
-    :param n_steps: Steps in all.
-    :return: Factor of the learning rate: a linear rise, then half a cosine to 0.
-    """
+def _warm_cosine(step: int, n_steps: int) -> float:
+    """Factor of the learning rate: a linear rise, then half a cosine to 0."""
     warm = min(1.0, (step + 1) / min(WARM_UP, n_steps / 10))
     return warm * 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
@@ -99,19 +93,17 @@ def train_network(
     `loss` depends on nothing but the network and the step's number.
 
     :param network: The network, on the device to use. Its `settings` identify it.
-    :param training: How long and how fast to train.
+    :param training: Settings of the training.
     :param loss: Loss of the problems of a step, from the step's number.
     :param validate: Loss over the validation's problems, and other errors by name;
         called without gradients, the network in evaluation mode.
     :param checkpoint: File that keeps the state; training goes on from an existing one.
     :param status: Called after each validation; returning True stops.
     :return: The best validation loss.
-    :raises FileNotFoundError: no folder for the checkpoint.
     :raises ForeignCheckpoint: the checkpoint is damaged or of other training.
-    :raises FloatingPointError: the validation loss is not finite.
     """
-    made = f"{type(network).__name__} {network.settings}"
-    fingerprint = {"network": made, **asdict(training)}
+    network_text = f"{type(network).__name__} {network.settings}"
+    fingerprint = {"network": network_text, **asdict(training)}
     kept = Checkpoint(checkpoint, {k: str(v) for k, v in fingerprint.items()})
     optimizer = torch.optim.AdamW(
         network.parameters(),
@@ -122,7 +114,7 @@ def train_network(
     best_network = copy.deepcopy(network.state_dict())
     if kept.state:
         network.load_state_dict(kept.state["network"])
-        # The optimiser would change in place what is kept.
+        # A copy, because the optimiser changes its state in place.
         optimizer.load_state_dict(copy.deepcopy(kept.state["optimizer"]))
         best_network = kept.state["best_network"]
         step, best, best_at = (kept.state[k] for k in ("step", "best", "best_at"))
@@ -131,7 +123,7 @@ def train_network(
         step < n_steps and step - best_at < training.patience * training.validate_every
     ):
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * warm_cosine(step, n_steps)
+            group["lr"] = training.learning_rate * _warm_cosine(step, n_steps)
         optimizer.zero_grad()
         loss(step).backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
@@ -154,8 +146,7 @@ def train_network(
             "best_network": best_network,
         }
         kept.write_now_and_then()
-        told = TrainingStatus(step, n_steps, value, best, errors)
-        if status is not None and status(told):
+        if status and status(TrainingStatus(step, n_steps, value, best, errors)):
             break
     kept.write()
     network.load_state_dict(best_network)

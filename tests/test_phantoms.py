@@ -1,12 +1,7 @@
 import numpy as np
 import pytest
 
-from aspire_mom.phantoms import (
-    chain_phantom,
-    gaussian_phantom,
-    gaussians_on_grid,
-    helix_bundle_phantom,
-)
+from aspire_mom.phantoms import chain_phantom, gaussian_phantom, gaussians_on_grid
 
 SIZES = pytest.mark.parametrize("L", [24, 25])
 
@@ -35,9 +30,7 @@ def test_gaussians_point_by_point(L):
 
 
 @SIZES
-@pytest.mark.parametrize(
-    "make", [gaussian_phantom, chain_phantom, helix_bundle_phantom]
-)
+@pytest.mark.parametrize("make", [gaussian_phantom, chain_phantom])
 def test_phantoms_have_unit_norm_fit_the_ball_and_repeat(make, L):
     volume = make(L, seed=3, pixel_size=2.0)
     voxels = volume.asnumpy()[0]
