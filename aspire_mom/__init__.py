@@ -50,15 +50,8 @@ __all__ = [
     "paper_inversion",
 ]
 
-ROOMS = [
-    "bases",
-    "moments",
-    "rotations",
-    "volumes",
-    "networks",
-    "inversion",
-    "evaluation",
-]
+ROOMS = ["bases", "moments", "rotations", "volumes", "networks"]
+ROOMS += ["inversion", "evaluation"]
 
 
 # Names are imported when first used (PEP 562), so that importing this package does not
