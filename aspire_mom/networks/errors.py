@@ -1,12 +1,12 @@
 """
-Errors of volumes and densities that do not depend on the choice of axes' signs.
+Errors of volumes and densities that do not depend on the signs of the axes.
 
-Moments determine a volume and its density of views up to a rotation and the hand. In
+Moments determine a volume and its density of views up to a rotation and handedness. In
 the frame of the volume's principal axes eight choices remain, S = diag(±1, ±1, ±1).
-If S is proper, v(Sx) seen from R equals v seen from SR. If S is improper, S = -S', its
-Fourier values are V(-S'k) = conj V(S'k): v(Sx) seen from R equals v seen from S'R,
-turned by π in the plane, which in-plane averaged moments do not notice. So (v, ρ) has
-the moments of v(Sx) with views ρ(det(S) S d).
+If det S = 1, v(Sx) seen from R equals v seen from SR. If det S = -1, the Fourier values
+at S'k, S' = -S, are conjugate: v(Sx) seen from R equals v seen from S'R, turned by π in
+the plane, which does not change in-plane averaged moments. So (v, ρ) has the moments of
+v(Sx) with views ρ(det(S) S d).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from aspire_mom.rotations import real_spherical_harmonics
+from aspire_mom.rotations import log_density_harmonics
 
 #: The eight sign changes (8, 3).
 FLIPS = np.array(list(itertools.product((1, -1), repeat=3)))
-#: What they do to viewing directions (8, 3): diagonals of rotations.
+#: The same for viewing directions (8, 3): diagonals of rotations.
 VIEW_FLIPS = FLIPS * FLIPS.prod(1, keepdims=True)
 # No rotation, and rotations about one axis.
 ANGLES = np.deg2rad([[-60], [-30], [30], [60], [90]])
 TURNS = Rotation.from_rotvec(
     np.concatenate((np.zeros((1, 3)), np.kron(np.eye(3), ANGLES)))
 ).as_matrix()
-# Rings by which rotations are chosen.
+# Rings that choose the rotation.
 COARSE_RINGS = 4
-# Shells of lower RMS than this share of V(0) count less.
+# Shells whose RMS is below this share of V(0) have less weight.
 FAINT = 3e-3
 
 
@@ -40,9 +40,9 @@ def parity_transform(
     centres: Tensor, sigmas: Tensor, weights: Tensor, n_rings: int
 ) -> Tensor:
     """
-    Fourier transform sums of Gaussians to integer frequencies, split by parity: V(k) is
-    the sum of eight parts, times -i for each axis in which a part is odd. Changing the
-    sign of x, y or z changes the sign of the parts that are odd in it.
+    Evaluate V(k) of sums of Gaussians at integer frequencies as a sum of eight parts,
+    even or odd in each axis. Reversing an axis changes the sign of the odd parts. A
+    part's value carries a factor of -i for each axis in which it is odd.
 
     :param centres: Centres (batch, n, 3), box units, xyz order.
     :param sigmas: Standard deviations (batch, n).
@@ -66,33 +66,43 @@ def parity_transform(
 class InvariantErrors(nn.Module):
     """
     Errors of predictions under the best of eight choices of signs and of rotations
-    about the principal axes by multiples of 30°.
+    about the principal axes by multiples of 30°. The rotations are needed where two
+    principal moments are nearly equal and so hardly determine the axes. The innermost
+    shells choose the rotation, without gradients.
 
-    Where two principal moments are nearly equal, moments hardly tell the directions of
-    these axes; the rotations make them irrelevant. They are chosen by the innermost
-    shells and count as constants.
-
-    :param n_rings: Shells 1 … n_rings - 1 are compared.
-    :param points: Viewing directions (n_points, 3) that densities are given on.
+    :param n_rings: Number of rings; shells 1 … n_rings - 1 are compared.
+    :param points: Viewing directions (n_points, 3) of the densities.
     :param degree: Degree of the log-densities (see `DiscreteDensity`).
     """
+
+    shells: Tensor
+    coarse_shells: Tensor
+    signs: Tensor
+    harmonics: Tensor
+    view_signs: Tensor
+    turns: Tensor
+    view_turns: Tensor
 
     def __init__(self, n_rings: int, points: np.ndarray, degree: int):
         super().__init__()
         self.n_rings, self.n_coarse = n_rings, min(COARSE_RINGS, n_rings)
-        self.register_buffer("shells", _shells(n_rings))
-        self.register_buffer("coarse_shells", _shells(self.n_coarse))
-        self.register_buffer("signs", torch.from_numpy(_characters()).float())
         harmonics = log_density_harmonics(points, degree)
-        self.register_buffer("harmonics", harmonics.float())
-        flipped = [log_density_harmonics(points * s, degree) for s in VIEW_FLIPS]
         own = (harmonics**2).sum(0)
+        flipped = [log_density_harmonics(points * s, degree) for s in VIEW_FLIPS]
         view_signs = torch.stack([(f * harmonics).sum(0) / own for f in flipped])
-        self.register_buffer("view_signs", view_signs.round().float())
         turned = [log_density_harmonics(points @ turn, degree) for turn in TURNS]
         view_turns = torch.stack([harmonics.T @ t / own[:, None] for t in turned])
-        self.register_buffer("turns", torch.from_numpy(TURNS).float())
-        self.register_buffer("view_turns", view_turns.float())
+        for name, values in {
+            "shells": _shells(n_rings),
+            "coarse_shells": _shells(self.n_coarse),
+            # Sign of each parity part (column) under each flip (row).
+            "signs": np.where((FLIPS < 0)[:, None] & (FLIPS < 0), -1, 1).prod(-1),
+            "harmonics": harmonics,
+            "view_signs": view_signs.round(),
+            "turns": TURNS,
+            "view_turns": view_turns,
+        }.items():
+            self.register_buffer(name, torch.as_tensor(values).float())
 
     def forward(
         self, truth: tuple[Tensor, Tensor], found: tuple[tuple[Tensor, ...], Tensor]
@@ -102,9 +112,9 @@ class InvariantErrors(nn.Module):
             densities (batch, n_points).
         :param found: Centres, widths and weights of volumes, and coefficients of
             log-densities (batch, (degree + 1)² - 1).
-        :return: For the choice of least sum: squared errors of Fourier values on each
-            shell over their power, mean over shells; and Kullback-Leibler divergences
-            of the densities, in nats; both (batch,).
+        :return: Squared errors of Fourier values relative to the power of their shell,
+            mean over shells, and Kullback-Leibler divergences of the densities, in
+            nats, both (batch,), for the choice of lowest sum.
         """
         target, probabilities = truth
         (centres, sigmas, weights), coefficients = self._turned(truth, found)
@@ -118,7 +128,7 @@ class InvariantErrors(nn.Module):
         )
 
     def _turned(self, truth, found):
-        """What was found, turned by the best of the rotations."""
+        """What was found, after the best rotation."""
         target, probabilities = truth
         (centres, sigmas, weights), coefficients = found
         n_turns, n = len(self.turns), self.n_coarse
@@ -159,28 +169,10 @@ class InvariantErrors(nn.Module):
         return (entropy + normalisation)[:, None] - expected @ self.view_signs.T
 
 
-def log_density_harmonics(directions: np.ndarray, degree: int) -> Tensor:
-    """
-    :param directions: Unit vectors (n, 3).
-    :param degree: Largest degree.
-    :return: √(4π) Y_lm, l = 1 … degree, (n, (degree + 1)² - 1), float64, the functions
-        whose coefficients `DiscreteDensity` has.
-    """
-    directions = torch.tensor(directions)
-    harmonics = list(real_spherical_harmonics(directions, degree))[1:]
-    return math.sqrt(4 * math.pi) * torch.cat(harmonics, 1)
-
-
-def _characters() -> np.ndarray:
-    """Sign of each parity part (column) under each flip (row), (8, 8)."""
-    odd = FLIPS < 0
-    return np.where(odd[:, None] & odd, -1, 1).prod(-1)
-
-
 def _shells(n_rings: int) -> Tensor:
     """
-    Matrix (n_rings³, n_rings - 1) that sums an octant of frequencies to shells; each
-    stands for 2 along every axis on which it is not 0.
+    Matrix (n_rings³, n_rings - 1) that sums an octant of frequencies over shells. A
+    frequency counts twice for every axis on which it is not 0.
     """
     axis = np.arange(n_rings)
     k = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Exact moments of many Gaussian sums at once, in closed form."""
+"""Exact moments of many sums of Gaussians at once, in closed form."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ExactMoments(nn.Module):
         V(k) = Σ_lμ (-i)^l a_lμ(|k|) Y_lμ(k/|k|),
         a_lμ(r) = 4π Σ_g w_g exp(-2π² σ_g² r²) j_l(2π r |x_g|) Y_lμ(x_g/|x_g|),
 
-    whose coefficients a are real. A coefficient c[m, r] of the view from a direction is
-    a sum of the a_lμ(r) with l ≥ m and l - m even, with factors that depend on the
-    direction only: one matrix product per order, for any number of Gaussians.
+    with real coefficients a. The polar coefficient c[m, r] of a view is a sum of the
+    a_lμ(r) with l ≥ m and l - m even, with factors that depend on the direction only:
+    one matrix product per order, for any number of Gaussians.
 
     :param n_rings: Rings 0 … n_rings - 1.
     :param max_order: Angular orders 0 … max_order.
@@ -40,6 +40,9 @@ class ExactMoments(nn.Module):
     :param design_degree: Degree of the design of viewing directions.
     :raises ValueError: orders beyond the degree.
     """
+
+    radii: Tensor
+    bessel: Tensor
 
     def __init__(
         self,
@@ -51,8 +54,7 @@ class ExactMoments(nn.Module):
         super().__init__()
         if max_order > degree:
             raise ValueError(
-                f"max_order is {max_order}; harmonics of degree {degree} have orders up"
-                " to that"
+                f"max_order is {max_order}; it must be at most the degree, {degree}"
             )
         self.n_rings, self.max_order, self.degree = n_rings, max_order, degree
         #: Viewing directions (n_points, 3); point j + n_points/2 is -(point j).
@@ -76,17 +78,16 @@ class ExactMoments(nn.Module):
         """
         distance = torch.linalg.vector_norm(centres, dim=-1)
         directions = centres / distance.clamp_min(1e-12)[..., None]
-        # A centre at the origin has j_l = 0 but for l = 0, whatever its direction.
+        # At the origin j_l = 0 for l > 0: the direction does not matter.
         at = (distance / FARTHEST * (N_DISTANCES - 1)).clamp(max=N_DISTANCES - 1.001)
         below = at.long()
         share = (at - below)[..., None, None].float()
         bessel = torch.lerp(self.bessel[below], self.bessel[below + 1], share)
         decay = torch.exp(-2 * math.pi**2 * (sigmas[..., None] * self.radii) ** 2)
         amplitude = (4 * math.pi * weights[..., None] * decay).float()
-        harmonics = real_spherical_harmonics(directions, self.degree)
         parts = [
             y.float().transpose(1, 2) @ (bessel[:, :, l] * amplitude)
-            for l, y in enumerate(harmonics)
+            for l, y in enumerate(real_spherical_harmonics(directions, self.degree))
         ]
         return torch.cat(parts, 1)
 
@@ -95,8 +96,8 @@ class ExactMoments(nn.Module):
         :param a: Expansions (batch, (degree + 1)², n_rings).
         :param probabilities: Densities (batch, n_densities, n_points) on `points`.
         :return: First moment (batch, n_densities, n_rings) and second (batch,
-            n_densities, max_order + 1, n_rings, n_rings), complex, of images whose
-            coefficients are V without the 1/L of `PolarBasis`.
+            n_densities, max_order + 1, n_rings, n_rings), complex, L and L² times those
+            of `PolarBasis`.
         """
         ahead, behind = probabilities.float().chunk(2, -1)
         # Opposite views have conjugate second moments and the same first one.
@@ -116,29 +117,22 @@ class ExactMoments(nn.Module):
 
 
 def _chosen(m: int, degree: int) -> list[int]:
-    """Indices lμ that contribute to order m: others have Y_lm = 0 on the equator."""
+    """Indices lμ that contribute to order m; others have Y_lm = 0 on the equator."""
     return [i for l in range(m, degree + 1, 2) for i in range(l**2, (l + 1) ** 2)]
 
 
 def _orders_of_views(half: np.ndarray, max_order: int, degree: int):
     """
-    For each order m, the matrix (lμ, views) that takes a_lμ(r) to the real parts of
-    c[m, r], and after them the same for the imaginary parts.
+    For each order m, the matrix (lμ, 2 views) from a_lμ(r) to the real parts of c[m, r]
+    of all views, followed by the imaginary parts.
     """
     n_angles = 2 * degree + 2
     angles = 2 * np.pi * np.arange(n_angles) / n_angles
     circle = np.stack((np.cos(angles), np.sin(angles)))
     points = (viewing_rotations(half)[:, :, :2] @ circle).transpose(0, 2, 1)
-    harmonics = torch.cat(
-        [
-            (-1j) ** l * y
-            for l, y in enumerate(
-                real_spherical_harmonics(torch.from_numpy(points), degree)
-            )
-        ],
-        -1,
-    )
-    orders = torch.fft.fft(harmonics, dim=1) / n_angles
+    harmonics = real_spherical_harmonics(torch.from_numpy(points), degree)
+    values = torch.cat([(-1j) ** l * y for l, y in enumerate(harmonics)], -1)
+    orders = torch.fft.fft(values, dim=1) / n_angles
     for m in range(max_order + 1):
         c = orders[:, m, _chosen(m, degree)].T
         yield torch.cat((c.real, c.imag), 1).float()

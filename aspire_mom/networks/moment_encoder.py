@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,12 @@ MANY_CHANNELS = 64
 
 class PeriodicConv2d(nn.Conv2d):
     """
-    `torch.nn.Conv2d` with periodic padding, through Fourier space where a field has
-    many channels, as second moments of n × n images have (2 n²): a window of w × w then
-    costs n² w products per pair of channels in place of n² w².
+    `torch.nn.Conv2d` with periodic padding. Where a field has many channels, as second
+    moments of n × n images do (2 n²), it goes through Fourier space: a window of w × w
+    then costs n² w products per pair of channels in place of n² w².
 
-    Kernels are transformed along x; the product with the field's transform sums over
-    channels for each row of the kernel; the transform along y comes last, on few
-    numbers.
+    Kernels are transformed along x, multiplied by the field's transform and summed over
+    channels for each of their rows, and transformed along y last.
 
     :param before: Channels in.
     :param after: Channels out.
@@ -52,25 +52,23 @@ class PeriodicConv2d(nn.Conv2d):
         kernel = torch.complex(kernel @ half.real.T, kernel @ half.imag.T)
         kernel = kernel.reshape(self.in_channels, -1, n // 2 + 1).permute(2, 0, 1)
         by_row = (spectrum @ kernel).unflatten(-1, (-1, window))
+        assert self.bias is not None
         out = (by_row * waves[:, None]).sum(-1).permute(0, 3, 2, 1)
         return torch.fft.irfft2(out, s=(n, n)) + self.bias[:, None, None]
 
 
 class LatentEncoder(nn.Module):
     """
-    Encoder ξ_θ^v of section 4.2 and appendix A.2: moments in, a latent variable z_v of
-    the volume out, which `FourierNet` takes. Make one by :meth:`cartesian` or
-    :meth:`polar`.
+    Encoder ξ_θ^v of section 4.2 and appendix A.2, from moments to the latent variable
+    z_v of a `FourierNet`. Make one by :meth:`cartesian` or :meth:`polar`.
 
     Each moment is a field on side × side points with real and imaginary parts as
-    channels, scaled to unit RMS over all its entries: neither the scale of the data nor
-    the ratio of the moments' sizes matters. A branch of two convolutions per moment
-    gives 3 channels; both are stacked to 6, two more convolutions and a fully connected
-    layer follow, then one to the outputs. Other layers end in a LeakyReLU(0.02).
+    channels, scaled to unit RMS. A branch of two convolutions per moment gives 3
+    channels; both are stacked to 6, and two more convolutions and two fully connected
+    layers follow. All layers but the last end in a LeakyReLU(0.02).
 
-    The figure that states the paper's layer sizes (A.11) gives no text, so they are our
-    choice: for Cartesian moments the window of 15 and the fully connected 256 of the
-    authors' published 1-D code, and `channels` = 6 in hidden convolutions.
+    The paper does not state the sizes of the layers. The window of 15 for Cartesian
+    moments and the width of 256 are those of the authors' published 1-D code.
 
     :param side: Points along an edge of the field.
     :param first_shape: Shape of the first moment, side² or side entries.
@@ -124,7 +122,7 @@ class LatentEncoder(nn.Module):
             return nn.Sequential(*layers)
 
         second_channels = 2 * math.prod(second_shape) // side**2
-        # The CPU generator alone is seeded, and given back as it was.
+        # Seeds the CPU's generator only, and restores its state.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.first_branch = convolutions(2, channels, STACKED // 2)
@@ -139,12 +137,12 @@ class LatentEncoder(nn.Module):
 
     @classmethod
     def cartesian(
-        cls, L: int, n_outputs: int, *, window: int = 15, **sizes: int
+        cls, L: int, n_outputs: int, *, window: int = 15, **sizes: Any
     ) -> LatentEncoder:
         """
         Make an encoder of moments of all L² Fourier pixels (eq. 14), with periodic
-        padding. First moment (L²,), second (L², L²): the second's left pixel is the
-        channel, its right pixel the point of the field, as the paper's input1D_{n,n}.
+        padding. The first moment is (L²,), the second (L², L²), whose left pixel is the
+        channel and right pixel the point of the field (the paper's input1D_{n,n}).
 
         The first convolution of the second moment has 2 L² · window² · channels
         parameters, 10.7 million (43 MB in float32) at L = 63 and the defaults.
@@ -152,7 +150,7 @@ class LatentEncoder(nn.Module):
         :param L: Pixels along an edge of the images.
         :param n_outputs: Length of z.
         :param window: Convolution window, odd, at most 2 L - 1.
-        :param sizes: `channels`, `width` and `seed`, as the class takes them.
+        :param sizes: `channels`, `width` and `seed` of the class.
         :return: The encoder.
         """
         shapes = (L * L,), (L * L, L * L)
@@ -166,18 +164,18 @@ class LatentEncoder(nn.Module):
         n_outputs: int,
         *,
         window: int = 5,
-        **sizes: int,
+        **sizes: Any,
     ) -> LatentEncoder:
         """
-        Make an encoder of moments in the polar basis, with zero padding, for rings are
-        not periodic. First moment (n_rings,), of angular order 0, constant along the
-        field's other axis; second (n_orders, n_rings, n_rings), one block per order.
+        Make an encoder of moments in the polar basis, with zero padding, since rings
+        are not periodic. The first moment is (n_rings,), repeated along the field's
+        other axis, the second (n_orders, n_rings, n_rings).
 
         :param n_orders: Number of angular orders.
         :param n_rings: Number of rings.
         :param n_outputs: Length of z.
         :param window: Convolution window, odd, at most 2 n_rings - 1.
-        :param sizes: `channels`, `width` and `seed`, as the class takes them.
+        :param sizes: `channels`, `width` and `seed` of the class.
         :return: The encoder.
         """
         shapes = (n_rings,), (n_orders, n_rings, n_rings)
@@ -186,9 +184,8 @@ class LatentEncoder(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """
         :param first: First moment (..., *first_shape), complex.
-        :param second: Second moment (..., *second_shape), complex, with the same
-            leading axes. Both are computed with in the encoder's dtype.
-        :return: z (..., n_outputs), real.
+        :param second: Second moment (..., *second_shape), complex.
+        :return: z (..., n_outputs), real, in the encoder's dtype.
         :raises ValueError: shapes or leading axes do not fit, or moments are real.
         """
         batch = _leading("first moment", first, self.first_shape)
@@ -197,14 +194,11 @@ class LatentEncoder(nn.Module):
                 f"first moment of shape {tuple(first.shape)} and second moment of "
                 f"shape {tuple(second.shape)} have different leading axes"
             )
-        stacked = torch.cat(
-            (
-                self.first_branch(self._field(first, self.first_shape)),
-                self.second_branch(self._field(second, self.second_shape)),
-            ),
-            dim=1,
+        branches = (
+            self.first_branch(self._field(first, self.first_shape)),
+            self.second_branch(self._field(second, self.second_shape)),
         )
-        return self.joint(stacked).reshape(*batch, -1)
+        return self.joint(torch.cat(branches, dim=1)).reshape(*batch, -1)
 
     def _field(self, moment: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Moment as real fields (batch, channels, side, side) of unit RMS."""
@@ -221,22 +215,16 @@ class LatentEncoder(nn.Module):
 
 class MomentEncoder(LatentEncoder):
     """
-    Encoder ξ_θ^ρ: as :class:`LatentEncoder`, with a softmax at the end that makes its
-    outputs probabilities of a quadrature's nodes, the paper's z_ρ.
+    Encoder ξ_θ^ρ: a :class:`LatentEncoder` whose softmax at the end gives the
+    probabilities of a quadrature's nodes, the paper's z_ρ.
     """
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """
-        :param first: First moment, as :meth:`LatentEncoder.forward` takes it.
-        :param second: Second moment.
-        :return: Probabilities (..., n_outputs), non-negative, summing to one.
-        :raises ValueError: shapes or leading axes do not fit, or moments are real.
-        """
         return torch.softmax(super().forward(first, second), dim=-1)
 
 
 def _leading(name: str, moment: Tensor, shape: tuple[int, ...]) -> torch.Size:
-    """Axes of a moment before its own, which are checked."""
+    """Leading axes of a moment, after a check of the others."""
     if not moment.is_complex():
         raise ValueError(f"{name} must be complex, got {moment.dtype}")
     if moment.shape[-len(shape) :] != shape:

@@ -1,4 +1,4 @@
-"""Training problems: moments with the volumes and densities that they come from."""
+"""Draw training problems: volumes and densities of views with their moments."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from aspire_mom.networks.errors import parity_transform
 from aspire_mom.networks.exact import ExactMoments
 from aspire_mom.training import TrainingSettings
 
-# Streams of random numbers: training, validation and standardisation share none.
+# Streams of random numbers, none of which share numbers.
 TRAINING, VALIDATION, FAMILY = 0, 1, 2
-# Moments of a volume cost more than those of another density of its views.
+# Expanding a volume costs more than moments of another density of its views.
 DENSITIES_PER_VOLUME = 4
-# Share of problems with exact moments, and in the others ranges of log10 of the number
-# of images and of the noise's power on a ring of Fourier space over the squared mean:
-# about 5 / (L² · SNR) for a molecule that fills a quarter of its image.
+# Share of problems with exact moments. For the others, ranges of log10 of the number of
+# images and of the noise power on a ring over V(0)²: about 5 / (L² · SNR) for a molecule
+# that fills a quarter of its image.
 EXACT_SHARE = 0.25
 LOG_IMAGES, LOG_NOISE = (4.0, 6.0), (-3.0, 0.0)
-# Ranges of `gaussian_phantom` and `chain_phantom`, in boxes, and by how much the whole
-# is larger or smaller: molecules fill their boxes to different degrees.
+# Ranges of `gaussian_phantom` and `chain_phantom`, in boxes, and of the scale of the
+# whole, because molecules fill their boxes to different degrees.
 N_GAUSSIANS = (3, 12)
 CENTRES, SIGMAS, HEIGHTS = (0.08, 0.24), (0.06, 0.1), (1.0, 2.5)
 SCALES, WIDTH_SCALES = (0.8, 1.5), (0.6, 1.2)
 N_ATOMS = (60, 200)
 RADII, STEP, STIFFNESS, SHORTEST_AXIS = (0.2, 0.4), 0.2, 0.6, 0.45
 ATOM_SIGMAS, OFFSET = (0.02, 0.05), 0.015
-# Those of `VonMisesFisherMixture.random`.
+# Ranges of `VonMisesFisherMixture.random`.
 N_COMPONENTS, CONCENTRATIONS, DIRICHLET = 8, (2.0, 10.0), 5.0
 
 
@@ -46,18 +46,15 @@ class Training(TrainingSettings):
     Half of the volumes are Gaussian mixtures, half are chains, and each is seen by four
     densities: `batch_size` and `validation_size` are multiples of 8.
 
-    :raises ValueError: a number is out of range, or one of these no multiple of 8.
+    :raises ValueError: a number is out of range, or a size is no multiple of 8.
     """
 
     def __post_init__(self):
         super().__post_init__()
-        smallest = 2 * DENSITIES_PER_VOLUME
         for name in ("batch_size", "validation_size"):
             value = getattr(self, name)
-            if value % smallest:
-                raise ValueError(
-                    f"{name} is {value}; it must be a multiple of {smallest}"
-                )
+            if value % (2 * DENSITIES_PER_VOLUME):
+                raise ValueError(f"{name} is {value}; it must be a multiple of 8")
 
 
 @dataclass(frozen=True)
@@ -65,19 +62,14 @@ class Problems:
     """
     Moments with the volumes and densities to find, in units in which V(0) = 1.
 
-    :param first: First moments (batch, n_rings), complex.
-    :param second: Second moments (batch, max_order + 1, n_rings, n_rings), complex.
-    :param power_error: Standard errors of the rings' powers (batch, n_rings).
-    :param volumes: `parity_transform` of the volumes (batch, 8, n_rings³), turned to
-        their principal axes.
-    :param densities: Densities (batch, n_points) on the model's `points`.
+    :param moments: First and second moments and standard errors of the rings' powers,
+        as `StartEncoder` takes them.
+    :param truth: `parity_transform` of the volumes, turned to their principal axes, and
+        densities, as `InvariantErrors` takes them.
     """
 
-    first: Tensor
-    second: Tensor
-    power_error: Tensor
-    volumes: Tensor
-    densities: Tensor
+    moments: tuple[Tensor, Tensor, Tensor]
+    truth: tuple[Tensor, Tensor]
 
 
 def draw_problems(
@@ -86,9 +78,9 @@ def draw_problems(
     """
     Draw problems; the same stream gives the same ones.
 
-    :param training: Seed.
+    :param training: Settings with the seed.
     :param count: Number of problems, a multiple of 8.
-    :param stream: Which stream of random numbers: TRAINING with the step, VALIDATION or
+    :param stream: Stream of random numbers: TRAINING with the step, VALIDATION or
         FAMILY.
     :param exact: Forward model, on the device to use.
     :return: The problems, float32.
@@ -100,29 +92,30 @@ def draw_problems(
     for draw in (draw_mixtures, draw_chains):
         volumes = draw(n_volumes // 2, rng).in_principal_axes()
         arrays = (volumes.centres, volumes.sigmas, volumes.weights)
-        tensors = [torch.from_numpy(a).float().to(device) for a in arrays]
-        expansions.append(exact.expand(*tensors))
-        targets.append(parity_transform(*tensors, exact.n_rings))
+        x, sigmas, w = (torch.from_numpy(a).float().to(device) for a in arrays)
+        expansions.append(exact.expand(x, sigmas, w))
+        targets.append(parity_transform(x, sigmas, w, exact.n_rings))
     p = torch.from_numpy(draw_views(count, exact.points, rng)).float().to(device)
     shape = (n_volumes, DENSITIES_PER_VOLUME, -1)
     first, second = exact(torch.cat(expansions), p.reshape(shape))
     noisy = add_noise(first.flatten(0, 1), second.flatten(0, 1), rng)
-    volumes = torch.cat(targets).repeat_interleave(DENSITIES_PER_VOLUME, 0)
-    return Problems(*noisy, volumes, p)
+    return Problems(
+        noisy, (torch.cat(targets).repeat_interleave(DENSITIES_PER_VOLUME, 0), p)
+    )
 
 
 def add_noise(
     first: Tensor, second: Tensor, rng: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Add noise as of moments of N images: an entry of the mean of N products f_r conj
-    f_r' has the variance E|f_r|² E|f_r'|² / N, each E|f|² being signal and noise.
-    Entries are taken as independent.
+    Add noise like that of estimates from N images: an entry, the mean of N products
+    f_r conj f_r', has variance E|f_r|² E|f_r'|² / N, where E|f|² is the power of signal
+    and noise. Entries are independent.
 
     :param first: Exact first moments (batch, n_rings), complex.
     :param second: Exact second moments (batch, max_order + 1, n_rings, n_rings).
     :param rng: Random numbers.
-    :return: Noisy moments and the standard errors of the rings' powers.
+    :return: Noisy moments, and standard errors of the rings' powers (batch, n_rings).
     """
     batch, n_orders, n_rings = second.shape[:3]
     device = second.device
@@ -134,10 +127,8 @@ def add_noise(
     raw = own + floor.float().to(device)
     share = torch.from_numpy(n_images**-0.5).float().to(device)
     error = share[:, None, None, None] * (raw[..., None] * raw[..., None, :]).sqrt()
-    gaussian = torch.from_numpy(
-        rng.standard_normal((2, *second.shape), dtype=np.float32)
-    ).to(device)
-    scatter = torch.complex(*gaussian)
+    parts = rng.standard_normal((2, *second.shape), dtype=np.float32)
+    scatter = torch.complex(*torch.from_numpy(parts).to(device))
     # Hermitian, of unit variance; entries on the diagonal are real.
     scatter = (scatter + scatter.mH) / 2
     second = second + error * scatter
@@ -149,8 +140,8 @@ def add_noise(
 def power_errors(own_errors: Tensor) -> Tensor:
     """
     :param own_errors: Standard errors of E|c[m, r]|², (batch, max_order + 1, n_rings).
-    :return: Standard errors of the powers Σ_m E|c[m, r]|², all orders, (batch,
-        n_rings).
+    :return: Standard errors of the powers, sums over positive and negative orders,
+        (batch, n_rings).
     """
     twice = torch.full((own_errors.shape[1], 1), 2.0).to(own_errors)
     twice[0] = 1
@@ -160,11 +151,11 @@ def power_errors(own_errors: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 def ring_noise(n_orders: int, n_rings: int) -> np.ndarray:
     """
-    Return the power of white noise in each polar coefficient. It hardly depends on the
-    images' size, because rings are counted in cycles per box.
+    Return the power of white noise in each polar coefficient, which hardly depends on
+    the images' size, because rings are counted in cycles per box.
 
-    :param n_orders: Orders m = 0, 1, ….
-    :param n_rings: Rings from 0.
+    :param n_orders: Number of orders.
+    :param n_rings: Number of rings.
     :return: E|c[m, r]|² (n_orders, n_rings), 1 for c[0, 0].
     """
     basis = PolarBasis(2 * n_rings + 9, n_rings=n_rings, max_order=n_orders - 1)
@@ -179,8 +170,8 @@ class Mixtures:
 
     :param centres: (batch, n, 3), xyz order, float64.
     :param sigmas: Standard deviations (batch, n).
-    :param weights: Shares of V(0) (batch, n), summing to one; 0 where a volume has
-        fewer Gaussians than the batch's largest.
+    :param weights: Shares of V(0) (batch, n), summing to one; 0 beyond the number of
+        a volume's Gaussians.
     """
 
     centres: np.ndarray
@@ -196,15 +187,15 @@ class Mixtures:
         """
         weighted = self.weights[..., None] * self.centres
         second = np.swapaxes(weighted, 1, 2) @ self.centres
-        # Isotropic widths add a multiple of 1, which turns no axis.
+        # Widths of the Gaussians would add a multiple of the identity.
         axes = np.linalg.eigh(second)[1][..., ::-1]
         return Mixtures(self.centres @ axes, self.sigmas, self.weights)
 
 
 def draw_mixtures(count: int, rng: Generator) -> Mixtures:
     """
-    Draw volumes like `aspire_mom.phantoms.gaussian_phantom`, of 3 to 12 Gaussians,
-    larger or smaller, and with wider or narrower Gaussians.
+    Draw volumes like `aspire_mom.phantoms.gaussian_phantom`, of 3 to 12 Gaussians, of
+    more varied size and width.
 
     :param count: Number of volumes.
     :param rng: Random numbers.
@@ -224,7 +215,7 @@ def draw_mixtures(count: int, rng: Generator) -> Mixtures:
 def draw_chains(count: int, rng: Generator) -> Mixtures:
     """
     Draw volumes like `aspire_mom.phantoms.chain_phantom`: persistent random walks in
-    lopsided ellipsoids, of 60 to 200 equal atoms, a little off the box's centre.
+    ellipsoids, of 60 to 200 equal atoms, a little off the box's centre.
 
     :param count: Number of volumes.
     :param rng: Random numbers.
@@ -254,8 +245,7 @@ def draw_chains(count: int, rng: Generator) -> Mixtures:
 
 def draw_views(count: int, points: np.ndarray, rng: Generator) -> np.ndarray:
     """
-    Draw densities like `VonMisesFisherMixture.random` on the points of a design, as
-    :meth:`VonMisesFisherMixture.on` gives them.
+    Draw densities like `VonMisesFisherMixture.random` on the points of a design.
 
     :param count: Number of densities.
     :param points: Unit vectors (n_points, 3) of equal quadrature weights.

@@ -1,4 +1,4 @@
-"""Encoders of moments in the polar basis: from moments to a volume and a density."""
+"""Encoder of moments in the polar basis: from moments to a volume and a density."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from aspire_mom.checks import check_integer
 from aspire_mom.files import load_network, save_network
 
 DATA = Path(__file__).with_name("data") / "start.npz"
-# Rings of lower RMS than this share of the strongest count as empty.
+# Smallest RMS of a ring that counts, relative to the strongest.
 FAINT = 1e-3
-# Bounds of the standardised features.
+# Bound of the standardised features.
 CLIP = 5.0
 SUPPORT_RADIUS = 0.4
 # About the middle of the family's widths.
 START_SIGMA = 0.07
-# An object of this radius, in boxes, has these orders on a ring; others are noise.
+# Orders on a ring beyond those of an object of this radius, in boxes, are noise.
 REACH = 0.4
 
 
@@ -30,17 +30,17 @@ class StartEncoder(nn.Module):
     in-plane averaged moments of the innermost rings, and gives a mixture of Gaussians
     and a smooth log-density of views, in one frame.
 
-    The paper leaves this training for later and takes convolutions over Fourier pixels.
-    Nothing shifts over rings and orders, and there are few, so this is a residual
-    network of fully connected layers. Its features are
+    The paper has convolutions over Fourier pixels. Moments of rings and orders have no
+    translation symmetry, so this is a residual network of fully connected layers. Its
+    features, which depend neither on the scale of the data nor on the size of the
+    images, are
 
     - the logarithm of each ring's RMS, relative to the innermost,
     - the first moment over the RMS of its rings, and the second over that of both,
       Re for r ≥ r', Im for r > r', for the orders that an object in the box has,
     - the logarithm of the relative errors of the rings' powers,
 
-    all standardised over the family. Neither the scale of the data nor the size of the
-    images matters: rings are counted in cycles per box.
+    all standardised over the family of training problems.
 
     :param n_gaussians: Gaussians of the volume.
     :param n_rings: Rings in use.
@@ -50,6 +50,12 @@ class StartEncoder(nn.Module):
     :param n_blocks: Number of residual blocks.
     :param seed: Seed of the initial parameters.
     """
+
+    real_entries: Tensor
+    imaginary_entries: Tensor
+    multiplicity: Tensor
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,
@@ -88,7 +94,7 @@ class StartEncoder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.enter = nn.Linear(n_features, width)
-            self.blocks = nn.ModuleList(_Block(width) for _ in range(n_blocks))
+            self.blocks = nn.Sequential(*(_Block(width) for _ in range(n_blocks)))
             self.leave = nn.Linear(width, 5 * n_gaussians + n_density)
             # Gaussians that start apart move apart.
             self.leave.weight.data *= 0.1
@@ -99,15 +105,12 @@ class StartEncoder(nn.Module):
         self, path: str | Path, how: dict | None = None, *, overwrite: bool = False
     ) -> None:
         """
-        Write the encoder to one .npz file; see
-        :func:`~aspire_mom.files.save_network`.
+        Write the encoder to one .npz file (see
+        :func:`~aspire_mom.files.save_network`).
 
         :param path: File to write, its name ending in .npz.
-        :param how: How it was trained, of what JSON can hold.
+        :param how: How it was trained, values that JSON can hold.
         :param overwrite: Replace an existing file.
-        :raises ValueError: the name does not end in .npz.
-        :raises FileNotFoundError: the folder does not exist.
-        :raises FileExistsError: the file exists and `overwrite` is False.
         """
         kind = type(self).__name__
         save_network(path, self, kind, self.settings, how, overwrite=overwrite)
@@ -119,17 +122,16 @@ class StartEncoder(nn.Module):
 
         :param path: The .npz file.
         :return: The encoder, float32, in evaluation mode.
-        :raises FileNotFoundError: the file does not exist.
-        :raises ValueError: the file is damaged, or holds something else.
         """
-        return load_network(path, {cls.__name__: cls})[0]
+        encoder, _ = load_network(path, {cls.__name__: cls})
+        assert isinstance(encoder, cls)
+        return encoder
 
     def features(self, first: Tensor, second: Tensor, power_error: Tensor) -> Tensor:
         """
         :param first: First moments (batch, n_rings), complex.
         :param second: Second moments (batch, max_order + 1, n_rings, n_rings), complex.
-        :param power_error: Standard errors of the rings' powers (batch, n_rings), real;
-            0 for exact moments.
+        :param power_error: Standard errors of the rings' powers (batch, n_rings).
         :return: Features before they are standardised, (batch, n_features).
         """
         own = second.diagonal(dim1=-2, dim2=-1).real
@@ -143,25 +145,18 @@ class StartEncoder(nn.Module):
         real = second[:, m, r, s].real / (scale[:, r] * scale[:, s])
         m, r, s = self.imaginary_entries
         imaginary = second[:, m, r, s].imag / (scale[:, r] * scale[:, s])
-        return torch.cat(
-            (
-                (rms / rms[:, :1]).log(),
-                first.real / scale,
-                (error / rms**2 + FAINT).log(),
-                real,
-                imaginary,
-            ),
-            1,
-        )
+        relative = (error / rms**2 + FAINT).log()
+        parts = (rms / rms[:, :1]).log(), first.real / scale, relative, real, imaginary
+        return torch.cat(parts, 1)
 
     @torch.no_grad()
     def standardise(self, first: Tensor, second: Tensor, power_error: Tensor) -> None:
         """
-        Take mean and deviation of features from moments of the family.
+        Set the mean and deviation of features from moments of the family.
 
         :param first: As for :meth:`features`.
-        :param second: As for :meth:`features`.
-        :param power_error: As for :meth:`features`.
+        :param second: Likewise.
+        :param power_error: Likewise.
         """
         features = self.features(first, second, power_error)
         self.mean.copy_(features.mean(0))
@@ -180,9 +175,7 @@ class StartEncoder(nn.Module):
         """
         features = self.features(first, second, power_error)
         standard = ((features - self.mean) / self.deviation).clamp(-CLIP, CLIP)
-        x = self.enter(standard)
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(self.enter(standard))
         n = self.n_gaussians
         sizes = (3 * n, n, n, self.leave.out_features - 5 * n)
         u, widths, heights, density = self.leave(x).split(sizes, 1)
@@ -205,7 +198,7 @@ def pretrained() -> StartEncoder:
 
 def how_trained() -> dict:
     """
-    Tell how the encoder of :func:`pretrained` was made.
+    Return how the encoder of :func:`pretrained` was trained.
 
     :return: The command, all settings of the training, and the best validation loss.
     """
@@ -213,7 +206,7 @@ def how_trained() -> dict:
 
 
 def _told_entries(n_rings: int, max_order: int) -> tuple[Tensor, Tensor]:
-    """Indices m, r, r' (3, n) of a second moment's entries, of Re and of Im."""
+    """Indices m, r, r' (3, n) of the entries used, of real and of imaginary parts."""
     reach = torch.ceil(2 * math.pi * REACH * torch.arange(n_rings)) + 1
     reach[0] = 0  # ring 0 is one point
     seen = torch.arange(max_order + 1)[:, None] <= reach

@@ -1,4 +1,4 @@
-"""Supervised training of encoders, which section 5.2 leaves for later."""
+"""Supervised training of encoders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from aspire_mom.networks.problems import (
     FAMILY,
     TRAINING,
     VALIDATION,
-    Problems,
     Training,
     draw_problems,
 )
@@ -36,16 +35,13 @@ def train(
     encoder's parameters (see :func:`~aspire_mom.training.train_network`).
 
     :param encoder: The encoder; it ends with the parameters of the best validation.
-    :param training: What to do.
+    :param training: Settings.
     :param device: Torch device.
     :param checkpoint: File that keeps the state; training goes on from an existing one.
     :param status: Called after each validation with the errors "volume", the mean
         squared error of Fourier values over their power, and "density", the mean
         Kullback-Leibler divergence in nats; returning True stops.
     :return: The best validation loss, the sum of the two.
-    :raises FileNotFoundError: no folder for the checkpoint.
-    :raises ForeignCheckpoint: the checkpoint is damaged or of other training.
-    :raises FloatingPointError: the loss is not finite.
     """
     # Degrees that an object within 0.4 boxes has; directions that separate harmonics.
     reach = math.ceil(0.8 * math.pi * (encoder.n_rings - 1))
@@ -58,33 +54,19 @@ def train(
     errors = InvariantErrors(encoder.n_rings, exact.points, encoder.degree).to(device)
     encoder.to(device)
     family = draw_problems(training, training.validation_size, (FAMILY,), exact)
-    encoder.standardise(family.first, family.second, family.power_error)
+    encoder.standardise(*family.moments)
     validation = draw_problems(training, training.validation_size, (VALIDATION,), exact)
 
     def loss(step: int) -> Tensor:
         problems = draw_problems(training, training.batch_size, (TRAINING, step), exact)
-        volume, density = evaluate(encoder, problems, errors)
+        volume, density = errors(problems.truth, encoder(*problems.moments))
         return (volume + density).mean()
 
     def validate() -> tuple[float, dict[str, float]]:
-        volume, density = (
-            e.mean().item() for e in evaluate(encoder, validation, errors)
-        )
+        found = errors(validation.truth, encoder(*validation.moments))
+        volume, density = (error.mean().item() for error in found)
         return volume + density, {"volume": volume, "density": density}
 
     return train_network(
         encoder, training, loss, validate, checkpoint=checkpoint, status=status
     )
-
-
-def evaluate(
-    encoder: StartEncoder, problems: Problems, errors: InvariantErrors
-) -> tuple[Tensor, Tensor]:
-    """
-    :param encoder: The encoder.
-    :param problems: Problems and what is to be found.
-    :param errors: Errors of its answers.
-    :return: Errors of volumes and of densities, (batch,) each.
-    """
-    found = encoder(problems.first, problems.second, problems.power_error)
-    return errors((problems.volumes, problems.densities), found)

@@ -54,12 +54,11 @@ class DiscreteDensity(torch.nn.Module):
             raise ValueError(
                 f"nodes is {nodes!r}; a smooth density needs an SO3Quadrature"
             )
-        views = torch.from_numpy(np.ascontiguousarray(nodes.views))
-        harmonics = torch.cat(list(real_spherical_harmonics(views, degree))[1:], dim=1)
-        harmonics = harmonics.repeat_interleave(nodes.n_inplane, dim=0)
+        harmonics = log_density_harmonics(nodes.views, degree).float()
         l = torch.arange(1, degree + 1)
         l = l.repeat_interleave(2 * l + 1)
-        self.register_buffer("harmonics", (np.sqrt(4 * np.pi) * harmonics).float())
+        harmonics = harmonics.repeat_interleave(nodes.n_inplane, dim=0)
+        self.register_buffer("harmonics", harmonics)
         self.register_buffer("precision", (2 * l * (l + 1)).float())
         self.coefficients = torch.nn.Parameter(torch.zeros(len(l)))
 
@@ -114,6 +113,18 @@ class DiscreteDensity(torch.nn.Module):
         if self.coefficients is None:
             return self.logits
         return self.harmonics @ self.coefficients
+
+
+def log_density_harmonics(directions: np.ndarray, degree: int) -> Tensor:
+    """
+    Evaluate the functions whose coefficients `DiscreteDensity` has.
+
+    :param directions: Unit vectors (n, 3), xyz order.
+    :param degree: Largest degree.
+    :return: √(4π) Y_lm, l = 1 … degree, (n, (degree + 1)² - 1), float64.
+    """
+    harmonics = list(real_spherical_harmonics(torch.tensor(directions), degree))[1:]
+    return np.sqrt(4 * np.pi) * torch.cat(harmonics, 1)
 
 
 @dataclass(frozen=True, eq=False)

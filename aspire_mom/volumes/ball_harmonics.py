@@ -22,33 +22,31 @@ NEAR_ZERO = 1e-4
 
 class BallHarmonics(FourierVolume):
     """
-    The ball harmonics with band limit K, a basis of real volumes within a radius R of
-    the centre that are as band-limited as bounded support allows,
+    A real volume in a ball of radius R, expanded in a basis that is as band-limited as
+    bounded support allows,
 
         v(x) = Σ_lsm a_lsm N_ls j_l(z_ls |x|/R) Y_lm(x/|x|)   for |x| <= R, else 0,
 
-    with z_ls <= 2πRK the zeros of the spherical Bessel function j_l, Y_lm the real
-    spherical harmonics and N_ls > 0 making the basis orthonormal in L²(ball). The
-    Fourier transform V(k) = ∫ v(x) exp(-2πi k·x) dx has a closed form (the radial
-    integral is Lommel's),
+    with the zeros z_ls <= 2πRK of the spherical Bessel function j_l, real spherical
+    harmonics Y_lm, and N_ls > 0 such that the basis is orthonormal in L²(ball). The
+    Fourier transform V(k) = ∫ v(x) exp(-2πi k·x) dx has a closed form,
 
         V(k) = Σ_lsm a_lsm (-i)^l G_ls(|k|) Y_lm(k/|k|),
         G_ls(k) = ± 4π √(2R³) z_ls j_l(2πRk) / (z_ls² - (2πRk)²),
 
-    ± the sign of j_{l+1}(z_ls). It is linear in the coefficients, which are real, so
-    V(-k) = conj V(k) exactly. With lengths in boxes a voxel of `to_volume(L)` is
-    v(x)/L³, and Parseval's theorem reads ‖a‖² ≈ L³ ‖voxels‖².
+    where ± is the sign of j_{l+1}(z_ls). The coefficients are real, so V(-k) =
+    conj V(k) exactly. With lengths in boxes a voxel of `to_volume(L)` is v(x)/L³, and
+    Parseval's theorem reads ‖a‖² ≈ L³ ‖voxels‖².
 
     The parameter `coefficients` (n_coefficients,) runs over l, then s, then m from
     -l to l. It starts random, with ‖a‖ = 1 and amplitudes that fall with z_ls.
 
-    :param band_limit: K, cycles per box; L/2 for all that L voxels can show. About
+    :param band_limit: K, cycles per box, at most L/2 for L voxels. There are about
         17 (RK)³ coefficients.
     :param degree: Largest l, for fewer coefficients; default: all that K allows.
-    :param support_radius: R, in box units, at most 1/2.
+    :param support_radius: R, box units, at most 1/2.
     :param seed: Seed of the initial coefficients.
-    :raises ValueError: the support is not within the box, or the band limit is too low
-        for it.
+    :raises ValueError: a number is out of range, or K leaves no coefficient.
     """
 
     rings_at_once = True
@@ -82,32 +80,24 @@ class BallHarmonics(FourierVolume):
 
     def forward(self, k: Tensor) -> Tensor:
         """
-        Evaluate V.
+        Evaluate V. Gradients reach the coefficients only.
 
         :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype.
-            Gradients reach the coefficients, not k.
         :return: V(k), shape (...), complex dtype of the coefficients' precision.
         """
         return self._sum_degrees(_directions(k.detach()), k.detach())
 
     def slices(self, rotations: Tensor, frequencies: Tensor) -> Tensor:
-        """
-        Evaluate central slices, V(R (kx, ky, 0)ᵀ). Radii do not depend on the
-        rotations, so gradients reach the rotations too.
-
-        :param rotations: Rotation matrices (n, 3, 3) as in ASPIRE: R acts, not Rᵀ.
-        :param frequencies: In-plane frequencies (p, 2) as (kx, ky), cycles per box.
-        :return: Slices (n, p), complex.
-        """
+        # The radii do not depend on the rotations, so gradients reach these too.
         plane = torch.nn.functional.pad(frequencies, (0, 1))
         directions = torch.einsum("nij,pj->npi", rotations, _directions(plane))
         return self._sum_degrees(directions, frequencies)
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
         """
-        Evaluate V on the points radius × direction, by two matrix products. The
-        harmonics and radial functions of the last call are kept, since an optimiser
-        needs the same ones thousands of times. Gradients reach the coefficients only.
+        Evaluate V on the points radius × direction. Keep the harmonics and radial
+        functions of the last call, because an optimiser asks for the same ones
+        thousands of times. Gradients reach the coefficients only.
 
         :param directions: Unit vectors (n, 3), xyz order.
         :param radii: Non-negative radii (n_rings,) in cycles per box.
@@ -121,14 +111,12 @@ class BallHarmonics(FourierVolume):
     @torch.no_grad()
     def fit(self, volume: Volume) -> float:
         """
-        Fit to a volume by linear least squares over the ball |k| <= K: a spherical
-        quadrature gives the harmonics of V on shells at Gauss-Legendre radii, and each
-        degree is solved for by itself.
+        Fit to a volume by linear least squares over the ball |k| <= K: integrate
+        harmonics of V over shells at Gauss-Legendre radii, and solve degree by degree.
 
         :param volume: One ASPIRE `Volume` of size L >= 2K.
-        :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation.
-        :raises TypeError: `volume` is no real `Volume`.
-        :raises ValueError: it is a stack, not finite, or smaller than 2K.
+        :return: :meth:`relative_error`.
+        :raises ValueError: the volume is smaller than 2K.
         """
         L, K = len(check_volume("volume", volume)), self.band_limit
         if 2 * K > L:
@@ -143,9 +131,8 @@ class BallHarmonics(FourierVolume):
         weighting = torch.from_numpy(radii * np.sqrt(radial_weights))[:, None]
         solution = []
         harmonics = real_spherical_harmonics(torch.from_numpy(directions), self.degree)
-        for l, (Y, G) in enumerate(
-            zip(harmonics, self._radial(torch.from_numpy(radii)), strict=True)
-        ):
+        radial = self._radial(torch.from_numpy(radii))
+        for l, (Y, G) in enumerate(zip(harmonics, radial, strict=True)):
             shells = (values.imag if l % 2 else values.real).T @ Y
             matrix = weighting * G.cpu().double()
             solution.append(torch.linalg.lstsq(matrix, weighting * shells).solution)
@@ -158,10 +145,9 @@ class BallHarmonics(FourierVolume):
         key = (directions, radii, self.coefficients[:0])
         if self._rings is None or not all(map(_identical, key, self._rings[0])):
             harmonics = real_spherical_harmonics(directions, self.degree)
-            Y = [y.to(self.coefficients) for y in harmonics]
-            odd = [torch.full(y.shape[1:], l % 2 == 1) for l, y in enumerate(Y)]
-            odd = torch.cat(odd).to(directions.device)
-            Y = torch.cat(Y, 1)
+            Y = torch.cat([y.to(self.coefficients) for y in harmonics], 1)
+            l = torch.arange(Y.shape[1], device=Y.device).double().sqrt().long()
+            odd = l % 2 == 1
             factors = Y[:, ~odd], Y[:, odd], odd, self._radial(radii)
             self._rings = tuple(tensor.clone() for tensor in key), factors
         return self._rings[1]
@@ -170,13 +156,11 @@ class BallHarmonics(FourierVolume):
         """V at directions (..., 3) and radii |k|, k (..., 3) or (p, 2) to broadcast."""
         radii, index = torch.linalg.norm(k, dim=-1).unique(return_inverse=True)
         harmonics = real_spherical_harmonics(directions, self.degree)
-        parts = [0, 0]  # real (even degrees) and imaginary (odd degrees)
-        for l, (Y, G, a) in enumerate(
-            zip(harmonics, self._radial(radii), self._blocks(), strict=True)
-        ):
-            parts[l % 2] = parts[l % 2] + (Y.to(a) * (G @ a)[index]).sum(-1)
-        real, imaginary = parts
-        return torch.complex(real, imaginary + torch.zeros_like(real))
+        terms = zip(harmonics, self._radial(radii), self._blocks(), strict=True)
+        sums = [(Y.to(a) * (G @ a)[index]).sum(-1) for Y, G, a in terms]
+        # Degree 1 may be missing.
+        imaginary = sum(sums[1::2], torch.zeros_like(sums[0]))
+        return torch.complex(sum(sums[2::2], sums[0]), imaginary)
 
     def _blocks(self) -> list[Tensor]:
         """The coefficients by degree, (n_s, 2l + 1) each."""
@@ -185,7 +169,7 @@ class BallHarmonics(FourierVolume):
         return [a.reshape(-1, 2 * l + 1) for l, a in enumerate(blocks)]
 
     def _radial(self, radii: Tensor) -> list[Tensor]:
-        """G_ls, times the sign that is left of (-i)^l once i is set apart, by l."""
+        """G_ls times the real or imaginary part of (-i)^l, (n_radii, n_s), by l."""
         kappa = 2 * np.pi * self.support_radius * radii.double().cpu().numpy()
         scale = 4 * np.pi * np.sqrt(2 * self.support_radius**3)
         return [
@@ -198,8 +182,8 @@ class BallHarmonics(FourierVolume):
 
 def _half_sphere_quadrature(degree: int) -> tuple[np.ndarray, np.ndarray]:
     """
-    Directions (n, 3), z > 0, and weights that integrate over the sphere the even
-    polynomials up to the degree.
+    Directions (n, 3), z > 0, and weights that integrate even polynomials up to the
+    degree over the sphere.
     """
     n_heights = 2 * (degree // 4 + 1)  # even: no node at z = 0
     z, weights = np.polynomial.legendre.leggauss(n_heights)

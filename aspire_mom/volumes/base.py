@@ -1,4 +1,4 @@
-"""The one interface that every volume model has."""
+"""The interface of all volume models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GRID_CHUNK = 2**13
 SMALL_MODEL = 5000
 # Frequencies evaluated at once: as many as keep a network's layers in cache.
 POINTS_PER_CHUNK = 2**11
-# Shells of less power than this, relative to the strongest, count as if they had it.
+# Smallest power of a shell that counts in a fit, relative to the strongest shell.
 FAINT = 1e-6
 
 
@@ -37,8 +37,7 @@ class FourierVolume(torch.nn.Module):
     A subclass defines :meth:`forward`; real volumes need V(-k) = conj V(k).
     """
 
-    #: Whether :meth:`on_rings` keeps so little per point for its gradient that all
-    #: points can be evaluated at once. A network would not fit in memory.
+    #: Whether the gradient of :meth:`on_rings` at all points together fits in memory.
     rings_at_once = False
 
     def forward(self, k: Tensor) -> Tensor:
@@ -52,20 +51,18 @@ class FourierVolume(torch.nn.Module):
 
     def variables(self) -> list[Tensor]:
         """
-        List what Fourier values depend on, other than k.
+        List the variables of the volume.
 
-        :return: Tensors to differentiate by.
+        :return: Tensors that Fourier values depend on, other than k.
         """
-        return list(self.parameters())
+        return [*self.parameters()]
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
         """
-        Evaluate V on the points radius × direction. A subclass for which this product
-        is cheaper than scattered points overrides it.
+        Evaluate V on the points radius × direction.
 
         :param directions: Unit vectors (n, 3), xyz order.
-        :param radii: Non-negative integer radii (n_rings,) in cycles per box, of
-            the directions' dtype.
+        :param radii: Radii (n_rings,) in cycles per box, of the directions' dtype.
         :return: V (n, n_rings), complex.
         """
         return self(radii[None, :, None] * directions[:, None, :])
@@ -90,26 +87,18 @@ class FourierVolume(torch.nn.Module):
         :param L: Voxels along an edge.
         :param pixel_size: Ångström per voxel.
         :return: ASPIRE `Volume`, [z, y, x], float32.
-        :raises ValueError: `L` is no integer above 0, or the pixel size not positive.
         """
         check_integer("L", L, 1)
         if pixel_size is not None:
             check_positive("pixel_size", pixel_size)
-        reference = next(self.parameters())
+        like = next(self.parameters())
         n = L - 1 + L % 2  # without the Nyquist planes: as many k > 0 as k < 0
         axis = torch.arange(n) - n // 2
         k = torch.cartesian_prod(axis, axis, axis).flip(-1)[: n**3 // 2 + 1]
-        half = torch.cat(
-            [
-                self(chunk.to(reference.device, reference.dtype)).cpu()
-                for chunk in k.split(GRID_CHUNK)
-            ]
-        )
-        half = half.numpy().astype(np.complex128)
-        values = np.zeros((L, L, L), np.complex128)
-        values[-n:, -n:, -n:] = np.concatenate((half, half[-2::-1].conj())).reshape(
-            n, n, n
-        )
+        parts = [self(chunk.to(like)).cpu() for chunk in k.split(GRID_CHUNK)]
+        half = torch.cat(parts).numpy().astype(np.complex128)
+        cube = np.concatenate((half, half[-2::-1].conj())).reshape(n, n, n)
+        values = np.pad(cube, [(L - n, 0)] * 3)
         grid = fft.centered_ifftn(values).real
         return Volume(grid.astype(np.float32), pixel_size=pixel_size)
 
@@ -126,13 +115,12 @@ class FourierVolume(torch.nn.Module):
         """
         Fit to a volume, as for the "neural ground truth" of the paper's section 5.2:
         least squares on the Fourier values at the integer frequencies |k| < L/2, one of
-        each pair ±k. The corners of the Fourier cube, |k| >= L/2, are left out: no
-        rotated slice of the grid has values for all of them.
+        each pair ±k. Not all rotated slices reach the corners |k| >= L/2.
 
         Adam works on random batches, its learning rate falling to zero along a cosine.
         Squared errors are divided by the RMS of V on their shells: undivided, Adam does
-        not get to the outer shells, whose power is orders of magnitude lower; divided
-        by the power, the inner shells suffer. L-BFGS follows on all frequencies and
+        not fit the outer shells, whose power is orders of magnitude lower; divided by
+        the power, it fits the inner ones badly. L-BFGS follows on all frequencies and
         undivided errors where the model has at most 5000 parameters.
 
         :param volume: One ASPIRE `Volume`, of odd or even size L.
@@ -143,8 +131,7 @@ class FourierVolume(torch.nn.Module):
         :param callback: Called with the step and the loss (relative to the volume's
             power, both weighted) after each step of Adam; returning True stops.
         :return: :meth:`relative_error`, which counts the corners, too.
-        :raises TypeError: `volume` is no real `Volume`.
-        :raises ValueError: it is a stack, not finite, or zero where it is fitted.
+        :raises ValueError: the volume is zero at the frequencies of the fit.
         """
         k, target = _integer_frequencies(volume, next(self.parameters()))
         power = target.abs().square().sum()
@@ -189,7 +176,7 @@ class FourierVolume(torch.nn.Module):
 
 
 def _polish(model: FourierVolume, loss: Callable[[], Tensor], n_steps: int) -> None:
-    """L-BFGS, to the best point that it has seen if a line search leaves the finite."""
+    """L-BFGS; after a loss that is not finite, take the best parameters so far."""
     optimizer = torch.optim.LBFGS(
         model.parameters(), max_iter=n_steps, line_search_fn="strong_wolfe"
     )
@@ -213,12 +200,7 @@ def _polish(model: FourierVolume, loss: Callable[[], Tensor], n_steps: int) -> N
 
 
 def _shell_weights(k: Tensor, target: Tensor) -> Tensor:
-    """
-    :param k: Frequencies (n, 3).
-    :param target: V there (n,), complex.
-    :return: The inverse RMS of V on the shell of each (n,), such that weighted squares
-        of V sum to one.
-    """
+    """Inverse RMS of V on each k's shell (n,), scaled so that Σ weight |V|² = 1."""
     power, shell = target.abs().square(), torch.linalg.norm(k, dim=1).round().long()
     mean = torch.bincount(shell, power) / torch.bincount(shell).clamp_min(1)
     weights = (mean + FAINT * mean.max()).rsqrt()[shell].to(power)

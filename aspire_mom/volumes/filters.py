@@ -14,14 +14,11 @@ def check_resolution(resolution: float, L: int, pixel_size: float | None) -> Non
     :param resolution: Resolution of a filter in Ångström.
     :param L: Voxels along an edge.
     :param pixel_size: Ångström per voxel.
-    :raises ValueError: no pixel size, or a resolution that is not between two voxels
-        and the box.
+    :raises ValueError: the pixel size is missing, or the resolution is not between two
+        voxels and the box.
     """
     if pixel_size is None:
-        raise ValueError(
-            f"a low-pass filter at {resolution:g} Å needs a pixel size, and there is"
-            " none"
-        )
+        raise ValueError(f"a low-pass filter at {resolution:g} Å needs a pixel size")
     if not 2 * pixel_size <= resolution <= L * pixel_size:
         raise ValueError(
             f"the low-pass filter is at {resolution:g} Å; it must lie between two"
@@ -31,14 +28,12 @@ def check_resolution(resolution: float, L: int, pixel_size: float | None) -> Non
 
 def low_pass(volume: Volume, resolution: float) -> Volume:
     """
-    Remove what is finer than a resolution: Fourier values are kept up to one shell
-    before box / resolution, zero from one shell after it, and fall as a raised cosine
-    in between.
+    Apply a low-pass filter: it is 1 up to one shell before box / resolution, 0 from one
+    shell after it, and a raised cosine in between.
 
     :param volume: One ASPIRE `Volume` with a pixel size.
     :param resolution: Resolution in Ångström, where the filter is one half.
     :return: ASPIRE `Volume` of the same shape, dtype and pixel size.
-    :raises ValueError: as :func:`check_resolution`.
     """
     L, pixel_size = volume.resolution, volume.pixel_size
     check_resolution(resolution, L, pixel_size)
@@ -53,8 +48,8 @@ def low_pass(volume: Volume, resolution: float) -> Volume:
 
 def mirror(volume: Volume) -> Volume:
     """
-    The other hand: z changes sign about voxel L//2 (J of JRJ). For even L the plane
-    z = -L/2 stays in place.
+    Change handedness: reverse z about voxel L//2 (J of JRJ). For even L the plane z =
+    -L/2 stays in place.
 
     :param volume: ASPIRE `Volume` or stack of volumes.
     :return: ASPIRE `Volume` of the same shape, dtype and pixel size.

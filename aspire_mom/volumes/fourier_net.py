@@ -14,14 +14,12 @@ from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.base import FourierVolume
 from aspire_mom.volumes.grid import volume_transform
 
-# First-layer waves are those of points in a ball this large (box units) ...
+# Radius of the ball that first-layer points are drawn from, box units.
 FIRST_RADIUS = 0.2
-# ... the envelope starts as exp(-ENVELOPE (|k| / band limit)²) ...
+# The envelope starts as exp(-ENVELOPE (|k| / band limit)²).
 ENVELOPE = 6.0
-# ... and output parameters are this much smaller than a SIREN's hidden ones.
-OUTPUT_GAIN = 0.1
-# Parameters of the latent variable start small, so that it matters little at first.
-LATENT_GAIN = 0.1
+# Initial parameters of the outputs and of the latent variable, relative to others.
+OUTPUT_GAIN = LATENT_GAIN = 0.1
 # Rotated frequencies at the band limit may exceed it by rounding.
 ROUNDING = 1e-4
 
@@ -33,38 +31,35 @@ class FourierNet(FourierVolume):
 
         V(k) = s exp(e(k)) (p(k) + i q(k)),
 
-    with a real log-amplitude e and a complex modulant p + iq, each a network with sine
-    activations (SIREN, Sitzmann et al. 2020). V vanishes on curves about which its
-    phase winds; there the modulant crosses zero smoothly.
+    where e, p and q are real networks with sine activations (SIREN, Sitzmann et al.
+    2020). Since p + iq can cross zero smoothly, so can V.
 
-    Real volumes need V(-k) = conj V(k): e and p are even and q is odd by construction.
-    The first layer of an even network is cos(Wk); an odd network has sines and no
-    biases.
+    For V(-k) = conj V(k), as real volumes need, e and p are even and q is odd: the
+    first layer of an even network is cos(Wk); the odd network has sines and no biases.
+    The paper leaves sizes and initial values open. The rows of W are 2π times points
+    drawn uniformly from a ball of radius 0.2 boxes, since a point at x contributes
+    exp(-2πi k·x). The term -c|k/K|² of e, with c trained from 6, lets power decay from
+    the start, which halves the error of a fit to four Gaussians at 25³. Beyond the band
+    limit, where the network is not trained, V is zero.
 
-    The paper leaves the sizes open. Here are three networks of three hidden layers, 128
-    wide, with ω = 5. The rows of W are 2π times points drawn uniformly from a ball of
-    radius 0.2 boxes, since a point at x contributes exp(-2πi k·x), whatever the band
-    limit. The log-amplitude holds -c|k/K|² with c trained from 6: power decays from the
-    start, which halves the error of a fit to four Gaussians at 25³.
-
-    V is zero beyond the band limit, where the network has never been trained.
-
-    With an encoder, v̂_φ has the latent variable z_v = ξ_θ^v(M̂¹, M̂²) as further input
+    With an encoder, the latent variable z_v = ξ_θ^v(M̂¹, M̂²) is a further input
     (section 4.2), the same at all k. To keep the symmetry, z_v shifts the arguments of
-    the hidden sines of even networks, and scales them in the odd one.
+    the hidden sines in even networks, and scales them in the odd one.
 
-    :param band_limit: K, cycles per box: the largest |k| that the data have, L/2 for
-        rings in an L-pixel image, L/√2 where the corners of its transform count.
+    :param band_limit: K, cycles per box: the largest |k| of the data, L/2 for rings in
+        an L-pixel image, L/√2 with the corners of its transform.
     :param hidden: Width of the hidden layers.
     :param layers: Number of hidden layers.
     :param omega: Factor ω in the hidden sines, by which initial hidden parameters are
         divided: it sets how fast V changes under the optimiser.
     :param scale: s, the largest |V| of the data, which is V(0) for non-negative
         volumes. :meth:`fit` sets it.
-    :param encoder: ξ_θ^v, such as a `LatentEncoder`: moments to z_v, of length
-        `n_outputs`.
+    :param encoder: ξ_θ^v, from moments to z_v, such as a `LatentEncoder`.
     :param seed: Seed of the initial parameters.
     """
+
+    scale: Tensor
+    latent: Tensor | None
 
     def __init__(
         self,
@@ -83,21 +78,17 @@ class FourierNet(FourierVolume):
         check_integer("hidden", hidden, 1)
         check_integer("layers", layers, 1)
         self.band_limit = float(band_limit)
-        generator = torch.Generator().manual_seed(seed)
         n_latent = 0 if encoder is None else encoder.n_outputs
-        networks = [
-            _Siren(odd, hidden, layers, omega, n_latent, generator)
-            for odd in (False, False, True)
-        ]
+        sizes = hidden, layers, omega, n_latent, torch.Generator().manual_seed(seed)
         self.encoder, self.latent = encoder, None
-        self.envelope, self.real, self.imaginary = networks
+        self.envelope, self.real = _Siren(False, *sizes), _Siren(False, *sizes)
+        self.imaginary = _Siren(True, *sizes)
         self.decay = torch.nn.Parameter(torch.tensor(ENVELOPE))
         self.register_buffer("scale", torch.tensor(float(scale)))
 
     def encode(self, first: Tensor, second: Tensor) -> None:
         """
-        Set z_v from moments, for all evaluations from here on. Without an encoder, do
-        nothing.
+        Set z_v from moments, for all later evaluations. Without an encoder, do nothing.
 
         :param first: First moment, of the shape that the encoder was made for, complex.
         :param second: Second moment.
@@ -106,14 +97,10 @@ class FourierNet(FourierVolume):
             self.latent = self.encoder(first, second)
 
     def variables(self) -> list[Tensor]:
-        """
-        List what Fourier values depend on, other than k.
-
-        :return: Parameters, with z_v in place of those of its encoder.
-        """
+        # z_v in place of its encoder's parameters.
         networks = (self.envelope, self.real, self.imaginary)
         own = [self.decay, *(p for net in networks for p in net.parameters())]
-        return own if self.latent is None else [*own, self.latent]
+        return [*own] if self.latent is None else [*own, self.latent]
 
     def forward(self, k: Tensor) -> Tensor:
         """
@@ -122,7 +109,7 @@ class FourierNet(FourierVolume):
         :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype of the
             parameters.
         :return: V(k), shape (...), complex; zero for |k| > band_limit.
-        :raises ValueError: the encoder has been given no moments yet.
+        :raises ValueError: there is an encoder, but :meth:`encode` was not called.
         """
         if self.encoder is not None and self.latent is None:
             raise ValueError("z_v is not known yet; call encode(first, second) first")
@@ -135,17 +122,16 @@ class FourierNet(FourierVolume):
         )
 
     def __getstate__(self) -> dict:
-        # z_v belongs to the graph that computed it: copies are without it.
+        # z_v belongs to the graph that computed it, so it cannot be copied.
         return {**self.__dict__, "latent": None}
 
     def fit(self, volume: Volume, **options) -> float:
         """
-        Set the scale to the volume's largest |V|, then fit as
-        :meth:`FourierVolume.fit` does.
+        Set the scale to the volume's largest |V|, then call :meth:`FourierVolume.fit`.
 
         :param volume: One ASPIRE `Volume`.
-        :param options: As for :meth:`FourierVolume.fit`.
-        :return: ‖to_volume(L) - v‖/‖v‖.
+        :param options: Options of :meth:`FourierVolume.fit`.
+        :return: :meth:`relative_error`.
         :raises ValueError: there is an encoder, which one volume cannot train.
         """
         if self.encoder is not None:

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.base import FourierVolume
 
-# Centres stay within this share of the support, where their parameters are finite.
+# Given centres move within this share of the support: parameters stay finite.
 INSIDE = 0.97
 SMALLEST_WEIGHT = 1e-4
 
@@ -22,15 +22,14 @@ class GaussianMixture(FourierVolume):
 
         V(k) = Σ_g w_g exp(-2π² σ_g² |k|²) exp(-2πi k·μ_g),
 
-    non-negative, smooth and of bounded support: the default of `MomentInversion`. The
-    second moment determines sums of Gaussians even where all views are equally likely
-    (arXiv 2209.10531).
+    non-negative, smooth and of bounded support. The second moment determines sums of
+    Gaussians even where all views are equally likely (arXiv 2209.10531).
 
     :param n_gaussians: Number of Gaussians.
     :param support_radius: Radius of the ball that holds the centres, box units.
-    :param sigma: Standard deviation that all start with, box units.
+    :param sigma: Standard deviation of all Gaussians at the start, box units.
     :param signed: Let weights be negative, for maps whose solvent is not at zero.
-    :param total: Scale of V: the sum of the weights at the start, about.
+    :param total: Approximate sum of the weights at the start, which sets their scale.
     :param seed: Seed of the random start.
     :raises ValueError: a number is out of range.
     """
@@ -56,15 +55,13 @@ class GaussianMixture(FourierVolume):
                 f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"
             )
         generator = torch.Generator().manual_seed(seed)
-        self.support_radius = support_radius
-        self.signed = signed
+        self.support_radius, self.signed = support_radius, signed
         self.scale = total / n_gaussians
         centres = 0.6 * torch.randn(n_gaussians, 3, generator=generator)
         weights = 0.54 + 0.2 * torch.randn(n_gaussians, generator=generator)
         self.centre_parameters = torch.nn.Parameter(centres)
-        self.log_sigmas = torch.nn.Parameter(
-            torch.full((n_gaussians,), math.log(sigma))
-        )
+        log_sigmas = torch.full((n_gaussians,), math.log(sigma))
+        self.log_sigmas = torch.nn.Parameter(log_sigmas)
         self.weight_parameters = torch.nn.Parameter(weights)
 
     def __len__(self) -> int:
@@ -90,12 +87,6 @@ class GaussianMixture(FourierVolume):
         return self.scale * (w if self.signed else softplus(w))
 
     def forward(self, k: Tensor) -> Tensor:
-        """
-        Evaluate V.
-
-        :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype.
-        :return: V(k), shape (...), complex.
-        """
         phase = -2 * math.pi * k @ self.centres.T
         square = (k**2).sum(-1, keepdim=True)
         amplitude = self.weights * torch.exp(-2 * math.pi**2 * square * self.sigmas**2)
@@ -104,13 +95,6 @@ class GaussianMixture(FourierVolume):
         )
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
-        """
-        Evaluate V on the points radius × direction; radii 0, 1, 2, … are fast.
-
-        :param directions: Unit vectors (n, 3), xyz order.
-        :param radii: Radii (n_rings,) in cycles per box.
-        :return: V (n, n_rings), complex.
-        """
         if not torch.equal(radii, torch.arange(len(radii)).to(radii)):
             return super().on_rings(directions, radii)
         phase = -2 * math.pi * directions @ self.centres.T
@@ -156,10 +140,11 @@ class GaussianMixture(FourierVolume):
         :param weights: Weights (n,), each the share of its Gaussian in V(0).
         :return: The mixture, of the centres' dtype and on their device.
         """
-        n = len(sigmas)
-        total = self.scale * len(self)
         mixture = GaussianMixture(
-            n, support_radius=self.support_radius, signed=self.signed, total=total
+            len(sigmas),
+            support_radius=self.support_radius,
+            signed=self.signed,
+            total=self.scale * len(self),
         ).to(centres)
         unit = centres / self.support_radius
         unit = unit * (INSIDE / unit.norm(dim=1, keepdim=True)).clamp(max=1)
@@ -176,10 +161,9 @@ class GaussianMixture(FourierVolume):
 
 class RingSum(torch.autograd.Function):
     """
-    Sums (n, n_rings) Σ_g a[g, r] exp(i r φ[n, g]), r = 0, 1, …, of real φ (n,
-    n_gaussians) and a (n_gaussians, n_rings), by powers of exp(iφ): one sine and cosine
-    per direction and Gaussian, and nothing of size directions × rings × Gaussians kept
-    for the gradient.
+    Sums Σ_g a[g, r] exp(i r φ[n, g]) (n, n_rings), r = 0, 1, …, of real φ (n,
+    n_gaussians) and a (n_gaussians, n_rings), by powers of exp(iφ). The gradient keeps
+    only φ and a, nothing of size directions × rings × Gaussians.
     """
 
     @staticmethod

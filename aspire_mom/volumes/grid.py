@@ -9,7 +9,7 @@ from aspire.volume import Volume
 
 from aspire_mom.checks import check_volume
 
-# Relative accuracy of the transforms, well below anything that is compared with them.
+# Relative accuracy of the non-uniform transforms.
 NUFFT_ACCURACY = 1e-10
 
 
@@ -20,8 +20,6 @@ def volume_transform(volume: Volume) -> np.ndarray:
 
     :param volume: One ASPIRE `Volume`.
     :return: V [kz, ky, kx] (L, L, L), complex128, zero frequency at L//2.
-    :raises TypeError: `volume` is no real `Volume`.
-    :raises ValueError: it is a stack or not finite.
     """
     return fft.centered_fftn(check_volume("volume", volume).astype(np.float64))
 
@@ -60,8 +58,8 @@ def volume_slices(
 
 def _volume_at(volume: Volume, k: np.ndarray) -> np.ndarray:
     """
-    V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L), every voxel counted, at even L too
-    (ASPIRE's images lack the Nyquist row and column there).
+    V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L) over all voxels, at even L, too (where
+    ASPIRE's images lack the Nyquist row and column).
     """
     voxels = check_volume("volume", volume).astype(np.complex128)
     x, y, z = np.moveaxis(k.astype(np.float64) * (2 * np.pi / len(voxels)), -1, 0)

@@ -17,8 +17,7 @@ from aspire_mom.networks import (
     how_trained,
     pretrained,
 )
-from aspire_mom.networks.errors import log_density_harmonics
-from aspire_mom.rotations import SO3Quadrature, SphericalDesign
+from aspire_mom.rotations import SO3Quadrature, SphericalDesign, log_density_harmonics
 from aspire_mom.volumes import GaussianMixture
 
 L = 21

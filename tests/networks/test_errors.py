@@ -10,12 +10,11 @@ from aspire_mom.networks.errors import (
     FLIPS,
     VIEW_FLIPS,
     InvariantErrors,
-    log_density_harmonics,
     parity_transform,
 )
 from aspire_mom.networks.exact import ExactMoments
 from aspire_mom.networks.problems import draw_mixtures
-from aspire_mom.rotations import SO3Quadrature, SphericalDesign
+from aspire_mom.rotations import SO3Quadrature, SphericalDesign, log_density_harmonics
 from aspire_mom.volumes import GaussianMixture
 
 DEGREE = 4

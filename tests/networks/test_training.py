@@ -20,7 +20,6 @@ from aspire_mom.networks.problems import (
     power_errors,
     ring_noise,
 )
-from aspire_mom.networks.training import evaluate
 
 SMALL = Training(
     n_steps=30, batch_size=32, validate_every=10, validation_size=64, learning_rate=1e-3
@@ -38,13 +37,17 @@ def test_training_lowers_the_loss():
     errors = InvariantErrors(4, exact.points, encoder.degree)
     validation = draw_problems(SMALL, 64, (VALIDATION,), exact)
     family = draw_problems(SMALL, 64, (FAMILY,), exact)
-    encoder.standardise(family.first, family.second, family.power_error)
-    with torch.no_grad():
-        before = sum(evaluate(encoder, validation, errors)).mean().item()
+    encoder.standardise(*family.moments)
+
+    def loss():
+        with torch.no_grad():
+            found = encoder(*validation.moments)
+            return sum(errors(validation.truth, found)).mean().item()
+
+    before = loss()
     seen = []
     best = train(encoder, SMALL, status=seen.append)
-    with torch.no_grad():
-        after = sum(evaluate(encoder, validation, errors)).mean().item()
+    after = loss()
     assert not encoder.training
     assert after == pytest.approx(best, rel=1e-4)
     assert after < before - 0.2
@@ -79,38 +82,36 @@ def test_nothing_is_shared():
     volumes, views = set(), set()
     for stream in streams:
         problems = draw_problems(SMALL, 32, stream, exact)
-        volumes |= {tuple(v.flatten().tolist()) for v in problems.volumes}
-        views |= {tuple(p.tolist()) for p in problems.densities}
+        volumes |= {tuple(v.flatten().tolist()) for v in problems.truth[0]}
+        views |= {tuple(p.tolist()) for p in problems.truth[1]}
     assert len(volumes) == 4 * 8  # each volume has four densities
     assert len(views) == 4 * 32
-    again = draw_problems(SMALL, 32, streams[0], exact)
-    torch.testing.assert_close(
-        again.second, draw_problems(SMALL, 32, streams[0], exact).second
-    )
+    first, second = (draw_problems(SMALL, 32, streams[0], exact) for _ in range(2))
+    torch.testing.assert_close(first.moments[1], second.moments[1])
 
 
 def test_noise_has_the_errors_it_claims():
     """Many draws of one problem, levels fixed by the ranges' shared limits."""
     exact = ExactMoments(4, 5)
     rng = np.random.default_rng(0)
-    problem = draw_problems(SMALL, 8, (VALIDATION,), exact)
+    first_exact, exactly, _ = draw_problems(SMALL, 8, (VALIDATION,), exact).moments
     # What matters is that entries stay Hermitian and scatter as their errors say.
     n = 4000
     first, second, error = add_noise(
-        problem.first[:1].expand(n, -1), problem.second[:1].expand(n, -1, -1, -1), rng
+        first_exact[:1].expand(n, -1), exactly[:1].expand(n, -1, -1, -1), rng
     )
     torch.testing.assert_close(second, second.mH)
     assert first.is_complex()
     twice = torch.where(torch.arange(6) == 0, 1.0, 2.0)[:, None]
     own = second.diagonal(dim1=-2, dim2=-1).real
-    exactly = problem.second[:1].diagonal(dim1=-2, dim2=-1).real
-    deviation = (twice * (own - exactly)).sum(1)
+    own_exact = exactly[:1].diagonal(dim1=-2, dim2=-1).real
+    deviation = (twice * (own - own_exact)).sum(1)
     noisy = error[:, 1] > 0
     assert noisy.float().mean() == pytest.approx(0.75, abs=0.03)
     assert (deviation[~noisy] == 0).all()
     scatter = (deviation[noisy] / error[noisy]).square().mean(0).sqrt()
     torch.testing.assert_close(scatter, torch.ones(4), atol=0.05, rtol=0)
-    mixed = second[noisy][:, 2, 1, 3] - problem.second[0, 2, 1, 3]
+    mixed = second[noisy][:, 2, 1, 3] - exactly[0, 2, 1, 3]
     assert mixed.real.std() == pytest.approx(mixed.imag.std().item(), rel=0.1)
 
 
