@@ -22,7 +22,7 @@ TRAINING, VALIDATION, FAMILY = 0, 1, 2
 # Expanding a volume costs more than moments of another density of its views.
 DENSITIES_PER_VOLUME = 4
 # Share of problems with exact moments. For the others, ranges of log10 of the number of
-# images and of the noise power on a ring over V(0)²: about 5 / (L² · SNR) for a molecule
+# images and of the noise power on a ring over V(0)²: about 5 / (L² SNR) for a molecule
 # that fills a quarter of its image.
 EXACT_SHARE = 0.25
 LOG_IMAGES, LOG_NOISE = (4.0, 6.0), (-3.0, 0.0)

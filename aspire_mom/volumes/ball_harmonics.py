@@ -109,7 +109,7 @@ class BallHarmonics(FourierVolume):
         return torch.complex(even @ rings[~is_odd], odd @ rings[is_odd])
 
     @torch.no_grad()
-    def fit(self, volume: Volume) -> float:
+    def fit(self, volume: Volume) -> float:  # type: ignore[override]  # no options
         """
         Fit to a volume by linear least squares over the ball |k| <= K: integrate
         harmonics of V over shells at Gauss-Legendre radii, and solve degree by degree.

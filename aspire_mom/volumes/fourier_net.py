@@ -163,14 +163,14 @@ class _Siren(torch.nn.Module):
                 parameter.uniform_(-bound / omega, bound / omega, generator=generator)
             self.last.weight.uniform_(-bound, bound, generator=generator)
             self.last.weight.mul_(OUTPUT_GAIN)
-            if n_latent:
+            if self.latent is not None:
                 bound = LATENT_GAIN / math.sqrt(n_latent)
                 self.latent.weight.uniform_(-bound, bound, generator=generator)
 
     def forward(self, k: Tensor, z: Tensor | None) -> Tensor:
         phases = k @ self.first.T
         values = torch.sin(phases) if self.odd else torch.cos(phases)
-        by_latent = 0 if z is None else self.latent(z)
+        by_latent = 0 if self.latent is None else self.latent(z)
         for layer in self.hidden:
             before = layer(values)
             # An odd network stays odd when scaled, but not when shifted.
