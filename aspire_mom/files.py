@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -107,10 +107,10 @@ def save_arrays(
     if path.suffix != ".npz":
         raise ValueError(f"{path}: the file's name must end in .npz")
     check_new(path, overwrite)
-    about = {"format": format, "settings": json.dumps(dict(settings or {}))}
-    present = {name: value for name, value in arrays.items() if value is not None}
+    contents: dict[str, Any] = {k: v for k, v in arrays.items() if v is not None}
+    text = json.dumps(dict(settings or {}))
     with atomic(path) as file:
-        np.savez(file, allow_pickle=False, **about, **present)
+        np.savez(file, format=format, settings=text, **contents)
 
 
 def load_arrays(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], dict]:
