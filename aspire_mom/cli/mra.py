@@ -10,7 +10,6 @@ import click
 from aspire_mom.cli import console
 from aspire_mom.cli.train import run_training
 from aspire_mom.files import staged
-from aspire_mom.mra.checks import check_moments
 from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score
 from aspire_mom.mra.files import read_moments
 from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution
@@ -162,14 +161,10 @@ def solve_command(
     if weights is not None and method != "network":
         raise ValueError("--weights is for --method network")
     moments = read_moments(data, sigma)
-    if moments.first.ndim != 1:
-        raise ValueError(
-            f"{data}: first has shape {moments.first.shape}; one problem has (n,)"
-        )
     if method == "network":
         network = pretrained() if weights is None else load_weights(weights)
-        # Networks refuse nothing.
-        solution = MRASolution(*predict(network, check_moments(moments)))
+        # MRAInversion checks the moments, which networks do not.
+        solution = MRASolution(*predict(network, MRAInversion(moments).moments))
     else:
         solution = MRAInversion(moments, method=method).estimate()
     with staged(out.parent) as folder:

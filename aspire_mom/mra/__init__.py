@@ -1,6 +1,6 @@
 """Multireference alignment, section 5.1 of the paper: the problem in one dimension."""
 
-from aspire_mom.mra.em import EMStatus, expectation_maximisation
+from aspire_mom.mra.em import expectation_maximisation
 from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution, solve
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
 from aspire_mom.mra.moments import (
@@ -19,7 +19,6 @@ from aspire_mom.mra.training import Training, train
 from aspire_mom.mra.weights import load_weights, pretrained, save_weights
 
 __all__ = [
-    "EMStatus",
     "FourierMoments",
     "GaussianFamily",
     "MRAInversion",

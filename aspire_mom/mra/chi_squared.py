@@ -1,54 +1,54 @@
 """
 The χ² of a signal and a density of shifts, given noisy moments.
 
-Noise leaves the entries of the moments far from independent. Take the mean and the
-covariance of the observations instead of the first and the second moment, in the axes
-in which the covariance C is diagonal with entries λ. There the noise of an entry (a, b)
-has the variance (σ²(λ_a + λ_b) + σ⁴)/N, twice that on the diagonal, the noise of the
-mean has σ²/N, and all are uncorrelated. The observed C is accurate enough to choose the
-axes. The N shifts drawn from ρ are a second source of errors, which is correlated. Its
+The entries of the moments have correlated errors. Those of the mean and the covariance
+of the observations are uncorrelated in the axes in which this covariance is diagonal,
+with entries λ: there, noise gives entry (a, b) the variance (σ²(λ_a + λ_b) + σ⁴)/N,
+twice that on the diagonal, and the mean σ²/N. The observed covariance is accurate
+enough to choose the axes. The N shifts drawn from ρ are a second source of errors. Its
 covariance has the rank n - 1, and :class:`ShiftSampling` divides it out.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from contextlib import suppress
 
-from aspire_mom.mra.moments import to_samples
+import numpy as np
+from scipy import optimize
+
+from aspire_mom.mra.moments import FourierMoments, to_samples
 from aspire_mom.mra.signals import all_shifts
 
-# Least σ that entries are weighted for, relative to the root mean square of v; less
-# makes the weights span too many magnitudes.
+# Least σ used in weights, relative to the root mean square of v; less makes the weights
+# span too many magnitudes.
 LEAST_NOISE = 1e-3
+# Standard deviations of the prior about the start of least squares: of v relative to
+# its root mean square, and of ρ.
+SIGNAL_SPREAD, DENSITY_SPREAD = 0.1, 0.05
+STEPS = 50
 
 
 class WhitenedMoments:
     """
-    Moments of one problem, divided by the standard deviations of their noise.
+    Mean and covariance of observations, in standard deviations of their noise.
 
-    :param first: First moment (n,), Fourier.
-    :param second: Second moment (n, n), Fourier, noise bias removed.
-    :param n_observations: N.
-    :param sigma: σ.
+    :param moments: Moments of one problem, not exact.
     """
 
-    def __init__(
-        self, first: np.ndarray, second: np.ndarray, n_observations: int, sigma: float
-    ):
-        first, second = to_samples(first, second)
-        n = len(first)
-        sigma = max(sigma, LEAST_NOISE * np.sqrt(np.trace(second) / n))
+    def __init__(self, moments: FourierMoments):
+        first, second = to_samples(moments.first, moments.second)
+        n, N = len(first), moments.n_observations
+        sigma = max(moments.sigma, LEAST_NOISE * np.sqrt(np.trace(second) / n))
+        self.n_observations = N
         self.powers, self.axes = np.linalg.eigh(second - np.outer(first, first))
         self.mean = first @ self.axes
-        # Eigenvalues as small as those of noise alone say nothing.
-        edge = 2 * sigma**2 * np.sqrt(n / n_observations)
+        # Eigenvalues as small as those of noise alone count as 0.
+        edge = 2 * sigma**2 * np.sqrt(n / N)
         level = np.where(self.powers > edge, self.powers, 0) + sigma**2 / 2
+        variance = sigma**2 * (level[:, None] + level) / N * (1 + np.eye(n))
         self.upper = np.triu_indices(n)
-        variance = sigma**2 * (level[:, None] + level) / n_observations
-        variance *= 1 + np.eye(n)
-        self.n_observations = n_observations
         self.scale = 1 / np.sqrt(variance[self.upper])
-        self.mean_scale = np.sqrt(n_observations) / sigma
+        self.mean_scale = np.sqrt(N) / sigma
         #: Observed values (n + n(n + 1)/2,): the mean, then the covariance.
         self.values = self._joined(self.mean, np.diag(self.powers))
 
@@ -65,8 +65,8 @@ class WhitenedMoments:
         """
         :param v: Signal (n,).
         :param rho: Density (n,), of sum one.
-        :return: The signal and the products of its entries about the mean, for each
-            shift, in standard deviations of the noise, (n, n + n(n + 1)/2).
+        :return: Each shift of v and the products of its entries, both about the mean,
+            (n, n + n(n + 1)/2).
         """
         _, centred = self._shifts(v, rho)
         return self._joined(centred, centred[:, :, None] * centred[:, None])
@@ -74,8 +74,7 @@ class WhitenedMoments:
     def power_along_shifts(self, v: np.ndarray) -> np.ndarray:
         """
         :param v: Signal (n,).
-        :return: The power that observations have along each shift of it, less its mean,
-            (n,).
+        :return: Power of the observations along each shift of v less its mean, (n,).
         """
         shifted = all_shifts(v - v.mean()) @ self.axes
         return shifted**2 @ self.powers + (shifted @ self.mean) ** 2
@@ -84,8 +83,7 @@ class WhitenedMoments:
         """
         :param v: Signals (..., n).
         :param rho: Densities (..., n), of sum one.
-        :return: Their values minus those observed, (..., n + n(n + 1)/2), in standard
-            deviations of the noise.
+        :return: Their values minus those observed, (..., n + n(n + 1)/2).
         """
         mean, centred = self._shifts(v, rho)
         second = centred.swapaxes(-1, -2) @ (rho[..., None] * centred)
@@ -111,8 +109,8 @@ class WhitenedMoments:
 
 class ShiftSampling:
     """
-    The errors that come from drawing N shifts from ρ, at a signal and a density. Their
-    covariance AAᵀ, in units of the noise, is that of N multinomial draws.
+    Errors from drawing N shifts from ρ, at a signal and a density. Their covariance
+    AAᵀ, in units of the noise, is that of N multinomial draws.
 
     :param data: The moments.
     :param v: Signal (n,).
@@ -133,7 +131,52 @@ class ShiftSampling:
     def whiten(self, residuals: np.ndarray) -> np.ndarray:
         """
         :param residuals: In units of the noise, (..., m).
-        :return: (1 + AAᵀ)^(-1/2) of them, whose squares sum to χ².
+        :return: (1 + AAᵀ)^(-1/2) times them, whose squares sum to χ².
         """
         along = residuals @ self._draws.T @ self._axes
         return residuals - (along * self._shrinking) @ self._axes.T @ self._draws
+
+
+class _Explained(Exception):
+    """Noise explains the residuals."""
+
+
+def least_squares(
+    data: WhitenedMoments, v: np.ndarray, rho: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """
+    Minimise the residuals over v and ρ by Levenberg-Marquardt steps. It stops where
+    noise explains the residuals. A weak prior keeps v and ρ near the start where the
+    moments do not determine them.
+
+    :param data: The moments.
+    :param v: Start (n,).
+    :param rho: Start (n,), of sum one.
+    :return: v, ρ, which may be slightly negative, and the residuals' sum of squares.
+    """
+    n, best = len(v), (v, rho, np.inf)
+    spread = SIGNAL_SPREAD * np.sqrt(np.mean(v**2))
+    # Changes of ρ have the sum zero.
+    by_rho = DENSITY_SPREAD * (np.eye(n) - 1 / n)
+
+    def pair(x):
+        return v + spread * x[:n], rho + x[n:] @ by_rho
+
+    def residuals(x):
+        nonlocal best
+        r = data.residuals(*pair(x))
+        if r @ r < best[2]:
+            best = *pair(x), float(r @ r)
+        if r @ r < len(r):
+            raise _Explained
+        return np.append(r, x)
+
+    def jacobian(x):
+        by = data.jacobian(*pair(x), spread * np.eye(n), by_rho)
+        return np.hstack((by, np.eye(2 * n))).T
+
+    with suppress(_Explained):
+        optimize.least_squares(
+            residuals, np.zeros(2 * n), jacobian, method="lm", ftol=1e-4, max_nfev=STEPS
+        )
+    return best

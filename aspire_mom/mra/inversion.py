@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,17 +12,15 @@ import aspire  # noqa: F401
 import numpy as np
 from matplotlib.figure import Figure
 
-from aspire_mom.checks import check_choice
+from aspire_mom.checks import check_choice, check_integer
 from aspire_mom.files import contents_of, load_arrays, save_arrays
-from aspire_mom.mra.checks import check_moments
-from aspire_mom.mra.chi_squared import WhitenedMoments
-from aspire_mom.mra.density import density_in_best_place
-from aspire_mom.mra.least_squares import least_squares
+from aspire_mom.mra.chi_squared import WhitenedMoments, least_squares
 from aspire_mom.mra.marching import march
 from aspire_mom.mra.mixture_fit import fit_mixture
 from aspire_mom.mra.moments import FourierMoments, forward_moments
 from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
-from aspire_mom.mra.spectral import spectral
+from aspire_mom.mra.signals import MIN_SIZE
+from aspire_mom.mra.spectral import density_in_best_place, spectral
 from aspire_mom.threads import one_blas_thread
 
 FORMAT = "aspire_mom.MRASolution.1"
@@ -33,7 +31,7 @@ Method = Literal["auto", "spectral", "marching", "least-squares", "mixture"]
 # observations, and σ relative to the signal's root mean square. Strong noise leaves
 # fewer local minima.
 STAGES = (10**6, 1.0), (10**9, 0.1), (10**12, 0.0)
-# Relative error of moments (eq. 22) up to which exact ones count as met.
+# Error relative to the power up to which exact moments count as met.
 MET = 1e-6
 # χ² per degree of freedom above which least squares starts again elsewhere.
 POOR = 2.0
@@ -42,6 +40,15 @@ NOT_MET = (
     "No signal and density were found that meet the moments to within their noise;"
     " what comes closest is returned."
 )
+# Rounding of exact moments relative to their total power.
+ROUNDING, SINGLE_ROUNDING, LOOSE = 1e-9, 1e-6, 1e-6
+# Standard errors beyond which a deviation is not noise, and the error of an estimated
+# noise power as a share of the mean's.
+BEYOND_NOISE, MISJUDGED = 6.0, 0.05
+# Squared coherence, in units of that of a uniform ρ, above which a lag shows that ρ is
+# not uniform. For weighted means of exponential variables, however correlated, the
+# chance to exceed t is at most t exp(1 - t).
+COHERENT = 16.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +56,8 @@ class MRASolution:
     """
     A signal and a density of shifts.
 
-    :param v: Signals (..., n), float64, in the units of the data.
-    :param rho: Densities of shifts (..., n), float64, 0 or more, of sum one.
+    :param v: Signal (n,), float64, in the units of the data.
+    :param rho: Density of shifts (n,), float64, 0 or more, of sum one.
     """
 
     v: np.ndarray
@@ -62,8 +69,6 @@ class MRASolution:
 
         :param path: File to write.
         :param overwrite: Replace an existing file.
-        :raises ValueError: the name does not end in .npz.
-        :raises FileExistsError: the file exists and `overwrite` is False.
         """
         save_arrays(path, FORMAT, {"v": self.v, "rho": self.rho}, overwrite=overwrite)
 
@@ -72,8 +77,6 @@ class MRASolution:
         """
         :param path: A file that :meth:`save` has written.
         :return: The solution.
-        :raises FileNotFoundError: the file does not exist.
-        :raises ValueError: the file is damaged, or holds something else.
         """
         arrays, _ = load_arrays(path, FORMAT)
         with contents_of(path):
@@ -81,7 +84,7 @@ class MRASolution:
 
     def plot(self) -> Figure:
         """
-        :return: A picture of the signal and of the density, of one problem.
+        :return: A picture of the signal and of the density.
         """
         figure = Figure(figsize=(8, 3), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -102,8 +105,8 @@ class MRAInversion:
 
     Methods:
 
-    - "auto": marching where the moments are exact, and least squares from other starts
-      where marching does not meet them; "mixture" where they are noisy.
+    - "auto": "mixture" for noisy moments. Marching for exact ones, and least squares
+      from other starts where marching does not meet them.
     - "mixture": v and ρ as one to three Gaussians each, fitted from the proposals of a
       trained network, if that explains the data better than regularised least squares.
       For exact moments the same as "auto".
@@ -111,109 +114,95 @@ class MRAInversion:
     - "least-squares": regularised least squares over v and ρ from marching.
     - "spectral": Abbe et al. (2018).
 
-    :param moments: Moments of one problem or of a batch, noise bias removed.
+    :param moments: Moments of one problem, noise bias removed.
     :param method: One of the above.
     :raises TypeError: moments that are not numbers.
-    :raises ValueError: an unknown method; shapes that do not match; moments that are
-        not finite, not those of real signals, that do not belong together, whose noise
-        bias is left or whose power is negative beyond noise; a constant signal, or a ρ
-        that is uniform or has a period of n/3, n/4 or less, with which the two moments
-        do not determine v. A v̂ that is 0 at most frequencies may leave v undetermined
-        too, and is not refused.
+    :raises ValueError: an unknown method; moments with which the two do not determine
+        v, or that no real signal has. A v̂ that is 0 at most frequencies may leave v
+        undetermined too, and is accepted.
     """
 
     def __init__(self, moments: FourierMoments, *, method: Method = "auto"):
         check_choice("method", method, get_args(Method))
-        self.moments, self.method = check_moments(moments), method
-        exact = self.moments.n_observations is None
-        self._noise = (
-            {}
-            if exact
-            else {
-                "n_observations": self.moments.n_observations,
-                "sigma": self.moments.sigma,
-            }
-        )
+        self.moments, self.method = _checked(moments), method
 
     @one_blas_thread()
     def estimate(self) -> MRASolution:
         """
         :return: v, of mean first[0]/√n, and ρ.
         """
-        first, second = self.moments.first, self.moments.second
-        if self.method == "spectral":
-            v, rho = spectral(first, second, **self._noise)
-        else:
-            v, rho = march(first, second, **self._noise)
-        if self.method not in ("spectral", "marching"):
-            for i in np.ndindex(first.shape[:-1]):
-                v[i], rho[i] = self._estimate_one(first[i], second[i], v[i], rho[i])
+        v, rho = self._pair()
         # The mean is known best from the first moment alone.
-        mean = first[..., :1].real / np.sqrt(first.shape[-1])
-        return MRASolution(v + (mean - v.mean(-1, keepdims=True)), rho)
+        mean = self.moments.first[0].real / np.sqrt(len(v))
+        return MRASolution(v + (mean - v.mean()), rho)
 
-    def _estimate_one(self, first, second, v, rho) -> tuple[np.ndarray, np.ndarray]:
-        """The pair of one problem, from what marching found."""
-        if self.method == "least-squares":
-            v, rho, _ = self._least_squares(first, second, v, rho)
-        elif self._noise:
-            fit = fit_mixture(first, second, **self._noise)
-            if fit is not None and fit.good:
-                return centre_density(fit.v, fit.rho)
-            v, rho, chi_squared = self._least_squares(first, second, v, rho)
-            n_values = len(v) * (len(v) + 3) / 2
-            bic = chi_squared + (2 * len(v) - 1) * np.log(n_values)
-            if fit is not None and fit.bic < bic:
-                v, rho = fit.v, fit.rho
-        else:
-            return self._meet(first, second, v, rho)
+    def _pair(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.method == "spectral":
+            return spectral(self.moments)
+        v, rho = march(self.moments)
+        if self.method == "marching":
+            return v, rho
+        exact = self.moments.n_observations is None
+        if exact and self.method != "least-squares":
+            return self._meet(v, rho)
+        fit = None if self.method == "least-squares" else fit_mixture(self.moments)
+        if fit is not None and fit[2].good:
+            return centre_density(*fit[:2])
+        v, rho, chi_squared = self._least_squares(v, rho)
+        n_values = len(v) * (len(v) + 3) / 2
+        bic = chi_squared + (2 * len(v) - 1) * np.log(n_values)
+        if fit is not None and fit[2].bic < bic:
+            v, rho, _ = fit
         return centre_density(v, to_distribution(rho))
 
-    def _meet(self, first, second, v, rho) -> tuple[np.ndarray, np.ndarray]:
-        """The pair that marching found from exact moments, if it has them; else with
-        another density; else from other starts."""
-
-        def met(pair):
-            # Relative to the power, since the first moment may be 0.
-            made = forward_moments(*pair)
-            off = np.linalg.norm(made[0] - first) / np.sqrt(np.trace(second).real)
-            second_off = np.linalg.norm(made[1] - second) / np.linalg.norm(second)
-            return max(off, second_off) < MET
-
-        if met((v, rho)):
+    def _meet(self, v, rho) -> tuple[np.ndarray, np.ndarray]:
+        """The pair from exact moments: v from marching, with another density if that
+        misses them, or v from least squares."""
+        if self._met(v, rho):
             return v, rho
-        pair = density_in_best_place(v, first, second)
-        if met(pair):
-            return pair
-        v, _, _ = self._least_squares(first, second, v, rho)
-        pair = density_in_best_place(v, first, second)
-        if not met(pair):
-            logger.warning(NOT_MET)
+        pair = density_in_best_place(v, self.moments)
+        if not self._met(*pair):
+            v, _, _ = self._least_squares(v, rho)
+            pair = density_in_best_place(v, self.moments)
+            if not self._met(*pair):
+                logger.warning(NOT_MET)
         return pair
 
-    def _least_squares(self, first, second, v, rho):
-        """
-        Least squares from marching, or, where that fails as it does for signals whose
-        spectrum has gaps, from the spectral method and from random phases.
-        """
-        n, rng = len(first), np.random.default_rng(0)
-        modulus = np.sqrt(np.maximum(np.diag(second).real, 0))
-        noise = self._noise and [tuple(self._noise.values())]
-        rms = np.linalg.norm(modulus) / np.sqrt(n)
+    def _met(self, v, rho) -> bool:
+        first, second = forward_moments(v, rho)
+        off = np.linalg.norm(second - self.moments.second)
+        # Relative to the power, since the first moment may be 0.
+        first_off = np.linalg.norm(first - self.moments.first)
+        power = np.trace(self.moments.second).real
+        return off < MET * np.linalg.norm(
+            self.moments.second
+        ) and first_off < MET * np.sqrt(power)
+
+    def _least_squares(self, v, rho) -> tuple[np.ndarray, np.ndarray, float]:
+        """Least squares from marching, or, where that fails as it does for signals
+        whose spectrum has gaps, from the spectral method and from random phases."""
+        moments, n, rng = self.moments, len(v), np.random.default_rng(0)
+        modulus = np.sqrt(np.diag(moments.second).real.clip(0))
+        stages = [(moments.n_observations, moments.sigma)]
+        if moments.n_observations is None:
+            rms = np.linalg.norm(modulus) / np.sqrt(n)
+            stages = [(count, share * rms) for count, share in STAGES]
         stages = [
-            WhitenedMoments(first, second, *level)
-            for level in noise or [(count, share * rms) for count, share in STAGES]
+            WhitenedMoments(replace(moments, n_observations=N, sigma=sigma))
+            for N, sigma in stages
         ]
         best = None
         for i in range(RANDOM_STARTS + 2):
             if i == 1:
-                v, rho = spectral(first, second, **self._noise)
+                v, rho = spectral(moments)
             elif i > 1:
                 phases = np.exp(1j * np.angle(np.fft.fft(rng.standard_normal(n))))
                 v_hat = modulus * phases
-                v_hat[0] = first[0]
-                v = np.fft.ifft(v_hat, norm="ortho").real
-                rho = rng.dirichlet(np.ones(n))
+                v_hat[0] = moments.first[0]
+                v, rho = (
+                    np.fft.ifft(v_hat, norm="ortho").real,
+                    rng.dirichlet(np.ones(n)),
+                )
             if not v.any():
                 continue
             for data in stages:
@@ -222,7 +211,7 @@ class MRAInversion:
                 best = v, rho, chi_squared
             if best[2] < POOR * len(data.values):
                 return best
-        if self._noise:
+        if moments.n_observations is not None:
             logger.warning(NOT_MET)
         return best
 
@@ -236,21 +225,135 @@ def solve(
     method: Method = "auto",
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    :class:`MRAInversion` in one call.
+    Run :class:`MRAInversion` for one problem or for each of a batch.
 
-    :param first: First moments (n,), or a batch (..., n), complex: E v̂_j(k), unitary
-        DFT, `numpy.fft.fftfreq` order. A shift by s samples multiplies v̂(k) by
-        exp(-2πi k s/n).
-    :param second: Second moments (n, n), or a batch (..., n, n), complex: E v̂_j(k)
-        conj v̂_j(l), noise bias removed.
-    :param n_observations: N that they are averages over; None for exact moments.
+    :param first: First moments (..., n), complex, as :class:`FourierMoments` has them.
+    :param second: Second moments (..., n, n), complex, noise bias removed.
+    :param n_observations: Number of observations; None for exact moments.
     :param sigma: Standard deviation of the noise per sample, in v's units; it counts
         only with `n_observations`.
     :param method: See :class:`MRAInversion`.
     :return: v (..., n) and ρ (..., n).
-    :raises TypeError: as :class:`MRAInversion`.
-    :raises ValueError: as :class:`MRAInversion`.
+    :raises ValueError: batches that differ, or as :class:`MRAInversion`.
     """
-    moments = FourierMoments(first, second, n_observations, sigma)
-    solution = MRAInversion(moments, method=method).estimate()
-    return solution.v, solution.rho
+    first, second = np.asarray(first), np.asarray(second)
+    if first.shape[:-1] != second.shape[:-2]:
+        raise ValueError(
+            f"first and second have shapes {first.shape} and {second.shape}; they must"
+            " be (..., n) and (..., n, n)"
+        )
+    v, rho = np.empty((2, *first.shape))
+    for i in np.ndindex(first.shape[:-1]):
+        moments = FourierMoments(first[i], second[i], n_observations, sigma)
+        solution = MRAInversion(moments, method=method).estimate()
+        v[i], rho[i] = solution.v, solution.rho
+    return v, rho
+
+
+def _checked(moments: FourierMoments) -> FourierMoments:
+    """The same in complex128, `n_observations` None where there is no noise."""
+    first, second = np.asarray(moments.first), np.asarray(moments.second)
+    N, sigma = moments.n_observations, moments.sigma
+    for name, values in (("first", first), ("second", second)):
+        if values.dtype.kind not in "fiuc":
+            raise TypeError(f"{name} has dtype {values.dtype}; it must be numbers")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} has values that are NaN or infinite")
+    n = first.size
+    if first.ndim != 1 or n < MIN_SIZE or second.shape != (n, n):
+        raise ValueError(
+            f"first and second have shapes {first.shape} and {second.shape}; they must"
+            f" be (n,) and (n, n) with the same n of at least {MIN_SIZE}"
+        )
+    if N is not None:
+        check_integer("n_observations", N, 1)
+    if not isinstance(sigma, int | float | np.number) or not 0 <= sigma < np.inf:
+        raise ValueError(f"sigma is {sigma!r}; it must be a finite number, 0 or more")
+    sigma = 0.0 if N is None else float(sigma)
+    single = np.result_type(first, second).itemsize < 16
+    tolerance = SINGLE_ROUNDING if single else ROUNDING
+    first, second = first.astype(np.complex128), second.astype(np.complex128)
+    _check_real(first, second)
+    _check_noise_bias(first, second, N, sigma, tolerance)
+    _check_determined(second, N, sigma, tolerance)
+    return FourierMoments(first, second, N if sigma > 0 else None, sigma)
+
+
+def _check_real(first: np.ndarray, second: np.ndarray) -> None:
+    minus = -np.arange(len(first))
+    scale = LOOSE * np.abs(second).max()
+    if np.abs(second - second.conj().T).max() > scale:
+        raise ValueError("second is not Hermitian; it must be E v̂(k) conj v̂(l)")
+    off = np.abs(second - second[minus[:, None], minus].conj()).max()
+    if max(off, np.abs(first - first[minus].conj()).max() ** 2) > scale:
+        raise ValueError(
+            "the moments are not those of real signals in numpy.fft.fftfreq order:"
+            " those are complex conjugates at opposite frequencies"
+        )
+
+
+def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
+    """Check that the second moment has no negative power, and the same mean as the
+    first: shifts do not change it."""
+    n, total = len(first), np.abs(np.diag(second)).sum()
+    least = np.linalg.eigvalsh(second)[0]
+    # The spread of the eigenvalues of pure noise, with a factor of safety of 2.
+    spread = sigma**2 * (2 * np.sqrt(n / N) + n / N) if sigma > 0 else 0.0
+    if least < -2 * spread - tolerance * total:
+        raise ValueError(
+            f"second has negative power, {least:.3g} in some direction, which noise of"
+            f" sigma = {sigma:g} does not explain: sigma is larger than the data allow,"
+            " or was subtracted twice"
+        )
+    mean, power = first[0].real ** 2, second[0, 0].real
+    # The mean's own noise is in both moments, so that only its sample variance counts.
+    noise = BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma > 0 else 0.0
+    if power - mean > LOOSE * total + noise + sigma**2 / 2 and 2 * least > power - mean:
+        raise ValueError(
+            f"second has its noise bias left: every direction has a power of at least"
+            f" {least:.6g}; subtract sigma² from its diagonal"
+        )
+    if abs(power - mean) > LOOSE * total + noise + (MISJUDGED * mean if sigma else 0):
+        raise ValueError(
+            f"first and second do not belong together: |first[0]|² is {mean:.6g} and"
+            f" second[0, 0] {power:.6g}; both must be of the unitary DFT of the same"
+            " data, noise bias removed"
+        )
+
+
+def _check_determined(second, N, sigma, tolerance) -> None:
+    """Refuse constant signals, and uniform or periodic ρ, which leave v open."""
+    n = len(second)
+    power = np.diag(second).real.clip(0)
+    noise = BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma > 0 else 0.0
+    varied = power > noise + tolerance * power.sum()
+    if not varied[1:].any():
+        raise ValueError(
+            "the signal is constant to within noise: second has no power but at"
+            " frequency 0, so that shifts change nothing and rho cannot be found"
+        )
+    k, lags = np.arange(n), np.arange(1, n // 2 + 1)
+    l = (k - lags[:, None]) % n
+    squares = np.abs(second[k, l]) ** 2
+    seen = squares.max(-1) > tolerance**2 * power[1:].max() * power.max()
+    if N is not None:
+        # If ρ is uniform, an entry k ≠ l has the variance level[k] level[l] / N.
+        level = power + sigma**2 + tolerance * power.sum()
+        weights = (power / level)[k] * (power / level)[l]
+        coherence = (weights * squares / (level[k] * level[l])).sum(-1)
+        seen &= N * coherence > COHERENT * weights.sum(-1)
+    if not seen.any():
+        raise ValueError(
+            "rho is uniform to within noise: second is diagonal"
+            + (f" but for what {N} shifts drawn at random leave" if N else "")
+            + ", and the first two moments then determine v's power spectrum but not v"
+        )
+    for p in range(3, n // 2 + 1):
+        # With period n/p, entries (k, l) only relate frequencies of the same class k
+        # mod p, and the classes r and -r may be turned by opposite phases.
+        if n % p == 0 and varied[2 * k % p > 0].any() and not seen[lags % p > 0].any():
+            raise ValueError(
+                f"rho has a period of {n // p} samples to within noise, and the first"
+                " two moments then leave open how v's frequencies that are no multiples"
+                f" of {p} are turned against the others"
+            )

@@ -21,11 +21,12 @@ import torch
 from scipy.optimize import least_squares
 
 from aspire_mom.mra.chi_squared import ShiftSampling, WhitenedMoments
-from aspire_mom.mra.mixture_encoder import MARGIN, MIN_SIZE, WIDTHS, MixtureEncoder
+from aspire_mom.mra.mixture_encoder import MARGIN, MIN_SIZE, WIDTHS
+from aspire_mom.mra.moments import FourierMoments
 from aspire_mom.mra.signals import all_shifts
 from aspire_mom.mra.weights import pretrained
 
-# A fit is good up to so many standard deviations of χ² above its mean.
+# Standard deviations of χ² above its mean up to which a fit is good.
 GOOD = 2.0
 # Least probability of an alternative, and of another number of Gaussians where a fit is
 # good already.
@@ -34,11 +35,11 @@ LIKELY, LIKELY_COUNT = 0.05, 0.25
 STARTS = 3
 # Other windows tried in a round, rounds, and the gain in χ² that is worth one.
 WINDOWS, ROUNDS, WORTHWHILE = 2, 6, 3.0
-# Relative changes of curves by which other windows count as others and may be tried.
+# Relative changes of curves between which another window is tried.
 CHANGE = 1e-4, 0.5
-# Standard deviations of a weak prior, which keeps what the data leave open: of centres
-# about the start, of logarithms of widths about n/14, and of logarithms of masses.
-CENTRES, LOG_WIDTHS, LOG_MASSES = 0.5, 0.5, 1.0
+# Standard deviations of a weak prior: of centres about the start, in units of n, of
+# logarithms of widths about n/14, and of logarithms of masses.
+PRIOR = 0.5, 0.5, 1.0
 # The window of curves that wrap around and are nowhere cut off.
 PERIODIC = -1
 
@@ -62,18 +63,15 @@ class Mixture:
 
     @cached_property
     def _terms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The Gaussians, distances from their centres in standard deviations, and the
-        inverses of these."""
+        """The Gaussians, scaled distances from their centres, and inverse widths."""
         n, j = self.n, np.arange(self.n)
-        start = self.window - 0.5
         centres, widths, masses = self.parameters[..., None]
         if self.window == PERIODIC:
             distance = (j - centres + n / 2) % n - n / 2
         else:
-            # Far outside nothing would be left of a Gaussian.
-            centres = np.clip(
-                centres, start - 2 * MARGIN * n, start + (1 + 2 * MARGIN) * n
-            )
+            # Nothing would be left of a Gaussian far outside.
+            least = self.window - 0.5 - 2 * MARGIN * n
+            centres = np.clip(centres, least, least + (1 + 4 * MARGIN) * n)
             distance = np.where(j >= self.window, j, j + n) - centres
         widths = np.clip(widths, *np.log(np.multiply(WIDTHS, n)))
         z = distance * np.exp(-widths)
@@ -89,7 +87,7 @@ class Mixture:
 
     def derivatives(self) -> np.ndarray:
         """
-        :return: Those of the curve by its parameters, (3k, n).
+        :return: Derivatives of the curve by its parameters, (3k, n).
         """
         terms, z, narrowness = self._terms
         by = np.concatenate((terms * z * narrowness, terms * (z**2 - 1), terms))
@@ -102,8 +100,7 @@ class Mixture:
         :param window: First sample, or PERIODIC.
         :return: The same Gaussians, cut off at the ends of that window.
         """
-        start = window - 0.5
-        parameters = self.parameters.copy()
+        start, parameters = window - 0.5, self.parameters.copy()
         parameters[0] = start + (parameters[0] - start) % self.n
         return replace(self, parameters=parameters, window=window)
 
@@ -113,75 +110,81 @@ Pair = tuple[Mixture, Mixture]
 
 class MixtureFit(NamedTuple):
     """
-    A signal and a density that are mixtures.
+    A signal and a density that are mixtures, fitted to moments.
 
-    :param v: Signal (n,).
-    :param rho: Density (n,).
-    :param chi_squared: Their χ².
-    :param good: Whether noise explains χ².
-    :param bic: Bayesian information criterion, up to a constant.
+    :param pair: v and ρ.
+    :param sampling: Errors from drawing shifts, for this pair.
+    :param jacobian: Derivatives of the whitened residuals by what was fitted, (m, P).
     """
 
-    v: np.ndarray
-    rho: np.ndarray
-    chi_squared: float
-    good: bool
-    bic: float
+    pair: Pair
+    sampling: ShiftSampling
+    jacobian: np.ndarray
+
+    @property
+    def good(self) -> bool:
+        """Whether noise explains χ²."""
+        m = len(self.jacobian)
+        return self.sampling.chi_squared < m + GOOD * np.sqrt(2 * m)
+
+    @property
+    def bic(self) -> float:
+        """Bayesian information criterion, up to a constant. The windows of v and ρ
+        count as one parameter."""
+        m, n_parameters = self.jacobian.shape
+        return self.sampling.chi_squared + (n_parameters + 1) * np.log(m)
 
 
 def fit_mixture(
-    first: np.ndarray, second: np.ndarray, n_observations: int, sigma: float
-) -> MixtureFit | None:
+    moments: FourierMoments,
+) -> tuple[np.ndarray, np.ndarray, MixtureFit] | None:
     """
-    :param first: First moment (n,), Fourier.
-    :param second: Second moment (n, n), Fourier, noise bias removed.
-    :param n_observations: N.
-    :param sigma: σ.
-    :return: The best fit; None where n is too small for the network.
+    :param moments: Moments of one problem, not exact.
+    :return: v (n,), ρ (n,), and the best fit; of the data reversed and with the mean's
+        sign changed, where that is needed for it to be positive and Im second[2, 1] as
+        well. None if n is too small for the network.
     """
-    n, sign = len(first), np.sign(first[0].real)
+    n, sign = len(moments.first), np.sign(moments.first[0].real)
     if n < MIN_SIZE or sign == 0:
         return None
     # Gaussians are positive; and data and their reverse take the same path.
-    first = sign * first
+    first, second = sign * moments.first, moments.second
     backward = (second[2, 1] * np.exp(-1j * np.angle(first[1]))).imag < 0
     if backward:
         first, second = first.conj(), second.conj()
-    data = WhitenedMoments(first, second, n_observations, sigma)
-    good = len(data.values) + GOOD * np.sqrt(2 * len(data.values))
-    probabilities, alternatives = _alternatives(first, second, n_observations, sigma)
+    moments = replace(moments, first=first, second=second)
+    data = WhitenedMoments(moments)
+    probabilities, alternatives = _alternatives(moments)
     best = None
     for i in np.argsort(-probabilities):
-        done = best is not None and best.chi_squared < good
+        done = best is not None and best.good
         if done and probabilities[i] < LIKELY_COUNT:
             break
         starts = _starts(data, first[0].real * np.sqrt(n), *alternatives[i])
         for pair in starts[: 1 if done else STARTS]:
             fit = _fit_with_windows(data, pair, equal=True)
             best = min((fit, best or fit), key=lambda fit: fit.bic)
-            if fit.chi_squared < good:
+            if fit.good:
                 break
-    if best.chi_squared > good:
+    if not best.good:
         fit = _fit_with_windows(data, best.pair, equal=False)
         best = min((fit, best), key=lambda fit: fit.bic)
     v, rho = (mixture.curve for mixture in best.pair)
     if backward:
         v, rho = (np.roll(x[::-1], 1) for x in (v, rho))
-    return MixtureFit(
-        sign * v, rho, best.chi_squared, best.chi_squared < good, best.bic
-    )
+    return sign * v, rho, best
 
 
 @cache
-def _encoder() -> MixtureEncoder:
+def _encoder() -> torch.nn.Module:
     return pretrained("mixture").double()
 
 
-def _alternatives(first, second, n_observations, sigma) -> tuple[np.ndarray, list]:
-    """Probabilities of 1, 2, … Gaussians, and for each number mixtures for v and for ρ,
-    the likely ones, in a window that begins at 0."""
-    n = len(first)
-    inputs = first, second, sigma**2 / n_observations, sigma
+def _alternatives(moments: FourierMoments) -> tuple[np.ndarray, list]:
+    """Probabilities of 1, 2, … Gaussians, and for each number likely mixtures for v and
+    for ρ in a window that begins at 0."""
+    n = len(moments.first)
+    inputs = moments.first, moments.second, moments.share, moments.sigma
     with torch.no_grad():
         counts, pairs = _encoder().hypotheses(
             *(torch.as_tensor(x)[None] for x in inputs)
@@ -199,83 +202,56 @@ def _alternatives(first, second, n_observations, sigma) -> tuple[np.ndarray, lis
 
 
 def _starts(data: WhitenedMoments, total: float, signals, densities) -> list[Pair]:
-    """Pairs in order of χ²; v with a given sum, ρ in the window that suits the second
+    """Pairs in order of χ², v with a given sum, ρ in the window that fits the second
     moment best."""
     starts = []
     for v, rho in product(signals, densities):
-        mass = np.multiply.outer((0, 0, 1), np.log(total / v.curve.sum()))
+        mass = np.array((0, 0, np.log(total / v.curve.sum())))
         v = replace(v, parameters=v.parameters + mass[:, None])
         # Row s of all_shifts(ρ) is ρ moved by s.
-        window = int(
-            np.argmax(all_shifts(rho.curve) @ data.power_along_shifts(v.curve))
-        )
-        move = np.array((window, 0, 0))
-        rho = replace(rho, parameters=rho.parameters + move[:, None], window=window)
-        chi_squared = ShiftSampling(data, v.curve, rho.curve).chi_squared
-        starts.append((chi_squared, (v, rho)))
+        powers = all_shifts(rho.curve) @ data.power_along_shifts(v.curve)
+        move = np.array((np.argmax(powers), 0, 0))
+        parameters = rho.parameters + move[:, None]
+        rho = replace(rho, parameters=parameters, window=int(move[0]))
+        starts.append((ShiftSampling(data, v.curve, rho.curve).chi_squared, (v, rho)))
     return [pair for _, pair in sorted(starts, key=lambda start: start[0])]
 
 
-class _Fit(NamedTuple):
-    """
-    :param pair: v and ρ.
-    :param sampling: The errors of drawing shifts, there.
-    :param jacobian: Derivatives of the whitened residuals by what was fitted, (m, P).
-    """
-
-    pair: Pair
-    sampling: ShiftSampling
-    jacobian: np.ndarray
-
-    @property
-    def chi_squared(self) -> float:
-        return self.sampling.chi_squared
-
-    @property
-    def bic(self) -> float:
-        # A window counts as a parameter.
-        m, n_parameters = self.jacobian.shape
-        return self.chi_squared + (n_parameters + 1) * np.log(m)
-
-
-def _fit(data: WhitenedMoments, pair: Pair, equal: bool) -> _Fit:
+def _fit(data: WhitenedMoments, pair: Pair, equal: bool) -> MixtureFit:
     """Minimise χ² from a pair, with Gaussians of equal masses or of any."""
     n, k = pair[0].n, pair[0].parameters.shape[1]
     directions = _directions(k, equal)
     start = np.stack([mixture.parameters for mixture in pair])
-    spread = np.tile(np.repeat((CENTRES * n, LOG_WIDTHS, LOG_MASSES), k), 2)
+    spread = np.multiply(PRIOR, (n, 1, 1))[:, None] + np.zeros_like(start)
     expected = start.copy()
     expected[:, 1] = np.log(n / 14)
 
+    def parameters_at(x):
+        return start + (x @ directions).reshape(start.shape)
+
     def pair_at(x):
-        both = start + (x @ directions).reshape(start.shape)
-        return both, [
-            replace(mixture, parameters=parameters)
-            for mixture, parameters in zip(pair, both, strict=True)
-        ]
+        both = zip(pair, parameters_at(x), strict=True)
+        return tuple(replace(m, parameters=parameters) for m, parameters in both)
 
     def residuals(x):
-        parameters, (v, rho) = pair_at(x)
-        r = sampling.whiten(data.residuals(v.curve, rho.curve))
-        return np.append(r, (parameters - expected).ravel() / spread)
+        r = sampling.whiten(data.residuals(*(m.curve for m in pair_at(x))))
+        return np.append(r, (parameters_at(x) - expected) / spread)
 
     def jacobian(x):
-        _, (v, rho) = pair_at(x)
+        v, rho = pair_at(x)
         by = v.curve, rho.curve, v.derivatives(), rho.derivatives()
         by = sampling.whiten(directions @ data.jacobian(*by))
-        return np.hstack((by, directions / spread)).T
+        return np.hstack((by, directions / spread.ravel())).T
 
     x = np.zeros(len(directions))
-    # The second time with the weights of what the first has found.
+    # The second time with the covariance at what the first has found.
     for _ in range(2):
-        v, rho = pair_at(x)[1]
-        sampling = ShiftSampling(data, v.curve, rho.curve)
+        sampling = ShiftSampling(data, *(m.curve for m in pair_at(x)))
         x = least_squares(
             residuals, x, jacobian, method="lm", ftol=1e-5, xtol=1e-6, max_nfev=40
         ).x
-    v, rho = pair_at(x)[1]
-    by = jacobian(x)[: len(data.values)]
-    return _Fit((v, rho), ShiftSampling(data, v.curve, rho.curve), by)
+    by, pair = jacobian(x)[: len(data.values)], pair_at(x)
+    return MixtureFit(pair, ShiftSampling(data, *(m.curve for m in pair)), by)
 
 
 @cache
@@ -288,13 +264,13 @@ def _directions(k: int, equal: bool) -> np.ndarray:
     return np.concatenate((every[: 2 * k], mass_of_v, every[3 * k : 5 * k]))
 
 
-def _fit_with_windows(data: WhitenedMoments, start: Pair, equal: bool) -> _Fit:
+def _fit_with_windows(data: WhitenedMoments, start: Pair, equal: bool) -> MixtureFit:
     """Fit, and fit again with v's or ρ's window elsewhere, as long as that helps."""
     best = _fit(data, start, equal)
     for _ in range(ROUNDS):
         for pair in _better_windows(data, best):
             fit = _fit(data, pair, equal)
-            if fit.chi_squared < best.chi_squared - WORTHWHILE:
+            if fit.sampling.chi_squared < best.sampling.chi_squared - WORTHWHILE:
                 best = fit
                 break
         else:
@@ -302,7 +278,7 @@ def _fit_with_windows(data: WhitenedMoments, start: Pair, equal: bool) -> _Fit:
     return best
 
 
-def _better_windows(data: WhitenedMoments, fit: _Fit) -> Iterator[Pair]:
+def _better_windows(data: WhitenedMoments, fit: MixtureFit) -> Iterator[Pair]:
     """Pairs with one other window whose χ², minimised over the parameters to first
     order, is less than that of a fit."""
     v, rho = fit.pair
@@ -322,5 +298,5 @@ def _better_windows(data: WhitenedMoments, fit: _Fit) -> Iterator[Pair]:
     q = np.linalg.qr(fit.jacobian)[0]
     expected = ((r - r @ q @ q.T) ** 2).sum(-1)
     for i in np.argsort(expected)[:WINDOWS]:
-        if expected[i] < fit.chi_squared - WORTHWHILE:
+        if expected[i] < fit.sampling.chi_squared - WORTHWHILE:
             yield pairs[i]

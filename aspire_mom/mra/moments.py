@@ -2,9 +2,9 @@
 Fourier moments of multireference alignment: exact, estimated from observations, and
 simulated.
 
-Conventions: the DFT is unitary, v̂(k) = n^(-1/2) Σ_j v[j] exp(-2πi k j/n), frequencies
-in the order of `numpy.fft.fftfreq`. A shift v(· - s) multiplies v̂(k) by
-exp(-2πi k s/n), s in samples, so that with ρ̃(d) = Σ_s ρ[s] exp(-2πi d s/n), ρ̃(0) = 1,
+The DFT is unitary, v̂(k) = n^(-1/2) Σ_j v[j] exp(-2πi k j/n), with frequencies in the
+order of `numpy.fft.fftfreq`. A shift v(· - s) by s samples multiplies v̂(k) by
+exp(-2πi k s/n). With ρ̃(d) = Σ_s ρ[s] exp(-2πi d s/n),
 
     first[k] = E v̂_j(k) = v̂(k) ρ̃(k),
     second[k, l] = E v̂_j(k) conj v̂_j(l) = v̂(k) ρ̃(k - l) conj v̂(l)    (eq. 15).
@@ -23,7 +23,7 @@ import torch
 
 from aspire_mom.mra.signals import Array, all_shifts, check_pair
 
-# Share of directions, those of least power, in which the noise level is looked for.
+# Share of directions, those of least power, from which the noise level is estimated.
 QUIET_SHARE = 1 / 8
 
 
@@ -34,7 +34,7 @@ class FourierMoments:
 
     :param first: E v̂_j, (..., n), complex128.
     :param second: E v̂_j v̂_j*, noise bias removed, (..., n, n), complex128.
-    :param n_observations: N that they are averages over; None where they are exact.
+    :param n_observations: Number N of observations; None for exact moments.
     :param sigma: Standard deviation of the noise per sample, in v's units.
     """
 
@@ -43,31 +43,27 @@ class FourierMoments:
     n_observations: int | None = None
     sigma: float = 0.0
 
-
-def differences(n: int) -> np.ndarray:
-    """
-    :param n: Number of frequencies.
-    :return: (k - l) mod n, (n, n).
-    """
-    k = np.arange(n)
-    return (k[:, None] - k) % n
+    @property
+    def share(self) -> float:
+        """σ²/N, 0 for exact moments."""
+        exact = self.n_observations is None
+        return 0.0 if exact else self.sigma**2 / self.n_observations
 
 
 def forward_moments(v: Array, rho: Array) -> tuple[Array, Array]:
     """
-    Moments that a signal and a density have (eq. 6, 25), for NumPy arrays or for
-    PyTorch tensors, through which gradients flow.
+    Return the moments of signals and densities (eq. 6, 25). NumPy arrays and PyTorch
+    tensors are accepted; gradients flow through tensors.
 
     :param v: Real signals (..., n).
     :param rho: Densities of shifts (..., n); any real values.
     :return: First (..., n) and second moment (..., n, n), complex.
     """
     fft = torch.fft.fft if isinstance(v, torch.Tensor) else np.fft.fft
-    n = v.shape[-1]
-    v_hat, rho_hat = fft(v) * n**-0.5, fft(rho)
-    return v_hat * rho_hat, (
-        v_hat[..., :, None] * v_hat.conj()[..., None, :] * rho_hat[..., differences(n)]
-    )
+    k = np.arange(v.shape[-1])
+    v_hat, rho_hat = fft(v) * len(k) ** -0.5, fft(rho)
+    products = v_hat[..., :, None] * v_hat.conj()[..., None, :]
+    return v_hat * rho_hat, products * rho_hat[..., (k[:, None] - k) % len(k)]
 
 
 def exact_moments(v: np.ndarray, rho: np.ndarray) -> FourierMoments:
@@ -75,7 +71,6 @@ def exact_moments(v: np.ndarray, rho: np.ndarray) -> FourierMoments:
     :param v: Signals (..., n).
     :param rho: Probabilities of shifts (..., n).
     :return: Their exact moments.
-    :raises ValueError: shapes that differ, or ρ is not a probability distribution.
     """
     return FourierMoments(*forward_moments(*check_pair(v, rho)))
 
@@ -84,23 +79,20 @@ def estimate_moments(
     batches: Iterable[np.ndarray], *, sigma: float | None = None
 ) -> FourierMoments:
     """
-    Moments of observations in one pass over them (eq. 24).
+    Average the moments of observations in one pass (eq. 24).
 
-    σ², where it is not given, is the data's power in the eighth of directions in which
-    they have least: a smooth signal, or a density of shifts that leaves some out, fills
-    far fewer. Directions are chosen on even batches and power measured on odd ones and
-    the other way round, since the least of many noisy powers is too small. It is an
-    overestimate where signal fills all directions, as it does with ρ nearly uniform and
-    v rough; a signal's own power is at most what remains then.
+    If σ is not given, it is estimated from the eighth of directions with least power,
+    which hold no signal if v is smooth or some shifts do not occur; otherwise the
+    estimate is too large. Directions are chosen on even batches and their power is
+    measured on odd ones, and the other way round, which avoids selection bias.
 
     :param batches: Arrays of observations (any number, n), real.
     :param sigma: Standard deviation of the noise; estimated if None.
-    :return: The moments, σ with them.
-    :raises ValueError: no observations, too few to estimate σ (at least two batches),
-        shapes that differ, values that are not finite, a negative σ.
+    :return: The moments, with σ.
+    :raises ValueError: no observations, too few to estimate σ (two batches of at least
+        n), shapes that differ, values that are not finite, a negative σ.
     """
-    count, total, gram = np.zeros(2, int), 0.0, [0.0, 0.0]
-    n = None
+    count, total, gram, n = np.zeros(2, int), 0.0, [0.0, 0.0], None
     for i, batch in enumerate(batches):
         batch = np.asarray(batch, np.float64)
         n = batch.shape[-1] if n is None else n
@@ -123,7 +115,7 @@ def estimate_moments(
                 f" estimate sigma, two sets of at least n = {n} are needed"
             )
         sigma = _noise_level(gram[0] / count[0], gram[1] / count[1])
-    if not (np.isfinite(sigma) and sigma >= 0):
+    if not 0 <= sigma < np.inf:
         raise ValueError(f"sigma is {sigma}; it must be finite and 0 or more")
     second = (gram[0] + gram[1]) / N - sigma**2 * np.eye(n)
     return FourierMoments(*to_fourier(total / N, second), N, float(sigma))
@@ -139,10 +131,10 @@ def simulate_moments(
     highest: int | None = None,
 ) -> FourierMoments:
     """
-    A draw of what :func:`estimate_moments` makes of N observations, σ known, from
-    exactly its distribution at a cost that does not depend on N. The number c_s of
-    observations with each shift is multinomial; the sum of their noise is Gaussian,
-    e_s; and the noise's scatter about these sums is Wishart and independent of them:
+    Draw what :func:`estimate_moments` would return for N observations and a known σ,
+    from exactly its distribution, at a cost independent of N. The number c_s of
+    observations with shift s is multinomial, the sum e_s of their noise is Gaussian,
+    and the scatter of the noise about its means is Wishart and independent of both:
 
         N M1 = Σ c_s v_s + e_s,
         N (M2 + σ²I) = Σ (c_s v_s + e_s)(c_s v_s + e_s)ᵀ / c_s + Wishart(N - #shifts).
@@ -152,11 +144,10 @@ def simulate_moments(
     :param n_observations: N.
     :param sigma: Standard deviation of the noise.
     :param rng: Source of randomness.
-    :param highest: Highest frequency wanted, less than n/2; higher ones are 0. All if
-        None.
+    :param highest: Highest frequency to draw, less than n/2; moments at higher ones are
+        set to 0. All if None.
     :return: Moments with one independent draw for each signal.
-    :raises ValueError: shapes that differ, ρ is not a probability distribution, or
-        `highest` is out of range.
+    :raises ValueError: `highest` is out of range.
     """
     v, rho = check_pair(v, rho)
     n = v.shape[-1]
@@ -168,13 +159,12 @@ def simulate_moments(
     basis = np.eye(n) if highest is None else _low_waves(n, highest)
     counts = rng.multinomial(n_observations, rho / rho.sum(-1, keepdims=True))
     root = np.sqrt(counts)[..., None]
-    # Rows (c_s v_s + e_s)/√c_s; shifts that do not occur have none.
+    # Rows (c_s v_s + e_s)/√c_s; 0 for shifts that do not occur.
     noise = rng.standard_normal((*v.shape, len(basis)))
-    rows = root * (all_shifts(v) @ basis.T) + sigma * noise
-    rows *= root > 0
+    rows = (root * (all_shifts(v) @ basis.T) + sigma * noise) * (root > 0)
     first = (root * rows).sum(-2) / n_observations
-    second = rows.swapaxes(-1, -2) @ rows
     free = n_observations - (counts > 0).sum(-1)
+    second = rows.swapaxes(-1, -2) @ rows
     second += sigma**2 * _wishart(len(basis), free, rng)
     second = second / n_observations - sigma**2 * np.eye(len(basis))
     spectra = np.fft.fft(basis, norm="ortho")
@@ -194,7 +184,7 @@ def to_fourier(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def to_samples(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    The inverse of :func:`to_fourier`, for moments of real signals.
+    Invert :func:`to_fourier`, for moments of real signals.
 
     :param first: E v̂_j, (..., n).
     :param second: E v̂_j v̂_j*, (..., n, n).
@@ -212,20 +202,20 @@ def relative_errors(
     second_estimate: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Relative errors of both moments, eq. 22, in the Frobenius norm.
+    Return the relative errors of both moments in the Frobenius norm (eq. 22).
 
     :param first: First moment (..., n) of a signal and density.
     :param second: Their second moment (..., n, n).
-    :param first_estimate: A₁ (..., n), what it is compared with and divided by.
+    :param first_estimate: A₁ (..., n), the moment estimated from data.
     :param second_estimate: A₂ (..., n, n).
     :return: ‖first - A₁‖/‖A₁‖ and ‖second - A₂‖/‖A₂‖, (...,) each.
     """
-    norm = np.linalg.norm
-    return (
-        norm(first - first_estimate, axis=-1) / norm(first_estimate, axis=-1),
-        norm(second - second_estimate, axis=(-2, -1))
-        / norm(second_estimate, axis=(-2, -1)),
-    )
+    errors = []
+    pairs = (first, first_estimate, -1), (second, second_estimate, (-2, -1))
+    for made, data, axis in pairs:
+        off = np.linalg.norm(made - data, axis=axis)
+        errors.append(off / np.linalg.norm(data, axis=axis))
+    return tuple(errors)
 
 
 def _noise_level(even: np.ndarray, odd: np.ndarray) -> float:
@@ -239,7 +229,7 @@ def _noise_level(even: np.ndarray, odd: np.ndarray) -> float:
 
 
 def _low_waves(n: int, highest: int) -> np.ndarray:
-    """Rows (2 highest + 1, n): an orthonormal basis of what has no higher frequency."""
+    """An orthonormal basis (2 highest + 1, n) of the frequencies up to `highest`."""
     angle = 2 * np.pi / n * np.outer(np.arange(highest + 1), np.arange(n))
     waves = np.concatenate((np.cos(angle), np.sin(angle[1:])))
     return waves / np.linalg.norm(waves, axis=1, keepdims=True)
@@ -248,7 +238,7 @@ def _low_waves(n: int, highest: int) -> np.ndarray:
 def _wishart(n: int, degrees: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Wishart matrices (..., n, n) of unit scale, degrees of freedom (...,) ≥ 0."""
     degrees = np.asarray(degrees)
-    # Bartlett's decomposition holds for n degrees and more; fewer are cheap to draw.
+    # Bartlett's decomposition needs at least n degrees; fewer are cheap to draw.
     if degrees.size and degrees.min() < n:
         few = np.arange(max(degrees.max(), 1))[:, None] < degrees[..., None, None]
         rows = few * rng.standard_normal((*few.shape[:-1], n))

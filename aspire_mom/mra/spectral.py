@@ -1,54 +1,117 @@
-"""The spectral method of Abbe et al. (IEEE Trans. Inform. Theory 65, 2019, 3565)."""
+"""The spectral method of Abbe et al., and linear least squares for the density."""
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.optimize import minimize_scalar, nnls
 
-from aspire_mom.mra.density import density_of_shifts
 from aspire_mom.mra.marching import SIGNIFICANT, entry_variance
-from aspire_mom.mra.moments import to_samples
-from aspire_mom.mra.shift_ambiguity import centre_density
+from aspire_mom.mra.moments import (
+    FourierMoments,
+    forward_moments,
+    relative_errors,
+    to_samples,
+)
+from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
+from aspire_mom.mra.signals import shift
+
+# Relative weight of ρ's norm, which decides where the moments leave ρ open.
+RIDGE = 1e-7
+# Sub-sample shifts that are tried.
+OFFSETS = 16
 
 
-def spectral(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    n_observations: int | None = None,
-    sigma: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray]:
+def spectral(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
     """
-    v from an eigenvector of the second moment with its power spectrum divided out
-    (arXiv 1710.02590, algorithm 1; eq. 16 here): that matrix is a circulant one of
-    phases times diag(ρ) times its inverse, so that eigenvalues are ρ's values and
-    eigenvectors are shifts of v with |v̂| made flat. The eigenvector taken is that whose
-    eigenvalue is farthest from all others. ρ then follows by linear least squares.
+    Find v from an eigenvector of the second moment with its power spectrum divided out
+    (eq. 16; arXiv 1710.02590, algorithm 1), then ρ by linear least squares. The
+    eigenvalues are ρ's values, the eigenvectors shifts of v with |v̂| made flat. The
+    eigenvector is used whose eigenvalue is farthest from all others. Frequencies whose
+    power is within three standard errors of 0 are left out, so that the method suits
+    rough signals only.
 
-    The method needs a power spectrum without zeros: frequencies within three standard
-    errors of zero are left out, which smooth signals do not survive well.
-
-    :param first: First moments (..., n).
-    :param second: Second moments (..., n, n), noise bias removed.
-    :param n_observations: N; None for exact moments.
-    :param sigma: Standard deviation of the noise.
-    :return: v and ρ, (..., n) each, ρ a distribution.
+    :param moments: Moments of one problem.
+    :return: v and ρ, (n,) each, ρ a distribution.
     """
-    power = np.maximum(np.einsum("...kk->...k", second).real, 0)
-    share = 0.0 if n_observations is None else sigma**2 / n_observations
-    variance = entry_variance(power, share, sigma)
-    noise = np.sqrt(np.einsum("...kk->...k", variance))
+    power = np.diag(moments.second).real.clip(0)
+    noise = np.sqrt(np.diag(entry_variance(power, moments.share, moments.sigma)))
     kept = power > SIGNIFICANT * noise
     modulus = np.sqrt(np.where(kept, power, 0))
     flatten = np.divide(1, modulus, out=np.zeros_like(modulus), where=kept)
-    flat = flatten[..., :, None] * second * flatten[..., None, :]
-    _, flat = to_samples(first, flat)
+    _, flat = to_samples(moments.first, flatten[:, None] * moments.second * flatten)
     values, vectors = np.linalg.eigh(flat)
-    gaps = np.diff(values, axis=-1)
-    none = np.full((*gaps.shape[:-1], 1), np.inf)
-    alone = np.minimum(np.append(none, gaps, -1), np.append(gaps, none, -1))
-    chosen = np.argmax(alone, -1)[..., None, None]
-    vector = np.take_along_axis(vectors, chosen, -1)[..., 0]
+    gaps = np.diff(values, prepend=-np.inf, append=np.inf)
+    vector = vectors[:, np.argmax(np.minimum(gaps[:-1], gaps[1:]))]
     v_hat = np.fft.fft(vector) * modulus
-    sign = np.where(v_hat[..., :1].real * first[..., :1].real < 0, -1, 1)
+    sign = -1 if v_hat[0].real * moments.first[0].real < 0 else 1
     v = np.fft.ifft(sign * v_hat, norm="ortho").real
-    return centre_density(v, density_of_shifts(v, first, second))
+    return centre_density(v, density_of_shifts(v, moments))
+
+
+def density_of_shifts(v: np.ndarray, moments: FourierMoments) -> np.ndarray:
+    """
+    Find the ρ ≥ 0 whose moments with a given signal are nearest in the Frobenius norm,
+    the first moment in units of the signal's root mean square. Both moments are linear
+    in ρ̃: this minimises Σ_d weight[d] |ρ̃(d) - total[d]/weight[d]|², where the entries
+    (k, k - d) determine ρ̃(d).
+
+    :param v: Signal (n,).
+    :param moments: Moments of one problem.
+    :return: ρ (n,), a distribution.
+    """
+    n = len(v)
+    v_hat, k = np.fft.fft(v, norm="ortho"), np.arange(n)
+    to = (k - k[:, None]) % n
+    known = v_hat * v_hat[to].conj()
+    power = (np.abs(v_hat) ** 2).mean()
+    total = (known.conj() * moments.second[k, to]).sum(-1)
+    total += power * v_hat.conj() * moments.first
+    weight = (np.abs(known) ** 2).sum(-1) + power * np.abs(v_hat) ** 2
+    total, weight = total / weight.max(), weight / weight.max()
+
+    half = slice(1, n // 2 + 1)
+    # All frequencies but Nyquist's occur twice, as d and -d.
+    twice = np.where(2 * k == n, 1, 2)
+    scale = np.sqrt((weight + RIDGE**2) * twice)
+    rows = np.fft.fft(np.eye(n), axis=0)[half] * scale[half, None]
+    values = (total * twice / scale)[half]
+    # ρ̃(0) = 1 counts as much as all others together.
+    largest = np.sqrt(weight.sum())
+    matrix = np.concatenate((np.full((1, n), largest), rows.real, rows.imag))
+    target = np.concatenate(([largest], values.real, values.imag))
+    try:
+        rho, _ = nnls(matrix, target, maxiter=50 * n)
+    except RuntimeError:  # No convergence.
+        rho_hat = total / (weight + RIDGE**2)
+        rho_hat[0] = 1
+        return to_distribution(np.fft.ifft(rho_hat).real)
+    return rho / rho.sum()
+
+
+def density_in_best_place(
+    v: np.ndarray, moments: FourierMoments
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Find the sub-sample shift of a signal, and the ρ ≥ 0 with it, whose moments are
+    nearest. If the signal is smooth, moments alone do not determine this shift, but not
+    every shift admits a ρ ≥ 0.
+
+    :param v: Signal (n,), known up to a shift.
+    :param moments: Moments of one problem.
+    :return: v and ρ.
+    """
+
+    def pair(by):
+        moved = shift(v, by)
+        return moved, density_of_shifts(moved, moments)
+
+    def distance(by):
+        made = forward_moments(*pair(by))
+        return sum(relative_errors(*made, moments.first, moments.second))
+
+    start = min(np.arange(OFFSETS) / OFFSETS - 0.5, key=distance)
+    bounds = (start - 1 / OFFSETS, start + 1 / OFFSETS)
+    best = minimize_scalar(
+        distance, bounds=bounds, method="bounded", options={"xatol": 1e-9}
+    )
+    return centre_density(*pair(best.x))

@@ -110,7 +110,7 @@ def test_refusals(tmp_path, exact, raw):
     np.savez(broken, **{**arrays, "first": np.full(41, "x")})
     assert "first holds <U1; it must be numbers" in refused("solve", broken, *out)
     np.savez(broken, first=arrays["first"], second=arrays["second"][:3])
-    assert "must be (..., n) and (..., n, n)" in refused("solve", broken, *out)
+    assert "they must be (n,) and (n, n)" in refused("solve", broken, *out)
     np.savez(broken, **arrays, sigma=2.0)
     assert "--sigma is 1, but" in refused("solve", broken, *out, "--sigma", 1)
     wrong = tmp_path / "y.npy"

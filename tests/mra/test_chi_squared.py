@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
 
-from aspire_mom.mra import GaussianFamily, simulate_moments
-from aspire_mom.mra.chi_squared import ShiftSampling, WhitenedMoments
-from aspire_mom.mra.least_squares import least_squares
+from aspire_mom.mra import FourierMoments, GaussianFamily, simulate_moments
+from aspire_mom.mra.chi_squared import (
+    ShiftSampling,
+    WhitenedMoments,
+    least_squares,
+)
 
 
 @pytest.mark.parametrize("n", [20, 21])
@@ -16,7 +19,9 @@ def test_chi_squared_of_the_truth(n, N, sigma):
     many = [np.broadcast_to(x, (200, n)) for x in (v, rho)]
     m = simulate_moments(*many, N, sigma, rng)
     values = [
-        ShiftSampling(WhitenedMoments(*pair, N, sigma), v, rho).chi_squared
+        ShiftSampling(
+            WhitenedMoments(FourierMoments(*pair, N, sigma)), v, rho
+        ).chi_squared
         for pair in zip(m.first, m.second, strict=True)
     ]
     freedom = n + n * (n + 1) / 2
@@ -29,7 +34,7 @@ def test_jacobian(n):
     rng = np.random.default_rng(1)
     v, rho = (x[0] for x in GaussianFamily(2, n=n).draw(1, rng))
     m = simulate_moments(v, rho, 10**6, 1.0, rng)
-    data = WhitenedMoments(m.first, m.second, 10**6, 1.0)
+    data = WhitenedMoments(m)
     by_v, by_rho = rng.standard_normal((2, 3, n))
     by_rho -= by_rho.mean(-1, keepdims=True)
     found = data.jacobian(v, rho, by_v, by_rho)
@@ -45,7 +50,7 @@ def test_whitening_is_that_of_the_covariance():
     rng = np.random.default_rng(2)
     v, rho = (x[0] for x in GaussianFamily(2, n=8).draw(1, rng))
     m = simulate_moments(v, rho, 10**5, 0.1, rng)
-    data = WhitenedMoments(m.first, m.second, 10**5, 0.1)
+    data = WhitenedMoments(m)
     each = data.each_shift(v, rho)
     centred = each - rho @ each
     covariance = np.eye(44) + centred.T @ (rho[:, None] * centred) / 10**5
@@ -61,7 +66,7 @@ def test_least_squares_reaches_the_noise_from_any_start():
     v, rho = 1 + rng.standard_normal(20), rng.dirichlet(np.full(20, 2.0))
     m = simulate_moments(v, rho, 10**6, 1.0, rng)
     start = v + 0.1 * rng.standard_normal(20), rng.dirichlet(np.full(20, 9.0))
-    data = WhitenedMoments(m.first, m.second, 10**6, 1.0)
+    data = WhitenedMoments(m)
     assert np.sum(data.residuals(*start) ** 2) > 20 * len(data.values)
     found, density, squares = least_squares(data, *start)
     assert squares < 1.5 * len(data.values)
