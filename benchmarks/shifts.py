@@ -32,10 +32,13 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.cli.demo import SIGMA, L
 from aspire_mom.cli.volumes import read_volume
 from aspire_mom.moments import CorrectionOptions
 from aspire_mom.phantoms import gaussian_phantom
+
+# The paper's noise (section 5.2): ASPIRE divides projections by L.
+L = 25
+SIGMA = 0.5 / L
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from aspire_mom.evaluation.fsc import (
     resolution_in_shells,
 )
 from aspire_mom.evaluation.plots import plot_fsc
-from aspire_mom.evaluation.registration import register
+from aspire_mom.evaluation.registration import Registration, register
 from aspire_mom.files import write_json
 
 # Fields that are saved as they are.
@@ -28,18 +28,14 @@ J = np.diag((1.0, 1.0, -1.0))
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Registration):
     """
-    A volume registered to a reference, and how well the two agree:
-    reference(x) ≈ volume(J Rᵀ (x - t)), J = diag(1, 1, -1) if mirrored, else 1.
+    The registration of a volume to a reference, and how well the two agree.
 
     :param fsc: Fourier shell correlation of shells 0 to (L - 1)//2, float64.
     :param correlation: ⟨u, v⟩ / (|u| |v|) of the aligned volume u and the reference v,
         means included.
     :param relative_error: |v - u| / |v| (eq. 27), without scaling u.
-    :param mirrored: Whether the volume was mirrored (z → -z about voxel L//2) first.
-    :param rotation: One ASPIRE `Rotation` R, applied second, as `Volume.rotate` does.
-    :param shift: Shift t (3,) in voxels, xyz order, applied last.
     :param aligned: The volume mirrored, rotated and shifted onto the reference, an
         ASPIRE `Volume`.
     :param pixel_size: Ångström per voxel, or None.
@@ -48,9 +44,6 @@ class Comparison:
     fsc: np.ndarray
     correlation: float
     relative_error: float
-    mirrored: bool
-    rotation: Rotation
-    shift: np.ndarray
     aligned: Volume
     pixel_size: float | None
 
@@ -59,28 +52,25 @@ class Comparison:
         """
         :return: Edge of the box in Ångström, None without a pixel size.
         """
-        if self.pixel_size is None:
-            return None
-        return self.aligned.resolution * self.pixel_size
+        return self.pixel_size and self.aligned.resolution * self.pixel_size
 
     def resolution_shells(self, cutoff: float = 0.5) -> float:
         """
-        Resolution in shells, as :func:`resolution_in_shells` defines it.
+        Return the resolution in shells, see :func:`resolution_in_shells`.
 
         :param cutoff: FSC at the resolution, between 0 and 1.
-        :return: A fractional shell, in cycles per box.
+        :return: A fractional shell, cycles per box.
         :raises ValueError: The cutoff does not lie between 0 and 1.
         """
         return resolution_in_shells(self.fsc, cutoff)
 
     def resolution(self, cutoff: float = 0.5) -> float:
         """
-        Resolution in Ångström, box / shell.
+        Return the resolution in Ångström.
 
         :param cutoff: FSC at the resolution, between 0 and 1.
-        :return: Resolution in Ångström.
-        :raises ValueError: There is no pixel size, or the cutoff does not lie between 0
-            and 1.
+        :return: Edge of the box / shell of the resolution.
+        :raises ValueError: There is no pixel size, or the cutoff is not in (0, 1).
         """
         if self.box is None:
             raise ValueError(
@@ -91,11 +81,9 @@ class Comparison:
 
     def align_rotations(self, rotations: np.ndarray) -> np.ndarray:
         """
-        Turn orientations of the volume into those of the reference, such as the nodes
-        of a density, whose probabilities stay the same.
-
-        With reference(x) = volume(J Rᵀ x), the image of the volume at orientation Q is
-        that of the reference at R Q, or at R J Q J if mirrored.
+        Turn orientations of the volume, such as nodes of a density, into those of the
+        reference. The volume's image at orientation Q is the reference's at R Q, or at
+        R J Q J if mirrored.
 
         :param rotations: Rotation matrices Q (n, 3, 3).
         :return: Rotation matrices (n, 3, 3), float64.
@@ -105,8 +93,7 @@ class Comparison:
 
     def align_views(self, views: np.ndarray) -> np.ndarray:
         """
-        Turn viewing directions of the volume into those of the reference: the third
-        columns of :meth:`align_rotations`.
+        Turn viewing directions of the volume into those of the reference.
 
         :param views: Unit vectors (n, 3), xyz order.
         :return: Unit vectors (n, 3), float64.
@@ -116,11 +103,10 @@ class Comparison:
 
     def summary(self) -> dict:
         """
-        All figures as plain numbers and lists, ready for JSON.
+        Return all figures as plain numbers and lists, ready for JSON.
 
-        :return: Dictionary of resolutions at 0.5 and 0.143, fsc, correlation,
-            relative_error, mirrored, rotation (3 × 3), shift and pixel_size.
-            Resolutions in Ångström are None without a pixel size.
+        :return: Dictionary of this object's fields, and of resolutions at 0.5 and
+            0.143. Those in Ångström are None without a pixel size.
         """
         cutoffs, box = (0.5, 0.143), self.box
         shells = {c: self.resolution_shells(c) for c in cutoffs}
@@ -128,12 +114,9 @@ class Comparison:
             **{f"resolution_{c}_angstrom": box and box / shells[c] for c in cutoffs},
             **{f"resolution_{c}_shells": shells[c] for c in cutoffs},
             "fsc": self.fsc.tolist(),
-            "correlation": self.correlation,
-            "relative_error": self.relative_error,
-            "mirrored": self.mirrored,
+            **{name: getattr(self, name) for name in SAVED},
             "rotation": self.rotation.matrices[0].tolist(),
             "shift": self.shift.tolist(),
-            "pixel_size": self.pixel_size,
         }
 
     def save(self, path: str | PathLike, *, overwrite: bool = False) -> None:
@@ -167,15 +150,12 @@ class Comparison:
         try:
             saved = json.loads(path.read_text())
             fields = {name: saved[name] for name in SAVED}
-            rotation, shift = np.array(saved["rotation"]), np.array(saved["shift"])
-            fsc = np.array(saved["fsc"])
+            fields |= {name: np.array(saved[name]) for name in ("fsc", "shift")}
+            fields["rotation"] = Rotation(np.array(saved["rotation"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no saved Comparison: {error}") from error
         voxels = Volume.load(str(path.with_suffix(".mrc"))).asnumpy()
-        aligned = Volume(voxels, pixel_size=fields["pixel_size"])
-        return cls(
-            **fields, fsc=fsc, rotation=Rotation(rotation), shift=shift, aligned=aligned
-        )
+        return cls(**fields, aligned=Volume(voxels, pixel_size=fields["pixel_size"]))
 
     def plot(self, path: str | PathLike | None = None) -> Figure:
         """
@@ -189,12 +169,12 @@ class Comparison:
 
 def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Comparison:
     """
-    Register a volume to a reference over rotations, both hands, which no moments
-    determine, and shifts, and measure the agreement.
+    Register a volume to a reference over rotations, both hands and shifts, and measure
+    the agreement.
 
     :param volume: One ASPIRE `Volume`, such as a reconstruction, [z, y, x].
-    :param reference: One ASPIRE `Volume` of the same resolution and pixel size; a
-        volume without a pixel size is given the other's.
+    :param reference: One ASPIRE `Volume` of the same resolution, and pixel size if both
+        have one.
     :param translate: Whether to shift the volume too, see :func:`register`.
     :return: The :class:`Comparison`. For even L the aligned volume has no Nyquist
         planes, so the reference's power there counts as error.
@@ -202,8 +182,8 @@ def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Com
     :raises ValueError: The volumes cannot be compared (see :func:`check_pair`).
     """
     pixel_size = check_pair(volume, reference)
-    registration = register(volume, reference, translate=translate)
-    aligned = registration.apply(volume)
+    found = register(volume, reference, translate=translate)
+    aligned = found.apply(volume)
     aligned.pixel_size = pixel_size
     u, v = (w.asnumpy()[0].astype(np.float64) for w in (aligned, reference))
     norm = np.linalg.norm(v)
@@ -211,9 +191,7 @@ def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Com
         fsc=fourier_shell_correlation(aligned, reference),
         correlation=float(np.vdot(u, v) / (np.linalg.norm(u) * norm)),
         relative_error=float(np.linalg.norm(v - u) / norm),
-        mirrored=registration.mirrored,
-        rotation=registration.rotation,
-        shift=registration.shift,
+        **vars(found),
         aligned=aligned,
         pixel_size=pixel_size,
     )

@@ -17,41 +17,37 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
     :param reference: Another one.
     :return: The pixel size of either in Ångström, None if neither has one.
     :raises TypeError: An argument is no `Volume`, or holds complex numbers.
-    :raises ValueError: An argument is a stack, is smaller than 3 voxels, holds NaN or
-        infinity or one value throughout, or resolutions or pixel sizes differ.
+    :raises ValueError: An argument is a stack, smaller than 3 voxels, not finite or
+        constant, or resolutions or pixel sizes differ.
     """
     for name, one in (("volume", volume), ("reference", reference)):
         voxels = check_volume(name, one)
-        if one.resolution < 3:
+        if len(voxels) < 3:
             raise ValueError(
-                f"{name} has {one.resolution} voxels along an edge: at least 3 are "
-                "needed for one Fourier shell"
+                f"{name} has {len(voxels)} voxels along an edge; at least 3 are needed"
             )
         if np.ptp(voxels) == 0:
-            raise ValueError(
-                f"{name} is {voxels.flat[0]} in all its voxels: there is nothing to "
-                "compare"
-            )
+            raise ValueError(f"{name} is {voxels.flat[0]} in all its voxels")
     if volume.resolution != reference.resolution:
         raise ValueError(
             f"volume has {volume.resolution} voxels along an edge and reference "
-            f"{reference.resolution}: they must have the same number"
+            f"{reference.resolution}; they must have the same number"
         )
     sizes = [v.pixel_size for v in (volume, reference) if v.pixel_size is not None]
     if len(sizes) == 2 and not np.isclose(*sizes, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
         raise ValueError(
             f"volume has a pixel size of {sizes[0]} Å and reference one of "
-            f"{sizes[1]} Å: they must be the same"
+            f"{sizes[1]} Å; they must be the same"
         )
     return sizes[0] if sizes else None
 
 
 def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
     """
-    Fourier shell correlation of two volumes, without registration:
-    FSC(s) = Re Σ A conj(B) / sqrt(Σ |A|² Σ |B|²) over the Fourier voxels k of shell s,
-    round(|k|) = s cycles per box. The Nyquist planes of even L, which ASPIRE zeroes,
-    are left out.
+    Return the Fourier shell correlation of two volumes, without registration:
+    FSC(s) = Re Σ A conj(B) / sqrt(Σ |A|² Σ |B|²) over the Fourier voxels k with
+    round(|k|) = s cycles per box. Nyquist planes of even L are left out, since ASPIRE
+    zeroes them.
 
     :param a: One ASPIRE `Volume`.
     :param b: One ASPIRE `Volume` of the same resolution and pixel size.
@@ -68,11 +64,10 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
     if L % 2 == 0:
         shells[0] = shells[:, 0] = shells[:, :, 0] = L
 
-    A, B = (fft.centered_fftn(v.asnumpy()[0].astype(np.float64)) for v in (a, b))
-
     def shell_sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(shells.ravel(), values.ravel())[: (L + 1) // 2]
 
+    A, B = (fft.centered_fftn(v.asnumpy()[0].astype(np.float64)) for v in (a, b))
     cross = shell_sums((A * B.conj()).real)
     power = np.sqrt(shell_sums(np.abs(A) ** 2) * shell_sums(np.abs(B) ** 2))
     return np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
@@ -80,13 +75,12 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
 
 def resolution_in_shells(fsc: np.ndarray, cutoff: float) -> float:
     """
-    Find where an FSC curve first falls below a cutoff (section 5.2), by linear
-    interpolation between shells. Shell 0 counts as 1, since it only compares the signs
-    of the means. A curve that stays above the cutoff gives its last shell.
+    Find where an FSC curve first falls below a cutoff (section 5.2). Interpolate
+    between shells; shell 0 counts as 1, since it compares only the signs of the means.
 
     :param fsc: FSC of shells 0, 1, 2, …
     :param cutoff: Between 0 and 1, for example 0.5 or 0.143.
-    :return: A fractional shell: L · pixel size / shell is the resolution in Ångström.
+    :return: A fractional shell; the last one if the curve stays above the cutoff.
     :raises ValueError: The cutoff does not lie between 0 and 1.
     """
     if not 0 < cutoff < 1:

@@ -29,9 +29,7 @@ ELEVATION, AZIMUTHS = 20, (-60, 30)
 
 
 def plot_fsc(
-    fsc: np.ndarray,
-    box: float | None = None,
-    path: str | PathLike | None = None,
+    fsc: np.ndarray, box: float | None = None, path: str | PathLike | None = None
 ) -> Figure:
     """
     Draw an FSC curve from shell 1 on, with the resolutions at 0.5 and 0.143.
@@ -87,7 +85,7 @@ def plot_slices(
     """
     _check_titles(volumes, titles)
     slices = [_central_slices(volume) for volume in volumes]
-    values = np.concatenate([plane.ravel() for planes in slices for plane in planes])
+    values = np.concatenate([np.ravel(planes) for planes in slices])
     low, high = np.percentile(values, (0.5, 99.8))
     figure = Figure(figsize=(2.4 * len(volumes) + 0.4, 7.4), layout="constrained")
     axes = figure.subplots(3, len(volumes), squeeze=False)
@@ -117,8 +115,8 @@ def plot_isosurfaces(
     :param volumes: ASPIRE volumes, one each.
     :param titles: A title for each volume.
     :param path: Image file to write, if any.
-    :param contour: Surface level in standard deviations above the volume's mean; half
-        way between mean and maximum where no voxel is that high.
+    :param contour: Surface level in standard deviations above the volume's mean, at
+        most half way to the maximum.
     :return: matplotlib `Figure`.
     :raises ValueError: Not as many titles as volumes, or none, or a volume is constant.
     """
@@ -134,13 +132,11 @@ def plot_isosurfaces(
             # clockwise from the y axis.
             light = LightSource(azdeg=140 - azimuth, altdeg=ELEVATION + 30)
             style = {"facecolors": SURFACE, "edgecolors": SURFACE, "lw": 0.2}
-            surface = Poly3DCollection(
-                triangles, shade=True, lightsource=light, **style
-            )
-            ax.add_collection3d(surface)
+            style |= {"shade": True, "lightsource": light}
+            ax.add_collection3d(Poly3DCollection(triangles, **style))
             ax.view_init(elev=ELEVATION, azim=azimuth)
             ax.set_proj_type("ortho")
-            ax.set(xlim=(-half, half), ylim=(-half, half), zlim=(-half, half))
+            ax.set(**dict.fromkeys(("xlim", "ylim", "zlim"), (-half, half)))
             ax.set_box_aspect((1, 1, 1), zoom=1.25)
             ax.set_axis_off()
             if row == 0:
@@ -157,38 +153,28 @@ def plot_views(
     width: float = 0.2,
 ) -> Figure:
     """
-    Draw densities of viewing directions on Mollweide maps side by side, on one scale: 1
-    is the uniform density. The x axis is in the middle, z at the top.
+    Draw densities of viewing directions, relative to the uniform density, on Mollweide
+    maps side by side, on one scale. The x axis is in the middle, z at the top.
 
     :param views: Pairs of unit vectors (n, 3), xyz order, and their probabilities (n,),
         which need not be normalised.
     :param titles: A title for each pair.
     :param path: Image file to write, if any.
-    :param width: Width of the smoothing kernel in radians, about the spacing of the
-        directions or more.
+    :param width: Width of the smoothing kernel, radians, about the views' spacing.
     :return: matplotlib `Figure`.
     :raises ValueError: Titles, directions and probabilities differ in number.
     """
     _check_titles(views, titles)
     longitude = np.linspace(-np.pi, np.pi, 181)
     latitude = np.linspace(-np.pi / 2, np.pi / 2, 91)
-    maps = [
-        _smooth_density(np.asarray(u), np.asarray(p), longitude, latitude, width)
-        for u, p in views
-    ]
-    highest = max(values.max() for values in maps)
+    maps = [_smooth_density(*pair, longitude, latitude, width) for pair in views]
+    style = {"vmin": 0, "vmax": np.max(maps), "shading": "gouraud", "rasterized": True}
     figure = Figure(figsize=(4.6 * len(views) + 0.6, 3.0), layout="constrained")
     axes = figure.subplots(
         1, len(views), squeeze=False, subplot_kw={"projection": "mollweide"}
     )[0]
     for ax, values, title in zip(axes, maps, titles, strict=True):
-        image = ax.pcolormesh(
-            *(longitude, latitude, values),
-            vmin=0,
-            vmax=highest,
-            shading="gouraud",
-            rasterized=True,
-        )
+        image = ax.pcolormesh(longitude, latitude, values, **style)
         ax.grid(color="white", lw=0.4, alpha=0.5)
         ax.set(xticklabels=[], yticklabels=[])
         ax.set_title(title, pad=12)
@@ -199,8 +185,7 @@ def plot_views(
 def _check_titles(items: Sequence, titles: Sequence[str]) -> None:
     if len(items) == 0 or len(items) != len(titles):
         raise ValueError(
-            f"one title for each panel is needed, not {len(titles)} titles for "
-            f"{len(items)}"
+            f"each panel needs one title, not {len(titles)} titles for {len(items)}"
         )
 
 
@@ -235,9 +220,7 @@ def _triangles(volume: Volume, contour: float) -> np.ndarray:
     """Isosurface (n, 3 corners, xyz), counterclockwise as seen from outside."""
     voxels = check_volume("volume", volume).astype(np.float64)
     if np.ptp(voxels) == 0:
-        raise ValueError(
-            f"the volume is {voxels.flat[0]} throughout: it has no surface"
-        )
+        raise ValueError(f"the volume is {voxels.flat[0]} in all voxels: no surface")
     mean = voxels.mean()
     level = min(mean + contour * voxels.std(), (mean + voxels.max()) / 2)
     scale = SURFACE_VOXELS / len(voxels)
@@ -256,12 +239,13 @@ def _smooth_density(
     width: float,
 ) -> np.ndarray:
     """Density (latitude, longitude), uniform = 1, by von Mises-Fisher kernels."""
+    directions, probabilities = np.asarray(directions), np.asarray(probabilities)
     if directions.ndim != 2 or directions.shape[1] != 3:
         raise ValueError(f"directions must have shape (n, 3), not {directions.shape}")
     if probabilities.shape != (len(directions),):
         raise ValueError(
-            f"{len(directions)} directions need probabilities ({len(directions)},), "
-            f"not {probabilities.shape}"
+            f"{len(directions)} directions need as many probabilities, not an array "
+            f"of shape {probabilities.shape}"
         )
     lat, lon = np.meshgrid(latitude, longitude, indexing="ij")
     points = np.stack(

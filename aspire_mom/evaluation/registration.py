@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,12 +60,12 @@ class Registration:
 
     def apply(self, volume: Volume) -> Volume:
         """
-        Move a volume onto the reference, by exact trigonometric interpolation.
+        Move a volume onto the reference by exact trigonometric interpolation.
         Frequencies from outside the Fourier cube become zero.
 
         :param volume: One ASPIRE `Volume` of the size that was registered.
-        :return: ASPIRE `Volume` of the same dtype and pixel size. The Nyquist planes of
-            even L are zero, as `Volume.rotate` leaves them.
+        :return: ASPIRE `Volume` of the same dtype and pixel size, without the Nyquist
+            planes of even L, which `Volume.rotate` zeroes.
         :raises TypeError: It is no real `Volume`.
         :raises ValueError: It is a stack, or holds NaN or infinity.
         """
@@ -93,10 +92,10 @@ def register(
     """
     Register a volume to a reference over SO(3), both hands and shifts.
 
-    The correlation of both volumes' spherical harmonic expansions on a few low shells
-    is computed for a grid of rotations (see :func:`rotation_correlation`), about the
-    middle of the box and about the centres of power. Its highest peaks for each hand
-    are refined together with shifts, and the best two once more on more shells.
+    The two volumes are correlated on a grid of rotations, by their spherical harmonic
+    expansions on a few low shells, about the middle of the box and about the centres of
+    power. The highest peaks for each hand are refined together with shifts, and the
+    best two once more on more shells.
 
     :param volume: One ASPIRE `Volume`, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same resolution and pixel size.
@@ -113,14 +112,14 @@ def register(
     volume, reference = (
         Volume(v.asnumpy() - np.median(v.asnumpy())) for v in (volume, reference)
     )
-    moving, fixed = fourier_spline(volume, shells), fourier_spline(reference, shells)
+    moving, fixed = _fourier_spline(volume, shells), _fourier_spline(reference, shells)
 
     def refine(poses: list[_Pose], n_shells: int) -> list[_Pose]:
-        k = half_ball(n_shells)
+        k = _half_ball(n_shells)
         # Unit norms make the result independent of the volumes' scales.
-        target = fourier_values(fixed, k)
+        target = _fourier_values(fixed, k)
         target /= np.linalg.norm(target)
-        scaled = moving / np.linalg.norm(fourier_values(moving, k))
+        scaled = moving / np.linalg.norm(_fourier_values(moving, k))
         poses = [_refine(pose, scaled, k, target, translate) for pose in poses]
         return sorted(poses, key=lambda pose: -pose.correlation)
 
@@ -144,14 +143,10 @@ class _Pose(NamedTuple):
     correlation: float
 
 
-def fourier_spline(volume: Volume, shells: int) -> np.ndarray:
+def _fourier_spline(volume: Volume, shells: int) -> np.ndarray:
     """
-    Cubic spline coefficients of a volume's Fourier transform at half integers,
-    V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L), positions counted from voxel L//2.
-
-    :param volume: One ASPIRE `Volume`.
-    :param shells: Largest |k| of :func:`fourier_values`, cycles per box.
-    :return: Coefficients [kz, ky, kx], complex128, zero frequency in the middle.
+    Cubic spline coefficients [kz, ky, kx] of a volume's Fourier transform at half
+    integers up to `shells`, zero frequency in the middle, positions from voxel L//2.
     """
     L = volume.resolution
     edge = OVERSAMPLING * shells + MARGIN
@@ -163,25 +158,14 @@ def fourier_spline(volume: Volume, shells: int) -> np.ndarray:
     return spline_filter(values, output=np.complex128)
 
 
-def fourier_values(spline: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """
-    Fourier values by spline interpolation.
-
-    :param spline: Coefficients from :func:`fourier_spline`.
-    :param k: Frequencies (n, 3), xyz order, cycles per box.
-    :return: V(k) (n,), complex128.
-    """
+def _fourier_values(spline: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """Interpolate V (n,) at frequencies k (n, 3), xyz order, cycles per box."""
     zyx = OVERSAMPLING * k.T[::-1] + len(spline) // 2
     return map_coordinates(spline, zyx, prefilter=False)
 
 
-def half_ball(shells: int) -> np.ndarray:
-    """
-    Integer frequencies of shells 1 to `shells`, one of each pair ±k.
-
-    :param shells: Number of shells.
-    :return: Frequencies (n, 3), xyz order, float64.
-    """
+def _half_ball(shells: int) -> np.ndarray:
+    """Integer frequencies (n, 3) of shells 1 to `shells`, one of each pair ±k."""
     axis = np.arange(-shells, shells + 1.0)
     k = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(-1, 3)
     k = k[len(k) // 2 + 1 :]
@@ -196,16 +180,10 @@ def _centre_of_power(volume: Volume) -> np.ndarray:
     return np.array(sums) / power.sum()
 
 
-def shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.ndarray:
+def _shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.ndarray:
     """
-    Spherical harmonic coefficients of a Fourier transform on shells s = 1, 2, …,
-    s ∫ V(s n) conj Y_lm(n) dn. The factor s makes sums over shells integrals over the
-    ball.
-
-    :param spline: Coefficients from :func:`fourier_spline`.
-    :param shells: Number of shells.
-    :param centre: Point (3,) in boxes about which the volume is expanded, xyz order.
-    :return: Coefficients [s - 1, l, m], l < `DEGREES`, m = 0, 1, …, -2, -1.
+    Coefficients s ∫ V(s n) conj Y_lm(n) dn [s - 1, l, m], m = 0, 1, …, -2, -1, about a
+    centre (3,) in boxes. The factor s makes sums over shells integrals over the ball.
     """
     # A Gauss-Legendre rule in cos θ with equispaced φ is exact for these degrees.
     nodes, weights = np.polynomial.legendre.leggauss(DEGREES)
@@ -216,27 +194,23 @@ def shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.n
     ).reshape(-1, 3)
     s = np.arange(1, shells + 1)[:, None]
     k = (s[:, :, None] * points).reshape(-1, 3)
-    values = fourier_values(spline, k) * np.exp(2j * np.pi * k @ centre)
+    values = _fourier_values(spline, k) * np.exp(2j * np.pi * k @ centre)
     values = s * values.reshape(shells, -1)
     values *= np.repeat(np.pi / DEGREES * weights, 2 * DEGREES)
     Y = sph_harm_y_all(DEGREES - 1, DEGREES - 1, theta.ravel(), phi.ravel())
     return np.moveaxis(Y.conj() @ values.T, -1, 0)
 
 
-def rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
-    Correlation of a rotated function with a fixed one on a grid of rotations,
-    C(R) = Re Σ_s ∫ a_s(Rᵀn) conj b_s(n) dn, R = Rz(α) Ry(β) Rz(γ).
+    Correlation Re Σ_s ∫ a_s(Rᵀn) conj b_s(n) dn at R = Rz(α) Ry(β) Rz(γ), [α, β, γ],
+    each angle 2π/`SEARCH_ANGLES` times its index, of functions with coefficients
+    [s, l, m].
 
-    C = Σ_l Σ_mm' exp(-imα) d^l_mm'(β) exp(-im'γ) Σ_s a_slm' conj b_slm. The eigenvalues
-    of the angular momentum J_y are integers, so in its eigenvectors β is a Fourier
-    variable too, and C is one three-dimensional FFT (Risbo 1996, Kostelec & Rockmore
-    2008).
-
-    :param a: Coefficients [s, l, m] of the rotated function, see
-        :func:`shell_harmonics`.
-    :param b: Coefficients [s, l, m] of the fixed function.
-    :return: C[α, β, γ], each angle 2π/`SEARCH_ANGLES` times its index, β up to 2π too.
+    It is Σ_l Σ_mm' exp(-imα) d^l_mm'(β) exp(-im'γ) Σ_s a_slm' conj b_slm. The
+    eigenvalues of the angular momentum J_y are integers, so in its eigenvectors β is a
+    Fourier variable too, and one three-dimensional FFT gives all values (Risbo 1996,
+    Kostelec & Rockmore 2008).
     """
     spectrum = np.zeros((SEARCH_ANGLES,) * 3, dtype=np.complex128)
     for l in range(a.shape[1]):
@@ -254,18 +228,18 @@ def _search(
     moving: np.ndarray, fixed: np.ndarray, shells: int, centres: np.ndarray
 ) -> list[_Pose]:
     """
-    The highest peaks of the rotation correlation for both hands, about one centre of
-    each volume (2, 3).
+    Return the highest peaks of the rotation correlation for both hands, about one
+    centre of each volume (2, 3).
     """
-    a = shell_harmonics(moving, shells, centres[0])
-    b = shell_harmonics(fixed, shells, centres[1])
+    a = _shell_harmonics(moving, shells, centres[0])
+    b = _shell_harmonics(fixed, shells, centres[1])
     # Y_lm(Jn) = (-1)^(l + m) Y_lm(n), and -m is as even or odd as m.
     m = np.r_[:DEGREES, 1 - DEGREES : 0]
     parity = (-1.0) ** (np.arange(DEGREES)[:, None] + m)
     return [
         _Pose(rotation, hand, centres[1] - rotation @ (centres[0] * (1, 1, hand)), 0.0)
         for hand, coefficients in ((1, a), (-1, parity * a))
-        for rotation in _peaks(rotation_correlation(coefficients, b))
+        for rotation in _peaks(_rotation_correlation(coefficients, b))
     ]
 
 
@@ -287,15 +261,11 @@ def _peaks(correlation: np.ndarray) -> np.ndarray:
 
 
 def _refine(
-    pose: _Pose,
-    moving: np.ndarray,
-    k: np.ndarray,
-    target: np.ndarray,
-    translate: bool,
+    pose: _Pose, moving: np.ndarray, k: np.ndarray, target: np.ndarray, translate: bool
 ) -> _Pose:
     """
-    Levenberg-Marquardt on Σ |V(J Rᵀk) exp(-2πi k·t) - target(k)|². Moving a volume does
-    not change its norm, so this maximises the correlation.
+    Minimise Σ |V(J Rᵀk) exp(-2πi k·t) - target(k)|² by Levenberg-Marquardt. A volume's
+    norm does not change when it moves, so this maximises the correlation.
     """
     start = np.zeros(6 if translate else 3)
 
@@ -306,13 +276,21 @@ def _refine(
 
     def model(step: np.ndarray) -> np.ndarray:
         rotation, hand, shift, _ = moved(step)
-        values = fourier_values(moving, (k @ rotation) * (1, 1, hand))
+        values = _fourier_values(moving, (k @ rotation) * (1, 1, hand))
         return values * np.exp(-2j * np.pi * (k @ shift))
+
+    def jacobian(step: np.ndarray) -> np.ndarray:
+        # Rotations by finite differences, shifts in closed form.
+        values, small = model(step), ROTATION_STEP * np.eye(3, len(step))
+        columns = [(model(step + change) - values) / ROTATION_STEP for change in small]
+        if translate:
+            columns.extend(-2j * np.pi * k.T * values)
+        return np.array(columns).view(np.float64).T
 
     best = least_squares(
         lambda step: (model(step) - target).view(np.float64),
         start,
-        jac=lambda step: _jacobian(model, step, k),
+        jac=jacobian,
         method="lm",
         xtol=1e-6,
         max_nfev=ITERATIONS,
@@ -320,15 +298,3 @@ def _refine(
     values = model(best)
     correlation = np.vdot(target, values).real / np.linalg.norm(values)
     return moved(best)._replace(correlation=float(correlation))
-
-
-def _jacobian(
-    model: Callable[[np.ndarray], np.ndarray], step: np.ndarray, k: np.ndarray
-) -> np.ndarray:
-    """Real Jacobian (2n, 3 or 6): rotations by differences, shifts in closed form."""
-    values = model(step)
-    small = ROTATION_STEP * np.eye(3, len(step))
-    columns = [(model(step + change) - values) / ROTATION_STEP for change in small]
-    if len(step) == 6:
-        columns.extend(-2j * np.pi * k.T * values)
-    return np.array(columns).view(np.float64).T

@@ -20,21 +20,15 @@ from aspire_mom.inversion.cartesian import CartesianForward, CartesianLoss
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import StatusCallback
-from aspire_mom.inversion.options import (
-    STARTS,
-    LossOptions,
-    SearchOptions,
-    is_network,
-)
+from aspire_mom.inversion.options import STARTS, LossOptions, SearchOptions, is_network
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (
     FIRST_SHIFT_STD,
     SHIFT_UNIT,
     Candidate,
-    Plan,
     Problem,
+    Search,
     march_levels,
-    search,
 )
 from aspire_mom.inversion.start import (
     SUPPORT_RADIUS,
@@ -60,11 +54,11 @@ class MomentInversion:
     Find a volume and a density of rotations that have given moments (sections 3.2 and
     4.2).
 
-    By default the volume is a mixture of Gaussians, which grows while the data ask for
-    more, the density of viewing directions is smooth, and moments are weighted by their
-    standard errors. The best of several starts is chosen by Akaike's information
-    criterion, which needs no reference. Where `moments.shift_std` is None, each start
-    finds the standard deviation of the images' shifts too.
+    By default the volume is a mixture of Gaussians, which grows while Akaike's
+    information criterion falls, the density of viewing directions is smooth, and
+    moments are weighted by their standard errors. The criterion also chooses the best
+    of several starts. Where `moments.shift_std` is None, each start finds the standard
+    deviation of the images' shifts too.
 
     :param moments: Estimated or exact moments in either basis.
     :param volume: "gaussians", "harmonics", "fouriernet", or a volume model to start
@@ -72,10 +66,8 @@ class MomentInversion:
     :param density: `DiscreteDensity`, `MomentEncoder` or another module that returns
         the probabilities of the nodes; by default `DiscreteDensity(quadrature,
         degree=6)`, or one logit per node if the volume is a network.
-    :param quadrature: Nodes on SO(3); by default a spherical design as fine as the
-        moments' angular orders, with 12 in-plane angles where the moments are not
-        averaged over these.
-    :param n_rings: Number of rings to use of a polar basis; by default those that have
+    :param quadrature: Nodes on SO(3); by default those of :func:`default_quadrature`.
+    :param n_rings: Number of rings to use of a polar basis; by default those with
         signal.
     :param support_radius: Radius in boxes of a ball that holds the molecule.
     :param signed: Let Gaussians be negative; by default only where the mean of the
@@ -86,11 +78,9 @@ class MomentInversion:
     :param status: Called every few steps with an `OptimizerStatus`; returning True
         stops the inversion.
     :param checkpoint: File that keeps progress; an existing one is resumed. It stays
-        when the inversion is complete and then gives the result at once; delete it when
-        the result is saved.
+        when the inversion is complete and then gives the result at once.
     :raises TypeError: An argument is of another class.
-    :raises ValueError: An option is out of range, or the density has another number of
-        nodes than the quadrature.
+    :raises ValueError: An option is out of range.
     """
 
     def __init__(
@@ -103,8 +93,8 @@ class MomentInversion:
         n_rings: int | None = None,
         support_radius: float = SUPPORT_RADIUS,
         signed: bool | None = None,
-        loss: LossOptions | None = None,
-        search: SearchOptions | None = None,
+        loss: LossOptions = LossOptions(),
+        search: SearchOptions = SearchOptions(),
         device: str | torch.device = "cpu",
         status: StatusCallback | None = None,
         checkpoint: str | Path | None = None,
@@ -112,13 +102,8 @@ class MomentInversion:
         check_kind("moments", moments, Moments)
         if isinstance(volume, str):
             check_choice("volume", volume, STARTS)
-        elif not isinstance(volume, FourierVolume):
-            raise TypeError(
-                f"volume is a {type(volume).__name__}; it must be a FourierVolume or"
-                f" one of {', '.join(STARTS)}"
-            )
-        loss = LossOptions() if loss is None else loss
-        search = SearchOptions() if search is None else search
+        else:
+            check_kind("volume", volume, FourierVolume)
         check_kind("loss", loss, LossOptions)
         check_kind("search", search, SearchOptions)
         if not 0 < support_radius <= 0.5:
@@ -126,13 +111,13 @@ class MomentInversion:
                 f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"
             )
         basis = moments.basis
-        self.moments, self.volume = moments, volume
         if n_rings is None:
             n_rings = informative_rings(moments)
         check_integer("n_rings", n_rings, 1)
         if n_rings > basis.n_rings:
             raise ValueError(f"n_rings is {n_rings}; {basis} has 1 to {basis.n_rings}")
         n_rings = basis.cut(n_rings).n_rings
+        self.moments, self.volume = moments, volume
         self.n_rings, self.support_radius = n_rings, support_radius
         self.signed = needs_signs(moments) if signed is None else signed
         self.loss, self.search = loss.completed(volume), search.completed(volume)
@@ -145,20 +130,12 @@ class MomentInversion:
             degree = None if is_network(volume) else LOG_DENSITY_DEGREE
             density = DiscreteDensity(quadrature, degree=degree)
         check_kind("density", density, torch.nn.Module)
-        if isinstance(density, DiscreteDensity):
-            n = len(density.probabilities)
-            if n != len(quadrature):
-                raise ValueError(
-                    f"the density has {n} nodes, the quadrature {len(quadrature)}"
-                )
         self.density, self.quadrature = density, quadrature
 
     @property
     def settings(self) -> dict:
         """
-        Options in use.
-
-        :return: Names and values, as JSON can hold them.
+        :return: Options in use, names and values, as JSON can hold them.
         """
         volume = self.volume
         return {
@@ -180,17 +157,16 @@ class MomentInversion:
         Refine all starts and choose the best.
 
         :return: The reconstruction of the best start.
+        :raises ValueError: The density does not have one probability per node.
         :raises ForeignCheckpoint: The checkpoint is of other moments or settings.
-        :raises StoppedByUser: The status callback returned True. The checkpoint has
-            what was done.
+        :raises StoppedByUser: The status callback returned True.
         :raises FloatingPointError: The loss became infinite or NaN.
         """
         checkpoint = Checkpoint(self.checkpoint, self._fingerprint())
         wait()  # all processes must read the file before the first one writes it
         options = self.search
-        plan = Plan(options, self.status, checkpoint)
         levels = march_levels(self.n_rings) if options.optimizer == "lbfgs" else []
-        # Levels that cut nothing off would be the last one again.
+        # Levels that cut nothing off would repeat the last one.
         inner = [n for n in levels if self._cut(n) != self._cut(self.n_rings)]
         problems = [*map(self.problem, inner), self._whole]
         candidates = [self.start(options.seed + i) for i in range(options.n_starts)]
@@ -200,7 +176,8 @@ class MomentInversion:
             # Tensors of all but networks are so small that one thread is fastest.
             torch.set_num_threads(1)
         try:
-            return self._result(search(candidates, problems, plan))
+            search = Search(options, self.status, checkpoint)
+            return self._result(search.run(candidates, problems))
         finally:
             torch.set_num_threads(n_threads)
             # A search that was killed or stopped keeps what it finished.
@@ -208,18 +185,14 @@ class MomentInversion:
 
     @torch.no_grad()
     def moment_errors(
-        self,
-        volume: FourierVolume,
-        density: torch.nn.Module,
-        shift_std: float = 0.0,
+        self, volume: FourierVolume, density: torch.nn.Module, shift_std: float = 0.0
     ) -> tuple[float, float]:
         """
-        Relative errors of a model's moments on all rings and orders: eq. 22, as in the
-        paper's Table 2.
+        Return relative errors of a model's moments on all rings and orders (eq. 22).
 
         :param volume: A volume model.
         :param density: A density model on this inversion's nodes.
-        :param shift_std: Standard deviation of the images' shifts in pixels, used where
+        :param shift_std: Standard deviation of the images' shifts, pixels, where
             `moments.shift_std` is None.
         :return: Relative errors of the first and the second moment.
         """
@@ -242,8 +215,7 @@ class MomentInversion:
         """
         moments, inner = self.moments, self._cut(n_rings)
         forward = self._forward(inner)
-        # `CartesianLoss` never forms the pairs of pixels that shifts and information
-        # need.
+        # `CartesianLoss` has no pairs of pixels, which shifts and information need.
         pairs = moments.shift_std != 0 or moments.second_information is not None
         fast = isinstance(forward, CartesianForward) and not pairs
         if fast and self.loss.weighting == "none":
@@ -251,12 +223,7 @@ class MomentInversion:
         else:
             cut = {"n_rings": inner.n_rings, "max_order": inner.max_order}
             loss = MomentLoss(moments, **asdict(self.loss), **cut)
-        return Problem(
-            forward=forward,
-            loss=loss.to(self.device),
-            n_rings=n_rings,
-            estimates=self._estimates,
-        )
+        return Problem(forward, loss.to(self.device), n_rings, self._estimates)
 
     def start(self, seed: int) -> Candidate:
         """
@@ -266,13 +233,9 @@ class MomentInversion:
         if isinstance(self.volume, FourierVolume):
             volume = copy.deepcopy(self.volume)
         else:
+            options = {"support_radius": self.support_radius, "signed": self.signed}
             volume = random_volume(
-                self.volume,
-                self.moments,
-                self.n_rings,
-                support_radius=self.support_radius,
-                signed=self.signed,
-                seed=seed,
+                self.volume, self.moments, self.n_rings, seed=seed, **options
             )
         density = copy.deepcopy(self.density).to(self.device)
         shift_std = None
@@ -286,7 +249,7 @@ class MomentInversion:
         L, pixel_size = self.moments.basis.L, self.moments.pixel_size
         with torch.no_grad():
             for candidate in ranking:
-                # A result taken from the checkpoint has no latent variable yet.
+                # A volume from the checkpoint has no latent variable yet.
                 problem.encode(candidate.volume)
             probabilities = problem.probabilities(best.density).double().cpu().numpy()
         volumes = [c.volume.to_volume(L, pixel_size).asnumpy()[0] for c in ranking]

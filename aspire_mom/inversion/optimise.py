@@ -11,7 +11,6 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor
 
-from aspire_mom.checks import check_choice
 from aspire_mom.processes import agreed, combine_gradients, is_first
 from aspire_mom.volumes import FourierVolume
 
@@ -30,9 +29,9 @@ class OptimizerStatus:
     :param stage: Name of the start and the stage of the search.
     :param step: Number of steps done in this stage.
     :param n_steps: Largest number of steps in this stage.
-    :param loss: The present loss.
-    :param volume: The present volume model; do not change it.
-    :param density: The present density model; do not change it.
+    :param loss: The loss.
+    :param volume: The volume model; do not change it.
+    :param density: The density model; do not change it.
     """
 
     stage: str
@@ -64,10 +63,10 @@ def minimise(
     split: Iterable[torch.nn.Parameter] = (),
 ) -> float:
     """
-    Minimise by L-BFGS with strong Wolfe line searches, or by Adam with the learning
-    rates in turn, each for an equal share of the steps (section 5.2).
+    Minimise by L-BFGS with strong Wolfe line searches, or by Adam with each of the
+    learning rates for an equal share of the steps (section 5.2).
 
-    :param objective: Returns the loss of the present parameters, a real scalar.
+    :param objective: Function that returns the loss, a real scalar.
     :param parameters: Parameters to optimise.
     :param method: "lbfgs" or "adam".
     :param n_steps: Number of steps.
@@ -76,14 +75,11 @@ def minimise(
     :param status: Called every few steps; returning True stops.
     :param state: A state that `save` received, to resume from.
     :param save: Called every few steps with a state to resume from.
-    :param split: Parameters of whose gradients each process has a part (see
-        :func:`combine_gradients`).
+    :param split: Parameters whose gradients :func:`combine_gradients` adds up.
     :return: The final loss.
-    :raises ValueError: The method is unknown.
     :raises StoppedByUser: `status` returned True; the parameters keep their values.
     :raises FloatingPointError: The loss is not finite.
     """
-    check_choice("method", method, ("lbfgs", "adam"))
     parameters, split = list(parameters), list(split)
     same = [p for p in parameters if not any(p is q for q in split)]
     lbfgs = method == "lbfgs"
@@ -127,30 +123,28 @@ def minimise(
     else:
         optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         step, loss = state["step"], state["loss"]
-    group = optimizer.param_groups[0]
-    quiet = lbfgs or not is_first()
-    bar = tqdm(total=n_steps, initial=step, desc=stage, leave=False, disable=quiet)
-    while step < n_steps:
-        before, block = loss, min(every, n_steps - step)
-        if lbfgs:
-            group["max_iter"] = block
-            optimizer.step(closure)
-        else:
-            for i in range(step, step + block):
-                group["lr"] = learning_rates[i * len(learning_rates) // n_steps]
+    group, quiet = optimizer.param_groups[0], lbfgs or not is_first()
+    with tqdm(
+        total=n_steps, initial=step, desc=stage, leave=False, disable=quiet
+    ) as bar:
+        while step < n_steps:
+            before, block = loss, min(every, n_steps - step)
+            if lbfgs:
+                group["max_iter"] = block
                 optimizer.step(closure)
-        step, loss = step + block, value()
-        bar.set_postfix_str(f"loss {loss:.4g}")
-        bar.update(block)
-        if lbfgs and before - loss < CONVERGED * abs(loss):
-            step = n_steps
-        if save is not None:
-            kept = copy.deepcopy(optimizer.state_dict())
-            save({"optimizer": kept, "step": step, "loss": loss})
-        stop = status and status(OptimizerStatus(stage, step, n_steps, loss))
-        stop = torch.tensor(float(bool(stop)), device=parameters[0].device)
-        if agreed(stop):
-            bar.close()
-            raise StoppedByUser(stage)
-    bar.close()
+            else:
+                for i in range(step, step + block):
+                    group["lr"] = learning_rates[i * len(learning_rates) // n_steps]
+                    optimizer.step(closure)
+            step, loss = step + block, value()
+            bar.set_postfix_str(f"loss {loss:.4g}")
+            bar.update(block)
+            if lbfgs and before - loss < CONVERGED * abs(loss):
+                step = n_steps
+            if save is not None:
+                kept = copy.deepcopy(optimizer.state_dict())
+                save({"optimizer": kept, "step": step, "loss": loss})
+            stop = status and status(OptimizerStatus(stage, step, n_steps, loss))
+            if agreed(torch.tensor(float(bool(stop)), device=parameters[0].device)):
+                raise StoppedByUser(stage)
     return loss

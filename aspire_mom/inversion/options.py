@@ -21,13 +21,12 @@ class SearchOptions:
     """
     How to search for the best volume and density.
 
-    :param n_starts: Number of starts; by default 16 for Gaussians, 4 for harmonics, 1
-        for a network or for a volume model that is given.
+    :param n_starts: Number of starts; by default 16 for Gaussians, 4 for harmonics,
+        else 1.
     :param n_steps: Steps of the last refinement of each start; by default 400 of L-BFGS
         or 1,000 of Adam.
     :param optimizer: "lbfgs" or "adam"; by default Adam for networks, else L-BFGS.
-    :param learning_rates: Adam's learning rates in turn, each for an equal share of the
-        steps (the paper: 1e-5, 1e-6).
+    :param learning_rates: Adam's learning rates, each for an equal share of the steps.
     :param max_gaussians: Largest number of Gaussians in a mixture.
     :param seed: Seed of the first start; the others have the seeds that follow.
     :raises ValueError: An option is out of range.
@@ -41,20 +40,14 @@ class SearchOptions:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (
-            ("n_starts", 1),
-            ("n_steps", 1),
-            ("max_gaussians", 1),
-            ("seed", 0),
-        ):
+        for name in ("n_starts", "n_steps", "max_gaussians", "seed"):
             if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), least)
+                check_integer(name, getattr(self, name), int(name != "seed"))
         check_choice("optimizer", self.optimizer, STEPS)
         rates = tuple(self.learning_rates)
         if not rates or not all(0 < rate < math.inf for rate in rates):
             raise ValueError(
-                f"learning_rates are {rates}; there must be at least one, and all must"
-                " be positive"
+                f"learning_rates are {rates}; there must be at least one, all positive"
             )
         object.__setattr__(self, "learning_rates", rates)
 
@@ -78,7 +71,7 @@ class LossOptions:
     """
     How to measure the distance of moments (see `MomentLoss`).
 
-    :param weighting: "noise", "rings" or "none"; by default "none", eq. 28 itself, for
+    :param weighting: "noise", "rings" or "none"; by default "none" (eq. 28) for
         networks, else "noise".
     :param lam: λ of eq. 28, the weight of the second moment.
     :raises ValueError: An option is out of range.
@@ -94,8 +87,7 @@ class LossOptions:
     def completed(self, volume: str | FourierVolume) -> LossOptions:
         """
         :param volume: A volume model, or the name of one.
-        :return: The same options, with the default weighting for this volume in place
-            of None.
+        :return: The same options, with defaults for this volume in place of None.
         """
         weighting = "none" if is_network(volume) else "noise"
         return replace(self, weighting=self.weighting or weighting)

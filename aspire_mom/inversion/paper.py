@@ -33,36 +33,33 @@ def paper_inversion(
     checkpoint: str | Path | None = None,
 ) -> MomentInversion:
     """
-    The inversion as Khoo, Paul & Sharon ran it: moments of all n² Fourier pixels, nodes
+    Set up the inversion of Khoo, Paul & Sharon: moments of all n² Fourier pixels, nodes
     of a 100-point 13-design times 12 in-plane angles with equal weights, their
-    probabilities z_ρ from the encoder ξ_θ^ρ and the volume a `FourierNet`, both
-    optimised together by Adam on eq. 28, with learning rate 1e-5 and then 1e-6.
+    probabilities from the encoder ξ_θ^ρ and the volume a `FourierNet`, both optimised
+    by Adam on eq. 28, with learning rate 1e-5 and then 1e-6.
 
-    What the paper leaves open is as follows. λ = 1 with each norm divided by that of
-    the estimate, so that both moments count alike whatever the scale of the data.
-    `FourierNet` has 128 wide layers and ω = 5 (see there), the strongest of the three
-    innermost rings' RMS as its scale, and reaches into the corners of the Fourier
+    The paper leaves open the following. λ is 1 with each norm divided by that of the
+    estimate. `FourierNet` has 128 wide layers, ω = 5, the strongest RMS of the three
+    innermost rings as its scale, and frequencies up to the corners of the Fourier
     square, √2 · n/2 cycles per box.
-    `MomentEncoder` has the sizes that it states.
 
     :param moments: Moments in a `CartesianBasis`.
     :param n_epochs: Steps at each of the two learning rates.
-    :param n_latent: Length of z_v, from an encoder ξ_θ^v of the same kind that is
-        optimised with the rest; 0 for none, as in the paper's experiments.
+    :param n_latent: Length of z_v, the output of an encoder ξ_θ^v that is optimised
+        too; 0 for none, as in the paper's experiments.
     :param lam: λ of eq. 28.
-    :param seed: Seed of all initial weights.
+    :param seed: Seed of all initial parameters.
     :param device: torch device.
     :param status: Called every 50 steps with an `OptimizerStatus`.
     :param checkpoint: File that keeps progress; an existing one is resumed.
     :return: The inversion, to call `estimate()` on.
     :raises TypeError: `moments` is no `Moments`.
-    :raises ValueError: they are of another basis, or an option is out of range.
+    :raises ValueError: They are of another basis, or an option is out of range.
     """
     check_kind("moments", moments, Moments)
     if not isinstance(moments.basis, CartesianBasis):
         raise ValueError(
-            f"moments are of {moments.basis}; the paper's configuration takes those of"
-            " a CartesianBasis"
+            f"moments are of {moments.basis}; they must be of a CartesianBasis"
         )
     check_integer("n_epochs", n_epochs, 1)
     check_integer("n_latent", n_latent, 0)

@@ -10,13 +10,7 @@ import numpy as np
 from aspire.volume import Volume
 
 from aspire_mom.checks import check_new
-from aspire_mom.files import (
-    contents_of,
-    load_arrays,
-    save_arrays,
-    staged,
-    write_json,
-)
+from aspire_mom.files import contents_of, load_arrays, save_arrays, staged, write_json
 from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes.filters import mirror
 
@@ -29,8 +23,8 @@ TEXT = ("history", "starts", "settings", "seed", "moment_errors", "shift_std")
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
     """
-    A volume and a density of rotations recovered from moments, up to a rotation and a
-    mirror: moments of images cannot tell the hand.
+    A volume and a density of rotations, recovered from moments up to a rotation and the
+    handedness.
 
     :param volume: ASPIRE `Volume` [z, y, x], float32, at the moments' size.
     :param density: Probabilities (n,) of the quadrature's nodes, float64, sum one.
@@ -38,13 +32,13 @@ class Reconstruction:
     :param history: Stages of the start that was chosen: dicts of stage, n_rings, loss
         and criterion.
     :param starts: All starts that reached the last level, best first: dicts of seed,
-        criterion and loss, and of shift_std where each found its own.
+        criterion and loss, and shift_std where it was unknown.
     :param settings: Options of the inversion.
     :param seed: Seed of the search.
     :param moment_errors: Relative errors of its first and second moment against the
-        estimates (eq. 22), the estimates' own noise included.
-    :param shift_std: Standard deviation along each axis, pixels, of the images' shifts
-        in its model: as the moments have it or, where they leave it open, as found.
+        estimates (eq. 22), noise included.
+    :param shift_std: Standard deviation of the images' shifts along each axis, pixels,
+        given or found.
     :param start_volumes: Volumes of `starts`, a stack in the same order.
     """
 
@@ -62,12 +56,11 @@ class Reconstruction:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """
         Write volume.mrc, reconstruction.npz (density and quadrature) and
-        reconstruction.json (history, starts, settings, seed, moment errors, shifts) to
-        a folder, all together or none.
+        reconstruction.json (the rest) to a folder, all together or none.
 
         :param folder: Folder, made if it does not exist.
         :param overwrite: Replace files that exist.
-        :raises FileExistsError: one of the files exists and `overwrite` is False.
+        :raises FileExistsError: One of the files exists and `overwrite` is False.
         """
         folder = Path(folder)
         for name in FILES:
@@ -85,8 +78,8 @@ class Reconstruction:
 
         :param folder: The folder.
         :return: The reconstruction.
-        :raises FileNotFoundError: a file is missing.
-        :raises ValueError: a file is damaged, or not one of a reconstruction.
+        :raises FileNotFoundError: A file is missing.
+        :raises ValueError: A file is damaged, or not one of a reconstruction.
         """
         folder = Path(folder)
         for name in FILES:

@@ -1,10 +1,11 @@
-"""The search avoids local optima by many starts, frequency marching and growth."""
+"""The search for the best volume: many starts, frequency marching and growth."""
 
 from __future__ import annotations
 
 import copy
 import math
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import torch
 from aspire.utils import tqdm
@@ -12,11 +13,7 @@ from torch import Tensor
 
 from aspire_mom.files import Checkpoint
 from aspire_mom.inversion.cartesian import CartesianLoss
-from aspire_mom.inversion.forward import (
-    WIDEST_SHIFTS,
-    CartesianForward,
-    PolarForward,
-)
+from aspire_mom.inversion.forward import WIDEST_SHIFTS, CartesianForward, PolarForward
 from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import OptimizerStatus, StatusCallback, minimise
 from aspire_mom.inversion.options import SearchOptions
@@ -28,8 +25,8 @@ FIRST_RINGS = 4
 MARCH = 1.35
 SURVIVORS = 4
 STEPS_PER_LEVEL = 80
-# Unit in boxes of the shifts' standard deviation as a parameter, which makes its steps
-# as long as those of others; and its first value, 1 pixel in a box of 50.
+# The shifts' standard deviation is a parameter in units of 0.1 box, so that its steps
+# are as long as those of others. It starts at 0.02 box, 1 pixel in a box of 50.
 SHIFT_UNIT = 0.1
 FIRST_SHIFT_STD = 0.02
 
@@ -37,7 +34,7 @@ FIRST_SHIFT_STD = 0.02
 @dataclass(frozen=True)
 class Problem:
     """
-    One level of the search: forward model and loss on a number of rings.
+    One level of the search.
 
     :param forward: Map from (volume, probabilities) to moments.
     :param loss: Distance of moments from the estimates.
@@ -59,8 +56,7 @@ class Problem:
         """
         :param volume: Volume model.
         :param density: Density model.
-        :param shift_std: Standard deviation of the images' shifts in `SHIFT_UNIT`
-            boxes, if it is unknown.
+        :param shift_std: See :class:`Candidate`.
         :return: The loss, plus the density's penalty if it is −2 log-likelihood.
         """
         self.encode(volume)
@@ -95,13 +91,12 @@ class Problem:
 
     def criterion(self, loss: float, volume: FourierVolume) -> float:
         """
-        Akaike's information criterion, loss + 2 p for p parameters of the volume, where
-        the loss is −2 log posterior; else the loss. The lowest one marks the model that
-        would predict new images best. No reference enters it.
+        Return Akaike's information criterion, loss + 2 p for p parameters of the
+        volume, where the loss is −2 log posterior; else the loss.
 
         :param loss: The loss.
         :param volume: Volume model.
-        :return: The criterion.
+        :return: The criterion; the model with the lowest predicts new images best.
         """
         if self.loss.weighting != "noise":
             return loss
@@ -146,21 +141,6 @@ class Candidate(torch.nn.Module):
         return f"start {self.seed}, {n_rings} rings{size}"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """
-    How to refine.
-
-    :param options: Options of the search, without defaults left open.
-    :param status: Status callback.
-    :param checkpoint: Where progress is kept.
-    """
-
-    options: SearchOptions
-    status: StatusCallback | None
-    checkpoint: Checkpoint
-
-
 def march_levels(n_rings: int) -> list[int]:
     """
     :param n_rings: Number of rings in use.
@@ -172,15 +152,13 @@ def march_levels(n_rings: int) -> list[int]:
     return levels
 
 
-def schedule(n_starts: int, n_levels: int) -> list[int]:
+def _schedule(n_starts: int, n_levels: int) -> list[int]:
     """
-    The first rings tell little about a start, so all starts go on to the second level.
-    Each later level drops the worse half, and a few are refined to the end.
+    How many candidates are refined on each level, and how many to the end.
 
-    :param n_starts: Number of starts.
-    :param n_levels: Number of levels.
-    :return: How many candidates are refined on each level, and how many to the end. The
-        last level has 0 if all that reach it are refined to the end.
+    The first rings tell little about a start, so all starts go on to the second level.
+    Each later level drops the worse half. The last level has 0 if all that reach it are
+    refined to the end.
     """
     counts = [n_starts] * min(n_levels, 2)
     while len(counts) < n_levels:
@@ -189,124 +167,123 @@ def schedule(n_starts: int, n_levels: int) -> list[int]:
     return [*counts, last if last > SURVIVORS else 0, min(SURVIVORS, last)]
 
 
-def refine(
-    candidate: Candidate, problem: Problem, plan: Plan, *, stage: str, n_steps: int
-) -> Candidate:
+@dataclass(frozen=True)
+class Search:
     """
-    Minimise a candidate's loss on one level, or take the result from the checkpoint.
+    A search by many starts, frequency marching and growth.
 
-    :param candidate: The candidate, changed in place.
-    :param problem: The level.
-    :param plan: How to refine.
-    :param stage: Name of the stage, unique in the search.
-    :param n_steps: Number of steps.
-    :return: The candidate.
-    """
-    volume, density = candidate.volume, candidate.density
-    shift_std, states = candidate.shift_std, plan.checkpoint.state
-
-    def keep(more: dict) -> None:
-        states[stage] = {"models": copy.deepcopy(candidate.state_dict()), **more}
-        plan.checkpoint.write_now_and_then()
-
-    def status(now: OptimizerStatus) -> bool | None:
-        return plan.status(replace(now, volume=volume, density=density))
-
-    begun = states.get(stage)
-    if begun is not None:
-        candidate.load_state_dict(begun["models"])
-    elif shift_std is not None:
-        # The moments are stationary in it at 0, and where all rings but the innermost
-        # have vanished. The last level may have led to either.
-        shift_std.data.abs_().clamp_(
-            FIRST_SHIFT_STD / SHIFT_UNIT, WIDEST_SHIFTS / SHIFT_UNIT
-        )
-    if begun is not None and "optimizer" not in begun:  # finished
-        candidate.loss = begun["loss"]
-    else:
-        shifts = [] if shift_std is None else [shift_std]
-        candidate.loss = minimise(
-            lambda: problem.objective(volume, density, shift_std),
-            [*volume.parameters(), *density.parameters(), *shifts],
-            method=plan.options.optimizer,
-            n_steps=n_steps,
-            learning_rates=plan.options.learning_rates,
-            stage=stage,
-            status=plan.status and status,
-            state=begun,
-            save=keep,
-            split=volume.parameters(),
-        )
-        keep({"loss": candidate.loss})
-    candidate.criterion = problem.criterion(candidate.loss, volume)
-    entry = {"stage": stage, "n_rings": problem.n_rings}
-    entry |= {"loss": candidate.loss, "criterion": candidate.criterion}
-    candidate.history.append(entry)
-    return candidate
-
-
-def grow(candidate: Candidate, problem: Problem, plan: Plan) -> Candidate:
-    """
-    Split the Gaussians of a `GaussianMixture` while the criterion falls. Other volumes
-    stay as they are.
-
-    :param candidate: The candidate.
-    :param problem: The level.
-    :param plan: How to refine.
-    :return: The best candidate, which may be the one given.
-    """
-    if not isinstance(candidate.volume, GaussianMixture):
-        return candidate
-    most = plan.options.max_gaussians
-    while (n := len(candidate.volume)) < most:
-        larger = copy.deepcopy(candidate)
-        larger.volume = candidate.volume.grown(min(max(1, n // 2), most - n), n)
-        stage = larger.label(problem.n_rings) + ", grown"
-        refine(larger, problem, plan, stage=stage, n_steps=STEPS_PER_LEVEL)
-        if larger.criterion >= candidate.criterion:
-            break
-        candidate = larger
-    return candidate
-
-
-def search(
-    candidates: list[Candidate], problems: list[Problem], plan: Plan
-) -> list[Candidate]:
-    """
-    Refine all starts level by level, keep fewer from each level to the next (see
-    :func:`schedule`) and refine the last few to the end. Gaussian mixtures grow on each
-    level.
-
-    :param candidates: The starts.
-    :param problems: The levels, coarse to fine.
-    :param plan: How to refine.
-    :return: The candidates that were refined to the end, best first.
+    :param options: Options of the search, without None.
+    :param status: Status callback.
+    :param checkpoint: Where progress is kept.
     """
 
-    def criterion(candidate: Candidate) -> float:
-        return candidate.criterion
+    options: SearchOptions
+    status: StatusCallback | None
+    checkpoint: Checkpoint
 
-    *counts, n_finished = schedule(len(candidates), len(problems))
-    total = sum(counts) + n_finished
-    with tqdm(desc="inversion", total=total, disable=not is_first()) as bar:
+    def run(
+        self, candidates: list[Candidate], problems: list[Problem]
+    ) -> list[Candidate]:
+        """
+        Refine all starts level by level, keep fewer from each level to the next and
+        refine the last few to the end. Gaussian mixtures grow on each level.
 
-        def refined(candidate: Candidate, label: str, n_steps: int) -> Candidate:
-            stage = candidate.label(problem.n_rings) + label
-            refine(candidate, problem, plan, stage=stage, n_steps=n_steps)
-            bar.set_postfix_str(stage)
-            bar.update()
+        :param candidates: The starts.
+        :param problems: The levels, coarse to fine.
+        :return: The candidates that were refined to the end, best first.
+        """
+        *counts, n_finished = _schedule(len(candidates), len(problems))
+        total = sum(counts) + n_finished
+        criterion = attrgetter("criterion")
+        with tqdm(desc="inversion", total=total, disable=not is_first()) as bar:
+
+            def refined(candidate: Candidate, label: str, n_steps: int) -> Candidate:
+                stage = candidate.label(problem.n_rings) + label
+                self.refine(candidate, problem, stage, n_steps)
+                bar.set_postfix_str(stage)
+                bar.update()
+                return candidate
+
+            for i, (problem, count) in enumerate(zip(problems, counts, strict=True)):
+                if count == 0:
+                    continue
+                candidates = [
+                    refined(c, "", STEPS_PER_LEVEL) for c in candidates[:count]
+                ]
+                candidates.sort(key=criterion)
+                if i < len(problems) - 1:
+                    n_kept = counts[i + 1] or n_finished
+                    candidates = [self._grown(c, problem) for c in candidates[:n_kept]]
+            candidates = [
+                self._grown(refined(c, ", to the end", self.options.n_steps), problem)
+                for c in candidates[:n_finished]
+            ]
+        return sorted(candidates, key=criterion)
+
+    def refine(
+        self, candidate: Candidate, problem: Problem, stage: str, n_steps: int
+    ) -> None:
+        """
+        Minimise a candidate's loss on one level, or take the result from the
+        checkpoint.
+
+        :param candidate: The candidate, changed in place.
+        :param problem: The level.
+        :param stage: Name of the stage, unique in the search.
+        :param n_steps: Number of steps.
+        """
+        volume, density = candidate.volume, candidate.density
+        shift_std, states = candidate.shift_std, self.checkpoint.state
+
+        def keep(more: dict) -> None:
+            states[stage] = {"models": copy.deepcopy(candidate.state_dict()), **more}
+            self.checkpoint.write_now_and_then()
+
+        def status(now: OptimizerStatus) -> bool | None:
+            return self.status(replace(now, volume=volume, density=density))
+
+        begun = states.get(stage)
+        if begun is not None:
+            candidate.load_state_dict(begun["models"])
+        elif shift_std is not None:
+            # The loss is stationary in it at 0, and where only the innermost ring is
+            # left. The last level may have led to either.
+            shift_std.data.abs_().clamp_(
+                FIRST_SHIFT_STD / SHIFT_UNIT, WIDEST_SHIFTS / SHIFT_UNIT
+            )
+        if begun is not None and "optimizer" not in begun:  # finished
+            candidate.loss = begun["loss"]
+        else:
+            shifts = [] if shift_std is None else [shift_std]
+            candidate.loss = minimise(
+                lambda: problem.objective(volume, density, shift_std),
+                [*volume.parameters(), *density.parameters(), *shifts],
+                method=self.options.optimizer,
+                n_steps=n_steps,
+                learning_rates=self.options.learning_rates,
+                stage=stage,
+                status=self.status and status,
+                state=begun,
+                save=keep,
+                split=volume.parameters(),
+            )
+            keep({"loss": candidate.loss})
+        candidate.criterion = problem.criterion(candidate.loss, volume)
+        entry = {"stage": stage, "n_rings": problem.n_rings}
+        entry |= {"loss": candidate.loss, "criterion": candidate.criterion}
+        candidate.history.append(entry)
+
+    def _grown(self, candidate: Candidate, problem: Problem) -> Candidate:
+        """Split Gaussians of a mixture while the criterion falls; return the best."""
+        if not isinstance(candidate.volume, GaussianMixture):
             return candidate
-
-        for level, (problem, count) in enumerate(zip(problems, counts, strict=True)):
-            if count == 0:
-                continue
-            candidates = [refined(c, "", STEPS_PER_LEVEL) for c in candidates[:count]]
-            candidates.sort(key=criterion)
-            if level < len(problems) - 1:
-                n_kept = counts[level + 1] or n_finished
-                candidates = [grow(c, problem, plan) for c in candidates[:n_kept]]
-        candidates = [
-            grow(refined(c, ", to the end", plan.options.n_steps), problem, plan)
-            for c in candidates[:n_finished]
-        ]
-    return sorted(candidates, key=criterion)
+        most = self.options.max_gaussians
+        while (n := len(candidate.volume)) < most:
+            larger = copy.deepcopy(candidate)
+            larger.volume = candidate.volume.grown(min(max(1, n // 2), most - n), n)
+            stage = larger.label(problem.n_rings) + ", grown"
+            self.refine(larger, problem, stage, STEPS_PER_LEVEL)
+            if larger.criterion >= candidate.criterion:
+                break
+            candidate = larger
+        return candidate

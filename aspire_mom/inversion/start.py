@@ -14,12 +14,7 @@ from aspire_mom.moments.rings import informative_rings, ring_rms
 from aspire_mom.networks.problems import power_errors
 from aspire_mom.networks.start_encoder import StartEncoder, pretrained
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
-from aspire_mom.volumes import (
-    BallHarmonics,
-    FourierNet,
-    FourierVolume,
-    GaussianMixture,
-)
+from aspire_mom.volumes import BallHarmonics, FourierNet, FourierVolume, GaussianMixture
 
 # Radius in boxes of a ball that holds most molecules.
 SUPPORT_RADIUS = 0.4
@@ -61,7 +56,7 @@ def random_volume(
             support_radius=support_radius,
             sigma=STARTING_SIGMA,
             signed=signed,
-            total=2 * scale if signed else L * abs(mean_coefficient(moments)),
+            total=2 * scale if signed else L * abs(_mean_coefficient(moments)),
             seed=seed,
         )
     if kind == "harmonics":
@@ -76,8 +71,7 @@ def cut_to_support(basis: Basis, n_rings: int, support_radius: float) -> Basis:
     :param basis: Basis of the moments.
     :param n_rings: Number of rings in use.
     :param support_radius: Radius in boxes of a ball that holds the molecule.
-    :return: The basis of these rings and of the angular orders that the molecule has on
-        the outermost.
+    :return: Basis of these rings and of the molecule's angular orders on the outermost.
     """
     order = math.ceil(2 * math.pi * support_radius * (n_rings - 1)) + 1
     return basis.cut(n_rings, order)
@@ -90,9 +84,8 @@ def default_quadrature(
     :param moments: The moments.
     :param n_rings: Number of rings in use.
     :param support_radius: Radius in boxes of a ball that holds the molecule.
-    :return: Viewing directions as fine as the angular orders where the moments are
-        averaged over in-plane angles; else the paper's 100 directions × 12 in-plane
-        angles (section 5.2).
+    :return: A spherical design as fine as the angular orders where the moments are
+        averaged over in-plane angles; else the paper's 100 × 12 nodes (section 5.2).
     """
     if moments.basis.inplane_average:
         inner = cut_to_support(moments.basis, n_rings, support_radius)
@@ -101,11 +94,10 @@ def default_quadrature(
     return SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
 
 
-def mean_coefficient(moments: Moments) -> float:
+def _mean_coefficient(moments: Moments) -> float:
     """
-    :param moments: The moments.
-    :return: E f at zero frequency, the mean over images of the sum of their pixels / L.
-        Where CTFs hide it, |E f| on the innermost ring that they do not hide.
+    E f at zero frequency, the mean over images of the sum of their pixels / L; where
+    CTFs hide it, |E f| on the innermost ring that they do not hide.
     """
     basis, known = moments.basis, moments.first_information
     on_rings = basis.ring_mean(basis.zeroth(moments.first).real)
@@ -117,16 +109,16 @@ def mean_coefficient(moments: Moments) -> float:
 
 def needs_signs(moments: Moments) -> bool:
     """
-    Tell whether the volume must be negative somewhere. A non-negative volume has
+    Tell whether the volume must be negative somewhere. A non-negative one has
     |V(k)| ≤ V(0), so that no ring's RMS exceeds the mean coefficient.
 
     :param moments: The moments.
-    :return: Whether a ring's RMS does; False where CTFs hide the mean.
+    :return: True if a ring's RMS does; False where CTFs hide the mean.
     """
     if moments.first_information is not None:
         return False
     rms = ring_rms(moments)
-    return bool(rms[1:].max(initial=0) > 1.05 * mean_coefficient(moments))
+    return bool(rms[1:].max(initial=0) > 1.05 * _mean_coefficient(moments))
 
 
 @torch.no_grad()
@@ -137,12 +129,10 @@ def predict(
     encoder: StartEncoder | None = None,
 ) -> tuple[GaussianMixture, DiscreteDensity]:
     """
-    Predict a volume and a density of viewing directions from moments, in one pass of an
-    encoder. `MomentInversion(moments, *predict(moments))` starts from them.
+    Predict a volume and a density of viewing directions from moments by an encoder.
+    `MomentInversion(moments, *predict(moments))` starts from them.
 
-    Both are in one frame, close to the volume's principal axes, and of either hand.
-    Where the moments have standard errors, the encoder is given those of each ring's
-    power.
+    Both are in one frame, close to the volume's principal axes, with either handedness.
 
     :param moments: Moments in a polar basis that has the encoder's rings and orders.
     :param quadrature: Nodes of the density; by default those of
@@ -153,9 +143,10 @@ def predict(
     :raises ValueError: The moments are of another basis, have too few rings or orders
         or no power, or are of images with shifts.
     """
+    check_kind("moments", moments, Moments)
     encoder = pretrained() if encoder is None else encoder
     device = encoder.mean.device
-    inputs = [t.to(device) for t in encoder_inputs(moments, encoder)]
+    inputs = [t.to(device) for t in _encoder_inputs(moments, encoder)]
     (centres, sigmas, weights), coefficients = encoder(*inputs)
     # A non-negative volume has |V(k)| ≤ V(0), so the strongest ring gives its mean.
     total = moments.basis.L * float(ring_rms(moments).max())
@@ -173,49 +164,35 @@ def predict(
     return volume, density
 
 
-def encoder_inputs(
-    moments: Moments, encoder: StartEncoder
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _encoder_inputs(moments: Moments, encoder: StartEncoder) -> list[torch.Tensor]:
     """
     Cut moments to the encoder's rings and orders, average them over in-plane angles and
     divide them by the strongest ring's RMS.
 
-    :param moments: As for :func:`predict`.
-    :param encoder: The encoder.
-    :return: First moment (1, n_rings), second moment (1, max_order + 1, n_rings,
-        n_rings), both complex64, and standard errors of the rings' powers (1, n_rings),
-        float32.
-    :raises TypeError: As for :func:`predict`.
-    :raises ValueError: As for :func:`predict`.
+    Return the first moment (1, n_rings), the second moment (1, max_order + 1, n_rings,
+    n_rings), both complex64, and standard errors of the rings' powers (1, n_rings),
+    float32.
     """
-    _check(moments, encoder)
-    basis, R, M = moments.basis, encoder.n_rings, encoder.max_order
-    unit = float(ring_rms(moments).max())
-    first = basis.zeroth(moments.first)
-    second = basis.blocks(moments.second)[: M + 1, :R, :R] / unit**2
-    own_error = np.zeros((M + 1, R))
-    if moments.second_error is not None:
-        own_error = basis.own_power(moments.second_error)[: M + 1, :R] / unit**2
-    first = torch.from_numpy((first[:R] / unit).astype(np.complex64))
-    second = torch.from_numpy(second.astype(np.complex64))
-    own_error = torch.from_numpy(own_error.astype(np.float32))
-    return first[None], second[None], power_errors(own_error[None])
-
-
-def _check(moments: Moments, encoder: StartEncoder) -> None:
-    check_kind("moments", moments, Moments)
     if moments.shift_std != 0:
         raise ValueError(
-            f"the images have shifts of {spread(moments.shift_std)}, which"
-            " encoders do not model; where they are small, pass"
+            f"the images have shifts of {spread(moments.shift_std)}, which encoders do"
+            " not model; if they are small, pass"
             " moments.with_corrections(shift_std=0.0)"
         )
-    basis = moments.basis
-    if basis.n_rings < encoder.n_rings or basis.max_order < encoder.max_order:
+    basis, R, M = moments.basis, encoder.n_rings, encoder.max_order
+    if basis.n_rings < R or basis.max_order < M:
         raise ValueError(
-            f"moments are in {basis}; the encoder needs n_rings of at least"
-            f" {encoder.n_rings} and max_order of at least {encoder.max_order}, which"
-            f" PolarBasis(L) has from L = {2 * encoder.n_rings - 1} on"
+            f"moments are in {basis}; the encoder needs n_rings of at least {R} and"
+            f" max_order of at least {M}, as PolarBasis(L) has from L = {2 * R - 1} on"
         )
-    if not ring_rms(moments).max() > 0:
+    unit = float(ring_rms(moments).max())
+    if not unit > 0:
         raise ValueError("the moments have no power on any ring")
+    error = np.zeros((M + 1, R))
+    if moments.second_error is not None:
+        error = basis.own_power(moments.second_error)[: M + 1, :R] / unit**2
+    first = basis.zeroth(moments.first)[:R] / unit
+    second = basis.blocks(moments.second)[: M + 1, :R, :R] / unit**2
+    first, second = (torch.from_numpy(a.astype(np.complex64)) for a in (first, second))
+    error = power_errors(torch.from_numpy(error.astype(np.float32))[None])
+    return [first[None], second[None], error]

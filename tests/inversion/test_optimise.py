@@ -225,11 +225,6 @@ def test_no_steps():
     assert (valley.x == 0).all()
 
 
-def test_unknown_method_is_named():
-    with pytest.raises(ValueError, match="method is 'sgd'; it must be lbfgs or adam"):
-        minimise(Valley(), [], method="sgd", n_steps=1)
-
-
 @pytest.mark.parametrize(
     "objective", [lambda x: torch.log(3 - x), lambda x: -x + 0 * torch.sqrt(3 - x)]
 )

@@ -13,7 +13,7 @@ from aspire_mom.inversion import (
     StoppedByUser,
 )
 from aspire_mom.inversion.forward import Shifts, forward_model
-from aspire_mom.inversion.search import FIRST_SHIFT_STD, SHIFT_UNIT, Plan, refine
+from aspire_mom.inversion.search import FIRST_SHIFT_STD, SHIFT_UNIT, Search
 from aspire_mom.moments import (
     CorrectionOptions,
     Corrections,
@@ -224,8 +224,8 @@ def test_a_spread_gone_astray_comes_back_on_the_next_level(astray):
     inversion = MomentInversion(*exact(basis, quadrature, 0.9), quadrature)
     candidate = inversion.start(0)
     candidate.shift_std.data.fill_(astray)
-    plan = Plan(inversion.search, None, Checkpoint(None, {}))
-    refine(candidate, inversion.problem(6), plan, stage="second", n_steps=80)
+    search = Search(inversion.search, None, Checkpoint(None, {}))
+    search.refine(candidate, inversion.problem(6), "second", 80)
     std = SHIFT_UNIT * 17 * candidate.shift_std.item()
     assert abs(std) == pytest.approx(0.9, abs=0.1)
 

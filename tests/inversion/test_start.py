@@ -10,7 +10,7 @@ from aspire_mom import CartesianBasis, MomentInversion, Moments, PolarBasis
 from aspire_mom.cli.main import main
 from aspire_mom.inversion import SearchOptions, predict
 from aspire_mom.inversion.forward import forward_model
-from aspire_mom.inversion.start import encoder_inputs
+from aspire_mom.inversion.start import _encoder_inputs
 from aspire_mom.moments.rings import ring_rms
 from aspire_mom.networks import (
     StartEncoder,
@@ -121,7 +121,7 @@ def test_errors_are_told_in_units_of_the_strongest_ring():
     error = np.zeros(data.second.shape)
     error[0, 2, 2], error[3, 2, 2], error[3, 2, 1] = 3.0, 2.0, 100.0
     noisy = Moments(data.first, data.second, data.basis, n_images=9, second_error=error)
-    told = encoder_inputs(noisy, pretrained())[2].numpy()
+    told = _encoder_inputs(noisy, pretrained())[2].numpy()
     expected = np.zeros((1, 8))
     expected[0, 2] = 5 / ring_rms(data).max() ** 2  # orders ±3 count twice
     np.testing.assert_allclose(told, expected, rtol=1e-5)
