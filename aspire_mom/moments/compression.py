@@ -1,4 +1,4 @@
-"""Which numbers a third moment is made of: rings, or eigenvectors of second moments."""
+"""Reduction of rings for third moments: a few of them, or leading eigenvectors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Vectors = tuple[np.ndarray, ...]
 @dataclass(frozen=True, eq=False)
 class RadialCompression:
     """
-    Rings of every order m ≥ 0 reduced to a few numbers, a[m] = U[m]* c[m].
+    Reduce the rings of every order m ≥ 0 to a few numbers, a[m] = U[m]* c[m].
 
     Columns of U[m] are orthonormal vectors times the roots of the rings' areas, so that
     norms of a are at most those of c in the basis's metric.
@@ -58,18 +58,10 @@ class RadialCompression:
             raise ValueError("the vectors leave no entry of the third moment")
 
     def __eq__(self, other: object) -> bool:
-        """
-        :param other: Anything.
-        :return: Whether both reduce the same coefficients to the same numbers.
-        """
         if not isinstance(other, type(self)):
             return NotImplemented
-        pairs = zip(self.vectors, other.vectors, strict=False)
-        return (
-            self.basis == other.basis
-            and len(self.vectors) == len(other.vectors)
-            and all(np.array_equal(mine, theirs) for mine, theirs in pairs)
-        )
+        same = self.basis == other.basis and len(self.vectors) == len(other.vectors)
+        return same and all(map(np.array_equal, self.vectors, other.vectors))
 
     __hash__ = None
 
@@ -99,10 +91,8 @@ class RadialCompression:
         c = np.asarray(c)
         self.check_shape(c.shape[1:], c.shape)
         rows = np.ascontiguousarray(c[:, : self.max_order + 1].transpose(1, 2, 0))
-        parts = [
-            U.conj().T.astype(c.dtype) @ row
-            for U, row in zip(self.vectors, rows, strict=True)
-        ]
+        pairs = zip(self.vectors, rows, strict=True)
+        parts = [U.conj().T.astype(c.dtype) @ row for U, row in pairs]
         if not all(np.isfinite(a).all() for a in parts):
             raise ValueError("coefficients have values that are NaN or infinite")
         return parts
@@ -130,14 +120,11 @@ class RadialCompression:
         }
 
     @classmethod
-    def from_arrays(
-        cls, basis: PolarBasis, arrays: dict[str, np.ndarray]
-    ) -> RadialCompression:
+    def from_arrays(cls, basis: PolarBasis, arrays: dict[str, np.ndarray]):
         """
         :param basis: The polar basis.
         :param arrays: What :meth:`to_arrays` returned, among others.
         :return: The basis of third moments.
-        :raises KeyError: an array is missing.
         :raises ValueError: arrays that do not fit each other.
         """
         vectors, ends = arrays["third_vectors"], np.cumsum(arrays["third_counts"])
@@ -193,8 +180,8 @@ def ring_vectors(
     basis: Basis, n_rings: int | None, max_order: int | None, budget_bytes: int
 ) -> Vectors:
     """
-    The innermost rings themselves, times the roots of their areas. An order m is kept
-    on the rings r that an object within the inscribed disc has it on, m ≤ ⌈πr⌉.
+    The innermost rings themselves, times the roots of their areas. Ring r keeps the
+    orders m ≤ ⌈πr⌉, which an object within the inscribed disc has there.
 
     :param basis: In-plane averaged polar basis.
     :param n_rings: Rings to keep; by default as many as fit into `budget_bytes`.
@@ -207,22 +194,31 @@ def ring_vectors(
     check_integer("budget_bytes", budget_bytes, BYTES)
     limit = basis.max_order if max_order is None else max_order
     check_integer("max_order", limit, 0)
+
+    def counts(n_rings: int) -> np.ndarray:
+        """How many of the rings have an order, per order."""
+        highest = np.ceil(np.pi * np.arange(n_rings)).astype(int)
+        orders = np.arange(min(limit, highest[-1]) + 1)
+        return np.count_nonzero(highest >= orders[:, None], axis=1)
+
+    def size(n_rings: int) -> int:
+        return BYTES * third_size(counts(n_rings))
+
     if n_rings is None:
         falling = range(basis.n_rings, 1, -1)
-        n_rings = next((n for n in falling if _bytes(n, limit) <= budget_bytes), 1)
+        n_rings = next((n for n in falling if size(n) <= budget_bytes), 1)
     check_integer("n_rings", n_rings, 1)
     if n_rings > basis.n_rings or limit > basis.max_order:
         raise ValueError(
             f"{n_rings} rings and orders up to {limit} are asked for; {basis} has fewer"
         )
-    if _bytes(n_rings, limit) > budget_bytes:
+    if size(n_rings) > budget_bytes:
         raise ValueError(
-            f"the third moment of {n_rings} rings takes {_bytes(n_rings, limit)} bytes;"
+            f"the third moment of {n_rings} rings takes {size(n_rings)} bytes;"
             f" budget_bytes is {budget_bytes}"
         )
     roots = np.diag(np.sqrt(basis.areas))
-    counts = _ring_counts(n_rings, limit)
-    return tuple(roots[:, n_rings - q : n_rings] for q in counts)
+    return tuple(roots[:, n_rings - q : n_rings] for q in counts(n_rings))
 
 
 def leading_eigenvectors(
@@ -233,9 +229,9 @@ def leading_eigenvectors(
     budget_bytes: int,
 ) -> Vectors:
     """
-    Eigenvectors of second moments that belong to the largest eigenvalues of all orders
-    together. An eigenvalue counts only if it exceeds what the scatter of noise alone
-    would give it.
+    Eigenvectors of second moments, in the rings' metric, that belong to the largest
+    eigenvalues of all orders together. An eigenvalue counts only if it exceeds what the
+    scatter of noise alone would give it.
 
     :param basis: In-plane averaged polar basis.
     :param second: Second moment with the noise removed.
@@ -247,14 +243,28 @@ def leading_eigenvectors(
         noise.
     """
     check_integer("budget_bytes", budget_bytes, BYTES)
-    values, vectors = _eigen(basis, second)
+    roots = np.sqrt(basis.areas)
+    scaled = roots[:, None] * second * roots
+    scaled = (scaled + scaled.conj().swapaxes(1, 2)) / 2
+    values, vectors = np.linalg.eigh(scaled)
+    # Coefficients of order 0 are real.
+    values[0], vectors[0] = np.linalg.eigh(scaled[0].real)
+    values, vectors = values[:, ::-1], roots[:, None] * vectors[:, :, ::-1]
     least = ROUNDING * values.max()
     if n_images:
         level = (vectors.conj() * (noise_second @ vectors)).sum(1).real
         least = np.maximum(least, _largest_excess(basis.n_rings, n_images) * level)
     orders, ranks = np.nonzero(values > least)
-    falling = np.argsort(-values[orders, ranks], kind="stable")
-    counts = _largest_within(orders[falling], budget_bytes)
+    orders = orders[np.argsort(-values[orders, ranks], kind="stable")]
+    # The largest number of eigenvalues that fits, by bisection.
+    fits, too_many = 0, len(orders) + 1
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if BYTES * third_size(np.bincount(orders[:middle])) <= budget_bytes:
+            fits = middle
+        else:
+            too_many = middle
+    counts = np.bincount(orders[:fits], minlength=1)
     if third_size(counts) == 0:
         raise ValueError(
             "the second moment has no eigenvalues above its noise of which a third"
@@ -267,7 +277,7 @@ def scaled_white_noise(
     basis: Basis, nyquist: bool, noise_power: np.ndarray
 ) -> np.ndarray:
     """
-    White noise's second moment, scaled on both sides to the power that the noise had:
+    Scale white noise's second moment on both sides to the power that the noise had:
     right for smooth spectra, since only neighbouring rings overlap.
 
     :param basis: In-plane averaged polar basis.
@@ -282,28 +292,6 @@ def scaled_white_noise(
     return roots[:, :, None] * white * roots[:, None]
 
 
-def _ring_counts(n_rings: int, max_order: int) -> np.ndarray:
-    """How many of the rings have an order, per order."""
-    highest = np.ceil(np.pi * np.arange(n_rings)).astype(int)
-    orders = np.arange(min(max_order, highest[-1]) + 1)
-    return np.count_nonzero(highest >= orders[:, None], axis=1)
-
-
-def _bytes(n_rings: int, max_order: int) -> int:
-    return BYTES * third_size(_ring_counts(n_rings, max_order))
-
-
-def _eigen(basis: Basis, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (orders, R), falling, and vectors (orders, R, R) of the second moment
-    in the rings' metric; order 0, of real coefficients, has real ones."""
-    roots = np.sqrt(basis.areas)
-    scaled = roots[:, None] * second * roots
-    scaled = (scaled + scaled.conj().swapaxes(1, 2)) / 2
-    values, vectors = np.linalg.eigh(scaled)
-    values[0], vectors[0] = np.linalg.eigh(scaled[0].real)
-    return values[:, ::-1], roots[:, None] * vectors[:, :, ::-1]
-
-
 def _largest_excess(n_rings: int, n_images: int) -> float:
     """
     How far the largest eigenvalue of a sample covariance is above 1, for R numbers of
@@ -313,16 +301,3 @@ def _largest_excess(n_rings: int, n_images: int) -> float:
     root = np.sqrt(n_rings / n_images)
     scatter = n_images ** (-2 / 3) * root ** (-1 / 3) * (1 + root) ** (4 / 3)
     return 2 * root + root**2 + 2 * scatter
-
-
-def _largest_within(orders: np.ndarray, budget_bytes: int) -> np.ndarray:
-    """How many eigenvalues to keep per order, as many as fit, given the order of each,
-    the largest eigenvalue first."""
-    fits, too_many = 0, len(orders) + 1
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if BYTES * third_size(np.bincount(orders[:middle])) <= budget_bytes:
-            fits = middle
-        else:
-            too_many = middle
-    return np.bincount(orders[:fits], minlength=1)

@@ -13,14 +13,14 @@ from aspire.utils import grid_2d
 
 from aspire_mom.bases import Basis
 
-# Power on the Nyquist row and column, relative to the next ones, below which they are
-# empty. White noise has 2 by `_edge_power`; a ramp subtracted from images after
-# downsampling leaves less than 1e-2.
+# Power on the Nyquist row and column, relative to that on the next ones as measured by
+# `_edge_power`, below which they are empty. White noise has 2; a ramp subtracted from
+# images after downsampling leaves less than 1e-2.
 EMPTY_NYQUIST = 0.1
 # Corrections for empty Nyquist frequencies, each of which leaves at most nine tenths of
-# what is missing, and eight from sizes of 8 on.
+# what is missing, and eight tenths from sizes of 8 on.
 CORRECTIONS = 50
-# Spectra are seen in all of so many images, and in every eighth of many more.
+# The spectrum is measured in all of so many images, and in every eighth of many more.
 ALL_OF, AT_LEAST_EVERY = 10_000, 8
 
 
@@ -92,45 +92,40 @@ def measure_noise(
 
 def corner_power(images: np.ndarray, start: int, n_images: int) -> dict:
     """
-    Power of some images' corners, |FFT(mask · image)|², padded so that its transform
-    has the covariances of pixels up to a third of an edge apart. Of n images those of
+    Power of images' corners, |FFT(mask · image)|², padded so that its transform has the
+    covariances of pixels up to a third of an edge apart. Of n images in all, those of
     numbers 0, s, 2s, … count, s = n / 10,000 rounded down, from 1 to 8.
 
     :param images: Images (n, L, L), real, of a batch.
     :param start: Number of the first.
     :param n_images: Number of images in all.
     :return: Sums over the batch: "corner_power", (p, p // 2 + 1), float64, and
-        "corner_images", how many were looked at.
+        "corner_images", how many counted.
     """
     step = min(max(n_images // ALL_OF, 1), AT_LEAST_EVERY)
     mask = _background(images.shape[-1]).astype(images.dtype)
-    seen = images[-start % step :: step] * mask
-    return {
-        "corner_power": _power(seen),
-        "corner_images": np.array(float(len(seen))),
-    }
+    used = images[-start % step :: step] * mask
+    return {"corner_power": _power(used), "corner_images": np.array(float(len(used)))}
 
 
 def corner_spectrum(
     power: np.ndarray, n_images: float, L: int, nyquist: bool
 ) -> np.ndarray:
     """
-    Isotropic power spectrum of noise: means of products of pixels at each distance, as
-    ASPIRE's `LegacyNoiseEstimator` takes them (the pixels' mean is not subtracted), but
-    of all pairs, where it takes one quadrant's; and transformed without its window,
-    which smears spectra.
+    Isotropic power spectrum of noise: the transform of means of products of pixels at
+    each distance. As in ASPIRE's `LegacyNoiseEstimator` the pixels' mean stays in; but
+    all pairs count, where it takes one quadrant's, and no window smears the spectrum.
 
-    Where downsampling has left the Nyquist row and column empty, the covariances are
-    those of isotropic noise less what these frequencies of a periodic image would have,
-    which its spectrum tells in turn: added back until both agree.
+    Where downsampling has left the Nyquist row and column empty, the covariances lack
+    what these frequencies of a periodic image would add. The spectrum tells how much
+    that is: it is added and the spectrum computed again until both agree.
 
     :param power: "corner_power".
     :param n_images: "corner_images".
     :param L: Pixels along an edge.
     :param nyquist: Whether there are a Nyquist row and column.
-    :return: Variance per pixel and frequency on 2L - 1 frequencies along each axis,
-        (2L - 1, 2L - 1), zero frequency in the middle. Estimation may leave some values
-        negative; their mean, the variance, is not.
+    :return: Variance per pixel and frequency, (2L - 1, 2L - 1), zero frequency in the
+        middle. Some values may come out negative; their mean, the variance, does not.
     """
     reach = L // 3
     pairs = _covariances(_power(_background(L)[None]), reach)
@@ -144,25 +139,18 @@ def corner_spectrum(
         sums = np.bincount(which.ravel(), products.ravel())
         return (sums / counts)[: len(distances)]
 
-    covariances = by_distance(products)
+    def spectrum_on(axis: np.ndarray) -> np.ndarray:
+        """Transform of the covariances on a grid, which are 0 beyond the last."""
+        apart = np.hypot(axis[:, None], axis)
+        return fft.centered_fft2(np.interp(apart, distances, covariances, right=0))
+
+    covariances, inner = by_distance(products), np.ix_(lags + L // 2, lags + L // 2)
     for _ in range(0 if nyquist else CORRECTIONS):
-        axis = np.arange(L) - L // 2
-        spectrum = fft.centered_fft2(_isotropic(axis, distances, covariances))
+        spectrum = spectrum_on(np.arange(L) - L // 2)
         spectrum[1:, 1:] = 0  # but the Nyquist row and column
-        missing = fft.centered_ifft2(spectrum).real[
-            np.ix_(lags + L // 2, lags + L // 2)
-        ]
+        missing = fft.centered_ifft2(spectrum).real[inner]
         covariances = by_distance(products + pairs * missing)
-    axis = np.arange(1 - L, L)
-    return fft.centered_fft2(_isotropic(axis, distances, covariances)).real
-
-
-def _isotropic(
-    axis: np.ndarray, distances: np.ndarray, covariances: np.ndarray
-) -> np.ndarray:
-    """Covariances at the distances of a grid's points from 0; 0 beyond the last."""
-    apart = np.hypot(axis[:, None], axis)
-    return np.interp(apart, distances, covariances, right=0)
+    return spectrum_on(np.arange(1 - L, L)).real
 
 
 def _power(images: np.ndarray) -> np.ndarray:

@@ -1,12 +1,11 @@
 """
-Transfer functions of a source's images: CTF, phase flips and whitening in one real
-factor per frequency.
+Transfer functions of images: CTF, phase flips and whitening in one real factor per
+frequency.
 
 `source.downsample` of ASPIRE 0.14 wraps CTFs in a `ScaledFilter` *and* scales the pixel
 size that they are evaluated at (its issue 1395): half of the signs are wrong after 64 →
-32. A CTF is a function of physical frequency. Here it is always taken out of its
-wrapping and evaluated with the images' present pixel size, which is right for whatever
-ASPIRE does.
+32. A CTF is a function of physical frequency: here it is taken out of its wrapping and
+evaluated with the images' present pixel size, which is right whatever ASPIRE does.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _parameters_of = attrgetter(*PARAMETERS)
 
 class TransferFunctions:
     """
-    Real factors by which images' Fourier transforms differ from projections'.
+    Real factors between the Fourier transforms of projections and those of images.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: Basis of its images.
@@ -59,9 +58,8 @@ class TransferFunctions:
         self.basis = basis
         self.pixel_size = source.pixel_size
         self.filters = list(source.unique_filters or [IdentityFilter()])
-        self.indices = np.zeros(source.n, dtype=int)
-        if source.unique_filters:
-            self.indices = np.asarray(source.filter_indices, dtype=int)
+        indices = source.filter_indices if source.unique_filters else [0] * source.n
+        self.indices = np.asarray(indices, dtype=int)
         self._parameters = ctf_parameters(self.filters)
         for i, j in np.argwhere(~np.isfinite(self._parameters)):
             raise ValueError(
@@ -111,10 +109,9 @@ class TransferFunctions:
     @property
     def n_angles(self) -> int:
         """Angles on half a ring, an odd number, that hold the even orders of filters
-        and their squares; flipped phases leave kinks, of all orders."""
-        n = self.n_harmonics
-        if self.phase_flipped and not self.radial:
-            n = max(n, self.basis.max_harmonics)
+        and their squares; flipped phases have kinks, so all orders."""
+        kinks = self.phase_flipped and not self.radial
+        n = max(self.n_harmonics, self.basis.max_harmonics if kinks else 1)
         return 2 * n - 1
 
     def of_images(self, start: int, stop: int) -> np.ndarray:
@@ -179,10 +176,8 @@ class TransferFunctions:
         return np.hypot(*self._phases[2:4]).max() * largest**2
 
     def _astigmatism(self, image_filter: Filter) -> float:
-        """
-        Largest phase in radians by which a CTF differs along the outermost ring from
-        its mean; infinite for other filters that are not radial.
-        """
+        """Largest phase in radians by which a CTF differs along the outermost ring from
+        its mean; infinite for other filters that are not radial."""
         image_filter, _ = unscaled(image_filter)
         if isinstance(image_filter, MultiplicativeFilter):
             return max(map(self._astigmatism, factors(image_filter)))

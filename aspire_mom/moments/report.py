@@ -37,8 +37,8 @@ class RingReport:
         are unknown.
     :param agreement: Correlation of the second moments of two halves of the data, None
         without halves.
-    :param effective: Images without a CTF that would be worth as much; None where the
-        moments do not tell.
+    :param effective: Number of images without a CTF that would determine the ring as
+        well; None without a CTF.
     """
 
     moments: Moments
@@ -60,39 +60,31 @@ class RingReport:
         :raises TypeError: A half is no `Moments`.
         :raises ValueError: The halves are of different bases.
         """
-        basis, evidence = moments.basis, ring_evidence(moments)
-        rings = slice(basis.n_rings)
-        noise = error = None
+        basis = moments.basis
+        columns = {"signal": ring_power(moments), "evidence": ring_evidence(moments)}
         if moments.noise_power is not None:
-            noise = basis.ring_power(moments.noise_power)[rings]
+            columns["noise"] = basis.ring_power(moments.noise_power)
         if moments.second_error is not None:
-            error = basis.ring_power_error(moments.second_error)[rings]
-        return cls(
-            moments,
-            signal=ring_power(moments)[rings],
-            noise=noise,
-            error=error,
-            evidence=None if evidence is None else evidence[rings],
-            agreement=None if halves is None else ring_agreement(*halves)[rings],
-            effective=_effective(moments, rings),
-        )
+            columns["error"] = basis.ring_power_error(moments.second_error)
+        if halves is not None:
+            columns["agreement"] = ring_agreement(*halves)
+        if moments.second_information is not None:
+            own = np.diagonal(moments.effective_images)
+            columns["effective"] = basis.ring_mean(own)
+        within = {k: v[: basis.n_rings] for k, v in columns.items() if v is not None}
+        return cls(moments, **within)
 
     @property
     def snr(self) -> np.ndarray | None:
         """Signal over its standard error."""
         if self.error is None:
             return None
-        return np.divide(
-            self.signal,
-            self.error,
-            where=self.error > 0,
-            out=np.full(len(self.signal), np.inf),
-        )
+        exact = np.full(len(self.signal), np.inf)
+        return np.divide(self.signal, self.error, where=self.error > 0, out=exact)
 
     @property
     def supported(self) -> np.ndarray:
-        """Whether there is more on a ring than noise explains; in exact moments, more
-        than round-off."""
+        """Whether a ring has more than noise; in exact moments, than round-off."""
         if self.evidence is not None:
             return (self.evidence > SIGNIFICANT) & (self.signal > 0)
         return self.signal > NEGLIGIBLE**2 * self.signal.max()
@@ -116,8 +108,7 @@ class RingReport:
         """
         :return: All figures, ready for JSON; None for infinity and what is unknown.
         """
-        moments, last = self.moments, self.last_ring
-        angstrom = self.angstrom
+        moments, last, angstrom = self.moments, self.last_ring, self.angstrom
         rings = {
             "ring_angstrom": angstrom,
             "signal_power": self.signal,
@@ -222,14 +213,6 @@ def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
 
     norm = np.sqrt(total(a, a) * total(b, b))
     return np.divide(total(a, b), norm, where=norm > 0, out=np.zeros_like(norm))
-
-
-def _effective(moments: Moments, rings: slice) -> np.ndarray | None:
-    """Effective number of images on each ring, of images that have a CTF."""
-    if moments.second_information is None:
-        return None
-    own = np.diagonal(moments.effective_images)
-    return moments.basis.ring_mean(own)[rings]
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

@@ -32,16 +32,18 @@ FLOOR = 1e-8
 @dataclass(frozen=True, eq=False)
 class ThirdMomentBasis(RadialCompression):
     """
-    The third moment's entries, and how they are estimated: made by `from_moments`,
+    The third moment's entries, and how they are estimated. Make one by `from_moments`,
     compressed to leading eigenvectors, or by `rings`, of the innermost rings.
 
-    Of the numbers a[m] = U[m]* c[m] that an image's orders m ≥ 0 are reduced to,
-    T[m1, m2](i, j, k) = E a[m1, i] a[m2, j] conj a[m1 + m2, k] is kept for all pairs
-    0 ≤ m1 ≤ m2 with m1 + m2 ≤ max_order (the bispectrum). It is one flat array of
-    complex128, block after block in the order of `pairs`; :meth:`block` gives views.
+    The orders m ≥ 0 of an image are reduced to numbers a[m] = U[m]* c[m], and
+
+        T[m1, m2](i, j, k) = E a[m1, i] a[m2, j] conj a[m1 + m2, k]
+
+    is kept for all 0 ≤ m1 ≤ m2 with m1 + m2 ≤ max_order (the bispectrum), in one flat
+    array of complex128, block after block in the order of `pairs`.
 
     No other pairs are needed. Turning an image by α multiplies a[m1] a[m2] a[m3] by
-    exp(-i(m1 + m2 + m3)α), so the in-plane average has m1 + m2 + m3 = 0 only. It is
+    exp(-i(m1 + m2 + m3)α), so only m1 + m2 + m3 = 0 has an in-plane average. This is
     symmetric in its three factors, and changing all three signs conjugates it, as
     c[-m] = (-1)^m conj c[m]. Of three orders of sum 0, two have one sign: make it
     positive by conjugation, sort these two, and the third is -(m1 + m2).
@@ -61,12 +63,10 @@ class ThirdMomentBasis(RadialCompression):
     ) -> ThirdMomentBasis:
         """
         Compress to the leading eigenvectors of second moments, as many as fit (see
-        `compression.leading_eigenvectors`). The noise that was removed has the power on
-        each ring that `moments.noise_power` tells, and correlations between rings as
-        white noise has.
+        `compression.leading_eigenvectors`). Noise counts as having the power on each
+        ring in `moments.noise_power`, and white noise's correlations between rings.
 
-        :param moments: In-plane averaged `Moments` in a polar basis, of a few thousand
-            images (a pilot), say.
+        :param moments: In-plane averaged polar `Moments`, of a few thousand images.
         :param budget_bytes: Largest size of the third moment.
         :return: The basis.
         :raises TypeError: no moments in a polar basis.
@@ -142,8 +142,8 @@ class ThirdMomentBasis(RadialCompression):
         slices, start, q = {}, 0, self.counts
         for m1, m2 in self.pairs:
             shape = (q[m2], q[m1 + m2], q[m1])
-            slices[m1, m2] = slice(start, start + math.prod(shape)), shape
-            start += math.prod(shape)
+            stop = start + math.prod(shape)
+            slices[m1, m2], start = (slice(start, stop), shape), stop
         return slices
 
     def block(self, third: np.ndarray, m1: int, m2: int) -> np.ndarray:
@@ -170,9 +170,8 @@ class ThirdMomentBasis(RadialCompression):
 
         :param c: Coefficients (n, ≥ max_order + 1, n_rings) as the basis has them,
             times H where given.
-        :param H: Real factors (n, n_rings) that rings of each image were multiplied by
-            once in formation (a CTF) and once since, for least squares: c = H (H f +
-            noise).
+        :param H: Real factors (n, n_rings) on each image's rings (a CTF), once in
+            formation and once since, for least squares: c = H (H f + noise).
         :param errors: Sum what standard errors need, too.
         :return: `third`, Σ a a conj a, and `third_first`, Σ a[0]. With H, `third_first`
             is Σ a[0, r] H[s] H[t] and there is `third_information`, Σ H²[r] H²[s]
@@ -183,20 +182,18 @@ class ThirdMomentBasis(RadialCompression):
             are compressed.
         """
         parts = self.compressed(c)
-        conjugates = [a.conj() for a in parts]
-        zeroth = parts[0].real
-        sums = {"third": np.concatenate(list(self._products(parts, conjugates)))}
+        conjugates, zeroth = [a.conj() for a in parts], parts[0].real
+        sums = {"third": np.concatenate([*self._products(parts, conjugates)])}
         if errors:
             moduli = [a.real**2 + a.imag**2 for a in parts]
-            squares = self._products(moduli, moduli)
-            sums["third_squares"] = np.concatenate(list(squares))
+            sums["third_squares"] = np.concatenate([*self._products(moduli, moduli)])
         if H is not None:
             return sums | self._information_sums(zeroth, H)
         sums["third_first"] = zeroth.sum(1, dtype=np.float64)
         if errors:
             sums["third_zeroth"] = zeroth @ zeroth.T
             cross = self._products(parts, conjugates, [parts[0] ** 2])
-            sums["third_cross"] = np.concatenate(list(cross))
+            sums["third_cross"] = np.concatenate([*cross])
         return sums
 
     def finish(
@@ -204,22 +201,20 @@ class ThirdMomentBasis(RadialCompression):
         sums: dict[str, np.ndarray],
         n_images: int,
         noise_second: np.ndarray,
-        *,
-        floor: float = FLOOR,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """
         The third moment with the noise's share removed. Noise x is added to clean
-        coefficients s, has zero mean and third moment and nothing to do with s. Then
+        coefficients s; it is independent of s and has no mean or third moment. Then
 
             E c c conj c = E s s conj s + E s[m1] E x[m2] conj x[m3]
                          + E s[m2] E x[m1] conj x[m3] + conj E s[m3] E x[m1] x[m2],
 
-        m3 = m1 + m2. If in-plane angles are uniform, E s[m] = 0 except for m = 0: the
-        first of the three terms is there for m1 = 0, all three for m1 = m2 = 0, and
-        only noise of equal orders matters, so the result is exact for any noise. If
-        they are not, it is the moment of the images turned by every angle, exact for
-        noise that turning leaves alike, as a radial spectrum's. (White noise on square
-        pixels couples orders that differ by multiples of 4, on rings near Nyquist.)
+        m3 = m1 + m2. If in-plane angles are uniform, only E s[0] is not 0: m1 = 0 has
+        the first of the three terms, m1 = m2 = 0 all, and only noise of equal orders
+        matters, so the result is exact for any noise. If they are not, it is the moment
+        of the images turned by every angle, exact for noise that turning leaves alike,
+        as of a radial spectrum. (White noise on square pixels couples orders that
+        differ by multiples of 4, on rings near Nyquist.)
 
         E s[0] is the same images' mean. With H, every entry is the least-squares
         solution, and the noise's share of Σ is that of H x: the mean over images of
@@ -228,21 +223,19 @@ class ThirdMomentBasis(RadialCompression):
         :param sums: What :meth:`sums` returned, added over batches.
         :param n_images: Number of images.
         :param noise_second: Second moment of the noise of f (of H f + noise, with H),
-            alike in all images, of the basis's second moment's shape, its
-            variance included.
-        :param floor: Share of the largest denominator Σ H² H² H² that smaller ones are
-            raised to, which draws entries that hardly any image tells of to zero.
+            alike in all images, its variance included.
         :return: The third moment (size,), complex128, and its standard error, float64,
             or None without `errors` or for one image. The noise counts as known. With H
-            the error is that of entries which are 0 and have no bias removed:
-            where noise prevails, right for m1 > 0, up to 60 % too large for m1 = 0.
+            the error is that of entries which are 0 and have no bias removed: where
+            noise prevails, right for m1 > 0, up to 60 % too large for m1 = 0. Entries
+            of denominators Σ H² H² H² below 1e-8 of the largest are drawn to zero.
         :raises ValueError: wrong shape of the noise.
         """
         weighted = "third_information" in sums
         scale = np.float64(n_images)
         if weighted:
             scale = self._by_rings(sums["third_information"])
-            scale = np.maximum(scale, floor * scale.max())
+            scale = np.maximum(scale, FLOOR * scale.max())
         noise = self._compressed_noise(noise_second)
         third = (sums["third"] - self._noise_share(sums["third_first"], noise)) / scale
         if "third_squares" not in sums or n_images < 2:
@@ -266,8 +259,8 @@ class ThirdMomentBasis(RadialCompression):
 
     def of_views(self, c: Tensor, probabilities: Tensor) -> Tensor:
         """
-        The third moment of a model's clean images, differentiable. The mirror images
-        that opposite views see have coefficients `c.conj()` up to turns.
+        The third moment of a model's clean images, differentiable. Opposite views
+        show mirror images, whose coefficients are `c.conj()` up to turns.
 
         :param c: Coefficients (≥ max_order + 1, n_rings, n_views), complex.
         :param probabilities: Weights of the views (n_views,), real.
@@ -280,18 +273,17 @@ class ThirdMomentBasis(RadialCompression):
             for U, row in zip(self.vectors, c, strict=False)
         ]
         weighted = [a * probabilities for a in parts]
-        return torch.cat(
-            list(self._products(parts, [a.conj() for a in parts], weighted))
-        )
+        conjugates = [a.conj() for a in parts]
+        return torch.cat([*self._products(parts, conjugates, weighted)])
 
     def _products(
         self, parts: Sequence, conjugates: Sequence, firsts: Sequence | None = None
     ) -> Iterator:
         """
-        Flat blocks Σ a[m1] a[m2] conj a[m1 + m2] over the last axis, of NumPy arrays
-        or tensors, for those m1 that there are `firsts` of. Products are made of the
-        two higher orders, which have the fewest numbers, and are in the cache when the
-        matrix product with the lowest order's reads them.
+        Flat blocks Σ a[m1] a[m2] conj a[m1 + m2] over the last axis, of NumPy arrays or
+        tensors, for those m1 that there are `firsts` of. The two higher orders, which
+        have the fewest numbers, are multiplied first: their products are in the cache
+        when the matrix product with the lowest order's reads them.
         """
         firsts = parts if firsts is None else firsts
         for m1, m2 in self.pairs:
@@ -332,16 +324,14 @@ class ThirdMomentBasis(RadialCompression):
 
     def _compressed_noise(self, noise_second: np.ndarray) -> list[np.ndarray]:
         """Second moment of the noise of a[m], (q[m], q[m]) per order."""
-        noise_second = np.asarray(noise_second)
-        if noise_second.shape != self.basis.second_shape:
+        noise_second, shape = np.asarray(noise_second), self.basis.second_shape
+        if noise_second.shape != shape:
             raise ValueError(
                 f"noise_second has shape {noise_second.shape}; {self.basis} has second"
-                f" moments of {self.basis.second_shape}"
+                f" moments of {shape}"
             )
-        return [
-            U.conj().T @ noise @ U
-            for U, noise in zip(self.vectors, noise_second, strict=False)
-        ]
+        pairs = zip(self.vectors, noise_second, strict=False)
+        return [U.conj().T @ noise @ U for U, noise in pairs]
 
     def _noise_share(self, mean: np.ndarray, noise: list[np.ndarray]) -> np.ndarray:
         """The three terms of :meth:`finish`, (size,), for means of a[0], (q[0],), or of
@@ -359,10 +349,8 @@ class ThirdMomentBasis(RadialCompression):
     def _squares(
         self, sums: dict[str, np.ndarray], noise: list[np.ndarray]
     ) -> np.ndarray:
-        """
-        Σ |p - b|² over images, (size,), of products p = a a conj a less their noise's
-        share b, which is a[0] E x conj x for m1 = 0 and a sum of three such for m2 = 0.
-        """
+        """Σ |p - b|² over images, (size,), of products p = a a conj a and their noise's
+        share b, a[0] E x conj x for m1 = 0 and a sum of three such for m2 = 0."""
         squares = sums["third_squares"].astype(np.float64)
         of_zeroth = sums["third_zeroth"]
         for m in self._zeroth_orders:
