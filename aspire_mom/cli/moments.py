@@ -7,10 +7,9 @@ from pathlib import Path
 
 import click
 import torch
-from aspire.source import ImageSource
 
 from aspire_mom import processes
-from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
+from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.checks import checked_device
 from aspire_mom.cli import console
 from aspire_mom.evaluation.moment_plots import plot_moments
@@ -24,7 +23,7 @@ from aspire_mom.moments import (
     ThirdMomentBasis,
 )
 from aspire_mom.moments.report import RingReport
-from aspire_mom.relion import Particles, ParticleSource, read_particles
+from aspire_mom.relion import ParticleSource, read_particles
 
 BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
 
@@ -68,7 +67,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     type=click.Choice(["white", "coloured"]),
     default="white",
     help="Noise of one variance at all frequencies, or of a radial power spectrum;"
-    " either is seen in the images' corners.",
+    " either is measured in the images' corners.",
 )
 @click.option(
     "--shift-std",
@@ -82,7 +81,7 @@ BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
     metavar="NUMBER|auto",
     default="0",
     help="Standard deviation of the images' amplitudes relative to their mean, divided"
-    " out of the second moment; auto sees it in the images' sums.",
+    " out of the second moment; auto estimates it from the images' sums.",
 )
 @click.option(
     "--third-rings",
@@ -124,10 +123,6 @@ def moments(
     particles: Path,
     out: Path,
     pixel_size: float | None,
-    data_folder: Path | None,
-    first: int | None,
-    random_subset: int | None,
-    class_number: int | None,
     downsample: int | None,
     basis: str,
     noise: str,
@@ -141,6 +136,7 @@ def moments(
     device: str,
     resume: bool,
     overwrite: bool,
+    **selection,
 ) -> None:
     """
     Average the moments of PARTICLES, a RELION STAR file, in one pass.
@@ -164,19 +160,20 @@ def moments(
     """
     device = processes.own_device(device)
     checked_device(device)
-    outputs = [out, *_half_names(out)] if halves else [out]
+    outputs = [out]
+    if halves:
+        outputs += [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
     console.check_outputs(outputs, overwrite or resume)
-    read = read_particles(
-        particles,
-        pixel_size,
-        data_folder=data_folder,
-        first=first,
-        random_subset=random_subset,
-        class_number=class_number,
-    )
+    read = read_particles(particles, pixel_size, **selection)
     if not ignore_ctf:
         read.check_ctf()
-    source = _source(read, downsample)
+    source = ParticleSource(read)
+    if downsample is not None and downsample > source.L:
+        raise ValueError(
+            f"--downsample is {downsample}; the images have {source.L} pixels"
+        )
+    if downsample is not None:
+        source = source.downsample(downsample)
     coefficients = BASES[basis](source.L)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     estimator = MomentEstimator(
@@ -190,7 +187,7 @@ def moments(
             shift_std=_std("--shift-std", shift_std),
             amplitude_std=_std("--amplitude-std", amplitude_std),
         ),
-        third=_third(coefficients, third_rings),
+        third=third_rings and ThirdMomentBasis.rings(coefficients, third_rings),
         streaming=StreamingOptions(
             batch_size=batch_size,
             checkpoint=checkpoint if resume else None,
@@ -206,9 +203,10 @@ def moments(
             click.echo(read.summary(), err=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            estimates = (
-                estimator.estimate_with_halves() if halves else [estimator.estimate()]
-            )
+            if halves:
+                estimates = estimator.estimate_with_halves()
+            else:
+                estimates = (estimator.estimate(),)
         except KeyboardInterrupt as error:
             what = "the same command goes on" if resume else "--resume keeps the sums"
             raise click.ClickException(f"interrupted; {what}") from error
@@ -236,37 +234,13 @@ def _is_complete(outputs: list[Path], estimator: MomentEstimator) -> bool:
     return all(path.is_file() for path in outputs)
 
 
-def _half_names(out: Path) -> list[Path]:
-    return [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
-
-
 def _std(option: str, value: str) -> float | None:
-    if value == "auto":
-        return None
     try:
-        return float(value)
+        return None if value == "auto" else float(value)
     except ValueError as error:
         raise ValueError(
             f"{option} is {value!r}; a number or auto is needed"
         ) from error
-
-
-def _third(basis: Basis, n_rings: int | None) -> ThirdMomentBasis | None:
-    if n_rings is None:
-        return None
-    return ThirdMomentBasis.rings(basis, n_rings)
-
-
-def _source(particles: Particles, downsample: int | None) -> ImageSource:
-    """The particles' images, as they are to be averaged."""
-    source = ParticleSource(particles)
-    if downsample is None:
-        return source
-    if downsample > source.L:
-        raise ValueError(
-            f"--downsample is {downsample}; the images have {source.L} pixels"
-        )
-    return source.downsample(downsample)
 
 
 @click.command(cls=console.Command)

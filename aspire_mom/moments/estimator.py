@@ -52,18 +52,15 @@ class MomentEstimator:
     Estimate first and second moments of a source's images as if they had no CTF, were
     centred and free of noise (eq. 30).
 
-    Images are read once, a batch at a time. As many batches are computed at once as the
-    process may use cores, which OMP_NUM_THREADS limits; one batch more and a result per
-    core are in memory. Products within a batch have the images' precision, integers
-    counting as float32; sums over batches are in double precision. Under `torchrun`,
-    within `aspire_mom.processes.joined`, each process reads a share of the images and
-    all get the same moments.
+    Images are read once, a batch at a time; each core that the process may use, which
+    OMP_NUM_THREADS limits, computes one. Products within a batch have the images'
+    precision, integers counting as float32, sums over batches double precision. Under
+    `torchrun`, within `aspire_mom.processes.joined`, each process reads a share of the
+    images and all get the same moments.
 
     - CTFs and other filters of the source, one for all images or one for each, are
       corrected for by least squares: every entry of a moment has its own normal
       equation, so no image is divided by its CTF. Molecules come out bright.
-      `first_information` and `second_information` are numbers of images without a CTF
-      that would determine the entries as well.
     - Shifts that the source knows are undone by ASPIRE's `Image.shift`. The inversion
       models those that remain.
     - Amplitudes of relative spread s multiply the second moment by 1 + s², which is
@@ -101,8 +98,7 @@ class MomentEstimator:
             raise ValueError("the source has 0 images; at least 1 is needed")
         if source.L != basis.L:
             raise ValueError(
-                f"the source's images have {source.L} pixels along an edge, the basis"
-                f" is for {basis.L}"
+                f"the images have {source.L} pixels along an edge, the basis {basis.L}"
             )
         if corrections.shift_std is not None:
             checked_number("shift_std", corrections.shift_std, source.L / 4)
@@ -118,6 +114,7 @@ class MomentEstimator:
         found = TransferFunctions(source, basis, corrections.phase_flipped)
         self.has_ctf = not found.flat
         self.transfer = found if self.has_ctf and not corrections.ignore_ctf else None
+        self.astigmatic = self.transfer is not None and not self.transfer.radial
         self._check_ctf_and_third()
         device = checked_device(processes.own_device(str(streaming.device)))
         self._check_device(device)
@@ -136,46 +133,39 @@ class MomentEstimator:
 
     def _check_ctf_and_third(self) -> None:
         basis, third = self.basis, self.third
-        astigmatic = self.transfer is not None and not self.transfer.radial
-        if astigmatic and not basis.corrects_astigmatism:
+        if self.astigmatic and not basis.corrects_astigmatism:
             raise ValueError(
-                "the source has astigmatic CTFs, which a polar basis corrects for only"
-                " where it averages over in-plane angles; pass inplane_average=True or"
-                " a CartesianBasis"
+                "the source has astigmatic CTFs; to correct for them pass a polar basis"
+                " with inplane_average=True or a CartesianBasis"
             )
         if third is None:
             return
         check_kind("third", third, ThirdMomentBasis)
         if third.basis != basis:
-            raise ValueError(
-                f"third moments are in {third.basis}, the others in {basis}"
-            )
+            raise ValueError(f"third moments are in {third.basis}, not in {basis}")
         if self.transfer is not None and third.ring_indices is None:
             raise ValueError(
                 "third moments of images with CTFs cannot be compressed; pass"
                 " third=ThirdMomentBasis.rings(basis, n_rings)"
             )
-        if astigmatic:
+        if self.astigmatic:
             raise ValueError(
                 "third moments of images with astigmatic CTFs are not corrected for;"
-                " leave them out or pass ctf=False"
+                " leave them out or pass ignore_ctf=True"
             )
 
     def _check_device(self, device: torch.device) -> None:
         """Raise for what is computed on the CPU only."""
-        if device.type == "cpu":
-            return
-        missing = None
-        if device.type != "cuda":
-            missing = "averages are computed on cpu or cuda"
-        elif not self.basis.runs_on_devices:
-            missing = "it takes only polar bases averaged over in-plane angles"
-        elif self.transfer is not None and not self.transfer.radial:
-            missing = "astigmatic CTFs are corrected for on the CPU only"
-        elif self.third is not None:
-            missing = "third moments are averaged on the CPU only"
-        if missing:
-            raise ValueError(f'device is {device}; {missing}; pass device="cpu"')
+        on_devices = self.basis.runs_on_devices
+        problems = {
+            "averages are computed on cpu or cuda": device.type != "cuda",
+            "it takes only polar bases averaged over in-plane angles": not on_devices,
+            "astigmatic CTFs are corrected for on the CPU only": self.astigmatic,
+            "third moments are averaged on the CPU only": self.third is not None,
+        }
+        for problem, found in problems.items():
+            if found and device.type != "cpu":
+                raise ValueError(f'device is {device}; {problem}; pass device="cpu"')
 
     @cached_property
     def _corrections(self) -> Corrections:
@@ -193,7 +183,7 @@ class MomentEstimator:
             source=SourceIdentity.of(self.source),
             ctf="corrected" if used else "ignored" if self.has_ctf else "none",
             n_filters=len(used.filters) if used else 0,
-            astigmatic=used is not None and not used.radial,
+            astigmatic=self.astigmatic,
             phase_flipped=used is not None and bool(used.phase_flipped),
             shifts=shifts if offsets is None else "centred",
             largest_shift=0.0 if offsets is None else float(abs(offsets).max()),
@@ -230,8 +220,7 @@ class MomentEstimator:
         Read the source and average.
 
         :return: The source's `Moments`. Standard errors are those of averaging images,
-            None for a single one. They count noise and transfer functions as known,
-            even noise whose spectrum was measured in the images' corners.
+            None for one image; noise counts as known, even if it was measured.
         :raises ValueError: an image has values that are not finite, or a checkpoint is
             damaged or of other images or settings.
         :raises OSError: the checkpoint cannot be written.
@@ -258,13 +247,10 @@ class MomentEstimator:
         noise = self.noise
         if isinstance(noise.variance, NoiseEstimator):
             noise = replace(noise, variance=noise.variance.estimate())
-        streaming, third = self.streaming, self.third
+        streaming, third = self.streaming, self.third and self.third.to_arrays()
         # What the sums depend on.
-        fingerprint = {
-            "basis": repr(self.basis),
-            "third": None if third is None else digest(third.to_arrays()),
-            **self._corrections.of_sums(),
-        }
+        fingerprint = {"basis": repr(self.basis), "third": third and digest(third)}
+        fingerprint |= self._corrections.of_sums()
         groups = accumulate(
             self.source.n,
             streaming.batch_size if n_groups == 1 else self._half_batch,
@@ -372,8 +358,7 @@ class MomentEstimator:
         return check_images(images.asnumpy(), self.basis.L, start)
 
     def _batch_sums(self, images: np.ndarray, start: int) -> Sums:
-        """Sums over a batch: the number of images; the basis's; what the pixels outside
-        the inscribed disc tell of the noise; information."""
+        """Sums over a batch: the basis's, those of the corners, and information."""
         basis = self.basis
         sums = {"n_images": np.array(float(len(images))), **corner_sums(images)}
         if self.noise.spectrum == "corners":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +30,6 @@ from aspire_mom.moments.third import ThirdMomentBasis
 
 FORMAT = "aspire_mom.Moments.4"
 BASES = {"CartesianBasis": CartesianBasis, "PolarBasis": PolarBasis}
-ARRAYS = (
-    "first",
-    "second",
-    "first_error",
-    "second_error",
-    "third",
-    "third_error",
-    "first_information",
-    "second_information",
-    "noise_power",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +165,13 @@ class Moments:
         :raises ValueError: it is in another basis.
         """
         self.check_same_basis(estimate)
-        a, basis = estimate, self.basis
-        first = weighted_norm(self.first - a.first, basis.first_weights)
-        second = weighted_norm(self.second - a.second, basis.second_weights)
+
+        def error(ours: np.ndarray, a: np.ndarray, weights: np.ndarray) -> float:
+            return weighted_norm(ours - a, weights) / weighted_norm(a, weights)
+
         return (
-            first / weighted_norm(a.first, basis.first_weights),
-            second / weighted_norm(a.second, basis.second_weights),
+            error(self.first, estimate.first, self.basis.first_weights),
+            error(self.second, estimate.second, self.basis.second_weights),
         )
 
     def merge(self, other: Moments) -> Moments:
@@ -205,12 +195,12 @@ class Moments:
             other.corrections, self.n_images, other.n_images
         )
         if any(m.first_information is not None for m in parts):
-            fields = _merged_with_ctf(parts)
+            merged = _merged_with_ctf(parts)
         else:
             # Entries of f f* scatter about their mean, noise included.
             noise = self.basis.noise_second(self.nyquist)
             raw = [m.second + m.noise_variance * noise for m in parts]
-            fields = {
+            merged = {
                 "first": _mean(parts, "first"),
                 "second": _mean(parts, "second"),
                 "noise_power": _mean(parts, "noise_power"),
@@ -220,9 +210,9 @@ class Moments:
         if self.third is not None:
             # Its scatter, unlike the second's, is that with the noise's share removed.
             apart = self.third - other.third
-            fields["third"] = _mean(parts, "third")
-            fields["third_error"] = _error(parts, "third_error", apart)
-        return replace(self, **fields, n_images=n, corrections=corrections)
+            merged["third"] = _mean(parts, "third")
+            merged["third_error"] = _error(parts, "third_error", apart)
+        return replace(self, **merged, n_images=n, corrections=corrections)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
@@ -231,10 +221,9 @@ class Moments:
         :param path: File to write, its name ending in .npz.
         :param overwrite: Replace an existing file.
         :raises ValueError: the name does not end in .npz.
-        :raises FileNotFoundError: no such folder.
         :raises FileExistsError: the file exists and `overwrite` is False.
         """
-        arrays = {name: getattr(self, name) for name in ARRAYS}
+        arrays = {k: v for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         if self.third_basis is not None:
             arrays |= self.third_basis.to_arrays()
         settings = {
@@ -266,9 +255,8 @@ class Moments:
             settings["corrections"] = Corrections.from_dict(settings["corrections"])
             if "third" in arrays:
                 settings["third_basis"] = ThirdMomentBasis.from_arrays(basis, arrays)
-            return cls(
-                **{name: arrays[name] for name in ARRAYS if name in arrays}, **settings
-            )
+            names = {field.name for field in fields(cls)}
+            return cls(**{k: v for k, v in arrays.items() if k in names}, **settings)
 
     def check_same_basis(self, other: Moments) -> None:
         """
@@ -298,40 +286,39 @@ def _check_mergeable(a: Moments, b: Moments) -> None:
     if None not in sizes:
         same_size = math.isclose(*sizes, rel_tol=PIXEL_SIZE_TOLERANCE)
     has_ctf = a.first_information is not None or b.first_information is not None
-    for wrong, sentence in (
-        (
-            not same_size,
+    problem = None
+    if not same_size:
+        problem = (
             f"pixel sizes differ: {a.pixel_size} and {b.pixel_size} Å; only images of"
-            " one pixel size can be averaged",
-        ),
-        (
-            a.nyquist != b.nyquist,
+            " one pixel size can be averaged"
+        )
+    elif a.nyquist != b.nyquist:
+        problem = (
             "only one of the two has images with an empty Nyquist row and column;"
-            " prepare all images in the same way (source.downsample empties them)",
-        ),
-        (
-            0 in (a.n_images, b.n_images),
+            " prepare all images in the same way (source.downsample empties them)"
+        )
+    elif 0 in (a.n_images, b.n_images):
+        problem = (
             f"n_images is {a.n_images} and {b.n_images}; only moments estimated from"
-            " images can be merged",
-        ),
-        (
-            a.shift_std != b.shift_std,
+            " images can be merged"
+        )
+    elif a.shift_std != b.shift_std:
+        problem = (
             f"residual shifts are of {spread(a.shift_std)} and of"
-            f" {spread(b.shift_std)}; only images with the same can be averaged",
-        ),
-        (
-            a.third_basis != b.third_basis,
+            f" {spread(b.shift_std)}; only images with the same can be averaged"
+        )
+    elif a.third_basis != b.third_basis:
+        problem = (
             "third moments are of different numbers, or only one has them; estimate"
-            " both with one ThirdMomentBasis",
-        ),
-        (
-            a.third is not None and has_ctf,
+            " both with one ThirdMomentBasis"
+        )
+    elif a.third is not None and has_ctf:
+        problem = (
             "third moments of images with CTFs cannot be merged, since their"
-            " information is not kept; estimate them from all images at once",
-        ),
-    ):
-        if wrong:
-            raise ValueError(sentence)
+            " information is not kept; estimate them from all images at once"
+        )
+    if problem:
+        raise ValueError(problem)
 
 
 def _mean(parts: tuple[Moments, Moments], name: str) -> np.ndarray | None:
