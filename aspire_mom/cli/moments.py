@@ -10,7 +10,6 @@ import torch
 
 from aspire_mom import processes
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.checks import checked_device
 from aspire_mom.cli import console
 from aspire_mom.evaluation.moment_plots import plot_moments
 from aspire_mom.files import discard_checkpoint, staged
@@ -143,8 +142,8 @@ def moments(
 
     Files of RELION 3.0 to 5 are read, and cryoSPARC's as pyem's csparc2star.py converts
     them. Angles in the file are not used; CTFs are corrected for and origins centred.
-    What was read is summed up before the pass. The noise is measured in the corners of
-    the images and its share removed.
+    A summary of what was read comes before the pass. The noise is measured in the
+    corners of the images and its share removed.
 
     Several processes share the images where torchrun --no-python starts the command.
     With --device cuda each sums up on a GPU: polar moments only, without --third-rings
@@ -158,8 +157,6 @@ def moments(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom moments particles.star -o moments.npz
     """
-    device = processes.own_device(device)
-    checked_device(device)
     outputs = [out]
     if halves:
         outputs += [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
@@ -195,7 +192,7 @@ def moments(
         ),
     )
     if resume and not overwrite and _is_complete(outputs, estimator):
-        discard_checkpoint(checkpoint)  # left by who was killed just then
+        discard_checkpoint(checkpoint)  # a run killed just before removing it left it
         click.echo(f"{out} is complete")
         return
     with processes.joined(torch.device("cpu")):
@@ -221,8 +218,8 @@ def moments(
 
 
 def _is_complete(outputs: list[Path], estimator: MomentEstimator) -> bool:
-    """Whether all outputs are there; raise if one is of another request. A killed run
-    may have written some of them."""
+    """Whether all outputs exist; raise if one is of another request. A killed run may
+    have written only some."""
     for half, path in enumerate(outputs):
         if path.is_file():
             try:

@@ -111,13 +111,9 @@ class RadialCompression:
             )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """
-        :return: Arrays for a file: the vectors side by side, and their numbers.
-        """
-        return {
-            "third_vectors": np.concatenate(self.vectors, axis=1),
-            "third_counts": self.counts,
-        }
+        """:return: Arrays for a file: the vectors side by side, and their numbers."""
+        vectors = np.concatenate(self.vectors, axis=1)
+        return {"third_vectors": vectors, "third_counts": self.counts}
 
     @classmethod
     def from_arrays(cls, basis: PolarBasis, arrays: dict[str, np.ndarray]):
@@ -195,8 +191,8 @@ def ring_vectors(
     limit = basis.max_order if max_order is None else max_order
     check_integer("max_order", limit, 0)
 
+    # How many of the rings have an order, per order.
     def counts(n_rings: int) -> np.ndarray:
-        """How many of the rings have an order, per order."""
         highest = np.ceil(np.pi * np.arange(n_rings)).astype(int)
         orders = np.arange(min(limit, highest[-1]) + 1)
         return np.count_nonzero(highest >= orders[:, None], axis=1)

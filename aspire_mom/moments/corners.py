@@ -139,8 +139,8 @@ def corner_spectrum(
         sums = np.bincount(which.ravel(), products.ravel())
         return (sums / counts)[: len(distances)]
 
+    # The transform of the covariances on a grid; they are 0 beyond the last.
     def spectrum_on(axis: np.ndarray) -> np.ndarray:
-        """Transform of the covariances on a grid, which are 0 beyond the last."""
         apart = np.hypot(axis[:, None], axis)
         return fft.centered_fft2(np.interp(apart, distances, covariances, right=0))
 

@@ -29,6 +29,9 @@ BUDGET = 16 * 10**6
 FLOOR = 1e-8
 
 
+Sums = dict[str, np.ndarray]
+
+
 @dataclass(frozen=True, eq=False)
 class ThirdMomentBasis(RadialCompression):
     """
@@ -126,9 +129,8 @@ class ThirdMomentBasis(RadialCompression):
     @cached_property
     def weights(self) -> np.ndarray:
         """
-        :return: Weights of ‖·‖² over all signs and permutations of three orders,
-            (size,): 12 for 0 < m1 < m2, half where m1 = m2 or m1 = 0, 1 where both
-            are 0.
+        :return: Weights of ‖·‖² over all signs and permutations of orders, (size,): 12
+            for 0 < m1 < m2, half where m1 = m2 or m1 = 0, 1 where both are 0.
         """
         weights = np.empty(self.size)
         for m1, m2 in self.pairs:
@@ -156,15 +158,15 @@ class ThirdMomentBasis(RadialCompression):
         """
         if (m1, m2) not in self._slices:
             raise ValueError(
-                f"there is no block ({m1}, {m2}); blocks have 0 <= m1 <= m2 and"
-                f" m1 + m2 <= {self.max_order}"
+                f"there is no block ({m1}, {m2}); all have 0 <= m1 <= m2 and m1 + m2 <="
+                f" {self.max_order}"
             )
         where, shape = self._slices[m1, m2]
         return np.moveaxis(third[where].reshape(shape), -1, 0)
 
     def sums(
         self, c: np.ndarray, H: np.ndarray | None = None, *, errors: bool = False
-    ) -> dict[str, np.ndarray]:
+    ) -> Sums:
         """
         Sums over images, to be added over batches in double precision.
 
@@ -197,10 +199,7 @@ class ThirdMomentBasis(RadialCompression):
         return sums
 
     def finish(
-        self,
-        sums: dict[str, np.ndarray],
-        n_images: int,
-        noise_second: np.ndarray,
+        self, sums: Sums, n_images: int, noise_second: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """
         The third moment with the noise's share removed. Noise x is added to clean
@@ -220,7 +219,7 @@ class ThirdMomentBasis(RadialCompression):
         solution, and the noise's share of Σ is that of H x: the mean over images of
         a[0, r] H[s] H[t] times the noise before the second multiplication by H.
 
-        :param sums: What :meth:`sums` returned, added over batches.
+        :param sums: What :meth:`sums` returned, added over batches, perhaps with more.
         :param n_images: Number of images.
         :param noise_second: Second moment of the noise of f (of H f + noise, with H),
             alike in all images, its variance included.
@@ -293,7 +292,7 @@ class ThirdMomentBasis(RadialCompression):
             rows = rows.reshape(-1, rows.shape[-1])
             yield (rows @ firsts[m1].T).reshape(-1)
 
-    def _information_sums(self, a: np.ndarray, H: np.ndarray) -> dict[str, np.ndarray]:
+    def _information_sums(self, a: np.ndarray, H: np.ndarray) -> Sums:
         """Sums of H for least squares, and of a[0] (q[0], n) H H for its noise."""
         if self.ring_indices is None:
             raise ValueError(
@@ -338,24 +337,20 @@ class ThirdMomentBasis(RadialCompression):
         a[0, r] H[s] H[t], (n_rings,)³."""
         share, rings = np.zeros(self.size, np.complex128), self.ring_indices
         for m in self._zeroth_orders:
-            if mean.ndim == 1:
-                factor = mean[:, None, None]
-            else:
+            factor = mean[:, None, None]
+            if mean.ndim == 3:
                 factor = mean[np.ix_(rings[0], rings[m], rings[m])]
             term = factor * noise[m]
             self.block(share, 0, m)[:] = term if m else _any_first(term)
         return share
 
-    def _squares(
-        self, sums: dict[str, np.ndarray], noise: list[np.ndarray]
-    ) -> np.ndarray:
+    def _squares(self, sums: Sums, noise: list[np.ndarray]) -> np.ndarray:
         """Σ |p - b|² over images, (size,), of products p = a a conj a and their noise's
         share b, a[0] E x conj x for m1 = 0 and a sum of three such for m2 = 0."""
         squares = sums["third_squares"].astype(np.float64)
         of_zeroth = sums["third_zeroth"]
         for m in self._zeroth_orders:
-            N = noise[m]
-            cross = self.block(sums["third_cross"], 0, m)
+            N, cross = noise[m], self.block(sums["third_cross"], 0, m)
             change = (np.abs(N) ** 2) * of_zeroth.diagonal()[:, None, None]
             change = change - 2 * (cross * N.conj()).real
             if m == 0:
