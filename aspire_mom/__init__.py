@@ -51,11 +51,12 @@ __all__ = [
 ]
 
 ROOMS = ["bases", "moments", "rotations", "volumes", "networks"]
-ROOMS += ["inversion", "evaluation"]
+ROOMS += ["inversion", "evaluation", "mra", "relion"]
+ROOMS += ["checks", "files", "phantoms", "processes"]
 
 
-# Names are imported when first used (PEP 562), so that importing this package does not
-# wait for PyTorch, nor import ASPIRE before its configuration is chosen.
+# Rooms and names are imported when first used (PEP 562), so that importing this package
+# does not wait for PyTorch, nor import ASPIRE before its configuration is chosen.
 def __getattr__(name: str):
     if name in ROOMS:
         return import_module(f"{__name__}.{name}")

@@ -139,6 +139,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context):
         try:
+            import aspire  # noqa: F401, its log must exist before it is moved
+
             with _logs_on_stderr(), warnings.catch_warnings():
                 # mrcfile warns of marks that not all programs write in MRC headers;
                 # what makes a file unusable is an error here.
@@ -205,7 +207,7 @@ class LazyGroup(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.modules:
             return None
-        _import_aspire()
+        _configure_aspire()
         module = import_module(f"aspire_mom.cli.{self.modules[cmd_name][0]}")
         return getattr(module, cmd_name)
 
@@ -214,13 +216,13 @@ class LazyGroup(Group):
             formatter.write_dl([(k, help) for k, (_, help) in self.modules.items()])
 
 
-def _import_aspire() -> None:
+def _configure_aspire() -> None:
     """
-    Import ASPIRE so that it leaves nothing in the working directory: by default it
-    makes ./logs, and its `sys.excepthook` writes ./aspire.err.log. It reads another
-    configuration folder instead of the user's, with the user's settings and, where
-    those say nothing, logs in a temporary folder, Python's own excepthook, and progress
-    bars on terminals only.
+    Keep ASPIRE from writing to the working directory once it is imported: by default it
+    makes ./logs, and its `sys.excepthook` writes ./aspire.err.log. It gets a
+    configuration folder with the user's settings and, for those that the user has not
+    made, logs in a temporary folder, Python's own excepthook, and progress bars on
+    terminals only.
     """
     if "aspire" in sys.modules:
         return
@@ -234,7 +236,6 @@ def _import_aspire() -> None:
     config.add({"logging": {**logs, "tqdm_disable": not sys.stderr.isatty()}})
     (folder / "config.yaml").write_text(config.dump())
     os.environ["ASPIREDIR"] = str(folder)
-    import aspire  # noqa: F401
 
 
 @contextmanager

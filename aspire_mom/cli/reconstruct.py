@@ -5,26 +5,19 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from aspire_mom import processes
+import aspire_mom
 from aspire_mom.cli import console
-from aspire_mom.evaluation import plot_isosurfaces, plot_slices, plot_views
-from aspire_mom.files import ForeignCheckpoint, staged, write_json
-from aspire_mom.inversion import (
-    MomentInversion,
-    Reconstruction,
-    SearchOptions,
-    paper_inversion,
-)
-from aspire_mom.inversion.reconstruction import FILES
-from aspire_mom.moments import Moments
-from aspire_mom.volumes.filters import check_resolution, low_pass, mirror
 
+if TYPE_CHECKING:
+    from aspire_mom import MomentInversion, Moments, Reconstruction
+
+# Beside the files of `Reconstruction`.
 PICTURES = ("slices.png", "isosurfaces.png", "views.png")
-WRITTEN = (*FILES, "volume_mirror.mrc", *PICTURES, "report.json")
+WRITTEN = ("volume_mirror.mrc", *PICTURES, "report.json")
 
 
 @click.command(cls=console.Command)
@@ -89,12 +82,15 @@ def reconstruct(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom reconstruct moments.npz -o result --prior fouriernet
     """
+    from aspire_mom.volumes.filters import check_resolution
+
     start = time.perf_counter()
-    console.check_outputs([out / name for name in WRITTEN], overwrite)
-    estimate = Moments.load(moments)
+    names = (*aspire_mom.inversion.reconstruction.FILES, *WRITTEN)
+    console.check_outputs([out / name for name in names], overwrite)
+    estimate = aspire_mom.Moments.load(moments)
     if lowpass is not None:
         check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
-    checkpoint = out / "checkpoint.pt"
+    checkpoint, processes = out / "checkpoint.pt", aspire_mom.processes
     options: dict[str, Any] = {
         "device": processes.own_device(device),
         "checkpoint": checkpoint,
@@ -102,7 +98,7 @@ def reconstruct(
     if prior == "paper":
         if starts is not None or support_radius is not None:
             raise ValueError("--prior paper has no --starts and no --support-radius")
-        inversion = paper_inversion(
+        inversion = aspire_mom.paper_inversion(
             estimate, n_epochs=epochs or 10_000, seed=seed, **options
         )
     elif epochs is not None:
@@ -110,14 +106,16 @@ def reconstruct(
     else:
         if support_radius is not None:
             options["support_radius"] = _in_boxes(support_radius, estimate)
-        search = SearchOptions(n_starts=starts, seed=seed)
-        inversion = MomentInversion(estimate, prior, search=search, **options)
+        search = aspire_mom.SearchOptions(n_starts=starts, seed=seed)
+        inversion = aspire_mom.MomentInversion(
+            estimate, prior, search=search, **options
+        )
     out.mkdir(parents=True, exist_ok=True)
     with processes.joined(inversion.device):
         found = _estimated(inversion, checkpoint, overwrite)
         if not processes.is_first():
             return
-    with staged(out) as folder:
+    with aspire_mom.files.staged(out) as folder:
         seconds = time.perf_counter() - start
         write_results(folder, found, estimate, seconds, lowpass)
     checkpoint.unlink(missing_ok=True)
@@ -146,12 +144,12 @@ def _estimated(
     try:
         try:
             return inversion.estimate()
-        except ForeignCheckpoint as error:
+        except aspire_mom.files.ForeignCheckpoint as error:
             if not overwrite:
                 raise ValueError(f"{error}, or pass --overwrite") from error
-        processes.wait()  # until all have read it
+        aspire_mom.processes.wait()  # until all have read it
         checkpoint.unlink(missing_ok=True)
-        processes.wait()  # so that none reads it again
+        aspire_mom.processes.wait()  # so that none reads it again
         return inversion.estimate()
     except KeyboardInterrupt as error:
         raise click.ClickException(
@@ -167,7 +165,7 @@ def write_results(
     lowpass: float | None,
 ) -> None:
     """
-    Write `WRITTEN`: the reconstruction, its mirror image, pictures and a report.
+    Write the reconstruction, its mirror image, pictures and a report.
 
     :param folder: An existing folder without these files.
     :param found: The reconstruction.
@@ -175,15 +173,18 @@ def write_results(
     :param seconds: The time it took.
     :param lowpass: Resolution of a low-pass filter for both volumes in Ångström.
     """
+    from aspire_mom.volumes.filters import low_pass, mirror
+
+    evaluation = aspire_mom.evaluation
     if lowpass is not None:
         found = replace(found, volume=low_pass(found.volume, lowpass))
     found.save(folder)
     volumes, titles = [found.volume, mirror(found.volume)], ["volume", "mirror"]
     volumes[1].save(str(folder / "volume_mirror.mrc"))
-    plot_slices(volumes, titles, folder / "slices.png")
-    plot_isosurfaces(volumes, titles, folder / "isosurfaces.png")
+    evaluation.plot_slices(volumes, titles, folder / "slices.png")
+    evaluation.plot_isosurfaces(volumes, titles, folder / "isosurfaces.png")
     shown = [(found.quadrature.views, found.view_density)]
-    plot_views(shown, ["recovered views"], folder / "views.png")
+    evaluation.plot_views(shown, ["recovered views"], folder / "views.png")
     report = {
         "seconds": round(seconds, 1),
         "n_images": moments.n_images,
@@ -198,4 +199,4 @@ def write_results(
         "starts": found.starts,
         "history": found.history,
     }
-    write_json(folder / "report.json", report)
+    aspire_mom.files.write_json(folder / "report.json", report)

@@ -7,19 +7,17 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import mrcfile
 import numpy as np
-from aspire.noise import WhiteNoiseAdder
-from aspire.volume import Volume
 
-from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, agreed_pixel_size
+import aspire_mom
 from aspire_mom.cli import console
-from aspire_mom.evaluation import compare
-from aspire_mom.files import staged
-from aspire_mom.phantoms import simulate as simulate_images
-from aspire_mom.rotations import VonMisesFisherMixture
+
+if TYPE_CHECKING:
+    from aspire.volume import Volume
 
 
 @click.command(cls=console.Command)
@@ -64,18 +62,22 @@ def simulate(
     Example:
         aspire-mom simulate map.mrc --images 10000 --snr 0.1 -o particles.star
     """
+    from aspire.noise import WhiteNoiseAdder
+
     # As ASPIRE names the stack of a STAR file.
     stack = out.with_name(f"{out.stem}_0_{images - 1}.mrcs")
     old = _stacks(out) if overwrite and out.is_file() else []
     console.check_outputs([out, stack], overwrite)
     (molecule,) = read_volumes([volume], pixel_size)
-    density = VonMisesFisherMixture.random(seed=seed)
+    density = aspire_mom.VonMisesFisherMixture.random(seed=seed)
     if views == "uniform":
-        density = VonMisesFisherMixture(np.eye(3)[2:], np.zeros(1), np.ones(1))
+        density = aspire_mom.VonMisesFisherMixture(
+            np.eye(3)[2:], np.zeros(1), np.ones(1)
+        )
     noise = WhiteNoiseAdder.from_snr(snr, seed=seed + 2)
     rotations = density.sample(images, seed=seed + 1)
-    source = simulate_images(molecule, rotations, noise, seed + 1)
-    with staged(out.parent) as folder:
+    source = aspire_mom.phantoms.simulate(molecule, rotations, noise, seed + 1)
+    with aspire_mom.files.staged(out.parent) as folder:
         source.save(folder / out.name, save_mode="single")
     for path in set(old) - {stack}:
         path.unlink()
@@ -116,9 +118,9 @@ def evaluate(
     start = time.perf_counter()
     if plot is not None:
         console.check_outputs([plot], overwrite)
-    comparison = compare(*read_volumes([volume, reference], pixel_size))
+    comparison = aspire_mom.compare(*read_volumes([volume, reference], pixel_size))
     if plot is not None:
-        with staged(plot.parent) as folder:
+        with aspire_mom.files.staged(plot.parent) as folder:
             comparison.plot(folder / plot.name)
     report = {**comparison.summary(), "seconds": time.perf_counter() - start}
     click.echo(json.dumps(report, indent=2) if as_json else console.figures(report))
@@ -136,6 +138,9 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
     :raises ValueError: The file is damaged, its volume not cubic, not finite or the
         same in all voxels, or its header contradicts `pixel_size`.
     """
+    from aspire.volume import Volume
+
+    checks = aspire_mom.checks
     voxels, sizes = _read_mrc(path)
     if voxels.ndim == 4 and len(voxels) == 1:  # as `Volume.save` has it
         voxels = voxels[0]
@@ -146,9 +151,9 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
         raise ValueError(f"{path} holds values that are NaN, infinite or complex")
     if np.ptp(voxels) == 0:
         raise ValueError(f"{path} is {voxels.flat[0]} in all its voxels")
-    if not np.allclose(sizes, sizes[0], rtol=PIXEL_SIZE_TOLERANCE, atol=0):
+    if not np.allclose(sizes, sizes[0], rtol=checks.PIXEL_SIZE_TOLERANCE, atol=0):
         raise ValueError(f"{path} has voxels of {sizes} Å; they must be cubes")
-    size = agreed_pixel_size(path, sizes[0] or None, pixel_size)
+    size = checks.agreed_pixel_size(path, sizes[0] or None, pixel_size)
     return Volume(voxels.astype(np.float32), pixel_size=size)
 
 

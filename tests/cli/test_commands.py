@@ -24,6 +24,7 @@ from aspire_mom import (
 from aspire_mom.cli.main import COMMANDS
 from aspire_mom.cli.reconstruct import WRITTEN, reconstruct
 from aspire_mom.inversion.options import STARTS
+from aspire_mom.inversion.reconstruction import FILES
 from aspire_mom.moments import StreamingOptions
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.relion import ParticleSource
@@ -204,7 +205,7 @@ def test_reconstruction_agrees_with_the_volume(result, volume):
 
 
 def test_reconstruction_files(result):
-    assert {path.name for path in result.iterdir()} == set(WRITTEN)
+    assert {path.name for path in result.iterdir()} == {*FILES, *WRITTEN}
     found = Reconstruction.load(result)
     other = Volume.load(str(result / "volume_mirror.mrc"))
     assert np.array_equal(other.asnumpy(), mirror(found.volume).asnumpy())
@@ -275,7 +276,7 @@ def test_checkpoint_stays_until_the_results_are_written(tmp_path, monkeypatch, m
 
 def test_lowpass_removes_fine_shells(tmp_path, monkeypatch, moments):
     quick = quick_inversion(n_steps=20, max_gaussians=4)
-    monkeypatch.setattr("aspire_mom.cli.reconstruct.MomentInversion", quick)
+    monkeypatch.setattr("aspire_mom.MomentInversion", quick)
     out = tmp_path / "r"
     command = ("reconstruct", moments, "-o", out, "--starts", 1)
     succeed(*command, "--lowpass", 8, "--support-radius", 10)
@@ -372,6 +373,19 @@ def test_help_imports_nothing_slow(tmp_path):
     assert all(name.encode() in done.stdout for name in COMMANDS)
     assert done.stdout.strip().endswith(b"set()")
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("command", ["reconstruct", "simulate", "evaluate"])
+def test_help_of_commands_imports_neither_torch_nor_aspire(tmp_path, command):
+    code = (
+        "import sys, atexit, aspire_mom.cli.main;"
+        "atexit.register(lambda: print({'aspire', 'torch'} & set(sys.modules)));"
+        f"aspire_mom.cli.main.main(['{command}', '--help'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True
+    )
+    assert done.stdout.strip().endswith(b"set()")
 
 
 @pytest.mark.parametrize("command", ["", *(name for name in COMMANDS if name != "mra")])
