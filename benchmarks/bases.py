@@ -36,7 +36,7 @@ from aspire_mom import (
 )
 from aspire_mom.inversion import MomentLoss, forward_model
 from aspire_mom.phantoms import chain_phantom
-from aspire_mom.volumes.grid import volume_on_rings, volume_slices
+from aspire_mom.volumes.grid import volume_at
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 MAPS = ("gpcr_gs_7cfn_63.mrc", "ribosome_70s_65.mrc")
@@ -66,7 +66,8 @@ def cartesian(
     inplane = inplane.reshape(-1, 3, 3)
     first, second = 0, 0
     for rotation, weight in zip(views.view_rotations, p, strict=True):
-        slices = volume_slices(volume, rotation @ inplane, pixels) / L
+        turned = (rotation @ inplane)[:, :, :2].transpose(0, 2, 1)
+        slices = volume_at(volume, pixels @ turned) / L
         first = first + weight * slices.mean(0)
         second = second + weight / n_angles * slices.T @ slices.conj()
     return first, second
@@ -80,7 +81,8 @@ def polar(
     angles = 2 * np.pi * np.arange(2 * basis.n_angles) / (2 * basis.n_angles)
     plane = np.stack((np.cos(angles), np.sin(angles)))
     directions = (views.view_rotations[:, :, :2] @ plane).transpose(0, 2, 1)
-    values = volume_on_rings(volume, directions.reshape(-1, 3), np.arange(rings))
+    k = np.arange(rings)[:, None] * directions.reshape(-1, 1, 3)
+    values = volume_at(volume, k)
     values = values.reshape(len(p), -1, rings) / volume.resolution
     c = np.fft.fft(values, axis=1)[:, : basis.max_order + 1] / values.shape[1]
     second = np.einsum("v,vmr,vms->mrs", p, c, c.conj(), optimize=True)

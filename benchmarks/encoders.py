@@ -60,7 +60,7 @@ from aspire_mom.moments.rings import ring_rms
 from aspire_mom.networks import how_trained
 from aspire_mom.phantoms import gaussians_on_grid, simulate
 from aspire_mom.volumes import FourierVolume
-from aspire_mom.volumes.grid import volume_on_rings
+from aspire_mom.volumes.grid import volume_at
 
 L = 25
 SNR = 1 / 16
@@ -159,8 +159,8 @@ class Known(FourierVolume):
         self.precision = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
 
     def on_rings(self, directions: torch.Tensor, radii: torch.Tensor) -> torch.Tensor:
-        values = volume_on_rings(self.volume, directions.numpy(), radii.numpy())
-        return torch.from_numpy(values)
+        k = radii[:, None] * directions[:, None, :]
+        return torch.from_numpy(volume_at(self.volume, k.numpy()))
 
 
 def record(

@@ -35,7 +35,7 @@ from aspire_mom.rotations import (
     VonMisesFisherMixture,
     viewing_rotations,
 )
-from aspire_mom.volumes.grid import volume_on_rings
+from aspire_mom.volumes.grid import volume_at
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.references import moments as reference
@@ -156,7 +156,8 @@ def slice_coefficients(
     theta = 2 * np.pi * np.arange(n_angles) / n_angles
     circle = np.stack((np.cos(theta), np.sin(theta)))
     directions = (views[:, :, :2] @ circle).transpose(0, 2, 1).reshape(-1, 3)
-    values = volume_on_rings(volume, directions, np.arange(basis.n_rings))
+    k = np.arange(basis.n_rings)[:, None] * directions[:, None, :]
+    values = volume_at(volume, k)
     values = values.reshape(len(views), n_angles, -1) / volume.resolution
     return np.fft.fft(values, axis=1)[:, : basis.max_order + 1] / n_angles
 

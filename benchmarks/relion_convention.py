@@ -16,7 +16,7 @@ from aspire.numeric import fft
 from aspire.source import RelionSource
 from aspire.volume import Volume
 
-from aspire_mom.volumes.grid import volume_slices
+from aspire_mom.volumes.grid import volume_at
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 PIXEL_SIZE = 5.0  # Å; the map's header has none
@@ -52,7 +52,8 @@ def _error(volume: Volume, rotations: np.ndarray, images: np.ndarray) -> float:
     axis = np.arange(L) - L // 2
     ky, kx = np.meshgrid(axis, axis, indexing="ij")
     frequencies = np.stack((kx, ky), -1).reshape(-1, 2)
-    slices = volume_slices(volume, rotations, frequencies).ravel()
+    k = frequencies @ rotations[:, :, :2].transpose(0, 2, 1)
+    slices = volume_at(volume, k).ravel()
     observed = fft.centered_fft2(images).ravel()
     scale = np.vdot(slices, observed).real / np.vdot(slices, slices).real
     return float(np.linalg.norm(scale * slices - observed) / np.linalg.norm(observed))

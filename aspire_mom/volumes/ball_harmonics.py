@@ -14,7 +14,7 @@ from torch import Tensor
 from aspire_mom.checks import check_integer, check_positive, check_volume
 from aspire_mom.rotations import real_spherical_harmonics
 from aspire_mom.volumes.base import FourierVolume
-from aspire_mom.volumes.grid import volume_on_rings
+from aspire_mom.volumes.grid import volume_at
 
 # Nearer than this to a zero of the Bessel function, the quotient is a Taylor series.
 NEAR_ZERO = 1e-4
@@ -126,7 +126,7 @@ class BallHarmonics(FourierVolume):
         directions, weights = _half_sphere_quadrature(self.degree + spread + 10)
         nodes, radial_weights = np.polynomial.legendre.leggauss(spread // 2 + 10)
         radii = K * (1 + nodes) / 2
-        values = volume_on_rings(volume, directions, radii)
+        values = volume_at(volume, radii[:, None] * directions[:, None, :])
         values = torch.from_numpy(values * weights[:, None])
         weighting = torch.from_numpy(radii * np.sqrt(radial_weights))[:, None]
         solution = []

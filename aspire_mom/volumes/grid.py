@@ -24,42 +24,15 @@ def volume_transform(volume: Volume) -> np.ndarray:
     return fft.centered_fftn(check_volume("volume", volume).astype(np.float64))
 
 
-def volume_on_rings(
-    volume: Volume, directions: np.ndarray, radii: np.ndarray
-) -> np.ndarray:
+def volume_at(volume: Volume, k: np.ndarray) -> np.ndarray:
     """
-    Evaluate the Fourier transform of a volume on the points radius × direction, as
-    :meth:`FourierVolume.on_rings` does for a model.
+    Evaluate the Fourier transform of a volume, V(k) = Σ V[z, y, x] exp(-2πi k·(x, y,
+    z)/L), over all voxels at even L, too (ASPIRE's images lack the Nyquist row and
+    column there).
 
-    :param volume: One ASPIRE `Volume`, of odd or even size.
-    :param directions: Unit vectors (n, 3), xyz order.
-    :param radii: Radii (n_rings,) in cycles per box.
-    :return: V (n, n_rings), complex128.
-    """
-    return _volume_at(volume, radii[:, None] * directions[:, None, :])
-
-
-def volume_slices(
-    volume: Volume, rotations: np.ndarray, frequencies: np.ndarray
-) -> np.ndarray:
-    """
-    Evaluate central slices of a volume, V(R (kx, ky, 0)ᵀ), as
-    :meth:`FourierVolume.slices` does for a model: L times the Fourier transform of
-    `Volume.project`.
-
-    :param volume: One ASPIRE `Volume`, of odd or even size.
-    :param rotations: Rotation matrices (n, 3, 3) as in ASPIRE: R acts, not Rᵀ.
-    :param frequencies: In-plane frequencies (p, 2) as (kx, ky), cycles per box.
-    :return: Slices (n, p), complex128.
-    """
-    k = np.einsum("nij,pj->npi", rotations[:, :, :2], frequencies)
-    return _volume_at(volume, k)
-
-
-def _volume_at(volume: Volume, k: np.ndarray) -> np.ndarray:
-    """
-    V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L) over all voxels, at even L, too (where
-    ASPIRE's images lack the Nyquist row and column).
+    :param volume: One ASPIRE `Volume`.
+    :param k: Frequencies (..., 3), xyz order, cycles per box.
+    :return: V(k) (...), complex128.
     """
     voxels = check_volume("volume", volume).astype(np.complex128)
     x, y, z = np.moveaxis(k.astype(np.float64) * (2 * np.pi / len(voxels)), -1, 0)

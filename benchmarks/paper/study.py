@@ -29,7 +29,7 @@ from aspire_mom import (
     compare,
 )
 from aspire_mom.phantoms import gaussian_phantom
-from aspire_mom.volumes.grid import volume_on_rings
+from aspire_mom.volumes.grid import volume_at
 
 L, RINGS, ORDERS = 25, 9, 22
 DEFAULT = {"lam": 1.0, "hidden": 128, "omega": 5.0}
@@ -46,7 +46,8 @@ def exact_moments(seed: int) -> tuple:
     angles = 2 * np.pi * np.arange(64) / 64
     plane = np.stack((np.cos(angles), np.sin(angles)))
     directions = (views.view_rotations[:, :, :2] @ plane).transpose(0, 2, 1)
-    values = volume_on_rings(volume, directions.reshape(-1, 3), np.arange(RINGS))
+    k = np.arange(RINGS)[:, None] * directions.reshape(-1, 1, 3)
+    values = volume_at(volume, k)
     values = values.reshape(len(p), -1, RINGS) / L
     c = np.fft.fft(values, axis=1)[:, : ORDERS + 1] / values.shape[1]
     second = np.einsum("v,vmr,vms->mrs", p, c, c.conj(), optimize=True)
