@@ -25,17 +25,13 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     if path.suffix == ".npy":
         return _from_observations(path, sigma)
     if path.suffix != ".npz":
-        raise ValueError(
-            f"{path}: the name must end in .npz (moments) or .npy (observations)"
-        )
+        raise ValueError(f"{path}: its name must end in .npz (moments) or .npy")
     arrays = load_npz(path)
     for name in ("first", "second"):
         if name not in arrays:
             raise ValueError(f"{path} has no array {name}")
         if arrays[name].dtype.kind not in "fiuc":
-            raise ValueError(
-                f"{path}: {name} holds {arrays[name].dtype}; it must be numbers"
-            )
+            raise ValueError(f"{path}: {name} is not numeric but {arrays[name].dtype}")
     N, known = (_number(path, arrays, name) for name in ("n_observations", "sigma"))
     if sigma is not None and known not in (None, sigma):
         raise ValueError(f"sigma is {sigma:g}, but {path} has a sigma of {known:g}")
@@ -51,10 +47,8 @@ def _from_observations(path: Path, sigma: float | None) -> FourierMoments:
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as an array: {error}") from error
     if observations.ndim != 2 or observations.dtype.kind not in "iuf":
-        raise ValueError(
-            f"{path} holds {observations.dtype} of shape {observations.shape};"
-            " observations are real, (N, n)"
-        )
+        found = f"{observations.dtype} of shape {observations.shape}"
+        raise ValueError(f"{path} holds {found}; observations are real, (N, n)")
     # At least two batches, between which the noise level is found.
     size = min(BATCH_SIZE, max(1, len(observations) // 2))
     starts = range(0, len(observations), size)

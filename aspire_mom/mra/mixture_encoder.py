@@ -52,26 +52,22 @@ class MixtureEncoder(nn.Module):
     """
     A residual network from moments to the parameters of k Gaussians for v and k for ρ.
 
-    Its inputs and outputs leave as little as possible to learn:
-
     1. v and ρ each come in a window of their own, at the ends of which the family cuts
-       them off, since errors ignore shifts. `predict` brings them to one shift.
+       them off. `predict` brings them to one shift.
     2. Moments are scaled to mean 1 and shifted to arg first[1] = 0. Features are the
-       logarithms of the powers |v̂(k)|², kept above noise, and the coherences
-       second[k, l]/(|v̂(k)| |v̂(l)|), of modulus |ρ̃(k - l)|, for frequencies up to 9,
-       and the noise level. They hardly depend on n, so that one set of parameters
-       serves every n from 19.
+       logarithms of the powers |v̂(k)|², the coherences second[k, l]/(|v̂(k)| |v̂(l)|),
+       of modulus |ρ̃(k - l)|, for frequencies up to 9, and the noise level. They hardly
+       depend on n, so that one set of parameters serves every n from 19.
     3. Data with Im second[2, 1] < 0 are reversed, and centres reversed back, so that
        reversing the data reverses the answer exactly.
-    4. One curve can look like another with a different window or other Gaussians, and a
-       single answer would lie between the two. The network gives several alternatives
-       with probabilities, and answers with the likeliest.
+    4. Curves with different windows or Gaussians can look alike. The network gives
+       several alternatives with probabilities, and answers with the likeliest.
 
     :param width: Width of the residual blocks.
     :param n_blocks: Residual blocks.
     :param most: Largest number of Gaussians.
     :param alternatives: Alternatives for each number of Gaussians.
-    :param seed: Seed of the initial weights.
+    :param seed: Seed of the initial parameters.
     :raises ValueError: `most` is out of range.
     """
 
@@ -99,17 +95,9 @@ class MixtureEncoder(nn.Module):
             torch.default_generator.manual_seed(seed)
             n_features = 2 * len(pairs) + HIGHEST + 2
             self.enter = nn.Linear(n_features, width)
-            self.blocks = nn.ModuleList(
-                nn.Sequential(
-                    nn.LayerNorm(width),
-                    nn.Linear(width, width),
-                    nn.SiLU(),
-                    nn.Linear(width, width),
-                )
-                for _ in range(n_blocks)
-            )
-            sizes = [alternatives * (2 * k + 1) for k in range(1, most + 1)]
-            self.sizes = [size for size in sizes for _ in range(2)]
+            self.blocks = nn.ModuleList(_block(width) for _ in range(n_blocks))
+            each = [alternatives * (2 * k + 1) for k in range(1, most + 1)]
+            self.sizes = [size for size in each for _ in range(2)]
             self.leave = nn.Linear(width, sum(self.sizes) + most)
             # Alternatives must differ from the start.
             nn.init.normal_(self.leave.bias, std=0.5)
@@ -118,12 +106,11 @@ class MixtureEncoder(nn.Module):
         self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
         """
-        :param first: First moments (batch, n), complex; means must not be 0.
+        :param first: First moments (batch, n), complex, n ≥ 19; means must not be 0.
         :param second: Second moments (batch, n, n), complex.
         :param share: σ²/N (batch,), real; 0 for exact moments.
         :param sigma: σ (batch,), real.
         :return: The likeliest v and ρ (of sum one), (batch, n), each in its own window.
-        :raises ValueError: n is less than 19.
         """
         n, rows = first.shape[-1], torch.arange(len(first), device=first.device)
         counts, pairs = self.hypotheses(first, second, share, sigma)
@@ -146,7 +133,6 @@ class MixtureEncoder(nn.Module):
         :param sigma: σ (batch,).
         :return: Log probabilities of 1, 2, … Gaussians, (batch, most), and for each of
             these numbers the alternatives for v and for ρ.
-        :raises ValueError: n is less than 19.
         """
         check_integer("n", first.shape[-1], MIN_SIZE)
         features, direction = self._features(first, second, share, sigma)
@@ -154,19 +140,17 @@ class MixtureEncoder(nn.Module):
         for block in self.blocks:
             x = x + block(x)
         *parts, counts = self.leave(x).split([*self.sizes, self.most], -1)
-        curves = [self._hypotheses(part, direction) for part in parts]
+        low, high = (math.log(width) for width in WIDTHS)
+        curves = []
+        for part in parts:
+            part = part.unflatten(-1, (self.alternatives, -1))
+            k = part.shape[-1] // 2
+            centres = (0.5 + MARGIN) * torch.tanh(part[..., :k])
+            widths = (low + high) / 2 + (high - low) / 2 * torch.tanh(part[..., k:-1])
+            log_p = part[..., -1].log_softmax(-1)
+            curves.append(Hypotheses(centres * direction[:, None, None], widths, log_p))
         pairs = list(zip(curves[::2], curves[1::2], strict=True))
         return counts.log_softmax(-1), pairs
-
-    def _hypotheses(self, part: Tensor, direction: Tensor) -> Hypotheses:
-        part = part.unflatten(-1, (self.alternatives, -1))
-        k = part.shape[-1] // 2
-        low, high = (math.log(width) for width in WIDTHS)
-        return Hypotheses(
-            (0.5 + MARGIN) * torch.tanh(part[..., :k]) * direction[:, None, None],
-            (low + high) / 2 + (high - low) / 2 * torch.tanh(part[..., k:-1]),
-            part[..., -1].log_softmax(-1),
-        )
 
     def _features(
         self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
@@ -186,8 +170,7 @@ class MixtureEncoder(nn.Module):
         entries = entries * turn * (power[:, k] * power[:, l.abs()]).rsqrt()
         across = entries[:, (k == 2) & (l == 1)].imag
         direction = torch.where(across < 0, -1.0, 1.0).to(mean.dtype)
-        # All of order one.
-        features = (
+        features = (  # of order one
             entries.real,
             entries.imag * direction,
             power[:, 1:].log() / 4 + 1,
@@ -195,3 +178,8 @@ class MixtureEncoder(nn.Module):
             level.clamp_min(LEAST_LEVEL).log() / 2,
         )
         return torch.cat(features, 1), direction[:, 0]
+
+
+def _block(width: int) -> nn.Sequential:
+    first, last = nn.Linear(width, width), nn.Linear(width, width)
+    return nn.Sequential(nn.LayerNorm(width), first, nn.SiLU(), last)

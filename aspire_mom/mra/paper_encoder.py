@@ -16,24 +16,21 @@ MIN_SIZE = 8
 class PaperEncoder(nn.Module):
     """
     The paper's encoder ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.1 and appendix A.1: two
-    networks of the architecture of Fig. A.11. Moments are fields on n frequencies; real
-    and imaginary parts are channels. The first moment, input1D_{n,1}, feeds the upper
-    branch; the second, input1D_{n,n}, with row k as the point and column l as the
-    channel, feeds the lower one. Periodic convolutions conv1D stack both branches to 6
-    channels; more of them and fully connected layers follow, with LeakyReLU(0.02)
-    between.
+    networks of the architecture of Fig. A.11. Real and imaginary parts of moments are
+    channels on n points; for the second moment, row k is the point and column l the
+    channel. Periodic convolutions bring each moment to 3 channels; these are stacked to
+    6, and more convolutions and fully connected layers follow, with LeakyReLU(0.02).
 
-    The text leaves some things open. From the authors' published code: the convolution
-    window of 15, the fully connected layer from all 6 channels to 256, and the softmax
-    on ρ. Ours: two convolutions in each branch and two after stacking, hidden ones of 6
-    channels; each moment is scaled to unit RMS, and v is multiplied by its mean,
-    first[0]/√n; the output is v on the sample points, not its unitary DFT v̂(K₁). v and
-    ρ each come out at a shift of their own. Noise levels are ignored.
+    Where the text is silent, the window of 15, the 256 wide layer and the softmax on ρ
+    are those of the authors' published code. Ours: two convolutions before stacking and
+    two after, with 6 hidden channels; each moment is scaled to unit RMS, and v
+    multiplied by its mean, first[0]/√n; the output is v on the sample points, not its
+    DFT v̂(K₁). v and ρ each come out at a shift of their own.
 
     :param n: Sample points, at least 8.
     :param window: Convolution window, odd, less than 2n.
     :param width: Width of the fully connected layer.
-    :param seed: Seed of the initial weights.
+    :param seed: Seed of the initial parameters.
     :raises ValueError: n is too small.
     """
 

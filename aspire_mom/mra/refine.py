@@ -28,14 +28,8 @@ LEAST_MEAN = 1e-6
 
 
 class RefinementStatus(NamedTuple):
-    """
-    Progress, for a status callback.
-
-    :param step: Steps done, 0 before the first.
-    :param v: Signals (batch, n), detached.
-    :param rho: Densities (batch, n), detached.
-    :param errors: Sums of the relative errors of both moments (batch,), eq. 22.
-    """
+    """Progress, for a status callback: steps done, signals and densities (batch, n),
+    and sums of the relative errors of both moments (batch,), eq. 22."""
 
     step: int
     v: Tensor
@@ -50,12 +44,9 @@ def predict(
     encoder: nn.Module, moments: FourierMoments
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Compute an encoder's answer in double precision, v and ρ brought to one shift.
-
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
     :param moments: Moments of one problem or of a batch.
-    :return: v (..., n) and ρ (..., n), a distribution, centred at shift 0.
-    :raises ValueError: the encoder is for another n, or the signal's mean is 0.
+    :return: The encoder's v and ρ, a distribution, brought to one shift, (..., n) each.
     """
     encoder, inputs = _prepared(encoder, moments, torch.float64)
     with torch.no_grad():
@@ -107,17 +98,15 @@ def refine_weights(
     status: Status | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Align an encoder's outputs, then minimise loss 26 over its parameters θ by Adam,
-    with λ = ‖M̂1‖/‖M̂2‖, which makes the loss proportional to the sum of both relative
-    errors (eq. 22). Each problem of a batch has a copy of θ of its own.
+    Align an encoder's outputs, then minimise loss 26 with λ = ‖M̂1‖/‖M̂2‖ over its
+    parameters θ by Adam. Each problem of a batch has a copy of θ of its own.
 
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ); it stays unchanged.
     :param moments: Moments of one problem or of a batch.
     :param n_steps: Steps.
-    :param learning_rate: Adam's; an untrained encoder bears 1e-3.
+    :param learning_rate: Adam's; 1e-3 suits an untrained encoder.
     :param status: Called before the first step and after each; returning True stops.
     :return: v and ρ, (..., n) each, ρ a distribution, centred at shift 0.
-    :raises ValueError: the encoder is for another n, or the signal's mean is 0.
     """
     encoder, inputs = _prepared(encoder, moments, torch.float32)
     buffers = dict(encoder.named_buffers())
@@ -140,8 +129,8 @@ def refine_weights(
         v, rho = outputs(parameters, *inputs)
         return shift(v, by[0]), shift(rho, by[1])
 
-    moved = list(parameters.values())
-    return _descend(pair, moved, moments, n_steps, learning_rate, status)
+    options = n_steps, learning_rate, status
+    return _descend(pair, list(parameters.values()), moments, *options)
 
 
 def refine_directly(
@@ -154,8 +143,7 @@ def refine_directly(
     status: Status | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Minimise loss 26, with λ as in :func:`refine_weights`, over v and ρ = softmax(z)
-    themselves by Adam.
+    Minimise loss 26, as :func:`refine_weights`, over v and ρ = softmax(z) themselves.
 
     :param v: Starts (..., n), at one shift with `rho`.
     :param rho: Starts (..., n), distributions.
@@ -178,11 +166,8 @@ def refine_directly(
         raise ValueError("v is 0 everywhere; its root mean square is the unit of steps")
     u = (v / scale).requires_grad_()
     z = rho.clamp_min(LEAST_PROBABILITY).log().requires_grad_()
-
-    def pair() -> tuple[Tensor, Tensor]:
-        return u * scale, torch.softmax(z, -1)
-
-    return _descend(pair, [u, z], moments, n_steps, learning_rate, status)
+    options = n_steps, learning_rate, status
+    return _descend(lambda: (u * scale, z.softmax(-1)), [u, z], moments, *options)
 
 
 def _descend(pair, parameters, moments, n_steps, learning_rate, status):

@@ -33,13 +33,10 @@ NEGATIVE = 1e-6
 
 def shift_error(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
     """
-    Compute relative errors up to a shift (eq. 21): inf over real s of
-    ‖truth(· - s) - estimate‖ / ‖truth‖, shifted by trigonometric interpolation. The
-    error of an exact answer is below 1e-9.
-
     :param truth: Signals or densities (..., n), real.
     :param estimate: Estimates (..., n), real, which broadcast against them.
-    :return: Errors (...,), float64.
+    :return: Relative errors up to a shift (eq. 21), inf over real s of ‖truth(· - s) -
+        estimate‖ / ‖truth‖, (...,), float64. That of an exact answer is below 1e-9.
     :raises ValueError: lengths that differ, values that are not finite, a truth of 0.
     """
     return squared_errors(*_check(truth, estimate)).sqrt().numpy()
@@ -47,33 +44,25 @@ def shift_error(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
 
 def best_shift(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
     """
-    Find the shift s that attains the infimum in :func:`shift_error`.
-
     :param truth: Signals or densities (..., n), real.
     :param estimate: Estimates (..., n).
-    :return: Shifts (...,) of the truth, in samples, in [-n/2, n/2).
+    :return: Shifts s (...,) of least error (eq. 21), in samples, in [-n/2, n/2).
     :raises ValueError: lengths that differ, values that are not finite, a truth of 0.
     """
     return _best_shift(*_check(truth, estimate), PEAKS, NEWTON_STEPS).numpy()
 
 
 def squared_errors(
-    truth: Tensor,
-    estimate: Tensor,
-    *,
-    n_peaks: int = PEAKS,
-    n_steps: int = NEWTON_STEPS,
+    truth: Tensor, estimate: Tensor, n_peaks: int = PEAKS, n_steps: int = NEWTON_STEPS
 ) -> Tensor:
     """
-    Square the errors of eq. 21, with a gradient: at the best shift the derivative of
-    the error by the shift is 0, so the shift counts as a constant.
-
     :param truth: Signals (..., n), real.
     :param estimate: Estimates (..., n).
     :param n_peaks: Peaks of the correlation that are compared.
     :param n_steps: Newton steps to each.
-    :return: Squared errors (...,).
+    :return: Squared errors (...,) of eq. 21, with a gradient.
     """
+    # The error's derivative by the best shift is 0, so that the shift is a constant.
     with torch.no_grad():
         by = _best_shift(truth, estimate, n_peaks, n_steps)
     residual = shift(truth, by) - estimate
@@ -91,10 +80,8 @@ def centre_density(v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarr
     n = v.shape[-1]
     mean = -np.angle(np.fft.fft(rho)[..., 1]) * n / (2 * np.pi)
     by, j = np.round(mean).astype(int)[..., None], np.arange(n)
-    return (
-        np.take_along_axis(v, (j - by) % n, -1),
-        np.take_along_axis(rho, (j + by) % n, -1),
-    )
+    v = np.take_along_axis(v, (j - by) % n, -1)
+    return v, np.take_along_axis(rho, (j + by) % n, -1)
 
 
 def from_half_spectra(
@@ -166,22 +153,20 @@ def _best_shift(truth: Tensor, estimate: Tensor, n_peaks: int, n_steps: int) -> 
 def _check(truth: np.ndarray, estimate: np.ndarray) -> tuple[Tensor, Tensor]:
     truth, estimate = np.array(truth, np.float64), np.array(estimate, np.float64)
     if truth.ndim == 0 or estimate.shape[-1:] != truth.shape[-1:]:
-        raise ValueError(
-            f"truth and estimate have shapes {truth.shape} and {estimate.shape}; their"
-            " last axes must be of the same length"
-        )
+        shapes = f"shapes {truth.shape} and {estimate.shape}"
+        raise ValueError(f"truth and estimate have {shapes}; last axes must be equal")
     if not (np.isfinite(truth).all() and np.isfinite(estimate).all()):
         raise ValueError("truth or estimate has values that are NaN or infinite")
-    if not (truth != 0).any(-1).all():
+    if not truth.any(-1).all():
         raise ValueError("a truth is 0 everywhere; no relative error is defined")
     return torch.broadcast_tensors(torch.from_numpy(truth), torch.from_numpy(estimate))
 
 
 def _wrapped_offset(v_hat, rho_hat, second, variance):
     """
-    Shift, in (-1/2, 1/2] samples, off the sample points, and whether it stands out of
-    the noise. On the sample points entries that wrap around are v̂(k) conj v̂(l)
-    ρ̃(k - l - n); t samples away that product is exp(-2πi t) times them.
+    Shift off the sample points, in (-1/2, 1/2] samples, and whether it stands out of
+    the noise. On the sample points, wrapped entries are v̂(k) conj v̂(l) ρ̃(k - l - n);
+    t samples away that product is exp(-2πi t) times them.
     """
     n = second.shape[-1]
     K = n // 2
@@ -200,8 +185,8 @@ def _wrapped_offset(v_hat, rho_hat, second, variance):
 
 
 def _least_negative_offset(rho_hat, n):
-    """The shift, in samples, at which ρ has least negative mass: a density with a jump
-    rings between the sample points. 0 where it makes no difference."""
+    """The shift, in samples, of least negative mass in ρ, 0 where all are alike: a
+    density with a jump rings between the sample points."""
     best, step = np.zeros(rho_hat.shape[:-1]), 1 / 16
     k = np.arange(n // 2 + 1)
 

@@ -87,8 +87,8 @@ def observe(
     batch_size: int = 20_000,
 ) -> Iterator[np.ndarray]:
     """
-    Draw observations v(· - s_j) + ε_j (eq. 23): v moved s_j samples to the right,
-    circularly, with s_j drawn from ρ, and white noise.
+    Draw observations v(· - s_j) + ε_j (eq. 23): circular shifts by s_j samples, drawn
+    from ρ, and white noise.
 
     :param v: Signal (n,).
     :param rho: Probability (n,) of each shift 0, 1, …, n - 1, in samples.
@@ -141,19 +141,15 @@ def check_pair(v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     :param v: Signals (..., n).
     :param rho: Probabilities of shifts (..., n).
     :return: Both as float64.
-    :raises ValueError: shapes that differ, values that are not finite, ρ negative or
-        not summing to one.
+    :raises ValueError: shapes that differ, NaN or infinity, ρ is no distribution.
     """
     v, rho = np.asarray(v, np.float64), np.asarray(rho, np.float64)
     if v.ndim == 0 or v.shape != rho.shape:
-        raise ValueError(
-            f"v and rho have shapes {v.shape} and {rho.shape}; they must be the same"
-        )
+        shapes = f"shapes {v.shape} and {rho.shape}"
+        raise ValueError(f"v and rho have {shapes}; they must be the same")
     if not np.isfinite((v, rho)).all():
         raise ValueError("v or rho has values that are NaN or infinite")
     if rho.min() < 0 or not np.allclose(rho.sum(-1), 1, atol=1e-8):
-        raise ValueError(
-            f"rho has a least value of {rho.min():.3g} and sums of"
-            f" {np.min(rho.sum(-1)):.6g}; it must be 0 or more and sum to one"
-        )
+        found = f"a least value of {rho.min():.3g} and sums of {rho.sum(-1).min():.6g}"
+        raise ValueError(f"rho has {found}; it must be 0 or more and sum to one")
     return v, rho

@@ -20,7 +20,6 @@ from aspire_mom.training import TrainingSettings, TrainingStatus, train_network
 
 # Streams of random numbers: training, validation and test problems share none.
 TRAINING, VALIDATION, TEST = 0, 1, 2
-SINGLE = {"c": np.complex64, "f": np.float32}
 # Problems of one batch come in this many groups, each of one k and one noise level.
 GROUPS = 8
 # Ranges of log10 σ and of log10 N/σ² where there is noise. They hold N = 10⁴ … 10⁸ at
@@ -100,15 +99,13 @@ def train(
     :return: The best validation loss.
     :raises ValueError: the checkpoint is damaged or of other training; a
         :class:`MixtureEncoder` with a fixed training set or for fewer Gaussians.
-    :raises FloatingPointError: the validation loss is not finite.
     """
     if isinstance(encoder, MixtureEncoder):
         if max(training.ks) > encoder.most:
             most = f"at most {encoder.most} Gaussians"
             raise ValueError(f"ks are {training.ks}; this encoder is for {most}")
         if training.set_size is not None:
-            only = "MixtureEncoder needs new problems, set_size None"
-            raise ValueError(f"set_size is {training.set_size}; {only}")
+            raise ValueError("MixtureEncoder needs new problems: set_size None")
     encoder.to(device)
     fixed = training_set(training)
     size = training.validation_size
@@ -133,12 +130,11 @@ def _draw_problems(training, count, stream, fixed=None, device="cpu") -> _Proble
     """Draw problems, float32, from TRAINING with the step or from VALIDATION; v and ρ
     from a fixed set if there is one."""
     rng = np.random.default_rng((training.seed, *stream))
-    sizes = _parts(count, min(GROUPS, count))
-    groups = [_draw_group(training, size, rng, fixed) for size in sizes]
-    arrays = (np.concatenate(parts) for parts in zip(*groups, strict=True))
-    *inputs, v, rho, parameters = (
-        torch.as_tensor(a.astype(SINGLE[a.dtype.kind])).to(device) for a in arrays
-    )
+    sizes = np.diff(count * np.arange(GROUPS + 1) // GROUPS)
+    groups = [_draw_group(training, size, rng, fixed) for size in sizes if size]
+    doubles = (torch.as_tensor(np.concatenate(x)) for x in zip(*groups, strict=True))
+    singles = [x.cfloat() if x.is_complex() else x.float() for x in doubles]
+    *inputs, v, rho, parameters = (x.to(device) for x in singles)
     return _Problems(tuple(inputs), v, rho, parameters)
 
 
@@ -149,8 +145,8 @@ def training_set(training: Training) -> tuple[np.ndarray, np.ndarray] | None:
     """
     if training.set_size is None:
         return None
-    rng = np.random.default_rng((training.seed, TRAINING))
-    sizes = _parts(training.set_size, len(training.ks))
+    rng, n_ks = np.random.default_rng((training.seed, TRAINING)), len(training.ks)
+    sizes = np.diff(training.set_size * np.arange(n_ks + 1) // n_ks)
     pairs = [
         GaussianFamily(k, training.n).draw(size, rng)
         for k, size in zip(training.ks, sizes, strict=True)
@@ -178,11 +174,6 @@ def _draw_group(training, size, rng, fixed):
         moments, sigma, share = exact_moments(v, rho), 0.0, 0.0
     same = (np.full(size, x) for x in (share, sigma))
     return moments.first, moments.second, *same, v, rho, parameters
-
-
-def _parts(count: int, n: int) -> list[int]:
-    """A number in n parts that are as equal as can be."""
-    return [count * (i + 1) // n - count * i // n for i in range(n)]
 
 
 def _mean_error(truth: Tensor, estimate: Tensor) -> Tensor:

@@ -20,8 +20,6 @@ def save_weights(
     encoder: nn.Module, path: str | Path, how: dict | None = None, **options
 ) -> None:
     """
-    Write an encoder.
-
     :param encoder: An encoder of this package.
     :param path: File to write (.npz).
     :param how: How it was trained, of what JSON can hold.
@@ -43,13 +41,10 @@ def load_weights(path: str | Path) -> nn.Module:
 
 def pretrained(name: str = "mixture") -> nn.Module:
     """
-    Load an encoder that comes with the package, trained for the reference family.
-
-    :param name: "mixture", for k = 1, 2, 3 Gaussians and all noise levels, or
-        "paper-1", "paper-2", "paper-3", the paper's, each for one k and exact moments
-        of n = 41 samples.
+    :param name: An encoder that comes with the package: "mixture", for k = 1, 2, 3
+        Gaussians and all noise levels, or "paper-1", "paper-2", "paper-3", the paper's,
+        each for one k and exact moments of n = 41 samples.
     :return: The encoder, float32, for evaluation.
-    :raises ValueError: another name.
     """
     return _shipped(name)[0]
 
@@ -57,9 +52,7 @@ def pretrained(name: str = "mixture") -> nn.Module:
 def how_trained(name: str) -> dict:
     """
     :param name: As for :func:`pretrained`.
-    :return: The command that made it, all settings of the training, and the best
-        validation loss.
-    :raises ValueError: another name.
+    :return: The command that made it, all settings, and the best validation loss.
     """
     return _shipped(name)[1]
 
