@@ -137,7 +137,8 @@ def seconds(evaluate: Callable[[], torch.Tensor], repeats: int) -> float:
 
 def loss_of(basis, quadrature, volume, **cut) -> Callable[[], torch.Tensor]:
     """Eq. 28 between a model's moments and those of another, as a closure."""
-    forward = forward_model(basis.cut(**cut), quadrature)
+    inner = basis.cut(**cut)
+    forward = forward_model(inner, quadrature)
     density = DiscreteDensity(quadrature)
     truth = GaussianMixture(8, seed=5)
     whole = forward_model(basis, quadrature)
@@ -146,7 +147,7 @@ def loss_of(basis, quadrature, volume, **cut) -> Callable[[], torch.Tensor]:
     moments = Moments(
         first.numpy().astype(np.complex128), second.numpy().astype(np.complex128), basis
     )
-    loss = MomentLoss(moments, weighting="none", **cut)
+    loss = MomentLoss(moments, inner, weighting="none")
     return lambda: loss(*forward(volume, density()))
 
 

@@ -188,12 +188,9 @@ def starts(case: Case) -> tuple[Run, ...]:
     """The Gaussian prior from a trained and from a random start."""
     moments, n_rings = case.moments, RINGS
     quadrature = MomentInversion(moments, n_rings=n_rings).quadrature
-    cut = {
-        "n_rings": n_rings,
-        "max_order": cut_to_support(moments.basis, n_rings, SUPPORT_RADIUS).max_order,
-    }
-    forward = forward_model(moments.basis.cut(**cut), quadrature)
-    loss = MomentLoss(moments, weighting="noise", **cut)
+    inner = cut_to_support(moments.basis, n_rings, SUPPORT_RADIUS)
+    forward = forward_model(inner, quadrature)
+    loss = MomentLoss(moments, inner, weighting="noise")
 
     def run(volume: GaussianMixture, density: DiscreteDensity) -> Run:
         def objective() -> torch.Tensor:
@@ -254,14 +251,11 @@ def by_iteration(history: list[OptimizerStatus], last: str) -> list[float]:
 def densities(case: Case) -> tuple[Run, ...]:
     """`FourierNet` with free logits, and with the paper's encoder."""
     moments, n_rings = case.moments, NETWORK_RINGS
-    cut = {
-        "n_rings": n_rings,
-        "max_order": cut_to_support(moments.basis, n_rings, SUPPORT_RADIUS).max_order,
-    }
+    inner = cut_to_support(moments.basis, n_rings, SUPPORT_RADIUS)
     quadrature = MomentInversion(moments, "fouriernet", n_rings=n_rings).quadrature
-    forward = forward_model(moments.basis.cut(**cut), quadrature)
-    loss = MomentLoss(moments, weighting="none", **cut)
-    n_orders = cut["max_order"] + 1
+    forward = forward_model(inner, quadrature)
+    loss = MomentLoss(moments, inner, weighting="none")
+    n_orders = inner.max_order + 1
     estimates = (
         torch.from_numpy(moments.first[:n_rings].astype(np.complex64)),
         torch.from_numpy(

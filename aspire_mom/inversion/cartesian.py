@@ -1,10 +1,9 @@
 """
-Moments and loss over all Fourier pixels, eq. 20 and 28 as the paper has them, but with
-every symmetry used that is exact.
+Moments and loss over all Fourier pixels, eq. 20 and 28.
 
-Images are real, so pixels k and -k hold one number. In the coordinates √2 Re f(k),
-√2 Im f(k) of one of each pair, and f(0), a unitary change of basis, slices and moments
-are real: half of the network's points, half of the memory, a quarter of the arithmetic.
+Images are real, so pixels k and -k hold one number. In the unitary coordinates √2 Re
+f(k) and √2 Im f(k), one k of each pair, and f(0), slices and moments are real. This
+halves the points of the volume to evaluate and the memory.
 """
 
 from __future__ import annotations
@@ -18,60 +17,58 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from aspire_mom.bases import CartesianBasis
+from aspire_mom.checks import check_positive
 from aspire_mom.moments import Moments
 from aspire_mom.processes import gathered, own_rows
 from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
-# Fourier values evaluated at once: as many as keep a network's layers in cache, or more
-# where it takes more to keep a device busy.
+# Fourier values evaluated at once: a CPU's cache must hold a network's layers, and a
+# GPU needs more to be busy.
 POINTS_PER_CHUNK = {"cpu": 2**12, "elsewhere": 2**14}
-# Up to so many in all, what a network keeps for its gradient fits in memory (1.5 GB for
-# the paper's); of more, each chunk is evaluated again when it is differentiated.
+# Up to this many points, a network's intermediate values are kept for the gradient (1.5
+# GB for the paper's network); above it, the backward pass evaluates each chunk again.
 POINTS_KEPT = 2**17
 
 
 class CartesianForward(torch.nn.Module):
     """
-    Slices and moments of all Fourier pixels by eq. 20: right for any density on SO(3).
+    Slices and moments of all Fourier pixels by eq. 20, for any density on SO(3).
 
-    In-plane angles that differ by 90° see the same points of the slice, so where their
-    number is a multiple of four a quarter of the nodes is evaluated.
+    In-plane angles that differ by 90° have the same points of the slice, so if their
+    number is a multiple of four, a quarter of the nodes is evaluated.
 
     :param basis: `CartesianBasis` of the moments.
     :param quadrature: Nodes on SO(3), view-major.
-    :param shift_std: Standard deviation along each axis, pixels, of Gaussian shifts
-        that the images have: f(k) f(k')* shrinks by exp(-2π² (std/L)² |k - k'|²). None
-        where every call is given it.
+    :param shift_std: Standard deviation along each axis, pixels, of the images'
+        Gaussian shifts, which multiply E f(k) f(k')* by exp(-2π² (std/L)² |k - k'|²);
+        None where every call is given it.
     """
 
     def __init__(
         self,
         basis: CartesianBasis,
         quadrature: SO3Quadrature,
-        *,
         shift_std: float | None = 0.0,
     ):
         super().__init__()
-        self.L = L = basis.L
-        self.n_nodes = len(quadrature)
+        self.L, self.n_nodes, self.shift_std = basis.L, len(quadrature), shift_std
         frequencies = torch.from_numpy(basis.frequencies).double()
         ahead, behind = _pixel_pairs(basis)
         self.register_buffer("ahead", ahead)
         self.register_buffer("behind", behind)
         self.register_buffer("frequencies", frequencies[ahead])
-        self.n_pixels = len(frequencies)
-        self.shift_std = shift_std
         n = quadrature.n_inplane
         self.n_turns = 4 if n % 4 == 0 else 1
         rotations = torch.from_numpy(quadrature.rotations.matrices)
         rotations = rotations.unflatten(0, (-1, n))[:, : n // self.n_turns]
         self.register_buffer("rotations", rotations.flatten(0, 1))
         self.n_angles = n // self.n_turns
-        # Where Rz(90°) takes each pixel, and whether to the other one of its pair.
+        # Where Rz(90°) takes each pixel: the pair, and -1 if to its second pixel.
+        L = basis.L
         x, y = frequencies[ahead].T.round().long()
         turned = (x + L // 2) * L - y + L // 2
-        place = torch.zeros(self.n_pixels, dtype=torch.long)
+        place = torch.zeros(L**2, dtype=torch.long)
         place[behind] = place[ahead] = torch.arange(len(ahead))
         self.register_buffer("turn", place[turned])
         self.register_buffer("flip", 1.0 - 2.0 * (ahead[place[turned]] != turned))
@@ -79,8 +76,8 @@ class CartesianForward(torch.nn.Module):
     def half_slices(self, volume: FourierVolume) -> Tensor:
         """
         :param volume: The volume model.
-        :return: f(k) of every node (n_nodes, n_pixels // 2 + 1), complex, one k of each
-            pair ±k, k = 0 last.
+        :return: f(k) of every node, complex, (n_nodes, number of pairs ±k + 1), one k
+            of each pair, k = 0 last.
         """
         dtype = next(volume.parameters()).dtype
         frequencies, n = self.frequencies.to(dtype), len(self.rotations)
@@ -98,8 +95,8 @@ class CartesianForward(torch.nn.Module):
     def slices(self, volume: FourierVolume) -> Tensor:
         """
         :param volume: The volume model.
-        :return: Slices in the real coordinates of this module (n_nodes, n_kept), with
-            n_kept the L² pixels but, for even L, the Nyquist row and column.
+        :return: Slices in the real coordinates of this module (n_nodes, n_kept): L²
+            pixels, less the Nyquist row and column if L is even.
         """
         half = self.half_slices(volume)
         pairs = math.sqrt(2) * torch.view_as_real(half[:, :-1])
@@ -114,13 +111,13 @@ class CartesianForward(torch.nn.Module):
         """
         :param volume: The volume model.
         :param probabilities: Weights of the quadrature's nodes, (n,).
-        :param shift_std: As the constructor has it, where that was given None.
+        :param shift_std: Standard deviation of shifts where the constructor had None.
         :return: First moment (L²,) and second (L², L²), complex.
-        :raises ValueError: If there is not one probability per node.
+        :raises ValueError: There is not one probability per node.
         """
         check_count(probabilities, self.n_nodes)
         half = self.half_slices(volume)
-        slices = half.new_zeros((self.n_nodes, self.n_pixels))
+        slices = half.new_zeros((self.n_nodes, self.L**2))
         slices[:, self.behind] = half.conj()
         slices[:, self.ahead] = half
         weighted = slices * probabilities[:, None].to(half.real.dtype)
@@ -128,13 +125,7 @@ class CartesianForward(torch.nn.Module):
         if self.shift_std == 0:
             return first, second
         std = self.shift_std if shift_std is None else shift_std
-        return self._shifted(first, second, std / self.L)
-
-    def _shifted(
-        self, first: Tensor, second: Tensor, std: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
-        """Moments of images with shifts of a standard deviation in boxes."""
-        L, a = self.L, 2 * math.pi**2 * std**2
+        L, a = self.L, 2 * math.pi**2 * (std / self.L) ** 2
         k = torch.arange(L, device=second.device).to(second.real.dtype)
         # Gaussians are products over the axes.
         one = torch.exp(-a * (k - L // 2).square())
@@ -148,12 +139,12 @@ class CartesianLoss(torch.nn.Module):
     """
     Eq. 28 in Cartesian moments, each norm divided by that of the estimate (eq. 22).
 
-    The second moment of the model, n² × n² numbers, is never formed: with slices f_j,
+    The model's second moment, L² × L² numbers, is never formed: with slices f_j,
 
         ‖M̂ - Σ p_j f_j f_j*‖² = ‖M̂‖² - 2 Σ p_j f_j* M̂ f_j + Σ p_j p_k |f_j* f_k|².
 
-    Its relative error cannot be told from 0 below about 3e-4 in float32, where the
-    noise of real moments has long taken over.
+    In float32, relative errors below about 3e-4 are lost to rounding; the noise of
+    estimated moments is far larger.
 
     :param moments: The estimates.
     :param lam: λ, weight of the second moment.
@@ -164,9 +155,7 @@ class CartesianLoss(torch.nn.Module):
 
     def __init__(self, moments: Moments, *, lam: float = 1.0):
         super().__init__()
-        if not lam > 0:
-            raise ValueError(f"lam is {lam}; it must be positive")
-        self.lam = lam
+        self.lam = check_positive("lam", lam)
         pairs = [pixels.numpy() for pixels in _pixel_pairs(moments.basis)]
         first = _real_rows(moments.first, *pairs)
         second = _real_rows(moments.second, *pairs)
@@ -178,7 +167,7 @@ class CartesianLoss(torch.nn.Module):
             setattr(self, f"{name}_unit", unit)
             value = (value.real / unit).astype(np.float32)
             self.register_buffer(name, torch.from_numpy(value))
-        # No moments of real images have this part, and no model can meet it.
+        # Moments of real images have no imaginary part, and no model can fit one.
         self.first_rest = float(np.linalg.norm(first.imag)) / self.first_unit
 
     def relative_errors(
@@ -188,7 +177,7 @@ class CartesianLoss(torch.nn.Module):
         :param slices: Of :meth:`CartesianForward.slices`, (n, n_kept).
         :param probabilities: Weights of the nodes, (n,).
         :return: Eq. 22 of the first and the second moment.
-        :raises ValueError: If there is not one probability per node.
+        :raises ValueError: There is not one probability per node.
         """
         check_count(probabilities, len(slices))
         p = probabilities.to(slices.dtype)
@@ -213,7 +202,7 @@ class CartesianLoss(torch.nn.Module):
 
 
 class _SecondMomentProducts(torch.autograd.Function):
-    """⟨M̂, Σ p f fᵀ⟩ and ‖Σ p f fᵀ‖², whose products serve the gradient too."""
+    """⟨M̂, Σ p f fᵀ⟩ and ‖Σ p f fᵀ‖², with the products reused for the gradient."""
 
     @staticmethod
     def forward(ctx, slices: Tensor, p: Tensor, second: Tensor):
@@ -240,8 +229,8 @@ def in_chunks(
     points: Tensor,
 ) -> Tensor:
     """
-    Evaluate rows × points in pieces that fit into cache, and differentiate them within
-    memory, by the volume alone.
+    Evaluate rows × points in chunks that fit into cache. Gradients are those of the
+    volume's variables alone.
 
     :param volume: The volume model.
     :param evaluate: Its method, (rows (r, ...), points (p, ...)) ↦ (r, p), complex.
@@ -258,12 +247,11 @@ def in_chunks(
 
 class _InChunks(torch.autograd.Function):
     """
-    Values of all chunks in one tensor, with or without what their gradients take kept.
+    Values of all chunks in one tensor; graphs for the gradient are kept if `kept`.
 
-    Beside `torch.utils.checkpoint`, nothing outlives a chunk but its values, written to
-    where they belong: blocks of memory that outlive others keep those from being used
-    again. Gradients are summed in float64: the sum is then the same, whatever process
-    evaluates which rows.
+    Unlike with `torch.utils.checkpoint`, only a chunk's values outlive it, so that its
+    memory is used again. Gradients are summed in float64 and so do not depend on which
+    process evaluates which rows.
     """
 
     @staticmethod
@@ -276,8 +264,7 @@ class _InChunks(torch.autograd.Function):
             if kept:
                 ctx.kept.append(own)
             if values is None:
-                n = sum(len(c) for c in chunks)
-                values = own.new_empty((n, *own.shape[1:]))
+                values = own.new_empty((sum(map(len, chunks)), *own.shape[1:]))
             values[start : start + len(chunk)] = own.detach()
             start += len(chunk)
         return values
@@ -286,7 +273,7 @@ class _InChunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, by_values: Tensor):
         sums = [torch.zeros_like(v, dtype=torch.float64) for v in ctx.by]
-        parts = by_values.split([len(chunk) for chunk in ctx.chunks])
+        parts = by_values.split([*map(len, ctx.chunks)])
         for i, (chunk, part) in enumerate(zip(ctx.chunks, parts, strict=True)):
             with torch.enable_grad():
                 own = ctx.kept[i] if ctx.kept else ctx.evaluate(chunk)
@@ -302,7 +289,7 @@ def check_count(probabilities: Tensor, n_nodes: int) -> None:
     """
     :param probabilities: Weights of the nodes.
     :param n_nodes: Number of nodes.
-    :raises ValueError: If there is not one probability per node.
+    :raises ValueError: There is not one probability per node.
     """
     if probabilities.shape != (n_nodes,):
         raise ValueError(
@@ -313,17 +300,16 @@ def check_count(probabilities: Tensor, n_nodes: int) -> None:
 
 def _pixel_pairs(basis: CartesianBasis) -> tuple[Tensor, Tensor]:
     """
-    Pixels k and -k, as indices, zero frequency last. For even L the Nyquist row and
-    column have no opposites and are left out: ASPIRE has them 0.
+    Indices of pixels k and -k, zero frequency last, without the Nyquist row and column
+    of even L, where ASPIRE's images are 0.
     """
-    frequencies = torch.from_numpy(basis.frequencies).double()
-    kept = (frequencies > -basis.L / 2).all(1).nonzero()[:, 0]
+    kept = torch.from_numpy(basis.resolved).nonzero()[:, 0]
     n = len(kept) // 2 + 1
     return kept[:n], kept.flip(0)[:n]
 
 
 def _real_rows(values: np.ndarray, ahead: np.ndarray, behind: np.ndarray) -> np.ndarray:
-    """Rows by pixel to rows by the real coordinates."""
+    """Transform rows from pixels to the real coordinates."""
     ahead, behind = values[ahead], values[behind]
     pairs = (ahead[:-1] + behind[:-1], (ahead[:-1] - behind[:-1]) / 1j)
     return np.concatenate((*(p / np.sqrt(2) for p in pairs), ahead[-1:]))

@@ -1,4 +1,4 @@
-"""Moments of a (volume, density) pair by quadrature, eq. 20, in both bases."""
+"""Moments of a volume and a density by quadrature, eq. 20, in both bases."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from aspire_mom.processes import gathered, own_rows
 from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
-# Standard deviation in boxes up to which shifts that are to be found are modelled well:
-# centred images have less.
+# Largest standard deviation in boxes of unknown shifts; centred images have less.
 WIDEST_SHIFTS = 0.1
 
 
@@ -27,16 +26,23 @@ class PolarForward(torch.nn.Module):
     :param basis: `PolarBasis` of the moments.
     :param quadrature: Nodes on SO(3).
     :param rotations: Rotations (n_views, 3, 3) of the views to evaluate.
+    :param shift_std: Standard deviation of the images' shifts along each axis, pixels;
+        None where every call is given it.
     """
 
-    def __init__(self, basis: PolarBasis, quadrature: SO3Quadrature, rotations: Tensor):
+    def __init__(
+        self,
+        basis: PolarBasis,
+        quadrature: SO3Quadrature,
+        rotations: Tensor,
+        shift_std: float | None = 0.0,
+    ):
         super().__init__()
         self.L, self.n_rings, self.max_order = basis.L, basis.n_rings, basis.max_order
-        self.n_inplane = quadrature.n_inplane
-        self.n_nodes = len(quadrature)
-        self.n_views = len(rotations)
-        # An object within the box has orders up to π r on ring r; these many samples
-        # on half a ring keep their aliases out of the orders used.
+        self.n_inplane, self.n_nodes = quadrature.n_inplane, len(quadrature)
+        self.n_views, self.shift_std = len(rotations), shift_std
+        # An object within the box has orders up to π r on ring r; with this many
+        # samples on half a ring, their aliases miss the orders in use.
         alias_free = math.pi * (self.n_rings - 1) + 6
         self.n_angles = math.ceil((self.max_order + alias_free) / 2)
         angles = math.pi / self.n_angles * torch.arange(self.n_angles).double()
@@ -46,7 +52,7 @@ class PolarForward(torch.nn.Module):
         self.register_buffer("directions", directions)
         self.register_buffer("radii", torch.arange(self.n_rings).double())
         orders = torch.arange(self.max_order + 1)
-        # Over a whole ring F(φ + π) = conj F(φ): even orders see Re F, odd ones i Im F.
+        # F(φ + π) = conj F(φ), so even orders depend on Re F, odd ones on i Im F.
         fourier = torch.exp(-1j * orders[:, None] * angles) / self.n_angles
         fourier[1::2] *= 1j
         self.register_buffer("fourier", torch.view_as_real(fourier))
@@ -54,8 +60,8 @@ class PolarForward(torch.nn.Module):
     def coefficients(self, volume: FourierVolume) -> Tensor:
         """
         :param volume: The volume model.
-        :return: c (max_order + 1, n_rings, n_views), complex, of the clean images at
-            the distinct views with in-plane angle 0.
+        :return: Coefficients c (max_order + 1, n_rings, n_views), complex, of the clean
+            images of the views at in-plane angle 0.
         """
         dtype = next(volume.parameters()).dtype
         radii = self.radii.to(dtype)
@@ -69,13 +75,31 @@ class PolarForward(torch.nn.Module):
         rings = rings.reshape(self.n_views, self.n_angles, self.n_rings)
         fourier = torch.view_as_complex(self.fourier.to(dtype))
         c = values.new_zeros((self.max_order + 1, self.n_rings, self.n_views))
-        parts = (rings.real, rings.imag)
-        for parity, part in enumerate(parts):
+        for parity, part in enumerate((rings.real, rings.imag)):
             flat = part.permute(1, 2, 0).reshape(self.n_angles, -1)
             rows = fourier[parity::2]
-            even = torch.complex(rows.real @ flat, rows.imag @ flat)
-            c[parity::2] = even.reshape(-1, self.n_rings, self.n_views)
+            orders = torch.complex(rows.real @ flat, rows.imag @ flat)
+            c[parity::2] = orders.reshape(-1, self.n_rings, self.n_views)
         return c
+
+    def forward(
+        self,
+        volume: FourierVolume,
+        probabilities: Tensor,
+        shift_std: Tensor | float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        :param volume: The volume model.
+        :param probabilities: Weights of the quadrature's nodes, (n,), view-major.
+        :param shift_std: Standard deviation of shifts where the constructor had None.
+        :return: First and second moment in the basis's shapes.
+        :raises ValueError: There is not one probability per node.
+        """
+        check_count(probabilities, self.n_nodes)
+        c = self.coefficients(volume)
+        p = probabilities.to(c.real.dtype).reshape(-1, self.n_inplane)
+        std = self.shift_std if shift_std is None else shift_std
+        return self._moments(c, p, std)
 
 
 class UnaveragedForward(PolarForward):
@@ -89,11 +113,7 @@ class UnaveragedForward(PolarForward):
     """
 
     def __init__(
-        self,
-        basis: PolarBasis,
-        quadrature: SO3Quadrature,
-        *,
-        shift_std: float | None = 0.0,
+        self, basis: PolarBasis, quadrature: SO3Quadrature, shift_std: float | None
     ):
         if shift_std != 0:
             raise ValueError(
@@ -103,28 +123,16 @@ class UnaveragedForward(PolarForward):
         rotations = torch.from_numpy(quadrature.view_rotations)
         super().__init__(basis, quadrature, rotations)
 
-    def forward(
-        self, volume: FourierVolume, probabilities: Tensor, shift_std: None = None
-    ) -> tuple[Tensor, Tensor]:
-        """
-        :param volume: The volume model.
-        :param probabilities: Weights of the quadrature's nodes, (n,), view-major.
-        :param shift_std: Not used.
-        :return: First and second moment in the basis's shapes.
-        :raises ValueError: If there is not one probability per node.
-        """
-        check_count(probabilities, self.n_nodes)
-        c, M = self.coefficients(volume), self.max_order
-        p = probabilities.to(c.dtype).reshape(-1, self.n_inplane)
+    def _moments(self, c: Tensor, p: Tensor, std: object) -> tuple[Tensor, Tensor]:
+        M = self.max_order
         # R(view) Rz(α) multiplies order m by exp(imα), α = 2πj / n_inplane.
         differences = torch.arange(-M, 2 * M + 1, device=c.device)
         turns = torch.outer(differences, torch.arange(self.n_inplane, device=c.device))
-        turns = (turns % self.n_inplane).to(c.real.dtype) / self.n_inplane
+        turns = (turns % self.n_inplane).to(p) / self.n_inplane
         angles = 2 * math.pi * turns
-        spectrum = torch.polar(torch.ones_like(angles), angles) @ p.T
-        orders = torch.arange(M + 1, device=c.device)
-        first = torch.einsum("mrv,mv->mr", c, spectrum[orders + M])
-        signs = (-1.0) ** orders[1:, None, None].to(c.real.dtype)
+        spectrum = torch.polar(torch.ones_like(angles), angles) @ p.T.to(c)
+        first = torch.einsum("mrv,mv->mr", c, spectrum[M : 2 * M + 1])
+        signs = (-1.0) ** torch.arange(1, M + 1)[:, None, None].to(p)
         both = torch.cat(((signs * c[1:].conj()).flip(0), c))
         both = both.conj().permute(2, 0, 1)
         blocks = []
@@ -140,51 +148,34 @@ class AveragedForward(PolarForward):
     """
     Moments in a polar basis that is averaged over in-plane angles.
 
-    Opposite viewing directions see mirror images, whose second moments are complex
-    conjugates: a quadrature whose views come in antipodal pairs (second half = -first
-    half) costs half.
+    Opposite viewing directions show mirror images, whose second moments are complex
+    conjugates. If the second half of the views is opposite to the first, one half is
+    evaluated.
 
     :param basis: `PolarBasis` of the moments.
     :param quadrature: Nodes on SO(3).
-    :param shift_std: Standard deviation along each axis, pixels, of shifts that the
-        images have (see :class:`Shifts`); None where every call is given it.
+    :param shift_std: Standard deviation along each axis, pixels, of the images' shifts
+        (see :class:`Shifts`); None where every call is given it.
     """
 
     def __init__(
-        self,
-        basis: PolarBasis,
-        quadrature: SO3Quadrature,
-        *,
-        shift_std: float | None = 0.0,
+        self, basis: PolarBasis, quadrature: SO3Quadrature, shift_std: float | None
     ):
         rotations = torch.from_numpy(quadrature.view_rotations)
         ahead, behind = rotations[:, :, 2].tensor_split(2)
         antipodal = len(ahead) == len(behind) and torch.allclose(ahead, -behind)
         if antipodal:
             rotations = rotations[: len(ahead)]
-        super().__init__(basis, quadrature, rotations)
-        self.antipodal, self.shift_std, self.shifts = antipodal, shift_std, None
+        super().__init__(basis, quadrature, rotations, shift_std)
+        self.antipodal, self.shifts = antipodal, None
         if shift_std != 0:
             most = WIDEST_SHIFTS if shift_std is None else shift_std / basis.L
             self.shifts = Shifts(self.n_rings, self.max_order, most)
 
-    def forward(
-        self,
-        volume: FourierVolume,
-        probabilities: Tensor,
-        shift_std: Tensor | float | None = None,
+    def _moments(
+        self, c: Tensor, p: Tensor, std: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """
-        :param volume: The volume model.
-        :param probabilities: Weights of the quadrature's nodes, (n,), view-major.
-        :param shift_std: As the constructor has it, where that was given None.
-        :return: First and second moment in the basis's shapes.
-        :raises ValueError: If there is not one probability per node.
-        """
-        check_count(probabilities, self.n_nodes)
-        c = self.coefficients(volume)
-        p = probabilities.to(c.real.dtype).reshape(-1, self.n_inplane).sum(1)
-        odd = p
+        p = odd = p.sum(1)
         if self.antipodal:
             ahead, behind = p[: self.n_views], p[self.n_views :]
             p, odd = ahead + behind, ahead - behind
@@ -197,25 +188,23 @@ class AveragedForward(PolarForward):
         second = torch.complex(real, cross - cross.transpose(1, 2))
         if self.shifts is None:
             return first, second
-        std = self.shift_std if shift_std is None else shift_std
         return self.shifts(first, second, std / self.L)
 
 
 class Shifts(torch.nn.Module):
     """
-    What Gaussian shifts of the images do to their in-plane averaged moments. A shift by
-    o multiplies f(k) by exp(2πi k·o/L), whose means are, with a = 2π² (std/L)²,
+    The effect of Gaussian shifts of images on their in-plane averaged moments. A shift
+    by o multiplies f(k) by exp(2πi k·o/L). On average, with a = 2π² (std/L)²,
 
         E f(k)        → exp(-a |k|²) E f(k),
         E f(k) f(k')* → exp(-a |k - k'|²) E f(k) f(k')*,
 
-    |k - k'|² = r² + r'² - 2 r r' cos θ: a factor for every angle θ between frequencies,
-    of which the orders m are the Fourier coefficients.
+    |k - k'|² = r² + r'² - 2 r r' cos θ, so each angle θ between frequencies has its own
+    factor. Orders m are Fourier coefficients in θ.
 
     :param n_rings: Rings of the moments.
     :param max_order: Largest angular order of the moments.
-    :param most: Largest standard deviation to come, in boxes; aliases of wider ones
-        reach the moments.
+    :param most: Largest standard deviation, boxes; wider ones cause aliases.
     """
 
     def __init__(self, n_rings: int, max_order: int, most: float):
@@ -238,9 +227,8 @@ class Shifts(torch.nn.Module):
         """
         :param first: First moment (n_rings,) of centred images.
         :param second: Second moment (max_order + 1, n_rings, n_rings) of them.
-        :param std: Standard deviation of shifts along each axis, in boxes; what comes
-            out is differentiable in it.
-        :return: Both of shifted images.
+        :param std: Standard deviation of shifts along each axis, boxes.
+        :return: Both moments of shifted images, differentiable in `std`.
         """
         dtype = second.real.dtype
         a = 2 * math.pi**2 * std**2
@@ -255,16 +243,16 @@ def forward_model(
     basis: Basis, quadrature: SO3Quadrature, *, shift_std: float | None = 0.0
 ) -> PolarForward | CartesianForward:
     """
-    The map from (volume, probabilities) to moments in a basis.
+    Return the map from a volume and probabilities to moments in a basis.
 
     :param basis: `CartesianBasis` or `PolarBasis`.
     :param quadrature: Nodes on SO(3).
     :param shift_std: Standard deviation along each axis, pixels, of the images' shifts;
         None where every call is given it.
-    :return: A module to call with a volume model and the nodes' probabilities, and with
-        the shifts' standard deviation where that is not known.
+    :return: A module to call with a volume model, the nodes' probabilities and, if
+        `shift_std` is None, the standard deviation of shifts.
     """
     if isinstance(basis, CartesianBasis):
-        return CartesianForward(basis, quadrature, shift_std=shift_std)
+        return CartesianForward(basis, quadrature, shift_std)
     kind = AveragedForward if basis.inplane_average else UnaveragedForward
-    return kind(basis, quadrature, shift_std=shift_std)
+    return kind(basis, quadrature, shift_std)

@@ -221,8 +221,7 @@ class MomentInversion:
         if fast and self.loss.weighting == "none":
             loss = CartesianLoss(moments, lam=self.loss.lam)
         else:
-            cut = {"n_rings": inner.n_rings, "max_order": inner.max_order}
-            loss = MomentLoss(moments, **asdict(self.loss), **cut)
+            loss = MomentLoss(moments, inner, **asdict(self.loss))
         return Problem(forward, loss.to(self.device), n_rings, self._estimates)
 
     def start(self, seed: int) -> Candidate:

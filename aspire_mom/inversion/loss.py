@@ -1,38 +1,38 @@
-"""How far model moments are from estimated ones: eq. 28 and its weighted forms."""
+"""The distance of model moments from estimated ones: eq. 28 and weighted forms."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aspire_mom.bases import LEAST_SHARE
+from aspire_mom.bases import LEAST_SHARE, Basis
+from aspire_mom.checks import check_choice, check_positive
 from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import NEGLIGIBLE, ring_rms
 
 Weighting = Literal["noise", "rings", "none"]
-# What quadrature and model may miss of an entry, relative to its rings' RMS: errors
-# below it count no more, however small the noise.
+# Errors of quadrature and model, relative to the RMS of an entry's rings: the smallest
+# standard error of an entry, however small the noise.
 RELATIVE_FLOOR = 0.003
 
 
 class MomentLoss(torch.nn.Module):
     """
-    Distance between model moments and estimated ones.
+    Distance of model moments from estimated ones.
 
     - "none": ‖M̂¹ - M¹‖ + λ ‖M̂² - M²‖, eq. 28, in the basis's norms and divided by those
       of the estimates.
     - "rings": the squares of relative errors after every stored entry is divided by the
-      RMS that the powers of its rings alone would give it.
-    - "noise": Σ |M̂ - M|² over its standard errors squared, with a floor of 0.3 % of the
+      RMS that follows from the powers of its rings.
+    - "noise": Σ |M̂ - M|² over squared standard errors, with a floor of 0.3 % of the
       rings' RMS: minus twice the log-likelihood, if errors were independent. Exact
       moments have the floor alone.
 
     :param moments: The estimates.
-    :param n_rings: Rings in use of a polar basis.
-    :param max_order: Angular orders in use of a polar basis.
+    :param inner: The part of the basis in use, from `Basis.cut`; by default all of it.
     :param weighting: As above.
     :param lam: λ, weight of the second moment.
     :raises ValueError: An unknown weighting, λ not positive, or moments with no power.
@@ -41,24 +41,18 @@ class MomentLoss(torch.nn.Module):
     def __init__(
         self,
         moments: Moments,
+        inner: Basis | None = None,
         *,
-        n_rings: int | None = None,
-        max_order: int | None = None,
         weighting: Weighting = "noise",
         lam: float = 1.0,
     ):
         super().__init__()
-        if weighting not in ("noise", "rings", "none"):
-            raise ValueError(
-                f'weighting is {weighting!r}; it must be "noise", "rings" or "none"'
-            )
-        if not lam > 0:
-            raise ValueError(f"lam is {lam}; it must be positive")
-        self.weighting, self.lam = weighting, lam
+        check_choice("weighting", weighting, get_args(Weighting))
+        self.weighting, self.lam = weighting, check_positive("lam", lam)
         basis = moments.basis
-        inner = basis.cut(n_rings, max_order)
+        inner = basis if inner is None else inner
         rms = ring_rms(moments)
-        # The data's own unit keeps squares and weights within float32.
+        # Dividing by the data's scale keeps squares and weights within float32.
         self.unit = float(rms.max())
         if not self.unit > 0:
             raise ValueError(
@@ -85,9 +79,9 @@ class MomentLoss(torch.nn.Module):
                 error = getattr(moments, f"{name}_error")
                 if error is not None:
                     variance = variance + (basis.cut_array(error, inner) / unit) ** 2
-                # A complex number counts 2 |difference|² / variance in all. Orders m
-                # and -m, or pixels k and -k, are one number, and so are a second
-                # moment's entries and their transposes.
+                # A complex number counts 2 |difference|² / variance. Orders m and -m,
+                # or pixels k and -k, are one number, and so are an entry of the second
+                # moment and its transpose.
                 weights = multiplicity / (k + 1) / variance * (known > 0)
             else:
                 if weighting == "rings":
@@ -116,9 +110,9 @@ class MomentLoss(torch.nn.Module):
 
 def _information(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
     """
-    How well entries of the first and the second moment are known, relative to the best:
-    what CTFs leave of entries near their zeros is noise, which eq. 28 as it stands
-    would fit. 0 on the Nyquist row and column, which carry no signal.
+    How well entries of the first and the second moment are known, relative to the best.
+    Entries near zeros of the CTFs are mostly noise, which eq. 28 alone would fit. 0 on
+    the Nyquist row and column, which have no signal.
     """
     basis = moments.basis
     n = basis.n_frequencies

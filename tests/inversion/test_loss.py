@@ -91,7 +91,7 @@ def test_cut_is_the_loss_in_a_smaller_basis(average, weighting):
         return Moments(basis=small, **arrays)
 
     options = {"weighting": weighting, "lam": 0.5}
-    whole = MomentLoss(moments, n_rings=4, max_order=11, **options)
+    whole = MomentLoss(moments, small, **options)
     expected = value_of(MomentLoss(cut(moments), **options), cut(other))
     assert expected > 0.01
     assert value_of(whole, cut(other)) == pytest.approx(expected, rel=1e-3)
@@ -360,8 +360,8 @@ def test_rings_of_noisy_moments(strong):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weighting": "shells"}, "weighting is 'shells'; it must be \"noise\""),
-        ({"lam": 0.0}, "lam is 0.0; it must be positive"),
+        ({"weighting": "shells"}, "weighting is 'shells'; it must be noise or"),
+        ({"lam": 0.0}, "lam is 0.0; it must be a positive"),
         ({"lam": float("nan")}, "lam is nan"),
     ],
 )
