@@ -1,9 +1,9 @@
 """
-Information that varies with the angle between two frequencies (astigmatic CTFs).
+Normal equations of moments, also where CTFs are astigmatic.
 
-Averaged over in-plane angles, a second moment is a function of two radii and the angle
-θ between two frequencies, of which its orders are the Fourier coefficients. So is the
-information, a correlation along rings. Normal equations hold for every θ.
+Averaged over in-plane angles, a second moment depends on two radii and the angle θ
+between two frequencies; its orders are Fourier coefficients in θ. The same holds for
+information, a correlation along rings. There is one normal equation for each θ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 
 # Entries that fewer images than this share of all determine are set to zero.
 LEAST_SHARE = 1e-8
-# Corrections of orders beyond the largest, and what they may leave of the whole.
+# Largest number of corrections for orders beyond the largest, and relative residual at
+# which they end.
 MAX_CORRECTIONS = 50
 CORRECTED = 1e-13
 
@@ -56,9 +57,8 @@ def divide(values: np.ndarray, information: np.ndarray, n_images: int) -> np.nda
     """
     if len(information) == 1:
         return solve_entries(values, information[0].real, n_images)
-    # Solve at every angle by itself, then correct for the orders beyond the largest
-    # that are lost, so that multiplying gives `values` again and parts merge to the
-    # whole.
+    # Solve at every angle, which loses orders beyond the largest, then correct until
+    # `multiply` returns `values`: merged parts then equal the whole.
     n = _n_angles(values, information)
     on_angles = _on_angles(information, n, 2)
     solution, rest = np.zeros_like(values), values
@@ -73,7 +73,7 @@ def divide(values: np.ndarray, information: np.ndarray, n_images: int) -> np.nda
 
 def correlation(values: np.ndarray, n_harmonics: int) -> np.ndarray:
     """
-    Σ over images of ⟨values(r, φ) values(r', φ + θ)⟩ as Fourier coefficients in θ.
+    Return Σ over images of ⟨values(r, φ) values(r', φ + θ)⟩, as coefficients in θ.
 
     :param values: Values on half rings, (images, n_rings, angles), of period π.
     :param n_harmonics: Number of orders wanted.
@@ -100,15 +100,12 @@ def _n_angles(values: np.ndarray, information: np.ndarray) -> int:
 
 
 def _on_angles(values: np.ndarray, n: int, step: int) -> np.ndarray:
-    """
-    Σ_m values_m exp(imθ) at n angles, values_-m being conj values_m, of orders 0, step,
-    2·step, … along the first axis.
-    """
+    """Real values at n angles from orders 0, step, 2·step, … on the first axis."""
     spectrum = np.zeros((n // 2 + 1, *values.shape[1:]), dtype=np.complex128)
     spectrum[: step * len(values) : step] = values
     return np.fft.irfft(spectrum, n, axis=0) * n
 
 
 def _orders(on_angles: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """As many orders as another array has, of values at angles."""
+    """Orders of values at angles, as many as another array has."""
     return np.fft.rfft(on_angles, axis=0)[: len(like)] / len(on_angles)

@@ -10,35 +10,36 @@ import torch
 from aspire_mom.bases.sums import Array, zeros
 from aspire_mom.threads import made_once, one_blas_thread
 
-# Lines and rings whose matrices are multiplied in one call, the smaller ones being
-# filled up with zeros: enough to keep calls few, few enough to keep zeros few.
+# Lines and rings multiplied in one call, with matrices padded to the largest: a
+# compromise between many calls and much padding.
 LINES_PER_BLOCK = 8
 RINGS_PER_BLOCK = 4
 
 
 class PolarTransform:
     """
-    c[m, r], the m-th Fourier coefficient in θ of an image's transform on ring r,
+    Compute c[m, r], the m-th coefficient in θ of an image's transform on ring r,
 
         F(r cos θ, r sin θ) = Σ_{x, y} f(x, y) exp(-2πi (x r cos θ + y r sin θ) / L).
 
-    Where a ring crosses a line of constant ky, its transform is one along y, the same
-    for all rings, and then one along x: matrices of L numbers a row instead of L². Of
-    the lines chosen, |ky| <= |kx|, each ring has so many crossings that they determine
-    its angular coefficients: nowhere are they further apart than half a period of the
-    highest order. A pseudo-inverse per ring finds them, the other half of the crossings
-    being those of lines of constant kx, or of constant ky in the image mirrored in
-    x = y. The work grows as L³, and to rounding nothing is approximated.
+    Transforms along y on lines of constant ky serve all rings. Transforms along x then
+    give values where rings cross these lines, with matrices of L numbers a row instead
+    of L². Lines are dense enough that a ring's crossings with |ky| ≤ |kx|, and those
+    with lines of constant kx, i.e. of constant ky in the image mirrored in x = y,
+    determine its coefficients: they are at most half a period of the highest order
+    apart. A pseudo-inverse for each ring gives the coefficients, exact to rounding. The
+    work grows as L³.
 
-    The square's symmetries save the rest. Images are first split into parts even and
-    odd in x and in y, of a quarter of the pixels and with real transforms, which are
+    The square's symmetries save work. Images are split into parts even and odd in x and
+    y, with a quarter of the pixels and real transforms (oe: odd in x, even in y):
 
-        F = ee - oo - i (oe + eo)                (oe odd in x, even in y, say),
+        F = ee - oo - i (oe + eo),
         ee = 2 Σ Re c[m] cos mθ,  oo =  2 Σ Im c[m] sin mθ    over even m (m = 0 once),
         oe = -2 Σ Im c[m] cos mθ, eo = -2 Σ Re c[m] sin mθ    over odd m.
 
-    Mirroring in x = y turns θ into π/2 - θ: ee and oo plus or minus themselves mirrored
-    have every fourth order alone, and the other octant of oe is that of oe mirrored.
+    Mirroring in x = y turns θ into π/2 - θ. Sums and differences of ee or oo and its
+    mirror image have every fourth order only, and mirrored oe gives oe in the other
+    octant.
 
     :param L: Pixels along an image's edge.
     :param n_rings: Number of rings.
@@ -52,27 +53,27 @@ class PolarTransform:
         L: int,
         n_rings: int,
         max_order: int,
-        dtype: type,
+        dtype: type | str,
         device: torch.device | None = None,
     ):
         self.L, self.n_rings, self.max_order = L, n_rings, max_order
-        self.dtype, self.half = dtype, L // 2
+        self.dtype, self.half = np.dtype(dtype), L // 2
         self.device = device
         self.xp, self.multiply = (
             (np, np.matmul) if device is None else (torch, _multiply)
         )
-        # Pixels 0, -1, … -h of an axis, which torch's slices cannot take backwards.
+        # Pixels 0, -1, … -h of an axis; torch has no slices with negative steps.
         self.backwards = slice(self.half, None, -1)
         if device is not None:
             self.backwards = torch.arange(self.half, -1, -1, device=device)
         self.chunk = int(np.clip(2**19 // L**2, 16, 64))
         rings = np.arange(n_rings)
-        # Orders of a ring: those of the pixels in the corners.
+        # Pixels in the corners have the highest orders.
         corner = 2 * np.pi / L * np.sqrt(2) * self.half
-        reach = _reach(corner * rings, dtype)
+        reach = _reach(corner * rings, self.dtype)
         self.reach = np.minimum(reach, max_order)
         self.lines = _lines(reach)
-        # One crossing beyond the octant, so that there is no gap at its end.
+        # One crossing beyond the octant avoids a gap at its end.
         crossings = np.searchsorted(self.lines, rings / np.sqrt(2)) + (rings > 0)
         crossings = np.minimum(crossings, len(self.lines))
         self.down = self._waves(self.lines)
@@ -114,7 +115,7 @@ class PolarTransform:
         """
         n = len(images)
         c = zeros((2, self.max_order + 1, self.n_rings, n), images)
-        # GPUs want much work at once, the CPU's cache little.
+        # A chunk fits into a CPU's cache; GPUs are faster with all images at once.
         chunk = self.chunk if self.device is None else n
         for start in range(0, n, chunk):
             own = images[start : start + chunk]
@@ -130,13 +131,10 @@ class PolarTransform:
         return c
 
     def _workspace(self, images: Array) -> tuple[Array, ...]:
-        """
-        Parts of n images (odd in y, [even in x, even in x, odd, odd], y, x, n), their
-        transforms on lines (4, lines, x · n) and at crossings (of odd orders, which,
-        rings, lines, odd in y, n).
-        """
-        across, lines = self.half + 1, len(self.lines)
-        n = len(images)
+        """Arrays for parts of n images (odd in y, [even in x, even in x, odd, odd], y,
+        x, n), their transforms on lines (4, lines, x · n) and at crossings (of odd
+        orders, which, rings, lines, odd in y, n)."""
+        across, lines, n = self.half + 1, len(self.lines), len(images)
         shapes = (
             (2, 4, across, across, n),
             (4, lines, across * n),
@@ -145,7 +143,7 @@ class PolarTransform:
         return tuple(zeros(shape, images) for shape in shapes)
 
     def _split(self, images: Array, parts: Array) -> None:
-        """Pixels at ±x, ±y, mirrored in x = y and not, added up by their symmetry."""
+        """Split images by symmetry in x and y, and in x = y."""
         L, h, n, xp = self.L, self.half, len(images), self.xp
         # Even sizes have a row and a column at -L/2 and none at L/2.
         pixels = zeros((2 * h + 1, 2 * h + 1, n), images)
@@ -171,7 +169,7 @@ class PolarTransform:
     def _to_crossings(
         self, odd_in_y: int, along_lines: Array, crossings: Array
     ) -> None:
-        """From transforms along y, on lines, to those on rings' crossings with them."""
+        """Transform from lines to the rings' crossings with them."""
         n_lines, n = crossings.shape[3], crossings.shape[-1]
         by_column = along_lines.reshape(4, n_lines, self.half + 1, n)
         for lines, rings, waves in self.across:
@@ -181,14 +179,14 @@ class PolarTransform:
                 self.multiply(waves[odd_in_x], two, out=out.swapaxes(1, 2))
 
     def _to_orders(self, crossings: Array, c: Array) -> None:
-        """From transforms at crossings to angular coefficients, ring 0 left out."""
+        """Transform from crossings to angular coefficients, except of ring 0."""
         for rings, matrices in self.angular:
             n_rings, _, n_lines = matrices[0].shape
             even, odd = crossings[:, :, rings, :n_lines]
             odd = odd.reshape(2, n_rings, 2 * n_lines, -1)
             for matrix, values, part, first, step in zip(
                 matrices,
-                # ee, ee mirrored and subtracted, oo so, oo; oe, eo.
+                # ee + mirrored, ee - mirrored, oo - mirrored, oo + mirrored; oe, eo.
                 (even[0, ..., 0, :], even[1, ..., 0, :])
                 + (even[1, ..., 1, :], even[0, ..., 1, :])
                 + (odd[0], odd[1]),
@@ -213,18 +211,15 @@ class PolarTransform:
         return torch.from_numpy(matrices).to(self.device)
 
 
-def _reach(z: np.ndarray, dtype: type) -> np.ndarray:
+def _reach(z: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Orders beyond which J_m(z) is below 1e-7 in single precision, 1e-15 in double."""
     return np.ceil(z + 4 + (5 if dtype == np.float32 else 10) * np.cbrt(z)).astype(int)
 
 
 def _lines(reach: np.ndarray) -> np.ndarray:
-    """
-    :param reach: The highest order of each ring.
-    :return: Distances of lines from the origin, cycles per box: of those apart by
-        steps on which no ring turns by more than half a period, the middles. The last
-        is beyond the octant of the outermost ring.
-    """
+    """Distances of lines from the origin, cycles per box: middles of steps over which
+    no ring turns by more than half a period of its highest order, `reach`. The last one
+    is beyond the octant of the outermost ring."""
     rings, lines, edge = np.arange(len(reach)), [], 0.0
     while np.sqrt(2) * (lines[-1] if lines else 0) < rings[-1]:
         crossed = rings > np.sqrt(2) * edge
@@ -238,12 +233,10 @@ def _lines(reach: np.ndarray) -> np.ndarray:
 
 def _inverses(angles: np.ndarray, reach: int, max_order: int) -> list[np.ndarray]:
     """
-    :param angles: Angles of a ring's crossings in the octant.
-    :param reach: The highest order that there is.
-    :param max_order: The highest order of interest.
-    :return: Matrices to Re c[m] for m = 0, 4, … and 2, 6, …, then to Im c[m], from ee
-        and oo with their mirror images added or subtracted; then, for odd orders, from
-        oe to Im c[m] and from eo to Re c[m], with two numbers for every crossing.
+    Matrices from values at a ring's crossings, at angles in the octant, to orders up to
+    max_order of those up to reach: from ee with its mirror image added or subtracted to
+    Re c[m], m = 0, 4, … or 2, 6, …; from oo to Im c[m]; and for odd m, with two numbers
+    for every crossing, from oe to Im c[m] and from eo to Re c[m].
     """
     inverses = []
     for wave in (np.cos, np.sin):
@@ -259,17 +252,17 @@ def _inverses(angles: np.ndarray, reach: int, max_order: int) -> list[np.ndarray
 
 
 def _inverse(waves: np.ndarray) -> np.ndarray:
-    """The pseudo-inverse; sin 0θ counts for nothing."""
+    """The pseudo-inverse; the cutoff drops the zero column sin 0θ."""
     return np.linalg.pinv(waves, rcond=1e-8)
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
-    """np.matmul for tensors, `out` being a view of any strides."""
+    """np.matmul for tensors whose `out` is a view of any strides."""
     out.copy_(left @ right)
 
 
 def _stacked(matrices: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Matrices of unlike sizes in one array, filled up with zeros."""
+    """Matrices of several sizes in one array, padded with zeros."""
     shape = np.max([matrix.shape for matrix in matrices], axis=0)
     stacked = np.zeros((len(matrices), *shape))
     for place, matrix in zip(stacked, matrices, strict=True):
@@ -277,22 +270,5 @@ def _stacked(matrices: tuple[np.ndarray, ...]) -> np.ndarray:
     return stacked
 
 
-@made_once
-def polar_transform(
-    L: int,
-    n_rings: int,
-    max_order: int,
-    dtype: str,
-    device: torch.device | None = None,
-) -> PolarTransform:
-    """
-    Return the transform of given sizes, remembered, and made once for all threads.
-
-    :param L: As in :class:`PolarTransform`.
-    :param n_rings: As there.
-    :param max_order: As there.
-    :param dtype: Name of the dtype.
-    :param device: As there.
-    :return: The transform.
-    """
-    return PolarTransform(L, n_rings, max_order, np.dtype(dtype).type, device)
+#: Remembered transforms of the same arguments as :class:`PolarTransform`'s.
+polar_transform = made_once(PolarTransform)

@@ -10,24 +10,24 @@ from aspire_mom.threads import made_once, one_blas_thread
 
 class RingFilter:
     """
-    Coefficients of H F, where images' transforms F have coefficients c[m, r] and H are
-    real functions of period π along rings, given at K angles πj/K, K odd, which hold
-    their orders 0, 2 … K - 1. Orders up to M of H F are made of those of F up to M + K
-    - 1, as many as a ring has. Both are multiplied at angles: so many that what wraps
-    around lies above M, and fewer on inner rings.
+    Compute coefficients of H F from the coefficients c[m, r] of images' transforms F.
 
-    On half a ring, real numbers do. c[-m] = (-1)^m conj c[m], so even orders make up
-    the real part of F and odd ones its imaginary part, which H leaves apart:
+    H are real functions of period π along rings, with orders 0, 2, …, K - 1, given at
+    angles πj/K, K odd. Orders of H F up to M depend on orders of F up to M + K - 1. H
+    and F are multiplied at angles, as many as keep aliases above order M on each ring.
+
+    Half rings and real numbers suffice. Since c[-m] = (-1)^m conj c[m], even orders
+    give the real part of F and odd ones its imaginary part, and H mixes neither:
 
         Σ c[m] exp(imφ) = 2 Σ_{even} Re c cos mφ - Im c sin mφ   (m = 0 once)
                       + 2i Σ_{odd} Re c sin mφ + Im c cos mφ.
 
-    So one matrix makes values of both parts of coefficients, and one the way back.
+    One matrix for each parity gives values at angles, and one gives orders again.
 
     :param L: Pixels along an image's edge.
     :param n_rings: Number of rings.
     :param max_order: Largest angular order M.
-    :param n_samples: Number K of angles that functions are given at.
+    :param n_samples: Number K of angles at which functions are given.
     :param dtype: float32 or float64, of the images.
     """
 
@@ -35,7 +35,7 @@ class RingFilter:
         self, L: int, n_rings: int, max_order: int, n_samples: int, dtype: str
     ):
         self.n_rings, self.max_order, span = n_rings, max_order, n_samples - 1
-        # Odd, so that there are as many even orders as odd ones.
+        # An odd largest order, for as many even orders as odd ones.
         self.transform = polar_transform(L, n_rings, (max_order + span) | 1, dtype)
         self.reach = np.minimum(self.transform.reach + span, max_order)
         self.blocks = []
@@ -75,12 +75,8 @@ class RingFilter:
 
 
 def _waves(angles: np.ndarray, last: int) -> np.ndarray:
-    """
-    :param angles: Angles (n,).
-    :param last: The highest order, odd.
-    :return: Factors of Re c and Im c (n, last + 1), those of the one after those of the
-        other: of even orders in the real part, of odd orders in the imaginary part.
-    """
+    """Factors (2, n angles, last + 1) of Re c, then Im c: of even orders for the real
+    part, of odd orders for the imaginary part; the last order is odd."""
     turns = np.outer(angles, np.arange(last + 1))
     cos, sin = np.cos(turns), np.sin(turns)
     even = np.concatenate((cos[:, ::2], -sin[:, ::2]), axis=1)
@@ -103,24 +99,11 @@ def _by_order(c: np.ndarray) -> np.ndarray:
 
 
 def _interpolation(angles: np.ndarray, n_samples: int) -> np.ndarray:
-    """To values at angles from those at πj/K, of orders 0, 2 … K - 1: (1, n, K)."""
+    """Matrix (1, n, K) from values at πj/K to values at angles."""
     apart = angles[:, None] - np.pi * np.arange(n_samples) / n_samples
     orders = np.arange(2, n_samples, 2)[:, None, None]
     return (1 + 2 * np.cos(orders * apart).sum(0, keepdims=True)) / n_samples
 
 
-@made_once
-def ring_filter(
-    L: int, n_rings: int, max_order: int, n_samples: int, dtype: str
-) -> RingFilter:
-    """
-    Return the filter of given sizes, remembered, and made once for all threads.
-
-    :param L: As in :class:`RingFilter`.
-    :param n_rings: As there.
-    :param max_order: As there.
-    :param n_samples: As there.
-    :param dtype: As there.
-    :return: The filter.
-    """
-    return RingFilter(L, n_rings, max_order, n_samples, dtype)
+#: Remembered filters of the same arguments as :class:`RingFilter`'s.
+ring_filter = made_once(RingFilter)

@@ -1,4 +1,4 @@
-"""Sums over images of products of polar coefficients, by NumPy or by torch."""
+"""Sums over images of products of polar coefficients, by NumPy or torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 Array = np.ndarray | torch.Tensor
 
-# Orders whose products are made at once, on the rings where any of them is not 0.
+# Orders multiplied in one call, on the rings where any of them is not 0.
 ORDERS_PER_BLOCK = 12
 
 
@@ -29,9 +29,8 @@ def averaged_sums(parts: Array, reach: np.ndarray) -> tuple[Array, ...]:
     """
     Sum products of coefficients c[m, r], averaged over in-plane angles.
 
-    :param parts: Real and imaginary parts of c, (2, orders, rings, n), of NumPy or of
-        torch, as the sums then are.
-    :param reach: Largest order that is not 0, for each ring; it grows with the ring.
+    :param parts: Real and imaginary parts of c, (2, orders, rings, n).
+    :param reach: Largest order that is not 0 on each ring, growing with the ring.
     :return: Sums over images of c[0, r], complex128; of c[m, r] conj c[m, s], (orders,
         rings, rings), complex of the parts' precision; and of its squared modulus.
     """
@@ -64,8 +63,12 @@ def _products(left: Array, right: Array) -> Array:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Multiply float32 on a GPU in float32, not in TF32, whose errors of 1e-3 are alike
-    for all images and would not average out."""
+    """
+    Multiply float32 on a GPU in float32, not in TF32, whose errors of 1e-3 are similar
+    for all images and would not average out.
+
+    :yield: Nothing.
+    """
     matmul, name, full = torch.backends.cuda.matmul, "fp32_precision", "ieee"
     if not hasattr(matmul, name):  # before torch 2.9
         name, full = "allow_tf32", False
