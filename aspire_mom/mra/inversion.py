@@ -27,9 +27,8 @@ FORMAT = "aspire_mom.MRASolution.1"
 logger = logging.getLogger(__name__)
 
 Method = Literal["auto", "spectral", "marching", "least-squares", "mixture"]
-# Noise for which least squares weights exact moments, one after the other: numbers of
-# observations, and σ relative to the signal's root mean square. Strong noise leaves
-# fewer local minima.
+# Noise (N, and σ relative to the signal's root mean square) for which least squares
+# weights exact moments, stage by stage. Strong noise leaves fewer local minima.
 STAGES = (10**6, 1.0), (10**9, 0.1), (10**12, 0.0)
 # Error relative to the power up to which exact moments count as met.
 MET = 1e-6
@@ -42,12 +41,10 @@ NOT_MET = (
 )
 # Rounding of exact moments relative to their total power.
 ROUNDING, SINGLE_ROUNDING, LOOSE = 1e-9, 1e-6, 1e-6
-# Standard errors beyond which a deviation is not noise, and the error of an estimated
-# noise power as a share of the mean's.
-BEYOND_NOISE, MISJUDGED = 6.0, 0.05
-# Squared coherence, in units of that of a uniform ρ, above which a lag shows that ρ is
-# not uniform. For weighted means of exponential variables, however correlated, the
-# chance to exceed t is at most t exp(1 - t).
+# Standard errors beyond which a deviation is not noise.
+BEYOND_NOISE = 6.0
+# Squared coherence, in units of that of a uniform ρ, above which ρ is not uniform. A
+# weighted mean of exponential variables exceeds t with a chance below t exp(1 - t).
 COHERENT = 16.0
 
 
@@ -293,12 +290,12 @@ def _check_real(first: np.ndarray, second: np.ndarray) -> None:
 
 
 def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
-    """Check that the second moment has no negative power, and the same mean as the
-    first: shifts do not change it."""
+    """Check that the second moment has no negative power, and that both moments have
+    the same mean, which shifts do not change."""
     n, total = len(first), np.abs(np.diag(second)).sum()
     least = np.linalg.eigvalsh(second)[0]
     # The spread of the eigenvalues of pure noise, with a factor of safety of 2.
-    spread = sigma**2 * (2 * np.sqrt(n / N) + n / N) if sigma > 0 else 0.0
+    spread = sigma**2 * (2 * np.sqrt(n / N) + n / N) if sigma else 0.0
     if least < -2 * spread - tolerance * total:
         raise ValueError(
             f"second has negative power, {least:.3g} in some direction, which noise of"
@@ -307,17 +304,12 @@ def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
         )
     mean, power = first[0].real ** 2, second[0, 0].real
     # The mean's own noise is in both moments, so that only its sample variance counts.
-    noise = BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma > 0 else 0.0
-    if power - mean > LOOSE * total + noise + sigma**2 / 2 and 2 * least > power - mean:
-        raise ValueError(
-            f"second has its noise bias left: every direction has a power of at least"
-            f" {least:.6g}; subtract sigma² from its diagonal"
-        )
-    if abs(power - mean) > LOOSE * total + noise + (MISJUDGED * mean if sigma else 0):
+    error = LOOSE * total + (BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma else 0)
+    if not -error - sigma**2 <= power - mean <= error + sigma**2 / 2:
         raise ValueError(
             f"first and second do not belong together: |first[0]|² is {mean:.6g} and"
             f" second[0, 0] {power:.6g}; both must be of the unitary DFT of the same"
-            " data, noise bias removed"
+            " data, and sigma² subtracted from the diagonal of second"
         )
 
 
@@ -325,7 +317,7 @@ def _check_determined(second, N, sigma, tolerance) -> None:
     """Refuse constant signals, and uniform or periodic ρ, which leave v open."""
     n = len(second)
     power = np.diag(second).real.clip(0)
-    noise = BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma > 0 else 0.0
+    noise = BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma else 0
     varied = power > noise + tolerance * power.sum()
     if not varied[1:].any():
         raise ValueError(
@@ -342,18 +334,12 @@ def _check_determined(second, N, sigma, tolerance) -> None:
         weights = (power / level)[k] * (power / level)[l]
         coherence = (weights * squares / (level[k] * level[l])).sum(-1)
         seen &= N * coherence > COHERENT * weights.sum(-1)
-    if not seen.any():
-        raise ValueError(
-            "rho is uniform to within noise: second is diagonal"
-            + (f" but for what {N} shifts drawn at random leave" if N else "")
-            + ", and the first two moments then determine v's power spectrum but not v"
-        )
-    for p in range(3, n // 2 + 1):
-        # With period n/p, entries (k, l) only relate frequencies of the same class k
-        # mod p, and the classes r and -r may be turned by opposite phases.
+    for p in range(3, n + 1):
+        # With period n/p (p = n: uniform), entries (k, l) only relate frequencies of
+        # the same class k mod p, and the classes r and -r may be turned oppositely.
         if n % p == 0 and varied[2 * k % p > 0].any() and not seen[lags % p > 0].any():
             raise ValueError(
-                f"rho has a period of {n // p} samples to within noise, and the first"
-                " two moments then leave open how v's frequencies that are no multiples"
-                f" of {p} are turned against the others"
+                "rho is uniform to within noise, or has a period of"
+                f" {n // p} samples, and the first two moments then leave open how"
+                f" v's frequencies that are no multiples of {p} are turned"
             )

@@ -1,11 +1,10 @@
 """
 The fit of a few Gaussians to noisy moments, from the proposals of a network.
 
-A `MixtureEncoder` proposes 1, 2 or 3 Gaussians for v and as many for ρ, with several
-alternatives for each. From the likely ones χ² is minimised over centres, widths and v's
-mass. Then the windows, at whose ends curves are cut off, are moved as long as that
-helps, since no small step leads there. The number of Gaussians is that of the least
-Bayesian information criterion.
+A `MixtureEncoder` proposes 1, 2 or 3 Gaussians of equal mass for v and as many for ρ,
+with several alternatives for each. From the likely ones χ² is minimised over centres,
+widths and v's mass. Then the windows, at whose ends curves are cut off, are moved as
+long as that helps. The fit of the least Bayesian information criterion is chosen.
 """
 
 from __future__ import annotations
@@ -29,10 +28,8 @@ from aspire_mom.mra.weights import pretrained
 # Standard deviations of χ² above its mean up to which a fit is good.
 GOOD = 2.0
 # Least probability of an alternative, and of another number of Gaussians where a fit is
-# good already.
-LIKELY, LIKELY_COUNT = 0.05, 0.25
-# Starts tried for each number of Gaussians, until a fit is good.
-STARTS = 3
+# good already; starts tried for each number until a fit is good.
+LIKELY, LIKELY_COUNT, STARTS = 0.05, 0.25, 3
 # Other windows tried in a round, rounds, and the gain in χ² that is worth one.
 WINDOWS, ROUNDS, WORTHWHILE = 2, 6, 3.0
 # Relative changes of curves between which another window is tried.
@@ -69,7 +66,7 @@ class Mixture:
         if self.window == PERIODIC:
             distance = (j - centres + n / 2) % n - n / 2
         else:
-            # Nothing would be left of a Gaussian far outside.
+            # Far outside, a Gaussian would vanish.
             least = self.window - 0.5 - 2 * MARGIN * n
             centres = np.clip(centres, least, least + (1 + 4 * MARGIN) * n)
             distance = np.where(j >= self.window, j, j + n) - centres
@@ -140,14 +137,13 @@ def fit_mixture(
 ) -> tuple[np.ndarray, np.ndarray, MixtureFit] | None:
     """
     :param moments: Moments of one problem, not exact.
-    :return: v (n,), ρ (n,), and the best fit; of the data reversed and with the mean's
-        sign changed, where that is needed for it to be positive and Im second[2, 1] as
-        well. None if n is too small for the network.
+    :return: v (n,), ρ (n,), and the best fit, which may be that of the data reversed or
+        negated. None if n is too small for the network.
     """
     n, sign = len(moments.first), np.sign(moments.first[0].real)
     if n < MIN_SIZE or sign == 0:
         return None
-    # Gaussians are positive; and data and their reverse take the same path.
+    # Gaussians are positive. Data and their reverse take the same path.
     first, second = sign * moments.first, moments.second
     backward = (second[2, 1] * np.exp(-1j * np.angle(first[1]))).imag < 0
     if backward:
@@ -162,13 +158,10 @@ def fit_mixture(
             break
         starts = _starts(data, first[0].real * np.sqrt(n), *alternatives[i])
         for pair in starts[: 1 if done else STARTS]:
-            fit = _fit_with_windows(data, pair, equal=True)
+            fit = _fit_with_windows(data, pair)
             best = min((fit, best or fit), key=lambda fit: fit.bic)
             if fit.good:
                 break
-    if not best.good:
-        fit = _fit_with_windows(data, best.pair, equal=False)
-        best = min((fit, best), key=lambda fit: fit.bic)
     v, rho = (mixture.curve for mixture in best.pair)
     if backward:
         v, rho = (np.roll(x[::-1], 1) for x in (v, rho))
@@ -189,15 +182,14 @@ def _alternatives(moments: FourierMoments) -> tuple[np.ndarray, list]:
         counts, pairs = _encoder().hypotheses(
             *(torch.as_tensor(x)[None] for x in inputs)
         )
-    found = []
-    for pair in pairs:
-        found.append(([], []))
-        for h, mixtures, density in zip(pair, found[-1], (False, True), strict=True):
-            centres, widths, log_p = (x[0].numpy() for x in h)
-            for i in np.flatnonzero(log_p >= min(np.log(LIKELY), log_p.max())):
-                parameters = (centres[i] + 0.5) * n - 0.5, widths[i] + np.log(n)
-                parameters = np.stack((*parameters, 0 * widths[i]))
-                mixtures.append(Mixture(parameters, 0, n, density))
+
+    def likely(hypotheses, density):
+        centres, widths, log_p = (x[0].numpy() for x in hypotheses)
+        parameters = (centres + 0.5) * n - 0.5, widths + np.log(n), 0 * widths
+        chosen = log_p >= min(np.log(LIKELY), log_p.max())
+        return [Mixture(p, 0, n, density) for p in np.stack(parameters, 1)[chosen]]
+
+    found = [(likely(v, False), likely(rho, True)) for v, rho in pairs]
     return counts[0].exp().numpy(), found
 
 
@@ -217,10 +209,13 @@ def _starts(data: WhitenedMoments, total: float, signals, densities) -> list[Pai
     return [pair for _, pair in sorted(starts, key=lambda start: start[0])]
 
 
-def _fit(data: WhitenedMoments, pair: Pair, equal: bool) -> MixtureFit:
-    """Minimise χ² from a pair, with Gaussians of equal masses or of any."""
+def _fit(data: WhitenedMoments, pair: Pair) -> MixtureFit:
+    """Minimise χ² from a pair, with Gaussians of equal masses."""
     n, k = pair[0].n, pair[0].parameters.shape[1]
-    directions = _directions(k, equal)
+    # Rows: all centres and widths, and the mass of v.
+    every = np.eye(6 * k)
+    mass_of_v = every[2 * k : 3 * k].sum(0, keepdims=True)
+    directions = np.concatenate((every[: 2 * k], mass_of_v, every[3 * k : 5 * k]))
     start = np.stack([mixture.parameters for mixture in pair])
     spread = np.multiply(PRIOR, (n, 1, 1))[:, None] + np.zeros_like(start)
     expected = start.copy()
@@ -254,22 +249,12 @@ def _fit(data: WhitenedMoments, pair: Pair, equal: bool) -> MixtureFit:
     return MixtureFit(pair, ShiftSampling(data, *(m.curve for m in pair)), by)
 
 
-@cache
-def _directions(k: int, equal: bool) -> np.ndarray:
-    """Directions in which the parameters of both mixtures may move, as rows (P, 6k)."""
-    every = np.eye(6 * k)
-    if not equal:
-        return every
-    mass_of_v = every[2 * k : 3 * k].sum(0, keepdims=True)
-    return np.concatenate((every[: 2 * k], mass_of_v, every[3 * k : 5 * k]))
-
-
-def _fit_with_windows(data: WhitenedMoments, start: Pair, equal: bool) -> MixtureFit:
+def _fit_with_windows(data: WhitenedMoments, start: Pair) -> MixtureFit:
     """Fit, and fit again with v's or ρ's window elsewhere, as long as that helps."""
-    best = _fit(data, start, equal)
+    best = _fit(data, start)
     for _ in range(ROUNDS):
         for pair in _better_windows(data, best):
-            fit = _fit(data, pair, equal)
+            fit = _fit(data, pair)
             if fit.sampling.chi_squared < best.sampling.chi_squared - WORTHWHILE:
                 best = fit
                 break
@@ -284,13 +269,11 @@ def _better_windows(data: WhitenedMoments, fit: MixtureFit) -> Iterator[Pair]:
     v, rho = fit.pair
     pairs = []
     for window in range(PERIODIC, v.n):
-        for pair in ((v.in_window(window), rho), (v, rho.in_window(window))):
-            change = max(
-                np.linalg.norm(a.curve - b.curve) / np.linalg.norm(b.curve)
-                for a, b in zip(pair, fit.pair, strict=True)
-            )
+        for old in fit.pair:
+            new = old.in_window(window)
+            change = np.linalg.norm(new.curve - old.curve) / np.linalg.norm(old.curve)
             if CHANGE[0] < change < CHANGE[1]:
-                pairs.append(pair)
+                pairs.append((new, rho) if old is v else (v, new))
     if not pairs:
         return
     curves = (np.array([pair[i].curve for pair in pairs]) for i in (0, 1))

@@ -108,12 +108,12 @@ def estimate_moments(
     N = int(count.sum())
     if N == 0:
         raise ValueError("there are no observations; at least 1 is needed")
+    if sigma is None and min(count) < n:
+        raise ValueError(
+            f"there are batches of {count[0]} and {count[1]} observations; to"
+            f" estimate sigma, two sets of at least n = {n} are needed"
+        )
     if sigma is None:
-        if min(count) < n:
-            raise ValueError(
-                f"there are batches of {count[0]} and {count[1]} observations; to"
-                f" estimate sigma, two sets of at least n = {n} are needed"
-            )
         sigma = _noise_level(gram[0] / count[0], gram[1] / count[1])
     if not 0 <= sigma < np.inf:
         raise ValueError(f"sigma is {sigma}; it must be finite and 0 or more")
@@ -131,10 +131,10 @@ def simulate_moments(
     highest: int | None = None,
 ) -> FourierMoments:
     """
-    Draw what :func:`estimate_moments` would return for N observations and a known σ,
-    from exactly its distribution, at a cost independent of N. The number c_s of
-    observations with shift s is multinomial, the sum e_s of their noise is Gaussian,
-    and the scatter of the noise about its means is Wishart and independent of both:
+    Draw what :func:`estimate_moments` returns for N observations and a known σ, from
+    its exact distribution, at a cost independent of N. The number c_s of observations
+    with shift s is multinomial, the sum e_s of their noise Gaussian, and the scatter of
+    the noise about its means Wishart and independent of both:
 
         N M1 = Σ c_s v_s + e_s,
         N (M2 + σ²I) = Σ (c_s v_s + e_s)(c_s v_s + e_s)ᵀ / c_s + Wishart(N - #shifts).
@@ -210,12 +210,12 @@ def relative_errors(
     :param second_estimate: A₂ (..., n, n).
     :return: ‖first - A₁‖/‖A₁‖ and ‖second - A₂‖/‖A₂‖, (...,) each.
     """
-    errors = []
-    pairs = (first, first_estimate, -1), (second, second_estimate, (-2, -1))
-    for made, data, axis in pairs:
-        off = np.linalg.norm(made - data, axis=axis)
-        errors.append(off / np.linalg.norm(data, axis=axis))
-    return tuple(errors)
+    norm = np.linalg.norm
+    off, second_off = first - first_estimate, second - second_estimate
+    return (
+        norm(off, axis=-1) / norm(first_estimate, axis=-1),
+        norm(second_off, axis=(-2, -1)) / norm(second_estimate, axis=(-2, -1)),
+    )
 
 
 def _noise_level(even: np.ndarray, odd: np.ndarray) -> float:

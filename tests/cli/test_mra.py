@@ -138,7 +138,7 @@ def test_network_of_another_size(tmp_path):
         *("solve", path, "-o", tmp_path / "s.npz"),
         *("--method", "network", "--weights", weights),
     )
-    assert "n = 20 samples; the encoder is for 41" in message
+    assert "n is 20; the encoder is for n = 41" in message
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_constant_signals(value, sigma):
 def test_uniform_density(n):
     v, *_ = a_problem(n)
     m = exact_moments(v, np.full(n, 1 / n))
-    message = "rho is uniform to within noise: .* power spectrum but not v"
+    message = "rho is uniform to within noise, or"
     refused(m.first, m.second, message)
     m = simulate_moments(v, np.full(n, 1 / n), 10**5, 3.0, np.random.default_rng(0))
     refused(m.first, m.second, message, n_observations=10**5, sigma=3.0)
@@ -109,7 +109,7 @@ def test_uniform_densities_are_told_from_others(n, sigma, N):
         check_each(m.first, m.second, N, sigma)
         m = simulate_moments(v, np.full_like(rho, 1 / n), N, sigma, rng)
         for first, second in zip(m.first, m.second, strict=True):
-            with pytest.raises(ValueError, match=f"uniform .* {N} shifts drawn"):
+            with pytest.raises(ValueError, match="rho is uniform"):
                 MRAInversion(FourierMoments(first, second, N, sigma))
 
 
@@ -120,7 +120,7 @@ def test_periodic_densities(n, p, noise):
     v = 1 + rng.standard_normal(n)
     rho = np.tile(rng.dirichlet(np.ones(n // p)), p) / p
     m = simulate_moments(v, rho, rng=rng, **noise) if noise else exact_moments(v, rho)
-    refused(m.first, m.second, "rho has a period of .* samples to within", **noise)
+    refused(m.first, m.second, "or has a period of", **noise)
 
 
 def test_what_periodic_densities_leave_open():
@@ -188,7 +188,10 @@ def test_noise_bias_left_in_exact_moments(given):
     *_, m, _ = a_problem()
     for bias in (0.01, 1.0):
         refused(
-            m.first, m.second + bias * np.eye(21), "has its noise bias left", **given
+            m.first,
+            m.second + bias * np.eye(21),
+            "sigma² subtracted from the diagonal",
+            **given,
         )
 
 
@@ -200,7 +203,7 @@ def test_noise_bias_left_in_noisy_moments(k, sigma):
     m = simulate_moments(v, rho, 10**6, sigma, rng)
     check_each(m.first, m.second, 10**6, sigma)
     for first, second in zip(m.first, m.second + sigma**2 * np.eye(41), strict=True):
-        with pytest.raises(ValueError, match="second has its noise bias left"):
+        with pytest.raises(ValueError, match="sigma² subtracted from the diagonal"):
             MRAInversion(FourierMoments(first, second, 10**6, sigma))
 
 
