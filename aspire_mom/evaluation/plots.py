@@ -84,7 +84,12 @@ def plot_slices(
     :raises ValueError: Not as many titles as volumes, or none.
     """
     _check_titles(volumes, titles)
-    slices = [_central_slices(volume) for volume in volumes]
+    slices = []
+    for volume in volumes:
+        voxels = check_volume("volume", volume)
+        centre = len(voxels) // 2
+        # Planes (y, x), (z, x) and (z, y), the vertical axis first.
+        slices.append((voxels[centre], voxels[:, centre], voxels[:, :, centre]))
     values = np.concatenate([np.ravel(planes) for planes in slices])
     low, high = np.percentile(values, (0.5, 99.8))
     figure = Figure(figsize=(2.4 * len(volumes) + 0.4, 7.4), layout="constrained")
@@ -193,13 +198,6 @@ def _finish(figure: Figure, path: str | PathLike | None) -> Figure:
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
-
-
-def _central_slices(volume: Volume) -> list[np.ndarray]:
-    """Planes (up, across) through voxel L//2: (y, x), (z, x) and (z, y)."""
-    voxels = check_volume("volume", volume)
-    centre = len(voxels) // 2
-    return [voxels[centre], voxels[:, centre], voxels[:, :, centre]]
 
 
 def _draw_scale_bar(ax: Axes, volume: Volume) -> None:
