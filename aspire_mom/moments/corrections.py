@@ -14,7 +14,7 @@ from aspire_mom.files import digest
 from aspire_mom.moments.ctf import ctf_parameters
 
 MIXED = "mixed"
-# Fields that only the pass over the images tells.
+# Fields that are known after the pass over the images only.
 MEASURED = ("noise_variance", "amplitude_std", "inverted")
 # Images whose pixels identify a source, spread evenly from the first to the last.
 N_READ = 16
@@ -187,7 +187,7 @@ class Corrections:
 
     def difference(self, wanted: Corrections) -> str | None:
         """
-        Compare two requests; what only the pass over the images tells is left out.
+        Compare two requests, which leave out what is measured in the pass.
 
         :param wanted: The other request.
         :return: The first field that differs, with both values; None if none does.

@@ -48,7 +48,7 @@ class TransferFunctions:
     :param source: ASPIRE `ImageSource`.
     :param basis: Basis of its images.
     :param phase_flipped: Whether the images' phases are flipped, so that the modulus of
-        the transfer function counts; None to see from the source's pipeline.
+        the transfer function counts; None to look for `source.phase_flip()`.
     :raises ValueError: a CTF has parameters that are not finite.
     """
 
@@ -90,9 +90,7 @@ class TransferFunctions:
 
     @cached_property
     def radial(self) -> bool:
-        """
-        :return: Whether all filters are functions of the radius, or as good as.
-        """
+        """:return: Whether all filters are functions of the radius, or as good as."""
         return self._largest_astigmatism < ROUND
 
     @cached_property

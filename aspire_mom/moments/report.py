@@ -1,4 +1,4 @@
-"""What moments are worth, ring by ring."""
+"""Signal and noise of moments, ring by ring."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ class RingReport:
     :param error: Standard error of `signal`, as if those of different orders were
         independent; None where errors are unknown.
     :param evidence: Mean of squared second moments over their squared errors: 1 for
-        noise alone, and SIGNIFICANT or more where there is signal; None where errors
-        are unknown.
+        noise alone, above 1.5 where there is signal; None where errors are unknown.
     :param agreement: Correlation of the second moments of two halves of the data, None
         without halves.
     :param effective: Number of images without a CTF that would determine the ring as
@@ -57,8 +56,8 @@ class RingReport:
         :param moments: Moments in any basis.
         :param halves: Moments of two disjoint halves of their images, if there are any.
         :return: The report.
-        :raises TypeError: A half is no `Moments`.
-        :raises ValueError: The halves are of different bases.
+        :raises TypeError: a half is no `Moments`.
+        :raises ValueError: the halves are of different bases.
         """
         basis = moments.basis
         columns = {"signal": ring_power(moments), "evidence": ring_evidence(moments)}
@@ -97,7 +96,7 @@ class RingReport:
 
     @property
     def angstrom(self) -> np.ndarray | None:
-        """Å of each ring, infinite for ring 0; None without a pixel size."""
+        """Resolution of each ring, Å, infinite for ring 0; None if unknown."""
         size, L = self.moments.pixel_size, self.moments.basis.L
         if size is None:
             return None
@@ -105,10 +104,9 @@ class RingReport:
             return L * size / np.arange(len(self.signal))
 
     def summary(self) -> dict:
-        """
-        :return: All figures, ready for JSON; None for infinity and what is unknown.
-        """
+        """:return: All figures, ready for JSON; None if infinite or unknown."""
         moments, last, angstrom = self.moments, self.last_ring, self.angstrom
+        known = angstrom is not None and last
         rings = {
             "ring_angstrom": angstrom,
             "signal_power": self.signal,
@@ -129,28 +127,24 @@ class RingReport:
             "third_moment": moments.third is not None,
             "treatment": str(moments.corrections),
             "last_ring": last,
-            "last_ring_angstrom": (
-                None if angstrom is None or not last else float(angstrom[last])
-            ),
+            "last_ring_angstrom": float(angstrom[last]) if known else None,
             **{k: None if v is None else _plain(v) for k, v in rings.items()},
             "supported": self.supported.tolist(),
         }
 
     def table(self) -> str:
-        """
-        :return: One line on the whole, one for each ring, and the verdict.
-        """
+        """:return: One line on the whole, one for each ring, and the verdict."""
         columns = {"ring": [str(ring) for ring in range(len(self.signal))]}
         if self.angstrom is not None:
             columns["Å"] = [f"{a:.1f}" for a in self.angstrom]
-        columns["signal"] = [f"{power:.3g}" for power in self.signal]
-        optional = {
+        numbers = {
+            "signal": self.signal,
             "noise": self.noise,
             "signal/error": self.snr,
             "halves": self.agreement,
             "images": self.effective,
         }
-        for name, values in optional.items():
+        for name, values in numbers.items():
             if values is not None:
                 columns[name] = [f"{value:.3g}" for value in values]
         columns["supported"] = ["yes" if yes else "no" for yes in self.supported]
@@ -177,9 +171,7 @@ class RingReport:
         return "; ".join(filter(None, [head, str(moments.corrections)]))
 
     def verdict(self) -> str:
-        """
-        :return: Up to which ring the data support a model, in one sentence.
-        """
+        """:return: Up to which ring the data support a model, in one sentence."""
         last, n = self.last_ring, self.moments.n_images
         if 0 < n < FEW:
             return f"{n} images are too few to tell which rings hold up"
@@ -205,7 +197,7 @@ def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
     """
     one.check_same_basis(other)
     basis = one.basis
-    a, b = (basis.blocks(moments.second) for moments in (one, other))
+    a, b = basis.blocks(one.second), basis.blocks(other.second)
     weights = basis.block_multiplicity[:, None, None]
 
     def total(a: np.ndarray, b: np.ndarray) -> np.ndarray:

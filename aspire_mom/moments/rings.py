@@ -1,4 +1,4 @@
-"""What moments say of single rings: their power, and whether there is signal."""
+"""Power of single rings, and whether they carry signal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from aspire_mom.moments.moments import Moments
 
-# A ring carries signal where its second moments exceed their errors by this in square.
+# Evidence (see `ring_evidence`) above which a ring carries signal.
 SIGNIFICANT = 1.5
 # Rings weaker than this, relative to the strongest, count as empty in exact moments.
 NEGLIGIBLE = 1e-4
@@ -14,11 +14,9 @@ NEGLIGIBLE = 1e-4
 
 def ring_power(moments: Moments) -> np.ndarray:
     """
-    Signal power on each ring, Σ_m E|c[m, r]|² or the mean of E|f|² over the pixels
-    nearest the ring.
-
     :param moments: Moments in any basis.
-    :return: One value per ring, float64; negative where noise removal left it so.
+    :return: Signal power on each ring as `Basis.ring_power` has it, float64; negative
+        where noise removal left it so.
     """
     basis = moments.basis
     return basis.ring_power(basis.own_power(moments.second))
@@ -26,10 +24,8 @@ def ring_power(moments: Moments) -> np.ndarray:
 
 def ring_rms(moments: Moments) -> np.ndarray:
     """
-    Root of the signal power on each ring.
-
     :param moments: Moments in any basis.
-    :return: One value per ring, float64; 0 where noise removal left a negative power.
+    :return: Root of the signal power on each ring, float64; 0 where it is negative.
     """
     return np.sqrt(np.maximum(ring_power(moments), 0))
 
@@ -55,9 +51,9 @@ def ring_evidence(moments: Moments) -> np.ndarray | None:
 
 def informative_rings(moments: Moments) -> int:
     """
-    How many rings, from the centre, the data support: up to two rings past the last one
-    on which squared second moments exceed their squared errors by half (exact moments:
-    all whose RMS is at least 1e-4 of the largest).
+    Number of rings, from the centre, that the data support: up to two beyond the last
+    ring of evidence above 1.5 (of exact moments, all of an RMS of at least 1e-4 of the
+    largest).
 
     :param moments: Moments in any basis.
     :return: A number of rings, at least 4 where the basis has them; all of a basis that
