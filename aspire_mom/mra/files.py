@@ -30,8 +30,8 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     for name in ("first", "second"):
         if name not in arrays:
             raise ValueError(f"{path} has no array {name}")
-        if arrays[name].dtype.kind not in "fiuc":
-            raise ValueError(f"{path}: {name} is not numeric but {arrays[name].dtype}")
+        if (dtype := arrays[name].dtype).kind not in "fiuc":
+            raise ValueError(f"{path}: {name} holds {dtype}; it must be numbers")
     N, known = (_number(path, arrays, name) for name in ("n_observations", "sigma"))
     if sigma is not None and known not in (None, sigma):
         raise ValueError(f"sigma is {sigma:g}, but {path} has a sigma of {known:g}")

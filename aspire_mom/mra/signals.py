@@ -58,8 +58,7 @@ class GaussianFamily:
         """
         :param count: Number of pairs.
         :param rng: Source of randomness.
-        :return: For v and for ρ, means and standard deviations of their Gaussians, in
-            segments, (count, 2, 2, k).
+        :return: Means and standard deviations for v and for ρ, (count, 2, 2, k).
         """
         limits = (MEANS, STANDARD_DEVIATIONS) * 2
         drawn = [rng.uniform(*each, (count, self.k)) for each in limits]
