@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import torch
 
-from aspire_mom import processes
-from aspire_mom.bases import CartesianBasis, PolarBasis
+import aspire_mom
 from aspire_mom.cli import console
-from aspire_mom.evaluation.moment_plots import plot_moments
-from aspire_mom.files import discard_checkpoint, staged
-from aspire_mom.moments import (
-    CorrectionOptions,
-    MomentEstimator,
-    Moments,
-    Noise,
-    StreamingOptions,
-    ThirdMomentBasis,
-)
-from aspire_mom.moments.report import RingReport
-from aspire_mom.relion import ParticleSource, read_particles
 
-BASES = {"polar": PolarBasis, "cartesian": CartesianBasis}
+if TYPE_CHECKING:
+    from aspire_mom import MomentEstimator
+
+BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
 
 
 @click.command(cls=console.Command)
@@ -157,23 +147,28 @@ def moments(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom moments particles.star -o moments.npz
     """
+    import torch
+
+    from aspire_mom.moments import CorrectionOptions, Noise, StreamingOptions
+
+    files, processes = aspire_mom.files, aspire_mom.processes
     outputs = [out]
     if halves:
         outputs += [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
     console.check_outputs(outputs, overwrite or resume)
-    read = read_particles(particles, pixel_size, **selection)
+    read = aspire_mom.relion.read_particles(particles, pixel_size, **selection)
     if not ignore_ctf:
         read.check_ctf()
-    source = ParticleSource(read)
+    source = aspire_mom.relion.ParticleSource(read)
     if downsample is not None and downsample > source.L:
         raise ValueError(
             f"--downsample is {downsample}; the images have {source.L} pixels"
         )
     if downsample is not None:
         source = source.downsample(downsample)
-    coefficients = BASES[basis](source.L)
+    coefficients = getattr(aspire_mom, BASES[basis])(source.L)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    estimator = MomentEstimator(
+    estimator = aspire_mom.MomentEstimator(
         source,
         coefficients,
         noise=Noise(spectrum="corners" if noise == "coloured" else None),
@@ -184,7 +179,8 @@ def moments(
             shift_std=_std("--shift-std", shift_std),
             amplitude_std=_std("--amplitude-std", amplitude_std),
         ),
-        third=third_rings and ThirdMomentBasis.rings(coefficients, third_rings),
+        third=third_rings
+        and aspire_mom.ThirdMomentBasis.rings(coefficients, third_rings),
         streaming=StreamingOptions(
             batch_size=batch_size,
             checkpoint=checkpoint if resume else None,
@@ -192,7 +188,8 @@ def moments(
         ),
     )
     if resume and not overwrite and _is_complete(outputs, estimator):
-        discard_checkpoint(checkpoint)  # a run killed just before removing it left it
+        # A run that was killed just before removing it left it.
+        files.discard_checkpoint(checkpoint)
         click.echo(f"{out} is complete")
         return
     with processes.joined(torch.device("cpu")):
@@ -209,11 +206,11 @@ def moments(
             raise click.ClickException(f"interrupted; {what}") from error
         if not processes.is_first():
             return
-        with staged(out.parent) as folder:
+        with files.staged(out.parent) as folder:
             for path, estimate in zip(outputs, estimates, strict=True):
                 estimate.save(folder / path.name)
         if resume:
-            discard_checkpoint(checkpoint)
+            files.discard_checkpoint(checkpoint)
         click.echo(f"{estimates[0]}; {estimates[0].corrections}; in {out}")
 
 
@@ -223,7 +220,7 @@ def _is_complete(outputs: list[Path], estimator: MomentEstimator) -> bool:
     for half, path in enumerate(outputs):
         if path.is_file():
             try:
-                estimator.check_answer(Moments.load(path), half=half)
+                estimator.check_answer(aspire_mom.Moments.load(path), half=half)
             except ValueError as error:
                 raise ValueError(
                     f"{error}; pass --overwrite to replace {path}"
@@ -262,13 +259,16 @@ def inspect(
         aspire-mom inspect moments.npz --plot moments.png
         aspire-mom inspect half1.npz half2.npz
     """
+    from aspire_mom.evaluation.moment_plots import plot_moments
+    from aspire_mom.moments.report import RingReport
+
     if plot is not None:
         console.check_outputs([plot], overwrite)
-    halves = [Moments.load(path) for path in (moments, other) if path is not None]
+    halves = [aspire_mom.Moments.load(path) for path in (moments, other) if path]
     whole = halves[0] if other is None else halves[0].merge(halves[1])
     report = RingReport.of(whole, halves if other is not None else None)
     if plot is not None:
-        with staged(plot.parent) as folder:
+        with aspire_mom.files.staged(plot.parent) as folder:
             plot_moments(whole, report, folder / plot.name)
     words = json.dumps(report.summary(), indent=2) if as_json else report.table()
     click.echo(words)

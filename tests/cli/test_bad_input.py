@@ -408,7 +408,7 @@ def test_errors_of_the_library_name_options(tmp_path, monkeypatch, message, sent
     def fail(*args, **options):
         raise ValueError(message)
 
-    monkeypatch.setattr("aspire_mom.cli.moments.read_particles", fail)
+    monkeypatch.setattr("aspire_mom.relion.read_particles", fail)
     (tmp_path / "p.star").touch()
     args = ("moments", tmp_path / "p.star", "-o", tmp_path / "m.npz")
     assert refused(tmp_path, *args) == f"Error: {sentence}"

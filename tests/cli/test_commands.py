@@ -375,7 +375,10 @@ def test_help_imports_nothing_slow(tmp_path):
     assert time.perf_counter() - start < 5
 
 
-@pytest.mark.parametrize("command", ["reconstruct", "simulate", "evaluate"])
+HELP = ["simulate", "moments", "inspect", "reconstruct", "evaluate"]
+
+
+@pytest.mark.parametrize("command", HELP)
 def test_help_of_commands_imports_neither_torch_nor_aspire(tmp_path, command):
     code = (
         "import sys, atexit, aspire_mom.cli.main;"
