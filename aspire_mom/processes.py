@@ -89,8 +89,7 @@ def wait() -> None:
 
 def check_parent() -> None:
     """
-    Stop a process that goes on after its run was killed, before it writes a file that a
-    new run may write, too.
+    Stop a process whose run was killed, before it overwrites files of a new run.
 
     :raises ConnectionError: `torchrun`, which started this process, has ended.
     """

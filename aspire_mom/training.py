@@ -22,7 +22,7 @@ LARGEST_GRADIENT = 1.0
 @dataclass(frozen=True)
 class TrainingSettings:
     """
-    Length and speed of a training, whose subclasses add settings of their problems.
+    Settings of a training. Subclasses add settings of its problems.
 
     :param n_steps: Steps, over which the learning rate falls to 0 as a cosine.
     :param batch_size: Problems in a step.

@@ -3,10 +3,10 @@ Errors of volumes and densities that do not depend on the signs of the axes.
 
 Moments determine a volume and its density of views up to a rotation and handedness. In
 the frame of the volume's principal axes eight choices remain, S = diag(±1, ±1, ±1).
-If det S = 1, v(Sx) seen from R equals v seen from SR. If det S = -1, the Fourier values
-at S'k, S' = -S, are conjugate: v(Sx) seen from R equals v seen from S'R, turned by π in
-the plane, which does not change in-plane averaged moments. So (v, ρ) has the moments of
-v(Sx) with views ρ(det(S) S d).
+If det S = 1, v(Sx) seen from R equals v seen from SR. If det S = -1, S' = -S is a
+rotation and V(Sk) = conj V(S'k): v(Sx) seen from R equals v seen from S'R, turned by π
+in the plane, which does not change in-plane averaged moments. So (v, ρ) has the moments
+of v(Sx) with views ρ(det(S) S d).
 """
 
 from __future__ import annotations

@@ -216,15 +216,14 @@ class VonMisesFisherMixture:
         """
         rng = np.random.default_rng(seed)
         component = rng.choice(len(self.weights), size=n, p=self.weights)
-        directions = np.empty((n, 3))
+        directions, means = np.empty((n, 3)), self.means
         for k, kappa in enumerate(self.concentrations):
             chosen = component == k
-            distribution = (
-                uniform_direction(3)
-                if kappa < UNIFORM_BELOW
-                else vonmises_fisher(self.means[k], kappa)
+            uniform = kappa < UNIFORM_BELOW
+            drawn = (
+                uniform_direction(3) if uniform else vonmises_fisher(means[k], kappa)
             )
-            directions[chosen] = distribution.rvs(chosen.sum(), random_state=rng)
+            directions[chosen] = drawn.rvs(chosen.sum(), random_state=rng)
         in_plane = rng.uniform(0, 2 * np.pi, n)
         return Rotation(
             viewing_rotations(directions, in_plane), gimble_lock_warnings=False

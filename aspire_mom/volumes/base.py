@@ -115,7 +115,7 @@ class FourierVolume(torch.nn.Module):
         """
         Fit to a volume, as for the "neural ground truth" of the paper's section 5.2:
         least squares on the Fourier values at the integer frequencies |k| < L/2, one of
-        each pair ±k. Not all rotated slices reach the corners |k| >= L/2.
+        each pair ±k. Corners, |k| >= L/2, are left out: not all slices reach them.
 
         Adam works on random batches, its learning rate falling to zero along a cosine.
         Squared errors are divided by the RMS of V on their shells: undivided, Adam does

@@ -26,9 +26,8 @@ def volume_transform(volume: Volume) -> np.ndarray:
 
 def volume_at(volume: Volume, k: np.ndarray) -> np.ndarray:
     """
-    Evaluate the Fourier transform of a volume, V(k) = Σ V[z, y, x] exp(-2πi k·(x, y,
-    z)/L), over all voxels at even L, too (ASPIRE's images lack the Nyquist row and
-    column there).
+    Evaluate V(k) = Σ V[z, y, x] exp(-2πi k·(x, y, z)/L). The sum takes all voxels, also
+    at even L, where ASPIRE's images lack the Nyquist row and column.
 
     :param volume: One ASPIRE `Volume`.
     :param k: Frequencies (..., 3), xyz order, cycles per box.
