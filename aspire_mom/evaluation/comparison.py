@@ -159,7 +159,7 @@ class Comparison(Registration):
 
     def plot(self, path: str | PathLike | None = None) -> Figure:
         """
-        Draw the FSC curve with the resolutions at 0.5 and 0.143.
+        Draw the FSC curve, see :func:`plot_fsc`.
 
         :param path: Image file to write, if any.
         :return: matplotlib `Figure`.

@@ -22,19 +22,18 @@ from aspire_mom.checks import check_volume
 from aspire_mom.evaluation.fsc import check_pair
 from aspire_mom.volumes.filters import mirror
 
-# Rotations are searched on few shells, where peaks are as wide as the steps of the grid
-# and even poor reconstructions are right, then refined on more. At the rim of shell 16
-# one degree changes the phase by about a radian, so more shells would only add time.
+# The search uses few shells, where peaks are as wide as the steps of the grid and even
+# poor reconstructions agree. At shell 16 one degree changes the phase by about a
+# radian, so that more shells would only add time to the refinement.
 SEARCH_SHELLS, REFINEMENT_SHELLS = 8, 16
-# Spherical harmonics of degrees below 24 hold all of shell 8 for a molecule of 0.4 box
-# radius (2π · 8 · 0.4 = 20).
+# Degrees below 24 hold all of shell 8 for a radius of 0.4 boxes (2π · 8 · 0.4 = 20).
 DEGREES = 24
-# Euler angles of the search are 360°/64 apart.
+# Number of Euler angles on a full circle in the search.
 SEARCH_ANGLES = 64
 # Peaks refined for each hand, farther apart than the width of one.
 PEAKS, PEAK_SEPARATION = 4, np.radians(15)
-# Fourier values are interpolated by cubic splines on half integers: the relative error
-# is below 1e-3. The margin keeps the splines' ends away from the shells.
+# Cubic splines on half integers have a relative error below 1e-3. The margin keeps
+# their ends away from the shells.
 OVERSAMPLING, MARGIN = 2, 4
 # A right pose converges in two or three steps.
 ITERATIONS = 6
@@ -108,7 +107,7 @@ def register(
     check_pair(volume, reference)
     L = volume.resolution
     shells = min(REFINEMENT_SHELLS, (L - 1) // 2)
-    # Without its median, the solvent, a volume has no transform of the box.
+    # Subtract the solvent, the median, whose transform would be that of the box.
     volume, reference = (
         Volume(v.asnumpy() - np.median(v.asnumpy())) for v in (volume, reference)
     )

@@ -197,8 +197,7 @@ class MomentInversion:
         :return: Relative errors of the first and the second moment.
         """
         problem = self._whole
-        problem.encode(volume)
-        probabilities = problem.probabilities(density)
+        probabilities = problem.probabilities(volume, density)
         if isinstance(problem.loss, CartesianLoss):
             slices = problem.forward.slices(volume)
             errors = problem.loss.relative_errors(slices, probabilities)
@@ -247,10 +246,9 @@ class MomentInversion:
         best, problem = ranking[0], self._whole
         L, pixel_size = self.moments.basis.L, self.moments.pixel_size
         with torch.no_grad():
-            for candidate in ranking:
-                # A volume from the checkpoint has no latent variable yet.
-                problem.encode(candidate.volume)
-            probabilities = problem.probabilities(best.density).double().cpu().numpy()
+            # All of them: a volume from the checkpoint has no latent variable yet.
+            densities = [problem.probabilities(c.volume, c.density) for c in ranking]
+        probabilities = densities[0].double().cpu().numpy()
         volumes = [c.volume.to_volume(L, pixel_size).asnumpy()[0] for c in ranking]
         starts = [
             {"seed": c.seed, "criterion": c.criterion, "loss": c.loss} for c in ranking

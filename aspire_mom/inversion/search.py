@@ -59,8 +59,7 @@ class Problem:
         :param shift_std: See :class:`Candidate`.
         :return: The loss, plus the density's penalty if it is −2 log-likelihood.
         """
-        self.encode(volume)
-        probabilities = self.probabilities(density)
+        probabilities = self.probabilities(volume, density)
         if isinstance(self.loss, CartesianLoss):
             value = self.loss(self.forward.slices(volume), probabilities)
         else:
@@ -71,23 +70,18 @@ class Problem:
             value = value + density.penalty()
         return value
 
-    def encode(self, volume: FourierVolume) -> None:
+    def probabilities(self, volume: FourierVolume, density: torch.nn.Module) -> Tensor:
         """
-        Set the latent variable of a volume that has an encoder.
+        Run the encoders, if any, on the estimated moments.
 
-        :param volume: Volume model.
+        :param volume: Volume model; if it has an encoder, its latent variable is set.
+        :param density: Density model.
+        :return: Probabilities of the nodes (n,).
         """
         if getattr(volume, "encoder", None) is not None:
             volume.encode(*self.estimates)
-
-    def probabilities(self, density: torch.nn.Module) -> Tensor:
-        """
-        :param density: Density model; an encoder receives the estimated moments.
-        :return: Probabilities of the nodes (n,).
-        """
-        if isinstance(density, MomentEncoder):
-            return density(*self.estimates)
-        return density()
+        encoded = isinstance(density, MomentEncoder)
+        return density(*self.estimates) if encoded else density()
 
     def criterion(self, loss: float, volume: FourierVolume) -> float:
         """
@@ -269,9 +263,8 @@ class Search:
             )
             keep({"loss": candidate.loss})
         candidate.criterion = problem.criterion(candidate.loss, volume)
-        entry = {"stage": stage, "n_rings": problem.n_rings}
-        entry |= {"loss": candidate.loss, "criterion": candidate.criterion}
-        candidate.history.append(entry)
+        values = {"loss": candidate.loss, "criterion": candidate.criterion}
+        candidate.history.append({"stage": stage, "n_rings": problem.n_rings, **values})
 
     def _grown(self, candidate: Candidate, problem: Problem) -> Candidate:
         """Split Gaussians of a mixture while the criterion falls; return the best."""

@@ -18,13 +18,13 @@ from aspire_mom.volumes import BallHarmonics, FourierNet, FourierVolume, Gaussia
 
 # Radius in boxes of a ball that holds most molecules.
 SUPPORT_RADIUS = 0.4
-# Numbers of Gaussians that starts have in turn: which one suits the data is not known.
+# Numbers of Gaussians of the starts in turn.
 STARTING_SIZES = (3, 4, 6, 8)
 STARTING_SIGMA = 0.1
 # Wide enough for the few shells that moments determine, and quick.
 NETWORK_WIDTH = 64
 MAX_DEGREE = 41
-# CTFs hide a ring that has less than this share of the best known ring's information.
+# CTFs hide a ring with less than this share of the best known ring's information.
 HIDDEN_SHARE = 0.01
 
 
