@@ -97,16 +97,12 @@ class MRAInversion:
     Find the signal and the density of shifts that given moments belong to.
 
     Any (v(· - t), ρ(· + t)) has the same moments. The pair is returned whose ρ has its
-    circular mean within half a sample of shift 0: shifting the data by t whole samples
-    shifts v by t and leaves ρ as it is; reversing the data reverses both.
+    circular mean within half a sample of shift 0. Methods:
 
-    Methods:
-
-    - "auto": "mixture" for noisy moments. Marching for exact ones, and least squares
-      from other starts where marching does not meet them.
-    - "mixture": v and ρ as one to three Gaussians each, fitted from the proposals of a
-      trained network, if that explains the data better than regularised least squares.
-      For exact moments the same as "auto".
+    - "auto", "mixture": from exact moments marching, and least squares from other
+      starts where marching does not meet them. From noisy ones, v and ρ as one to three
+      Gaussians each, fitted from the proposals of a trained network, if that explains
+      the data better than regularised least squares.
     - "marching": frequency marching along the diagonals of the second moment.
     - "least-squares": regularised least squares over v and ρ from marching.
     - "spectral": Abbe et al. (2018).
@@ -114,9 +110,8 @@ class MRAInversion:
     :param moments: Moments of one problem, noise bias removed.
     :param method: One of the above.
     :raises TypeError: moments that are not numbers.
-    :raises ValueError: an unknown method; moments with which the two do not determine
-        v, or that no real signal has. A v̂ that is 0 at most frequencies may leave v
-        undetermined too, and is accepted.
+    :raises ValueError: an unknown method; moments that no real signal has; a constant
+        signal; a ρ that is uniform or periodic, with which v is not determined.
     """
 
     def __init__(self, moments: FourierMoments, *, method: Method = "auto"):

@@ -21,11 +21,10 @@ def march(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
     the shift at which arg ρ̃(1) = 0.
 
     With v̂ and ρ̃ known below k, v̂(k) follows from the entries (k, l), 0 < l < k, by
-    weighted least squares, its modulus from the diagonal as well, and then ρ̃(k) from
-    all pairs of frequencies up to k that lie k apart. Coefficients below three standard
-    errors are set to 0. The first moment replaces row and column 0, which say the same
-    with more noise. Pairs more than n/2 apart, at which ρ̃ wraps around, only serve to
-    find the sub-sample part of the shift.
+    weighted least squares, and then ρ̃(k) from all pairs of frequencies up to k that lie
+    k apart. Coefficients below three standard errors are set to 0. The first moment
+    replaces row and column 0. Pairs more than n/2 apart, at which ρ̃ wraps around, only
+    serve to find the sub-sample part of the shift.
 
     :param moments: Moments of one problem.
     :return: v and ρ, (n,) each, ρ a distribution. From exact moments both are exact as

@@ -25,10 +25,8 @@ def spectral(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
     """
     Find v from an eigenvector of the second moment with its power spectrum divided out
     (eq. 16; arXiv 1710.02590, algorithm 1), then ρ by linear least squares. The
-    eigenvalues are ρ's values, the eigenvectors shifts of v with |v̂| made flat. The
     eigenvector is used whose eigenvalue is farthest from all others. Frequencies whose
-    power is within three standard errors of 0 are left out, so that the method suits
-    rough signals only.
+    power is within three standard errors of 0 are left out: only rough signals suit.
 
     :param moments: Moments of one problem.
     :return: v and ρ, (n,) each, ρ a distribution.
