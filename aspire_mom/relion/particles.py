@@ -22,7 +22,7 @@ from aspire_mom.relion.table import (
 
 logger = logging.getLogger(__name__)
 
-# What is not corrected for: the columns that tell of it, and their values without it.
+# What is not corrected for: its columns, and the values that mean none of it.
 UNCORRECTED = {
     "beam tilt": {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0},
     "anisotropic magnification": {
@@ -58,17 +58,16 @@ class Particles:
 
     @property
     def has_ctf(self) -> bool:
-        """
-        :return: Whether there are defoci: voltage and the like alone make no CTF.
-        """
+        """Whether the file lists defoci."""
         return not {"_rlnDefocusU", "_rlnDefocusV"}.isdisjoint(self.table.columns)
 
     @cached_property
     def ctfs(self) -> tuple[np.ndarray, np.ndarray]:
         """
-        :return: Distinct CTFs (n_ctfs, 7), columns as in `CTF_COLUMNS` and the B factor
-            in Å², and the index of each particle's CTF (n,). There is no CTF if the
-            file lacks any of `CTF_COLUMNS`.
+        Find the distinct CTFs: none if the file lacks any of `CTF_COLUMNS`.
+
+        :return: Distinct CTFs (n_ctfs, 7), with columns `CTF_COLUMNS` and the B factor
+            in Å², and the index of each particle's CTF (n,).
         """
         columns, zeros = self.table.columns, np.zeros(len(self))
         if not set(CTF_COLUMNS) <= set(columns):
@@ -78,9 +77,7 @@ class Particles:
 
     @property
     def phase_flipped(self) -> bool:
-        """
-        :return: Whether any image's phases have been flipped.
-        """
+        """Whether the phases of any image have been flipped."""
         return bool(self._flags("_rlnCtfDataArePhaseFlipped").any())
 
     @cached_property
@@ -100,39 +97,34 @@ class Particles:
         """
         Check that the CTF can be corrected for.
 
-        :raises ValueError: Columns of it are missing, the images were multiplied by it,
+        :raises ValueError: Columns are missing, the images were multiplied by the CTF,
             some but not all of them were phase-flipped, or there was a phase plate.
         """
         if not self.has_ctf:
             return
-        path, columns = self.table.path, self.table.columns
+        columns, problem = self.table.columns, ""
         missing = [name for name in CTF_COLUMNS if name not in columns]
-        if missing:
-            raise ValueError(
-                f"{path} has defoci but no {' and no '.join(missing)}, without which"
-                " there is no CTF; complete it, or pass ctf=False"
-            )
-        if self._flags("_rlnCtfDataAreCtfPremultiplied").any():
-            raise ValueError(
-                f"{path} has images that were multiplied by their CTF, which is not"
-                " corrected for; extract them as they were, or pass ctf=False"
-            )
         flipped = np.count_nonzero(self._flags("_rlnCtfDataArePhaseFlipped"))
-        if 0 < flipped < len(self):
-            raise ValueError(
-                f"{path} has {flipped} phase-flipped images among {len(self)}; all must"
-                " be or none, or pass ctf=False"
-            )
         phase = np.abs(columns.get("_rlnPhaseShift", np.zeros(1))).max()
-        if phase > 0:
+        if missing:
+            problem = f"defoci but no {' and no '.join(missing)}"
+        elif self._flags("_rlnCtfDataAreCtfPremultiplied").any():
+            problem = "images that were multiplied by their CTF"
+        elif 0 < flipped < len(self):
+            problem = f"{flipped} phase-flipped images among {len(self)}"
+        elif phase > 0:
+            problem = f"phase shifts of up to {phase:g}° (_rlnPhaseShift)"
+        if problem:
             raise ValueError(
-                f"{path} has phase shifts of up to {phase:g}° (_rlnPhaseShift), which"
-                " are not corrected for; pass ctf=False to ignore the CTF"
+                f"{self.table.path} has {problem}, so that its CTF cannot be corrected"
+                " for; pass ctf=False to ignore it"
             )
 
     def summary(self) -> str:
         """
-        :return: Three lines on what was read: particles, CTF and shifts.
+        Describe what was read.
+
+        :return: Three lines: particles, CTF and shifts.
         """
         n, listed = f"{len(self):,}", f"{self.n_listed:,}"
         stacks = _counted(len(np.unique(self.table.stack_indices)), "stack")
@@ -177,9 +169,8 @@ def read_particles(
     class_number: int | None = None,
 ) -> Particles:
     """
-    Read a RELION STAR file of particles, and check the headers and sizes of the stacks
-    it names; their pixels are not read. A warning names aberrations in the file that
-    are not corrected for.
+    Read a RELION STAR file of particles, and check the headers and sizes of its stacks,
+    without reading pixels. Warn of aberrations that are not corrected for.
 
     :param path: STAR file of RELION 3.0 to 5.
     :param pixel_size: Ångström per pixel, where the STAR file has none.
@@ -194,7 +185,14 @@ def read_particles(
         or pixel sizes, no pixel size, or one that contradicts `pixel_size`.
     """
     path = Path(path)
-    _check_file(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        if file.read(6) == b"\x93NUMPY" or path.suffix == ".cs":
+            raise ValueError(
+                f"{path} is a cryoSPARC file; convert it to a STAR file by pyem's"
+                f" csparc2star.py {path.name} particles.star"
+            )
     table = read_table(path)
     n_listed = len(table)
     if random_subset is not None:
@@ -212,10 +210,10 @@ def read_particles(
         listed = _common(table, table.columns["_rlnImageSize"], "sizes", "pixels")
         if listed != L:
             raise ValueError(
-                f"{path} tells of images of {listed:g} pixels along an edge"
+                f"{path} lists images of {listed:g} pixels along an edge"
                 f" (_rlnImageSize), but those in its stacks have {L}"
             )
-    _mention_uncorrected(table)
+    _warn_of_uncorrected(table)
     return Particles(table, stacks, n_listed, L, size)
 
 
@@ -246,7 +244,7 @@ def _check_ranges(table: Table) -> None:
 
 
 def _common(table: Table, values: np.ndarray, name: str, unit: str) -> float:
-    """The value (n,) that all particles must have."""
+    """Return the value that all particles have; raise if they differ."""
     if np.ptp(values) <= PIXEL_SIZE_TOLERANCE * values.max():
         return float(values[0])
     several = f"{values.min():g} to {values.max():g} {unit}"
@@ -267,8 +265,8 @@ def _common(table: Table, values: np.ndarray, name: str, unit: str) -> float:
 
 
 def _distinct_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct rows of columns (n,), and the index of each row's among them (n,):
-    `numpy.unique` of rows takes many times longer."""
+    """Find the distinct rows of columns (n,), and the index of each row among them
+    (n,). `numpy.unique` of whole rows takes many times longer."""
     index = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
         values, own = np.unique(column, return_inverse=True)
@@ -278,8 +276,7 @@ def _distinct_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([column[first] for column in columns], axis=1), index
 
 
-def _mention_uncorrected(table: Table) -> None:
-    """Warn of aberrations that are not corrected for."""
+def _warn_of_uncorrected(table: Table) -> None:
     for what, columns in UNCORRECTED.items():
         there = {
             name: values
@@ -288,20 +285,7 @@ def _mention_uncorrected(table: Table) -> None:
         }
         if there:
             spans = ", ".join(f"{name} {_span(v)}" for name, v in there.items())
-            logger.warning(f"{table.path} tells of {what}, not corrected for: {spans}")
-
-
-def _check_file(path: Path) -> None:
-    """Raise if there is no file or one of cryoSPARC's."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        numpy_array = file.read(6) == b"\x93NUMPY"
-    if path.suffix == ".cs" or numpy_array:
-        raise ValueError(
-            f"{path} is a cryoSPARC file; convert it to a STAR file by pyem's"
-            f" csparc2star.py {path.name} particles.star"
-        )
+            logger.warning(f"{table.path} has {what}, not corrected for: {spans}")
 
 
 def _pixel_size(table: Table) -> float | None:

@@ -38,7 +38,7 @@ def _check_stack(path: Path) -> tuple[int, int]:
     extended = int(header["nsymbt"])
     if min(nx, ny, nz) < 1 or extended < 0:
         raise ValueError(
-            f"{path} is no MRC file, or damaged: its header tells of {nz} images of"
+            f"{path} is no MRC file, or damaged: its header lists {nz} images of"
             f" {nx} x {ny} pixels after {extended} bytes of extended header"
         )
     if mode not in MODES:

@@ -299,7 +299,7 @@ def test_b_factors_damp_ctfs_as_in_relion(tmp_path):
 def test_what_is_not_corrected_for_is_told(tmp_path, caplog, optics, columns, words):
     flagged(tmp_path, optics=OPTICS | optics, **columns)
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'p.star'} tells of {words}"
+        f"{tmp_path / 'p.star'} has {words}"
     ]
     caplog.clear()
     none = {
