@@ -180,7 +180,8 @@ def read_particles(
     :param random_subset: Take the particles of this half set (_rlnRandomSubset).
     :param class_number: Take the particles of this class (_rlnClassNumber).
     :return: The particles.
-    :raises OSError: No such file, or a stack that it names is missing.
+    :raises FileNotFoundError: No such file, or a stack that it names is missing.
+    :raises OSError: A file may not be read.
     :raises ValueError: No particles, a damaged file or stack, images of several sizes
         or pixel sizes, no pixel size, or one that contradicts `pixel_size`.
     """
