@@ -83,7 +83,7 @@ device_option = click.option(
     "--device", default="cpu", help="torch device: cpu, cuda, …"
 )
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print all figures as JSON."
+    "--json", "as_json", is_flag=True, help="Print all results as JSON."
 )
 plot_option = click.option(
     "--plot",
@@ -116,10 +116,10 @@ def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
             raise PermissionError(f"{folder}: no permission to write there")
 
 
-def figures(report: dict) -> str:
+def format_metrics(report: dict) -> str:
     """
-    :param report: A comparison's summary with the seconds it took.
-    :return: The most important figures, one a line.
+    :param report: Summary of a comparison, with the `seconds` that it took.
+    :return: The main metrics, one per line.
     """
     lines = [
         f"resolution at FSC {cutoff}: {report[f'resolution_{cutoff}_angstrom']:.2f} Å"
@@ -128,14 +128,17 @@ def figures(report: dict) -> str:
     ]
     lines.append(f"correlation: {report['correlation']:.4f}")
     if "density_correlation" in report:
-        lines.append(f"correlation of views: {report['density_correlation']:.3f}")
-    lines.append(f"hand: {'mirrored' if report['mirrored'] else 'as it is'}")
+        density = report["density_correlation"]
+        lines.append(f"correlation of viewing-direction densities: {density:.3f}")
+    hand = "mirrored" if report["mirrored"] else "same as the reference"
+    lines.append(f"hand: {hand}")
     lines.append(f"time: {report['seconds']:.1f} s")
     return "\n".join(lines)
 
 
 class Command(click.Command):
-    """A command whose errors, save for bugs, are one sentence about its options."""
+    """Command that reports OSError, ValueError and FloatingPointError as a one-line
+    message in place of a traceback."""
 
     def invoke(self, ctx: click.Context):
         try:
@@ -152,10 +155,11 @@ class Command(click.Command):
             message = ": ".join(str(part) for part in reason)
         except (ValueError, FloatingPointError) as error:
             message = str(error)
-        raise click.ClickException(self._in_options(message))
+        raise click.ClickException(self._with_option_names(message))
 
-    def _in_options(self, message: str) -> str:
-        """Replace arguments of the library by options in one of its messages."""
+    def _with_option_names(self, message: str) -> str:
+        """Replace the names of library arguments in an error message by the names of
+        command-line options."""
         for option in self.params:
             if isinstance(option, click.Option):
                 flag, name = max(option.opts, key=len), option.name
@@ -245,18 +249,18 @@ def _logs_on_stderr() -> Iterator[None]:
     consoles = [h for h in handlers if type(h) is logging.StreamHandler]
     streams = [console.setStream(sys.stderr) for console in consoles]
     for console in consoles:
-        console.addFilter(_tells_something)
+        console.addFilter(_is_relevant)
     try:
         yield
     finally:
         for console, stream in zip(consoles, streams, strict=True):
-            console.removeFilter(_tells_something)
+            console.removeFilter(_is_relevant)
             console.setStream(stream or sys.stderr)
 
 
-def _tells_something(record: logging.LogRecord) -> bool:
-    """Whether to show a record: not ASPIRE's reports on every source and file, nor the
-    zeros that it writes in optics tables of images without CTF."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Filter out ASPIRE's info messages, and messages on optics fields, which ASPIRE
+    fills with zeros for images without CTF."""
     optics = record.getMessage().startswith("Optics field")
     trusted = not record.name.startswith("aspire.") or record.levelno > logging.INFO
     return trusted and not optics

@@ -111,7 +111,7 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
         _plot_projections(source, snr).savefig(folder / "projections.png", dpi=150)
         _plot_result(folder, comparison, truth, views, (true, found.view_density))
         write_json(folder / "report.json", report)
-    click.echo(console.figures(report))
+    click.echo(console.format_metrics(report))
 
 
 def _plot_result(

@@ -12,7 +12,7 @@ COMMANDS = {
     "demo": ("demo", "Simulate noisy images, reconstruct, and compare with the truth."),
     "simulate": ("volumes", "Simulate noisy particle images of a volume."),
     "moments": ("moments", "Average moments of particles, a RELION STAR file."),
-    "inspect": ("moments", "Show how many rings of moments rise above their errors."),
+    "inspect": ("moments", "Report signal and noise of moments on each Fourier ring."),
     "reconstruct": ("reconstruct", "Find a volume and a density of views by moments."),
     "evaluate": ("volumes", "Compare a volume with a reference."),
     "train": ("train", "Train an encoder that starts reconstructions."),

@@ -48,29 +48,31 @@ BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
     "--basis",
     type=click.Choice(list(BASES)),
     default="polar",
-    help="Rings of the images' Fourier transforms, averaged over in-plane angles, or"
-    " all Fourier pixels, which the paper's configuration takes: n⁴ numbers.",
+    help="polar: Fourier rings, averaged over in-plane angles. cartesian: all Fourier"
+    " pixels, which reconstruct --prior paper requires; the second moment has L⁴"
+    " entries for L x L images.",
 )
 @click.option(
     "--noise",
     type=click.Choice(["white", "coloured"]),
     default="white",
-    help="Noise of one variance at all frequencies, or of a radial power spectrum;"
-    " either is measured in the images' corners.",
+    help="Noise model: white, or coloured with a radial power spectrum. Both are"
+    " estimated from the pixels outside the inscribed disc.",
 )
 @click.option(
     "--shift-std",
     metavar="NUMBER|auto",
     default="0",
     help="Standard deviation along each axis, in pixels after --downsample, of shifts"
-    " that the images still have; reconstruct models them, and with auto finds it.",
+    " that the images still have; reconstruct models them. auto: reconstruct"
+    " estimates it.",
 )
 @click.option(
     "--amplitude-std",
     metavar="NUMBER|auto",
     default="0",
     help="Standard deviation of the images' amplitudes relative to their mean, divided"
-    " out of the second moment; auto estimates it from the images' sums.",
+    " out of the second moment. auto: estimate it from the images' pixel sums.",
 )
 @click.option(
     "--third-rings",
@@ -97,15 +99,16 @@ BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
     "--batch-size",
     type=console.COUNT,
     default=512,
-    help="Images computed at once by a core; one batch per core and one more are in"
-    " memory.",
+    help="Images per batch. Each core processes one batch at a time; one further batch"
+    " is read ahead. Reduce it if memory is short.",
 )
 @console.device_option
 @click.option(
     "--resume",
     is_flag=True,
-    help="Keep the sums so far in a file beside the output whose name ends in"
-    " .checkpoint, and go on from it if it is there; do nothing if the output is.",
+    help="Save partial sums to OUT.checkpoint, and resume from that file if it exists."
+    " If all outputs exist and were made from the same images with the same settings,"
+    " do nothing (unless --overwrite).",
 )
 @console.overwrite_option
 def moments(
@@ -132,8 +135,9 @@ def moments(
 
     Files of RELION 3.0 to 5 are read, and cryoSPARC's as pyem's csparc2star.py converts
     them. Angles in the file are not used; CTFs are corrected for and origins centred.
-    A summary of what was read comes before the pass. The noise is measured in the
-    corners of the images and its share removed.
+    A summary of the particle file (particles, CTFs, shifts) is printed to stderr before
+    averaging starts. The noise is estimated from the pixels outside the inscribed disc,
+    and its share of the second moment is removed.
 
     Several processes share the images where torchrun --no-python starts the command.
     With --device cuda each sums up on a GPU: polar moments only, without --third-rings
@@ -188,9 +192,9 @@ def moments(
         ),
     )
     if resume and not overwrite and _is_complete(outputs, estimator):
-        # A run that was killed just before removing it left it.
+        # A run killed after saving its outputs may have left its checkpoint.
         files.discard_checkpoint(checkpoint)
-        click.echo(f"{out} is complete")
+        click.echo(f"{out} is already complete; nothing to do")
         return
     with processes.joined(torch.device("cpu")):
         if processes.is_first():
@@ -215,12 +219,12 @@ def moments(
 
 
 def _is_complete(outputs: list[Path], estimator: MomentEstimator) -> bool:
-    """Whether all outputs exist; raise if one is of another request. A killed run may
-    have written only some."""
+    """Whether all outputs exist; raise if one was made with other settings or from
+    other images. A killed run may have written only some."""
     for half, path in enumerate(outputs):
         if path.is_file():
             try:
-                estimator.check_answer(aspire_mom.Moments.load(path), half=half)
+                estimator.check_compatible(aspire_mom.Moments.load(path), half=half)
             except ValueError as error:
                 raise ValueError(
                     f"{error}; pass --overwrite to replace {path}"
@@ -247,12 +251,13 @@ def inspect(
     moments: Path, other: Path | None, as_json: bool, plot: Path | None, overwrite: bool
 ) -> None:
     """
-    Tell what is in MOMENTS, an .npz file, and how many rings of them hold up.
+    Report signal and noise of MOMENTS (.npz) on each Fourier ring, and the highest ring
+    with significant signal.
 
-    For each ring of the images' Fourier transforms there are the power of the signal
-    and its standard error, the power of the noise that was removed, and whether second
-    moments rise above their errors. With OTHER, moments of other images, the table is
-    of both together and has the correlation between the two.
+    The table has one line per ring: signal power and its ratio to its standard error,
+    power of the noise that was removed, and whether the ring has significant signal.
+    With OTHER, moments of other images, both are merged, and the table also has the
+    correlation between the two.
 
     \b
     Examples:

@@ -59,7 +59,9 @@ def mra() -> None:
 @click.option("--steps", type=console.COUNT, default=7000)
 @click.option("--batch-size", type=console.COUNT, help="Problems in a step.")
 @click.option(
-    "--learning-rate", type=console.Positive(), help="Of Adam, at its highest."
+    "--learning-rate",
+    type=console.Positive(),
+    help="Peak learning rate of Adam (warm-up and cosine decay).",
 )
 @click.option(
     "--training-set",
@@ -163,7 +165,7 @@ def solve_command(
     moments = read_moments(data, sigma)
     if method == "network":
         network = pretrained() if weights is None else load_weights(weights)
-        # MRAInversion checks the moments, which networks do not.
+        # `predict` does not validate its input; `MRAInversion` does.
         solution = MRASolution(*predict(network, MRAInversion(moments).moments))
     else:
         solution = MRAInversion(moments, method=method).estimate()

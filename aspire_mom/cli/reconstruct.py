@@ -27,9 +27,9 @@ WRITTEN = ("volume_mirror.mrc", *PICTURES, "report.json")
     "--prior",
     type=click.Choice(["gaussians", "fouriernet", "harmonics", "paper"]),
     default="gaussians",
-    help="What the volume is made of: a growing mixture of Gaussians, the paper's"
-    " network, or ball harmonics; or the paper's own configuration throughout, which"
-    " takes Cartesian moments and days.",
+    help="Volume model: a growing Gaussian mixture, the paper's network (FourierNet), or"
+    " ball harmonics. paper selects the paper's complete configuration; it requires"
+    " Cartesian moments and runs for days.",
 )
 @click.option(
     "--epochs",
@@ -48,7 +48,10 @@ WRITTEN = ("volume_mirror.mrc", *PICTURES, "report.json")
     help="Remove what is finer than this many Å from the volumes that are written.",
 )
 @click.option(
-    "--starts", type=console.COUNT, help="Number of random starts.  [default: by prior]"
+    "--starts",
+    type=console.COUNT,
+    help="Number of random starts.  [default: 16 for gaussians, 4 for harmonics, 1 for"
+    " fouriernet]",
 )
 @console.seed_option
 @console.device_option

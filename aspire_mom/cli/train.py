@@ -32,13 +32,13 @@ from aspire_mom.training import TrainingSettings, TrainingStatus
     "--learning-rate",
     type=console.Positive(),
     default=Training.learning_rate,
-    help="Of Adam, at its highest.",
+    help="Peak learning rate of Adam (warm-up and cosine decay).",
 )
 @click.option(
     "--gaussians",
     type=console.COUNT,
     default=12,
-    help="Gaussians in the volumes that are found.",
+    help="Number of Gaussians in the volumes that the encoder predicts.",
 )
 @console.seed_option
 @console.device_option

@@ -123,7 +123,9 @@ def evaluate(
         with aspire_mom.files.staged(plot.parent) as folder:
             comparison.plot(folder / plot.name)
     report = {**comparison.summary(), "seconds": time.perf_counter() - start}
-    click.echo(json.dumps(report, indent=2) if as_json else console.figures(report))
+    click.echo(
+        json.dumps(report, indent=2) if as_json else console.format_metrics(report)
+    )
 
 
 def read_volume(path: Path, pixel_size: float | None = None) -> Volume:

@@ -88,11 +88,13 @@ def _plot_power(ax: Axes, report: RingReport) -> None:
 def _plot_ratio(ax: Axes, report: RingReport) -> None:
     rings = np.arange(len(report.signal))
     ax.set(title="signal over its error", xlabel="ring (cycles per box)")
-    if report.snr is None:
+    if report.signal_to_error is None:
         ax.text(0.5, 0.5, "errors unknown", ha="center", transform=ax.transAxes)
     else:
-        finite = np.isfinite(report.snr)
-        ax.plot(rings[finite], report.snr[finite], color=BLUE, marker="o", ms=3)
+        finite = np.isfinite(report.signal_to_error)
+        ax.plot(
+            rings[finite], report.signal_to_error[finite], color=BLUE, marker="o", ms=3
+        )
         ax.axhline(0, color=INK, lw=0.6)
         ax.set_yscale("symlog", linthresh=1)
         _mark_last(ax, report)

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 # Radii of the molecule and of the background around it, in radii of the inscribed disc,
 # as in ASPIRE's `ImageSource.invert_contrast`.
 MOLECULE, BACKGROUND = 0.5, 0.8
-# Largest standard error with which a relative variance of amplitudes is put to use.
-LARGEST_ERROR = 0.05
+# Largest standard error at which the relative variance of amplitudes is used.
+MAX_VARIANCE_ERROR = 0.05
 
 
 def is_dark(moments: Moments) -> bool:
@@ -60,12 +60,13 @@ def inverted(moments: Moments) -> Moments:
 
 def correct_amplitudes(moments: Moments, std: float) -> Moments:
     """
-    Second moments of images whose amplitudes vary are 1 + std² times those of images of
-    the mean amplitude; third ones 1 + 3 std² times, if amplitudes scatter evenly.
+    Scatter of the amplitudes multiplies second moments by 1 + std², and third moments
+    by 1 + 3 std² if the amplitude distribution has zero skewness. Divide these factors
+    out.
 
     :param moments: Moments of such images.
     :param std: Standard deviation of amplitudes relative to their mean; NaN if it is
-        not known, which leaves moments as they are and says so.
+        not known: then only `corrections` change, to say so.
     :return: Moments of images of the mean amplitude.
     """
     if std == 0:
@@ -82,13 +83,13 @@ def correct_amplitudes(moments: Moments, std: float) -> Moments:
 
 def estimate_amplitude_std(moments: Moments) -> float:
     """
-    Estimate the spread of amplitudes from the images' sums: at zero frequency
-    E c(0)² / (E c(0))² = 1 + std².
+    Estimate the spread of amplitudes from the images' pixel sums: at zero
+    frequency E c(0)² / (E c(0))² = 1 + std².
 
     :param moments: Moments of images whose amplitudes vary.
     :return: Standard deviation of amplitudes relative to their mean; NaN, with a
-        warning, where its square is known no better than to 0.05. (An error would lose
-        the moments of a long pass.)
+        warning, if the standard error of its square is 0.05 or more. (A warning instead
+        of an error keeps the averages of a long pass.)
     """
     basis = moments.basis
     where = basis.zero_frequency
@@ -98,10 +99,11 @@ def estimate_amplitude_std(moments: Moments) -> float:
     if moments.second_error is not None and mean > 0:
         error = basis.own_power(moments.second_error)[0, where] / mean
         mean -= basis.zeroth(moments.first_error)[where] ** 2
-    if not error < LARGEST_ERROR:
+    if not error < MAX_VARIANCE_ERROR:
         logger.warning(
-            "the images' sums determine the variance of their amplitudes no better than"
-            f" to {error:.2g}: amplitudes are not corrected for"
+            "Cannot estimate the amplitude variance: its standard error from the"
+            f" images' pixel sums is {error:.2g} (limit {MAX_VARIANCE_ERROR}). Amplitudes are"
+            " not corrected."
         )
         return np.nan
     return float(np.sqrt(max(second / mean - 1, 0)))

@@ -13,15 +13,16 @@ from aspire.utils import grid_2d
 
 from aspire_mom.bases import Basis
 
-# Power on the Nyquist row and column, relative to that on the next ones as measured by
-# `_edge_power`, below which they are empty. White noise has 2; a ramp subtracted from
-# images after downsampling leaves less than 1e-2.
+# Power on the Nyquist row and column, relative to that on the next ones (see
+# `_nyquist_power`), below which they are empty. White noise has 2; a ramp subtracted
+# from images after downsampling leaves less than 1e-2.
 EMPTY_NYQUIST = 0.1
-# Corrections for empty Nyquist frequencies, each of which leaves at most nine tenths of
-# what is missing, and eight tenths from sizes of 8 on.
-CORRECTIONS = 50
-# The spectrum is measured in all of so many images, and in every eighth of many more.
-ALL_OF, AT_LEAST_EVERY = 10_000, 8
+# Fixed-point iterations that restore the covariance removed with empty Nyquist
+# frequencies. Each reduces the residual to 0.9 of its value or less (0.8 for L >= 8).
+NYQUIST_ITERATIONS = 50
+# The noise spectrum is estimated from every s-th of n images, s = n // 10,000, clipped
+# to 1 … 8.
+IMAGES_PER_STEP, MAX_STEP = 10_000, 8
 
 
 def filter_spectrum(noise_filter: Filter, source: ImageSource) -> np.ndarray:
@@ -47,15 +48,16 @@ def corner_sums(images: np.ndarray) -> dict[str, np.ndarray]:
     """
     :param images: Images (n, L, L), real.
     :return: Sums over them: "corner", Σ and Σ² of the pixels outside the inscribed
-        disc, and "edge", powers that tell whether the Nyquist row and column are empty,
-        both (2,), float64.
+        disc, and "nyquist", the power on the Nyquist row and column and that on the row
+        and column next to them, which show whether the former are empty; both (2,),
+        float64.
     """
     L = images.shape[-1]
     pixels = images.reshape(len(images), -1)[:, _outside(L)]
     powers = np.einsum("np,np->n", pixels, pixels)
     return {
         "corner": np.array([v.sum(dtype=np.float64) for v in (pixels, powers)]),
-        "edge": _edge_power(images) if L % 2 == 0 else np.zeros(2),
+        "nyquist": _nyquist_power(images) if L % 2 == 0 else np.zeros(2),
     }
 
 
@@ -75,8 +77,8 @@ def measure_noise(
     :return: Second moment of the noise; its variance per pixel; and whether images have
         a Nyquist row and column, which odd sizes cannot lack.
     """
-    L, edge = basis.L, sums["edge"]
-    nyquist = L % 2 == 1 or bool(edge[0] > EMPTY_NYQUIST * edge[1])
+    L, (last, next_to_last) = basis.L, sums["nyquist"]
+    nyquist = L % 2 == 1 or bool(last > EMPTY_NYQUIST * next_to_last)
     if "corner_power" in sums:
         spectrum = corner_spectrum(
             sums["corner_power"], sums["corner_images"], L, nyquist
@@ -102,7 +104,7 @@ def corner_power(images: np.ndarray, start: int, n_images: int) -> dict:
     :return: Sums over the batch: "corner_power", (p, p // 2 + 1), float64, and
         "corner_images", how many counted.
     """
-    step = min(max(n_images // ALL_OF, 1), AT_LEAST_EVERY)
+    step = min(max(n_images // IMAGES_PER_STEP, 1), MAX_STEP)
     mask = _background(images.shape[-1]).astype(images.dtype)
     used = images[-start % step :: step] * mask
     return {"corner_power": _power(used), "corner_images": np.array(float(len(used)))}
@@ -145,7 +147,7 @@ def corner_spectrum(
         return fft.centered_fft2(np.interp(apart, distances, covariances, right=0))
 
     covariances, inner = by_distance(products), np.ix_(lags + L // 2, lags + L // 2)
-    for _ in range(0 if nyquist else CORRECTIONS):
+    for _ in range(0 if nyquist else NYQUIST_ITERATIONS):
         spectrum = spectrum_on(np.arange(L) - L // 2)
         spectrum[1:, 1:] = 0  # but the Nyquist row and column
         missing = fft.centered_ifft2(spectrum).real[inner]
@@ -183,7 +185,7 @@ def _background(L: int) -> np.ndarray:
     return (r >= L // 2 - 1).astype(np.float64)
 
 
-def _edge_power(images: np.ndarray) -> np.ndarray:
+def _nyquist_power(images: np.ndarray) -> np.ndarray:
     """Power on the Nyquist row and column of an even size, and on the next ones'
     cosines: (2,)."""
     L = images.shape[-1]

@@ -14,8 +14,8 @@ from aspire_mom.files import digest
 from aspire_mom.moments.ctf import ctf_parameters
 
 MIXED = "mixed"
-# Fields that are known after the pass over the images only.
-MEASURED = ("noise_variance", "amplitude_std", "inverted")
+# Fields that are known only after the pass over the images.
+ESTIMATED_FIELDS = ("noise_variance", "amplitude_std", "inverted")
 # Images whose pixels identify a source, spread evenly from the first to the last.
 N_READ = 16
 
@@ -96,10 +96,10 @@ class SourceIdentity:
 @dataclass(frozen=True, kw_only=True)
 class Corrections:
     """
-    What moments are corrected for, and the images that they are of. All but the last
-    three fields are known before the images are read: they are the request that the
-    moments answer. Fields of merged moments are "mixed" where the parts differ. `str()`
-    puts the corrections into words.
+    What moments are corrected for, and the images that they are of. All fields but the
+    last three are known before the images are read; :meth:`difference` compares only
+    these. Fields of merged moments are "mixed" where the parts differ. `str()` puts the
+    corrections into words.
 
     :param source: Identity of the images; None for exact and for merged moments.
     :param half: 0 for all images, 1 or 2 for one half of them.
@@ -187,26 +187,26 @@ class Corrections:
 
     def difference(self, wanted: Corrections) -> str | None:
         """
-        Compare two requests, which leave out what is measured in the pass.
+        Compare the fields that are known before the images are read.
 
-        :param wanted: The other request.
+        :param wanted: Other corrections.
         :return: The first field that differs, with both values; None if none does.
         """
-        own, other = self._request(), wanted._request()
+        own, other = self._known_fields(), wanted._known_fields()
         for name in own | other:
             if own.get(name) != other.get(name):
                 return f"{name} is {own.get(name)}, not {other.get(name)}"
         return None
 
-    def _request(self) -> dict[str, object]:
-        """Fields known before the pass, those of the source among them."""
-        values = {k: v for k, v in asdict(self).items() if k not in MEASURED}
+    def _known_fields(self) -> dict[str, object]:
+        """Fields known before the images are read, with those of the source."""
+        values = {k: v for k, v in asdict(self).items() if k not in ESTIMATED_FIELDS}
         return (values.pop("source") or {"source": None}) | values
 
-    def of_sums(self) -> dict[str, object]:
+    def sum_settings(self) -> dict[str, object]:
         """
-        :return: What sums over the images depend on, by name. Noise, amplitudes and
-            residual shifts are not among it, since they come in later.
+        :return: The settings that sums over images depend on, by name. Noise variance,
+            amplitudes and residual shifts are used later, and are not included.
         """
         corrected = self.ctf == "corrected"
         return {

@@ -193,27 +193,30 @@ class MomentEstimator:
             amplitude_std_given=self.corrections.amplitude_std,
         )
 
-    def _request(self, half: int) -> Corrections:
+    def _expected_corrections(self, half: int) -> Corrections:
         """What moments of all images (`half` 0) or of a half will be corrected for."""
         batch = self._half_batch if half else 0
         return replace(self._corrections, half=half, half_batch=batch)
 
-    def check_answer(self, moments: Moments, half: int = 0) -> None:
+    def check_compatible(self, moments: Moments, half: int = 0) -> None:
         """
         Check that moments, from a file perhaps, are those that this estimator would
         return: of the same images in the same basis, with the same corrections.
 
         :param moments: The moments.
         :param half: 0 for those of all images, 1 or 2 for those of a half.
-        :raises ValueError: they are others; says what differs.
+        :raises ValueError: they differ; the message says in what.
         """
-        difference = moments.corrections.difference(self._request(half))
+        difference = moments.corrections.difference(self._expected_corrections(half))
         if moments.basis != self.basis:
             difference = f"the basis is {moments.basis}, not {self.basis}"
         elif moments.third_basis != self.third:
             difference = f"third moments: {moments.third_basis}, not {self.third}"
         if difference is not None:
-            raise ValueError(f"the moments are of another request ({difference})")
+            raise ValueError(
+                "the moments were estimated with other settings or from other images"
+                f" ({difference})"
+            )
 
     def estimate(self) -> Moments:
         """
@@ -250,7 +253,7 @@ class MomentEstimator:
         streaming, third = self.streaming, self.third and self.third.to_arrays()
         # What the sums depend on.
         fingerprint = {"basis": repr(self.basis), "third": third and digest(third)}
-        fingerprint |= self._corrections.of_sums()
+        fingerprint |= self._corrections.sum_settings()
         groups = accumulate(
             self.source.n,
             streaming.batch_size if n_groups == 1 else self._half_batch,
@@ -328,7 +331,9 @@ class MomentEstimator:
             nyquist=nyquist,
             first_information=information,
             second_information=pairs,
-            corrections=replace(self._request(half), noise_variance=float(variance)),
+            corrections=replace(
+                self._expected_corrections(half), noise_variance=float(variance)
+            ),
             third_basis=self.third,
             third_error=third_error,
             noise_power=power,

@@ -22,7 +22,6 @@ from aspire_mom.checks import (
     check_integer,
     check_kind,
     check_positive,
-    spread,
 )
 from aspire_mom.files import contents_of, load_arrays, save_arrays
 from aspire_mom.moments.corrections import Corrections
@@ -185,8 +184,8 @@ class Moments:
         :return: The moments of both.
         :raises TypeError: `other` is something else.
         :raises ValueError: another basis, pixel size or state of the Nyquist row and
-            column, other shifts, exact moments (n_images = 0), third moments of other
-            numbers or of images with CTFs.
+            column, other shifts, exact moments (n_images = 0), third moments in another
+            basis, or third moments of images with CTFs.
         """
         self.check_same_basis(other)
         _check_mergeable(self, other)
@@ -304,12 +303,12 @@ def _check_mergeable(a: Moments, b: Moments) -> None:
         )
     elif a.shift_std != b.shift_std:
         problem = (
-            f"residual shifts are of {spread(a.shift_std)} and of"
-            f" {spread(b.shift_std)}; only images with the same can be averaged"
+            f"shift_std is {a.shift_std} for one and {b.shift_std} for the other; only"
+            " moments of equal shift_std can be merged"
         )
     elif a.third_basis != b.third_basis:
         problem = (
-            "third moments are of different numbers, or only one has them; estimate"
+            "the two third moments are in different bases, or one is missing; estimate"
             " both with one ThirdMomentBasis"
         )
     elif a.third is not None and has_ctf:

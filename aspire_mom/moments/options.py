@@ -62,7 +62,7 @@ class CorrectionOptions:
     :param shift_std: Standard deviation along each axis, pixels, of shifts that the
         images still have, which the inversion models; None if it is to estimate them.
     :param amplitude_std: Standard deviation of the images' amplitudes relative to their
-        mean; None to estimate it from the images' sums.
+        mean; None to estimate it from the images' pixel sums.
     :raises ValueError: a standard deviation is out of range.
     """
 
@@ -82,7 +82,8 @@ class CorrectionOptions:
 @dataclass(frozen=True, kw_only=True)
 class StreamingOptions:
     """
-    How to read and sum up images. Results depend on it by rounding errors only.
+    How to read images and sum over them. These options change results only by rounding,
+    except that `batch_size` decides which images are in which half set.
 
     :param batch_size: Images read and transformed at once; fewer need less memory.
     :param checkpoint: File that keeps the sums so far: another pass over the same

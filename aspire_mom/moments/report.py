@@ -11,7 +11,7 @@ from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.rings import (
     NEGLIGIBLE,
     SIGNIFICANT,
-    ring_evidence,
+    ring_chi2,
     ring_power,
 )
 
@@ -32,8 +32,9 @@ class RingReport:
         moments do not tell.
     :param error: Standard error of `signal`, as if those of different orders were
         independent; None where errors are unknown.
-    :param evidence: Mean of squared second moments over their squared errors: 1 for
-        noise alone, above 1.5 where there is signal; None where errors are unknown.
+    :param reduced_chi2: Mean over a ring's entries of |second moment|² / (standard
+        error)²: about 1 for pure noise. A ring counts as supported above 1.5 if its
+        signal power is positive. None where errors are unknown.
     :param agreement: Correlation of the second moments of two halves of the data, None
         without halves.
     :param effective: Number of images without a CTF that would determine the ring as
@@ -44,7 +45,7 @@ class RingReport:
     signal: np.ndarray
     noise: np.ndarray | None = None
     error: np.ndarray | None = None
-    evidence: np.ndarray | None = None
+    reduced_chi2: np.ndarray | None = None
     agreement: np.ndarray | None = None
     effective: np.ndarray | None = None
 
@@ -60,7 +61,7 @@ class RingReport:
         :raises ValueError: the halves are of different bases.
         """
         basis = moments.basis
-        columns = {"signal": ring_power(moments), "evidence": ring_evidence(moments)}
+        columns = {"signal": ring_power(moments), "reduced_chi2": ring_chi2(moments)}
         if moments.noise_power is not None:
             columns["noise"] = basis.ring_power(moments.noise_power)
         if moments.second_error is not None:
@@ -74,8 +75,8 @@ class RingReport:
         return cls(moments, **within)
 
     @property
-    def snr(self) -> np.ndarray | None:
-        """Signal over its standard error."""
+    def signal_to_error(self) -> np.ndarray | None:
+        """Ratio of the signal power to its standard error; infinite if that is 0."""
         if self.error is None:
             return None
         exact = np.full(len(self.signal), np.inf)
@@ -84,8 +85,8 @@ class RingReport:
     @property
     def supported(self) -> np.ndarray:
         """Whether a ring has more than noise; in exact moments, than round-off."""
-        if self.evidence is not None:
-            return (self.evidence > SIGNIFICANT) & (self.signal > 0)
+        if self.reduced_chi2 is not None:
+            return (self.reduced_chi2 > SIGNIFICANT) & (self.signal > 0)
         return self.signal > NEGLIGIBLE**2 * self.signal.max()
 
     @property
@@ -112,8 +113,8 @@ class RingReport:
             "signal_power": self.signal,
             "signal_error": self.error,
             "noise_power": self.noise,
-            "snr": self.snr,
-            "evidence": self.evidence,
+            "snr": self.signal_to_error,
+            "evidence": self.reduced_chi2,
             "half_set_correlation": self.agreement,
             "effective_images": self.effective,
         }
@@ -140,7 +141,7 @@ class RingReport:
         numbers = {
             "signal": self.signal,
             "noise": self.noise,
-            "signal/error": self.snr,
+            "signal/error": self.signal_to_error,
             "halves": self.agreement,
             "images": self.effective,
         }
@@ -174,7 +175,10 @@ class RingReport:
         """:return: Up to which ring the data support a model, in one sentence."""
         last, n = self.last_ring, self.moments.n_images
         if 0 < n < FEW:
-            return f"{n} images are too few to tell which rings hold up"
+            return (
+                f"{n} images are too few (at least {FEW} are needed) to tell which"
+                " rings have significant signal"
+            )
         if last is None:
             return "the data show no signal on any ring"
         where = f"ring {last}"

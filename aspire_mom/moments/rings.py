@@ -6,7 +6,7 @@ import numpy as np
 
 from aspire_mom.moments.moments import Moments
 
-# Evidence (see `ring_evidence`) above which a ring carries signal.
+# Reduced χ² (see `ring_chi2`) above which a ring carries signal.
 SIGNIFICANT = 1.5
 # Rings weaker than this, relative to the strongest, count as empty in exact moments.
 NEGLIGIBLE = 1e-4
@@ -30,10 +30,10 @@ def ring_rms(moments: Moments) -> np.ndarray:
     return np.sqrt(np.maximum(ring_power(moments), 0))
 
 
-def ring_evidence(moments: Moments) -> np.ndarray | None:
+def ring_chi2(moments: Moments) -> np.ndarray | None:
     """
-    Mean over each ring's second moments, with all rings, of their squares over their
-    squared errors: 1 where there is noise alone.
+    Return each ring's reduced χ², the mean of |second moment|² / (standard error)² over
+    its entries with all rings: about 1 for pure noise.
 
     :param moments: Moments in any basis.
     :return: One value per ring, float64; None where errors are unknown.
@@ -52,18 +52,18 @@ def ring_evidence(moments: Moments) -> np.ndarray | None:
 def informative_rings(moments: Moments) -> int:
     """
     Number of rings, from the centre, that the data support: up to two beyond the last
-    ring of evidence above 1.5 (of exact moments, all of an RMS of at least 1e-4 of the
-    largest).
+    ring of reduced χ² above 1.5 (for exact moments, up to the last ring whose RMS is at
+    least 1e-4 of the largest).
 
     :param moments: Moments in any basis.
     :return: A number of rings, at least 4 where the basis has them; all of a basis that
         cannot be cut to fewer.
     """
-    basis, evidence = moments.basis, ring_evidence(moments)
-    if evidence is None:
+    basis, chi2 = moments.basis, ring_chi2(moments)
+    if chi2 is None:
         rms = ring_rms(moments)
         strong, beyond = np.flatnonzero(rms >= NEGLIGIBLE * rms.max()), 1
     else:
-        strong, beyond = np.flatnonzero(evidence > SIGNIFICANT), 3
+        strong, beyond = np.flatnonzero(chi2 > SIGNIFICANT), 3
     last = int(strong[-1]) if len(strong) else 0
     return basis.cut(n_rings=max(last + beyond, 4)).n_rings

@@ -25,7 +25,7 @@ from aspire_mom.moments.compression import (
 
 # Bytes of a third moment unless asked otherwise: a million complex numbers.
 BUDGET = 16 * 10**6
-# Share of the largest denominator of weighted least squares that others are raised to.
+# Lower bound on the denominators Σ H² H² H², relative to the largest.
 FLOOR = 1e-8
 
 
@@ -202,8 +202,8 @@ class ThirdMomentBasis(RadialCompression):
         self, sums: Sums, n_images: int, noise_second: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """
-        The third moment with the noise's share removed. Noise x is added to clean
-        coefficients s; it is independent of s and has no mean or third moment. Then
+        Remove the noise's share from the third moment. Noise x is additive, independent
+        of the clean coefficients s, and has zero mean and zero third moment. Then
 
             E c c conj c = E s s conj s + E s[m1] E x[m2] conj x[m3]
                          + E s[m2] E x[m1] conj x[m3] + conj E s[m3] E x[m1] x[m2],
@@ -226,8 +226,9 @@ class ThirdMomentBasis(RadialCompression):
         :return: The third moment (size,), complex128, and its standard error, float64,
             or None without `errors` or for one image. The noise counts as known. With H
             the error is that of entries which are 0 and have no bias removed: where
-            noise prevails, right for m1 > 0, up to 60 % too large for m1 = 0. Entries
-            of denominators Σ H² H² H² below 1e-8 of the largest are drawn to zero.
+            noise prevails, right for m1 > 0, up to 60 % too large for m1 = 0. The
+            denominators Σ H² H² H² are at least 1e-8 of the largest, which shrinks
+            poorly determined entries towards zero.
         :raises ValueError: wrong shape of the noise.
         """
         weighted = "third_information" in sums

@@ -167,7 +167,7 @@ def test_interrupted_moments_go_on(tmp_path, monkeypatch, moments, star):
     assert min(starts[before + 1 :]) >= IMAGES // 2 - 10  # after one look at the source
     assert [path.name for path in out.parent.iterdir()] == ["m.npz"]
     assert max(Moments.load(out).relative_error(Moments.load(moments))) < 1e-5
-    assert "is complete" in succeed(*command).stdout
+    assert "is already complete" in succeed(*command).stdout
     # Of other particles it is not.
     refused = run(*command, "--first", 20)
     assert "n_images is 300, not 20" in refused.stderr
@@ -316,7 +316,7 @@ def test_evaluate_finds_a_moved_volume(tmp_path, hand):
     # And in words.
     words = succeed("evaluate", *args, "--overwrite").stdout
     assert "6.43 Å (7.0 shells)" in words
-    assert f"hand: {'mirrored' if hand == -1 else 'as it is'}" in words
+    assert f"hand: {'mirrored' if hand == -1 else 'same as the reference'}" in words
 
 
 def test_pixel_size_option_stands_in_for_the_header(tmp_path):
@@ -448,7 +448,7 @@ def test_halves_and_options_of_a_finished_output(tmp_path, star):
     assert sum(half.n_images for half in halves) == whole.n_images
     merged = halves[0].merge(halves[1])
     assert np.abs(merged.second - whole.second).max() < 1e-9 * abs(whole.second).max()
-    assert "is complete" in succeed(*words).stdout
+    assert "is already complete" in succeed(*words).stdout
     for option in ("--shift-std", "--amplitude-std"):
         refused = run(*words, option, "wide")
         assert f"{option} is 'wide'; a number or auto is needed" in refused.stderr

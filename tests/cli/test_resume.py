@@ -20,7 +20,7 @@ def finished(star, tmp_path):
 
 def assert_complete(command):
     before = {path: path.stat().st_mtime_ns for path in _outputs(command)}
-    assert "is complete" in succeed(*command).stdout
+    assert "is already complete" in succeed(*command).stdout
     assert {path: path.stat().st_mtime_ns for path in _outputs(command)} == before
 
 
@@ -29,7 +29,10 @@ def assert_stale(command, name):
     before = {path: path.stat().st_mtime_ns for path in _outputs(command)}
     refused = run(*command)
     assert refused.exit_code == 2
-    assert "moments are of another request" in refused.stderr
+    assert (
+        "moments were estimated with other settings or from other images"
+        in refused.stderr
+    )
     assert name in refused.stderr
     assert "pass --overwrite to replace" in refused.stderr
     assert {path: path.stat().st_mtime_ns for path in _outputs(command)} == before
@@ -52,7 +55,7 @@ def with_columns(star, name, **columns):
     return path
 
 
-def test_the_same_request_is_complete(finished):
+def test_outputs_of_the_same_settings_are_complete(finished):
     command, out = finished
     assert_complete(command)
     # Neither the batch size of the whole nor what the pass finds counts.
@@ -142,7 +145,7 @@ def test_other_halves(finished):
     assert str(half) in refused.stderr
 
 
-def test_one_output_of_another_request_is_not_replaced(finished):
+def test_one_output_of_other_settings_is_not_replaced(finished):
     """A run that was killed between the files goes on; others' files stay."""
     command, out = finished
     half = out.with_stem("m_half2")

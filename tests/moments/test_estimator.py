@@ -362,7 +362,7 @@ def test_amplitudes_cannot_be_seen_in_sums_that_noise_hides(caplog):
         moments = estimate(
             source, "polar", corrections=CorrectionOptions(amplitude_std=None)
         )
-    assert "no better than to" in caplog.text
+    assert "Cannot estimate the amplitude variance" in caplog.text
     assert str(moments.corrections).endswith("amplitudes of unknown spread")
     assert (moments.second == estimate(source, "polar").second).all()
 

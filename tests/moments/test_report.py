@@ -53,7 +53,7 @@ def test_powers_are_those_of_the_images(basis):
     truth = ring_rms(clean)[: len(report.signal)] ** 2
     assert len(report.signal) == basis.n_rings
     assert np.abs((report.signal - truth) / report.error).max() < 4
-    np.testing.assert_array_equal(report.snr, report.signal / report.error)
+    np.testing.assert_array_equal(report.signal_to_error, report.signal / report.error)
     np.testing.assert_allclose(report.angstrom[1:], L * 2 / np.arange(1, len(truth)))
     # White noise has the same power at all frequencies, L² σ² in a pixel.
     if isinstance(basis, CartesianBasis):
@@ -79,7 +79,7 @@ def test_errors_are_those_of_noise(basis):
     expected = np.mean([report.error for report in reports], axis=0)
     ratio = expected / scatter
     assert (np.abs(np.log(ratio)) < np.log(1.6)).all(), ratio
-    assert np.mean([r.evidence for r in reports]) == pytest.approx(1, abs=0.1)
+    assert np.mean([r.reduced_chi2 for r in reports]) == pytest.approx(1, abs=0.1)
     assert np.mean([r.supported for r in reports]) < 0.05
 
 
@@ -196,7 +196,7 @@ def test_exact_moments_and_no_pixel_size():
     moments = Moments(np.ones(basis.first_shape, complex), second, basis)
     report = RingReport.of(moments)
     assert report.last_ring == 2
-    assert report.snr is None
+    assert report.signal_to_error is None
     assert report.angstrom is None
     assert "exact moments of 8 x 8 pixels, PolarBasis" in report.table()
     assert "up to ring 2" in report.verdict()
@@ -228,7 +228,10 @@ def test_effective_images(basis):
 
 def test_few_images_cannot_tell():
     report = RingReport.of(estimate(PolarBasis(L), 5))
-    assert report.verdict() == "5 images are too few to tell which rings hold up"
+    assert report.verdict() == (
+        "5 images are too few (at least 100 are needed) to tell which rings have"
+        " significant signal"
+    )
 
 
 def test_halves_must_be_of_one_basis():

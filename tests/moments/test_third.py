@@ -484,10 +484,10 @@ def test_merging_unlike_noise_subtracts_each_ones_own():
     assert parts[0].merge(without).third_error is None
 
 
-def test_merging_other_numbers_is_refused():
+def test_merging_third_moments_in_other_bases_is_refused():
     basis = small_basis(13)
     parts = [moments_with_third(signal(13, 8), kept) for kept in compressions(basis)]
-    message = "third moments are of different numbers, or only one has them"
+    message = "the two third moments are in different bases, or one is missing"
     with pytest.raises(ValueError, match=message):
         parts[0].merge(parts[1])
     bare = dataclasses.replace(parts[0], third=None, third_error=None, third_basis=None)
