@@ -27,8 +27,8 @@ WRITTEN = ("volume_mirror.mrc", *PICTURES, "report.json")
     "--prior",
     type=click.Choice(["gaussians", "fouriernet", "harmonics", "paper"]),
     default="gaussians",
-    help="Volume model: a growing Gaussian mixture, the paper's network (FourierNet), or"
-    " ball harmonics. paper selects the paper's complete configuration; it requires"
+    help="Volume model: growing Gaussian mixture, the paper's network (FourierNet),"
+    " or ball harmonics. paper selects the paper's complete configuration; it requires"
     " Cartesian moments and runs for days.",
 )
 @click.option(

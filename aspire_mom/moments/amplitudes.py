@@ -102,8 +102,8 @@ def estimate_amplitude_std(moments: Moments) -> float:
     if not error < MAX_VARIANCE_ERROR:
         logger.warning(
             "Cannot estimate the amplitude variance: its standard error from the"
-            f" images' pixel sums is {error:.2g} (limit {MAX_VARIANCE_ERROR}). Amplitudes are"
-            " not corrected."
+            f" images' pixel sums is {error:.2g} (limit {MAX_VARIANCE_ERROR})."
+            " Amplitudes are not corrected."
         )
         return np.nan
     return float(np.sqrt(max(second / mean - 1, 0)))
