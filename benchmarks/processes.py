@@ -43,11 +43,11 @@ def loss_and_gradients(
     """Of a FourierNet and free probabilities; seconds of a second evaluation."""
     quadrature = SO3Quadrature.product(SphericalDesign(5), 12)
     basis = BASES[kind](L)
-    truth = GaussianMixture(8, total=L, seed=5)
+    # In double precision, so that the moments don't depend on the number of processes.
+    truth = GaussianMixture(8, total=L, seed=5).double()
+    uniform = torch.full((len(quadrature),), 1 / len(quadrature), dtype=torch.float64)
     with torch.no_grad():
-        made = forward_model(basis, quadrature)(
-            truth, torch.full((len(quadrature),), 1 / len(quadrature))
-        )
+        made = forward_model(basis, quadrature).double()(truth, uniform)
     moments = Moments(*(m.numpy().astype(np.complex128) for m in made), basis)
     volume = FourierNet(L / 2, hidden=32, scale=L).to(dtype)
     inversion = MomentInversion(
