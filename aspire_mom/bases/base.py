@@ -23,15 +23,16 @@ class Basis(ABC):
     several *orders* m ≥ 0 at each frequency, where m > 0 stands for -m too. A Cartesian
     basis has one.
 
-    *Information* is what CTFs let through. For images with transfer functions H it is
-    Σ H² at every frequency, (n,), and Σ H² H'² at every pair of frequencies, (·, n, n),
-    stored as the even orders 0, 2, … of its dependence on the angle between them; order
-    0 alone if H is radial. Least squares are solved entry by entry,
+    CTFs are corrected for by least squares, entry by entry. The denominators, called
+    *information* here, are sums of squared transfer functions over images: Σ H(k)² for
+    the first moment, (n,), and Σ H(k)² H(k')² for the second, (n_harmonics, n, n),
+    stored as Fourier coefficients of even order 0, 2, … in the angle between k and k'
+    (only order 0 if all H are radial). For images f = H c + noise, c is solved for in
 
         Σ H(k) f(k)              = Σ H(k)²         E c(k)
         Σ H(k) H(k') f(k) f(k')* = Σ H(k)² H(k')² E c(k) c(k')* + noise,
 
-    so one pass suffices, whether images share a CTF or each has its own.
+    One pass over the images is enough, whether they share a CTF or each has its own.
     """
 
     #: Pixels along an image's edge.
@@ -52,10 +53,11 @@ class Basis(ABC):
     rings: np.ndarray
     #: Area in Fourier space that each frequency stands for, (n,) or (1,).
     areas: np.ndarray
-    #: False on the Nyquist row and column of even sizes, which have no signal; (n,).
-    resolved: np.ndarray
-    #: Which entries of :meth:`blocks` an object within 0.4 boxes of the centre has.
-    within_object: np.ndarray
+    #: Mask (n,), False on the Nyquist row and column of even sizes.
+    off_nyquist: np.ndarray
+    #: Mask of the entries of :meth:`equal_order_blocks` in which an object of radius
+    #: 0.4 box lengths has significant power.
+    order_support: np.ndarray
     #: Whether :meth:`sums` computes on other devices than the CPU.
     runs_on_devices: bool
     #: Whether the basis can correct CTFs that vary along rings.
@@ -77,12 +79,12 @@ class Basis(ABC):
 
     @property
     def power_shape(self) -> tuple[int, int]:
-        """Shape of :meth:`own_power`."""
+        """Shape of :meth:`diagonal_power`."""
         return self.max_order + 1, self.n_frequencies
 
     @property
     def block_multiplicity(self) -> np.ndarray:
-        """2 for orders of :meth:`blocks` that stand for ±m, else 1."""
+        """2 for orders of :meth:`equal_order_blocks` that stand for ±m, else 1."""
         return np.where(np.arange(self.max_order + 1) == 0, 1.0, 2.0)
 
     @property
@@ -109,7 +111,7 @@ class Basis(ABC):
 
     # Parts of moments
 
-    def zeroth(self, first: np.ndarray) -> np.ndarray:
+    def order_zero(self, first: np.ndarray) -> np.ndarray:
         """
         :param first: First moment, or its errors.
         :return: Its part of order 0, (n,).
@@ -124,7 +126,7 @@ class Basis(ABC):
         return None
 
     @abstractmethod
-    def blocks(self, second: np.ndarray) -> np.ndarray:
+    def equal_order_blocks(self, second: np.ndarray) -> np.ndarray:
         """
         :param second: Second moment, or its errors.
         :return: Its entries of equal orders, (max_order + 1, n, n).
@@ -148,19 +150,19 @@ class Basis(ABC):
         :return: The part of the array in that basis.
         """
 
-    def own_power(self, second: np.ndarray) -> np.ndarray:
+    def diagonal_power(self, second: np.ndarray) -> np.ndarray:
         """
         :param second: Second moment, or its errors.
         :return: E |f|² of single coefficients, (max_order + 1, n), float64.
         """
-        return np.einsum("mrr->mr", self.blocks(second)).real
+        return np.einsum("mrr->mr", self.equal_order_blocks(second)).real
 
     def first_power(self, second: np.ndarray) -> np.ndarray:
         """
         :param second: Second moment, or its errors.
         :return: E |f|² of the first moment's entries, of its shape.
         """
-        own = self.own_power(second).ravel()
+        own = self.diagonal_power(second).ravel()
         return own[: math.prod(self.first_shape)].reshape(self.first_shape)
 
     # Rings
@@ -188,7 +190,7 @@ class Basis(ABC):
 
     def ring_power(self, power: np.ndarray) -> np.ndarray:
         """
-        :param power: What :meth:`own_power` returns.
+        :param power: What :meth:`diagonal_power` returns.
         :return: For each ring, Σ_m E|c[m, r]|² over all orders m and -m, or the mean of
             E|f|² over the pixels nearest to it.
         """
@@ -202,7 +204,7 @@ class Basis(ABC):
         :param error: Standard errors of the second moment's entries.
         :return: One for each ring.
         """
-        own = self.block_multiplicity[:, None] * self.own_power(error)
+        own = self.block_multiplicity[:, None] * self.diagonal_power(error)
         return self.ring_error(np.sqrt((own**2).sum(0)))
 
     @abstractmethod

@@ -70,13 +70,13 @@ class CartesianBasis(Basis):
         return np.ones(1)
 
     @property
-    def resolved(self) -> np.ndarray:
+    def off_nyquist(self) -> np.ndarray:
         return (self.frequencies > -self.L / 2).all(1)
 
     def image(self, first: np.ndarray) -> np.ndarray:
         return first.reshape(self.L, self.L)
 
-    def blocks(self, second: np.ndarray) -> np.ndarray:
+    def equal_order_blocks(self, second: np.ndarray) -> np.ndarray:
         return second[None]
 
     def cut(
@@ -88,11 +88,12 @@ class CartesianBasis(Basis):
         return array
 
     def ring_power_error(self, error: np.ndarray) -> np.ndarray:
-        # Opposite pixels have the same error.
+        # Pixels k and -k (a Friedel pair) have equal |f|², so their errors are fully
+        # correlated: a pair adds (2σ)² to the variance of a sum, that is 2σ² per pixel.
         return np.sqrt(2) * super().ring_power_error(error)
 
     @property
-    def within_object(self) -> np.ndarray:
+    def order_support(self) -> np.ndarray:
         return np.ones((1, 1, 1), bool)
 
     def entry_scales(self, rms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,10 +12,9 @@ import numpy as np
 
 # Entries that fewer images than this share of all determine are set to zero.
 LEAST_SHARE = 1e-8
-# Largest number of corrections for orders beyond the largest, and relative residual at
-# which they end.
-MAX_CORRECTIONS = 50
-CORRECTED = 1e-13
+# Limit and relative residual at which the iteration in `divide` stops.
+MAX_ITERATIONS = 50
+TOLERANCE = 1e-13
 
 
 def solve_entries(
@@ -57,16 +56,17 @@ def divide(values: np.ndarray, information: np.ndarray, n_images: int) -> np.nda
     """
     if len(information) == 1:
         return solve_entries(values, information[0].real, n_images)
-    # Solve at every angle, which loses orders beyond the largest, then correct until
-    # `multiply` returns `values`: merged parts then equal the whole.
+    # Solve at every angle separately, truncate to the stored orders, and iterate on the
+    # residual until `multiply` returns `values`. Merging the moments of subsets then
+    # gives the moments of all images.
     n = _n_angles(values, information)
     on_angles = _on_angles(information, n, 2)
     solution, rest = np.zeros_like(values), values
-    for _ in range(MAX_CORRECTIONS):
+    for _ in range(MAX_ITERATIONS):
         found = solve_entries(_on_angles(rest, n, 1), on_angles, n_images)
         solution = solution + _orders(found, values)
         rest = values - multiply(solution, information)
-        if np.abs(rest).max() <= CORRECTED * np.abs(values).max():
+        if np.abs(rest).max() <= TOLERANCE * np.abs(values).max():
             break
     return solution
 

@@ -1,5 +1,5 @@
 """
-Noise as sums of waves on the rings of a polar basis.
+Second moments of noise in polar bases, as weighted sums over deterministic images.
 
 Functions yield chunks of images: their Fourier transforms on half rings, (n, points),
 and weights w, a number or (n,). Σ w f f* over all is the noise's second moment.
@@ -14,21 +14,21 @@ import numpy as np
 # Images transformed at once.
 CHUNK = 32
 
-Wave = tuple[np.ndarray, np.ndarray | float]
+WeightedTransforms = tuple[np.ndarray, np.ndarray | float]
 
 
-def white_waves(
+def white_noise_transforms(
     L: int, half_rings: tuple[np.ndarray, np.ndarray], averaged: bool
-) -> Iterator[Wave]:
+) -> Iterator[WeightedTransforms]:
     """
     White noise of unit variance, as impulses.
 
     Without averaging, these are unit impulses in all pixels. Averaged over in-plane
     angles, the second moment Σ_x J_m(2πr|x|/L) J_m(2πr'|x|/L) is a sum over pixels of
-    an even function of their distances from the centre, to rounding a polynomial. So
-    few impulses suffice, at the positive Chebyshev nodes of (-D, D), D the largest
-    distance, with weights Σ_x ℓ_j(|x|), where ℓ_j is the even polynomial that is 1 at
-    node j and 0 at the others.
+    an even function of |x| that equals a polynomial up to rounding error. It is
+    therefore computed by quadrature: unit impulses at the positive Chebyshev nodes of
+    (-D, D), D the largest distance from the centre, with weights Σ_x ℓ_j(|x|), where
+    ℓ_j is the even polynomial that is 1 at node j and 0 at the others.
 
     :param L: Pixels along an image's edge.
     :param half_rings: kx and ky of the points, radians per pixel.
@@ -58,7 +58,9 @@ def white_waves(
         yield np.exp(-1j * np.outer(points, half_rings[0])), weights[j : j + CHUNK]
 
 
-def nyquist_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Iterator[Wave]:
+def nyquist_transforms(
+    L: int, half_rings: tuple[np.ndarray, np.ndarray]
+) -> Iterator[WeightedTransforms]:
     """
     The Nyquist row's and column's share of white noise. Its covariance is I - P ⊗ P =
     I ⊗ a aᵀ + a aᵀ ⊗ P, where a is the alternating vector of unit norm and P = I - a aᵀ
@@ -82,12 +84,12 @@ def nyquist_waves(L: int, half_rings: tuple[np.ndarray, np.ndarray]) -> Iterator
         yield columns * y, 1.0
 
 
-def stationary_waves(
+def stationary_noise_transforms(
     L: int,
     half_rings: tuple[np.ndarray, np.ndarray],
     spectrum: np.ndarray,
     nyquist: bool,
-) -> Iterator[Wave]:
+) -> Iterator[WeightedTransforms]:
     """
     Noise of a power spectrum: cos(ω·x) and sin(ω·x), cut to the image.
 

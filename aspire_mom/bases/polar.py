@@ -14,7 +14,12 @@ import torch
 
 from aspire_mom.bases.base import MIN_SIZE, Basis, squared_modulus
 from aspire_mom.bases.information import correlation
-from aspire_mom.bases.noise import Wave, nyquist_waves, stationary_waves, white_waves
+from aspire_mom.bases.noise import (
+    WeightedTransforms,
+    nyquist_transforms,
+    stationary_noise_transforms,
+    white_noise_transforms,
+)
 from aspire_mom.bases.polar_transform import polar_transform
 from aspire_mom.bases.ring_filter import ring_filter
 from aspire_mom.bases.sums import Array, averaged_sums, full_precision
@@ -90,12 +95,12 @@ class PolarBasis(Basis):
         return 2 * np.pi * np.maximum(self.rings, 1 / 12)
 
     @property
-    def resolved(self) -> np.ndarray:
+    def off_nyquist(self) -> np.ndarray:
         return np.ones(self.n_rings, bool)
 
     # Parts of moments
 
-    def blocks(self, second: np.ndarray) -> np.ndarray:
+    def equal_order_blocks(self, second: np.ndarray) -> np.ndarray:
         if self.inplane_average:
             return second
         return np.einsum("mrmq->mrq", second[:, :, self.max_order :])
@@ -119,7 +124,7 @@ class PolarBasis(Basis):
         return array[orders, rings, signed, rings]
 
     @property
-    def within_object(self) -> np.ndarray:
+    def order_support(self) -> np.ndarray:
         reach = np.ceil(2 * np.pi * OBJECT_RADIUS * self.rings) + 1
         reach[0] = 0  # higher orders of a single point are round-off
         orders = np.arange(self.max_order + 1)[:, None, None]
@@ -259,13 +264,17 @@ class PolarBasis(Basis):
     def stationary_noise_second(
         self, spectrum: np.ndarray, nyquist: bool = True
     ) -> np.ndarray:
-        waves = stationary_waves(self.L, self.half_rings, spectrum, nyquist)
-        return self._second_of_waves(waves)
+        transforms = stationary_noise_transforms(
+            self.L, self.half_rings, spectrum, nyquist
+        )
+        return self._second_of_transforms(transforms)
 
-    def _second_of_waves(self, waves: Iterator[Wave]) -> np.ndarray:
+    def _second_of_transforms(
+        self, transforms: Iterator[WeightedTransforms]
+    ) -> np.ndarray:
         """Σ w f f* over chunks of transforms on `half_rings`, with weights w."""
         second = 0
-        for values, weights in waves:
+        for values, weights in transforms:
             half = values.reshape(-1, self.n_rings, self.n_angles)
             left, right = self._factors(self.orders(half / (2 * self.n_angles)))
             second = second + self._product(weights * left, right)
@@ -328,10 +337,10 @@ def _placed(array: np.ndarray, device: torch.device | None) -> Array:
 @lru_cache(maxsize=1)
 def _white_noise_second(basis: PolarBasis, nyquist: bool) -> np.ndarray:
     L, points = basis.L, basis.half_rings
-    waves = white_waves(L, points, basis.inplane_average)
-    second = basis._second_of_waves(waves)
+    transforms = white_noise_transforms(L, points, basis.inplane_average)
+    second = basis._second_of_transforms(transforms)
     if not nyquist:
-        lost = basis._second_of_waves(nyquist_waves(L, points))
+        lost = basis._second_of_transforms(nyquist_transforms(L, points))
         second = (L / (L - 1)) ** 2 * (second - lost)
     second.setflags(write=False)
     return second

@@ -10,8 +10,8 @@ import torch
 from aspire_mom.bases.sums import Array, zeros
 from aspire_mom.threads import made_once, one_blas_thread
 
-# Lines and rings multiplied in one call, with matrices padded to the largest: a
-# compromise between many calls and much padding.
+# Number of lines and of rings per batched matrix product. Smaller matrices are padded
+# with zeros; larger blocks mean fewer calls but more padding.
 LINES_PER_BLOCK = 8
 RINGS_PER_BLOCK = 4
 
@@ -22,13 +22,14 @@ class PolarTransform:
 
         F(r cos θ, r sin θ) = Σ_{x, y} f(x, y) exp(-2πi (x r cos θ + y r sin θ) / L).
 
-    Transforms along y on lines of constant ky serve all rings. Transforms along x then
-    give values where rings cross these lines, with matrices of L numbers a row instead
-    of L². Lines are dense enough that a ring's crossings with |ky| ≤ |kx|, and those
-    with lines of constant kx, i.e. of constant ky in the image mirrored in x = y,
-    determine its coefficients: they are at most half a period of the highest order
-    apart. A pseudo-inverse for each ring gives the coefficients, exact to rounding. The
-    work grows as L³.
+    At the crossings of rings with a line of constant ky, the image's transform
+    separates into a 1-D transform along y, shared by all rings, and a 1-D transform
+    along x. Rows of the matrices then have O(L) entries instead of O(L²). Lines are
+    dense enough that a ring's crossings with |ky| ≤ |kx|, and those with lines of
+    constant kx, i.e. of constant ky in the image mirrored in x = y, determine its
+    coefficients: they are at most half a period of the highest order apart. A
+    pseudo-inverse for each ring gives the coefficients, exact to rounding. The work
+    grows as L³.
 
     The square's symmetries save work. Images are split into parts even and odd in x and
     y, with a quarter of the pixels and real transforms (oe: odd in x, even in y):
@@ -217,9 +218,10 @@ def _reach(z: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _lines(reach: np.ndarray) -> np.ndarray:
-    """Distances of lines from the origin, cycles per box: middles of steps over which
-    no ring turns by more than half a period of its highest order, `reach`. The last one
-    is beyond the octant of the outermost ring."""
+    """Offsets ky of the lines, cycles per box. The ky axis is divided into steps across
+    which no ring advances by more than half a period of its highest order, π /
+    reach[r]. Each line lies at the middle of a step; the last one is beyond the first
+    octant of the outermost ring."""
     rings, lines, edge = np.arange(len(reach)), [], 0.0
     while np.sqrt(2) * (lines[-1] if lines else 0) < rings[-1]:
         crossed = rings > np.sqrt(2) * edge
@@ -252,7 +254,7 @@ def _inverses(angles: np.ndarray, reach: int, max_order: int) -> list[np.ndarray
 
 
 def _inverse(waves: np.ndarray) -> np.ndarray:
-    """The pseudo-inverse; the cutoff drops the zero column sin 0θ."""
+    """Pseudo-inverse. The column sin(0·θ) is zero and gets coefficient 0."""
     return np.linalg.pinv(waves, rcond=1e-8)
 
 

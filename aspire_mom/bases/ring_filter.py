@@ -14,10 +14,12 @@ class RingFilter:
 
     H are real functions of period π along rings, with orders 0, 2, …, K - 1, given at
     angles πj/K, K odd. Orders of H F up to M depend on orders of F up to M + K - 1. H
-    and F are multiplied at angles, as many as keep aliases above order M on each ring.
+    and F are multiplied pointwise on n angles of a half ring. n is chosen per block of
+    rings so that aliases of the product fall above the orders that are returned; inner
+    rings need fewer angles.
 
-    Half rings and real numbers suffice. Since c[-m] = (-1)^m conj c[m], even orders
-    give the real part of F and odd ones its imaginary part, and H mixes neither:
+    Since c[-m] = (-1)^m conj c[m], even orders make up the real part of F and odd
+    orders its imaginary part, so real matrices suffice:
 
         Σ c[m] exp(imφ) = 2 Σ_{even} Re c cos mφ - Im c sin mφ   (m = 0 once)
                       + 2i Σ_{odd} Re c sin mφ + Im c cos mφ.
@@ -41,14 +43,14 @@ class RingFilter:
         self.blocks = []
         for start in range(0, n_rings, RINGS_PER_BLOCK):
             rings = slice(start, min(start + RINGS_PER_BLOCK, n_rings))
-            seen = int(self.transform.reach[rings][-1]) | 1
-            kept = int(self.reach[rings][-1]) | 1
-            n = (seen + kept + span) // 2 + 1
+            orders_in = int(self.transform.reach[rings][-1]) | 1
+            orders_out = int(self.reach[rings][-1]) | 1
+            n = (orders_in + orders_out + span) // 2 + 1
             angles = np.pi * np.arange(n) / n
-            there, back = 2 * _waves(angles, seen), _waves(angles, kept) / n
-            there[0, :, 0] = 1
-            back = back.swapaxes(1, 2)
-            matrices = (there, back, _interpolation(angles, n_samples))
+            synthesis = 2 * _waves(angles, orders_in)
+            synthesis[0, :, 0] = 1
+            analysis = (_waves(angles, orders_out) / n).swapaxes(1, 2)
+            matrices = (synthesis, analysis, _interpolation(angles, n_samples))
             self.blocks.append((rings, [m.astype(dtype)[:, None] for m in matrices]))
 
     @one_blas_thread()
@@ -65,11 +67,11 @@ class RingFilter:
         H = H.transpose(1, 2, 0).astype(images.dtype)
         for start in range(0, n, chunk):
             own = slice(start, start + chunk)
-            for rings, (there, back, interpolation) in self.blocks:
-                orders = _by_parity(wide[:, : there.shape[-1], rings, own])
-                products = there @ orders
+            for rings, (synthesis, analysis, interpolation) in self.blocks:
+                orders = _by_parity(wide[:, : synthesis.shape[-1], rings, own])
+                products = synthesis @ orders
                 products *= interpolation @ H[rings, :, own]
-                orders = _by_order(back @ products)[:, : self.max_order + 1]
+                orders = _by_order(analysis @ products)[:, : self.max_order + 1]
                 c[:, : orders.shape[1], rings, own] = orders
         return c
 

@@ -33,7 +33,7 @@ def plot_moments(
     _plot_first(first, moments)
     _plot_power(power, report)
     _plot_ratio(ratio, report)
-    blocks = moments.basis.blocks(moments.second)
+    blocks = moments.basis.equal_order_blocks(moments.second)
     orders = [m for m in ORDERS if m < len(blocks)]
     name = moments.basis.frequency_name
     bottom.suptitle("square root of |second moment|")
@@ -56,9 +56,9 @@ def _plot_first(ax: Axes, moments: Moments) -> None:
         ax.imshow(np.sqrt(np.abs(image)), origin="lower")
         ax.set(xlabel="kx", ylabel="ky", xticks=[], yticks=[])
         return
-    profile = basis.zeroth(moments.first).real
+    profile = basis.order_zero(moments.first).real
     if errors is not None:
-        errors = basis.zeroth(errors)
+        errors = basis.order_zero(errors)
     ax.axhline(0, color=INK, lw=0.6)
     ax.errorbar(basis.rings, profile, errors, color=BLUE, fmt="o", ms=3)
     ax.set(xlabel="ring (cycles per box)", ylabel="E c[0, r]")

@@ -303,7 +303,7 @@ def _pixel_pairs(basis: CartesianBasis) -> tuple[Tensor, Tensor]:
     Indices of pixels k and -k, zero frequency last, without the Nyquist row and column
     of even L, where ASPIRE's images are 0.
     """
-    kept = torch.from_numpy(basis.resolved).nonzero()[:, 0]
+    kept = torch.from_numpy(basis.off_nyquist).nonzero()[:, 0]
     n = len(kept) // 2 + 1
     return kept[:n], kept.flip(0)[:n]
 

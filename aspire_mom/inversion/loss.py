@@ -123,8 +123,8 @@ def _information(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
             np.where(known > least, known / known.max(), 0)
             for known in (moments.first_information, moments.effective_images)
         )
-    first = first * basis.resolved
-    second = second * np.outer(basis.resolved, basis.resolved)
+    first = first * basis.off_nyquist
+    second = second * np.outer(basis.off_nyquist, basis.off_nyquist)
     return (
         np.broadcast_to(first, basis.first_shape),
         np.broadcast_to(basis.expand(second[None]), basis.second_shape),

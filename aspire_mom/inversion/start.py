@@ -100,7 +100,7 @@ def _mean_coefficient(moments: Moments) -> float:
     CTFs hide it, |E f| on the innermost ring that they do not hide.
     """
     basis, known = moments.basis, moments.first_information
-    on_rings = basis.ring_mean(basis.zeroth(moments.first).real)
+    on_rings = basis.ring_mean(basis.order_zero(moments.first).real)
     if known is None:
         return float(on_rings[0])
     known = basis.ring_mean(known)
@@ -190,9 +190,9 @@ def _encoder_inputs(moments: Moments, encoder: StartEncoder) -> list[torch.Tenso
         raise ValueError("the moments have no power on any ring")
     error = np.zeros((M + 1, R))
     if moments.second_error is not None:
-        error = basis.own_power(moments.second_error)[: M + 1, :R] / unit**2
-    first = basis.zeroth(moments.first)[:R] / unit
-    second = basis.blocks(moments.second)[: M + 1, :R, :R] / unit**2
+        error = basis.diagonal_power(moments.second_error)[: M + 1, :R] / unit**2
+    first = basis.order_zero(moments.first)[:R] / unit
+    second = basis.equal_order_blocks(moments.second)[: M + 1, :R, :R] / unit**2
     first, second = (torch.from_numpy(a.astype(np.complex64)) for a in (first, second))
     error = power_errors(torch.from_numpy(error.astype(np.float32))[None])
     return [first[None], second[None], error]

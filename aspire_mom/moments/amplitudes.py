@@ -30,14 +30,14 @@ def is_dark(moments: Moments) -> bool:
     :return: Whether molecules are dark.
     """
     basis = moments.basis
-    profile = basis.ring_mean(basis.zeroth(moments.first).real)
+    profile = basis.ring_mean(basis.order_zero(moments.first).real)
     r = np.arange(len(profile))
     weights = r.astype(float)
     weights[0] = 1 / 12
     if moments.first_error is not None and moments.first_information is not None:
         # Rings of which CTFs let hardly anything pass are noise.
         power = profile**2
-        total = power + basis.ring_error(basis.zeroth(moments.first_error)) ** 2
+        total = power + basis.ring_error(basis.order_zero(moments.first_error)) ** 2
         weights *= np.divide(power, total, where=total > 0, out=np.zeros_like(power))
     distances = np.linspace(0, 1, 101)
     image = j0(np.pi * np.outer(distances, r)) @ (weights * profile)
@@ -93,12 +93,12 @@ def estimate_amplitude_std(moments: Moments) -> float:
     """
     basis = moments.basis
     where = basis.zero_frequency
-    mean = np.abs(basis.zeroth(moments.first)[where]) ** 2
-    second = basis.own_power(moments.second)[0, where]
+    mean = np.abs(basis.order_zero(moments.first)[where]) ** 2
+    second = basis.diagonal_power(moments.second)[0, where]
     error = np.inf
     if moments.second_error is not None and mean > 0:
-        error = basis.own_power(moments.second_error)[0, where] / mean
-        mean -= basis.zeroth(moments.first_error)[where] ** 2
+        error = basis.diagonal_power(moments.second_error)[0, where] / mean
+        mean -= basis.order_zero(moments.first_error)[where] ** 2
     if not error < MAX_VARIANCE_ERROR:
         logger.warning(
             "Cannot estimate the amplitude variance: its standard error from the"

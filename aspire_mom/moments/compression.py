@@ -278,11 +278,11 @@ def scaled_white_noise(
 
     :param basis: In-plane averaged polar basis.
     :param nyquist: As in `Basis.noise_second`.
-    :param noise_power: Power of the noise, as `Basis.own_power` has it.
+    :param noise_power: Power of the noise, as `Basis.diagonal_power` has it.
     :return: Second moment of the noise.
     """
     white = basis.noise_second(nyquist)
-    own = basis.own_power(white)
+    own = basis.diagonal_power(white)
     ratio = np.divide(noise_power, own, where=own > 0, out=np.zeros_like(own))
     roots = np.sqrt(np.maximum(ratio, 0))
     return roots[:, :, None] * white * roots[:, None]

@@ -308,7 +308,7 @@ class MomentEstimator:
         first_squares = basis.first_power(second) - np.abs(first) ** 2 / n
         squares -= np.abs(second) ** 2 / n
         second -= noise
-        power = basis.own_power(noise)
+        power = basis.diagonal_power(noise)
         information = pairs = expanded = None
         if self.transfer is None:
             first, second, power = first / n, second / n, power / n

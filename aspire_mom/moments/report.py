@@ -201,7 +201,7 @@ def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
     """
     one.check_same_basis(other)
     basis = one.basis
-    a, b = basis.blocks(one.second), basis.blocks(other.second)
+    a, b = basis.equal_order_blocks(one.second), basis.equal_order_blocks(other.second)
     weights = basis.block_multiplicity[:, None, None]
 
     def total(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ def ring_power(moments: Moments) -> np.ndarray:
         where noise removal left it so.
     """
     basis = moments.basis
-    return basis.ring_power(basis.own_power(moments.second))
+    return basis.ring_power(basis.diagonal_power(moments.second))
 
 
 def ring_rms(moments: Moments) -> np.ndarray:
@@ -41,8 +41,11 @@ def ring_chi2(moments: Moments) -> np.ndarray | None:
     basis = moments.basis
     if moments.second_error is None:
         return None
-    value, error = basis.blocks(moments.second), basis.blocks(moments.second_error)
-    seen = basis.within_object & (error > 0)
+    value, error = (
+        basis.equal_order_blocks(moments.second),
+        basis.equal_order_blocks(moments.second_error),
+    )
+    seen = basis.order_support & (error > 0)
     square = value.real**2 + value.imag**2
     ratio = np.divide(square, error**2, where=seen, out=np.zeros_like(square))
     total, count = (basis.ring_sum(a.sum((0, 2))) for a in (ratio, seen))

@@ -263,7 +263,7 @@ def test_powers_are_those_of_coefficients(basis):
     f = basis.coefficients(images).reshape(5, *basis.power_shape)
     power = (np.abs(f) ** 2).sum(0)
     second = basis.finish(basis.sums(images))[1]
-    assert largest_difference(basis.own_power(second), power) < 1e-12
+    assert largest_difference(basis.diagonal_power(second), power) < 1e-12
     first = basis.first_power(second)
     assert first.shape == basis.first_shape
     assert largest_difference(first.ravel(), power.ravel()[: first.size]) < 1e-12
@@ -285,5 +285,5 @@ def test_dividing_undoes_multiplying(basis):
     np.testing.assert_allclose(basis.divide(product, information, 7), second)
     own = np.einsum("mrr->mr", information)
     np.testing.assert_allclose(
-        basis.own_power(product), multiply(basis.own_power(second), own)
+        basis.diagonal_power(product), multiply(basis.diagonal_power(second), own)
     )

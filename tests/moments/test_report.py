@@ -132,7 +132,7 @@ def test_noise_without_ctfs_merges(basis):
     )
     merged = few.merge(replace(others, noise_power=4 * others.noise_power))
     assert largest_difference(merged.noise_power, 2.8 * whole.noise_power) < 1e-12
-    white = basis.ring_power(basis.own_power(basis.noise_second()))
+    white = basis.ring_power(basis.diagonal_power(basis.noise_second()))
     white = white[: len(RingReport.of(whole).noise)]
     np.testing.assert_allclose(RingReport.of(whole).noise, 2 * white)
 
