@@ -44,9 +44,9 @@ def gaussian_phantom(
     L: int = 25, *, n_gaussians: int = 4, seed: int = 0, pixel_size: float = 1.0
 ) -> Volume:
     """
-    Draw Gaussians that do not lie on one plane, like the paper's third volume (section
-    5.2). At L = 25 centres lie 2 to 6 voxels from the origin and standard deviations
-    are 1.5 to 2.5 voxels; both scale with L.
+    Draw Gaussians that, if there are four or more, do not lie on one plane, like the
+    paper's third volume (section 5.2). At L = 25 centres lie 2 to 6 voxels
+    from the origin and standard deviations are 1.5 to 2.5 voxels; both scale with L.
 
     :param L: Voxels along an edge.
     :param n_gaussians: Number of Gaussians.
@@ -91,7 +91,7 @@ def chain_phantom(
     check_integer("n_atoms", n_atoms, 1)
     rng = np.random.default_rng(seed)
     radius, step = 0.3 * L, 0.06 * L
-    # An ellipsoid of unequal axes, so that the walk's envelope has no symmetry.
+    # An ellipsoid of unequal axes: its only rotational symmetries are 2-fold.
     axes = radius * rng.uniform(0.45, 1, 3)
     frame = Rotations.random(rng=rng).as_matrix()
     atoms = np.zeros((n_atoms, 3))

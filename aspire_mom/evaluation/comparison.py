@@ -81,9 +81,9 @@ class Comparison(Registration):
 
     def align_rotations(self, rotations: np.ndarray) -> np.ndarray:
         """
-        Turn orientations of the volume, such as nodes of a density, into those of the
-        reference. The volume's image at orientation Q is the reference's at R Q, or at
-        R J Q J if mirrored.
+        Map orientations from the volume's frame to the reference's, for example the
+        nodes of an orientation density. The volume's image at orientation Q is the
+        reference's at R Q, or at R J Q J if mirrored.
 
         :param rotations: Rotation matrices Q (n, 3, 3).
         :return: Rotation matrices (n, 3, 3), float64.
@@ -93,7 +93,7 @@ class Comparison(Registration):
 
     def align_views(self, views: np.ndarray) -> np.ndarray:
         """
-        Turn viewing directions of the volume into those of the reference.
+        Map viewing directions from the volume's frame to the reference's.
 
         :param views: Unit vectors (n, 3), xyz order.
         :return: Unit vectors (n, 3), float64.
@@ -103,7 +103,7 @@ class Comparison(Registration):
 
     def summary(self) -> dict:
         """
-        Return all figures as plain numbers and lists, ready for JSON.
+        Return all results as plain numbers and lists, ready for JSON.
 
         :return: Dictionary of this object's fields, and of resolutions at 0.5 and
             0.143. Those in Ångström are None without a pixel size.
@@ -169,11 +169,11 @@ class Comparison(Registration):
 
 def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Comparison:
     """
-    Register a volume to a reference over rotations, both hands and shifts, and measure
-    the agreement.
+    Register a volume to a reference over rotations, mirror images and shifts, and
+    measure the agreement.
 
     :param volume: One ASPIRE `Volume`, such as a reconstruction, [z, y, x].
-    :param reference: One ASPIRE `Volume` of the same resolution, and pixel size if both
+    :param reference: One ASPIRE `Volume` of the same size L, and pixel size if both
         have one.
     :param translate: Whether to shift the volume too, see :func:`register`.
     :return: The :class:`Comparison`. For even L the aligned volume has no Nyquist

@@ -18,7 +18,7 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
     :return: The pixel size of either in Ångström, None if neither has one.
     :raises TypeError: An argument is no `Volume`, or holds complex numbers.
     :raises ValueError: An argument is a stack, smaller than 3 voxels, not finite or
-        constant, or resolutions or pixel sizes differ.
+        constant, or sizes or pixel sizes differ.
     """
     for name, one in (("volume", volume), ("reference", reference)):
         voxels = check_volume(name, one)
@@ -27,7 +27,10 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
                 f"{name} has {len(voxels)} voxels along an edge; at least 3 are needed"
             )
         if np.ptp(voxels) == 0:
-            raise ValueError(f"{name} is {voxels.flat[0]} in all its voxels")
+            raise ValueError(
+                f"{name} is {voxels.flat[0]} in all its voxels; a constant volume cannot"
+                " be compared"
+            )
     if volume.resolution != reference.resolution:
         raise ValueError(
             f"volume has {volume.resolution} voxels along an edge and reference "
@@ -50,7 +53,7 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
     zeroes them.
 
     :param a: One ASPIRE `Volume`.
-    :param b: One ASPIRE `Volume` of the same resolution and pixel size.
+    :param b: One ASPIRE `Volume` of the same size L and pixel size.
     :return: FSC of shells 0 to (L - 1)//2, float64; 0 where a volume has no power.
     :raises TypeError: An argument is no real `Volume`.
     :raises ValueError: The volumes cannot be compared (see :func:`check_pair`).
@@ -76,11 +79,12 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
 def resolution_in_shells(fsc: np.ndarray, cutoff: float) -> float:
     """
     Find where an FSC curve first falls below a cutoff (section 5.2). Interpolate
-    between shells; shell 0 counts as 1, since it compares only the signs of the means.
+    between shells. Take FSC(0), which only compares the signs of the means, as 1.
 
     :param fsc: FSC of shells 0, 1, 2, …
     :param cutoff: Between 0 and 1, for example 0.5 or 0.143.
-    :return: A fractional shell; the last one if the curve stays above the cutoff.
+    :return: A fractional shell; the last one if the curve never falls below the cutoff,
+        so that the resolution is at least as good.
     :raises ValueError: The cutoff does not lie between 0 and 1.
     """
     if not 0 < cutoff < 1:

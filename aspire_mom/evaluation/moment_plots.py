@@ -1,4 +1,4 @@
-"""A figure of moments."""
+"""Plot of moments."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def plot_moments(
     moments: Moments, report: RingReport, path: str | PathLike | None = None
 ) -> Figure:
     """
-    Plot the first moment, the power of each ring, signal over its error, and the second
-    moment: its first angular orders, or all pairs of Fourier pixels.
+    Plot the first moment, the power of each ring, signal over standard error, and the
+    second moment: its first angular orders, or all pairs of Fourier pixels.
 
     :param moments: The moments.
     :param report: The report on them.
@@ -77,17 +77,17 @@ def _plot_power(ax: Axes, report: RingReport) -> None:
         label="signal",
     )
     if report.noise is not None and (report.noise > 0).any():
-        ax.plot(rings, report.noise, color=ORANGE, label="noise of an image")
+        ax.plot(rings, report.noise, color=ORANGE, label="noise power per image")
     if above.any():
         ax.set_yscale("log")
-    ax.set(title="power of each ring", xlabel="ring (cycles per box)")
+    ax.set(title="ring power", xlabel="ring (cycles per box)")
     ax.legend(frameon=False)
     _mark_last(ax, report)
 
 
 def _plot_ratio(ax: Axes, report: RingReport) -> None:
     rings = np.arange(len(report.signal))
-    ax.set(title="signal over its error", xlabel="ring (cycles per box)")
+    ax.set(title="signal / standard error", xlabel="ring (cycles per box)")
     if report.signal_to_error is None:
         ax.text(0.5, 0.5, "errors unknown", ha="center", transform=ax.transAxes)
     else:
@@ -101,7 +101,7 @@ def _plot_ratio(ax: Axes, report: RingReport) -> None:
     if report.agreement is not None:
         right = ax.twinx()
         right.plot(rings, report.agreement, color=GREEN, ls="--")
-        right.set(ylim=(-0.1, 1.05), ylabel="correlation of halves (dashed)")
+        right.set(ylim=(-0.1, 1.05), ylabel="half-set correlation (dashed)")
 
 
 def _mark_last(ax: Axes, report: RingReport) -> None:

@@ -1,4 +1,4 @@
-"""Registration of a volume to a reference over rotations, both hands and shifts."""
+"""Registration of a volume to a reference: rotations, mirror images and shifts."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from aspire_mom.checks import check_volume
 from aspire_mom.evaluation.fsc import check_pair
 from aspire_mom.volumes.filters import mirror
 
-# The search uses few shells, where peaks are as wide as the steps of the grid and even
-# poor reconstructions agree. At shell 16 one degree changes the phase by about a
-# radian, so that more shells would only add time to the refinement.
+# The grid search uses few low shells, on which correlation peaks are about as wide as
+# the grid's steps and even poor reconstructions agree with the reference. On shell 16 a
+# rotation by one degree changes phases by up to about a radian, for density near the
+# edge of the box, so that more shells would only add time to the refinement.
 SEARCH_SHELLS, REFINEMENT_SHELLS = 8, 16
 # Degrees below 24 hold all of shell 8 for a radius of 0.4 boxes (2π · 8 · 0.4 = 20).
 DEGREES = 24
 # Number of Euler angles on a full circle in the search.
 SEARCH_ANGLES = 64
-# Peaks refined for each hand, farther apart than the width of one.
+# Peaks refined for either handedness, farther apart than the width of one.
 PEAKS, PEAK_SEPARATION = 4, np.radians(15)
 # Cubic splines on half integers have a relative error below 1e-3. The margin keeps
 # their ends away from the shells.
 OVERSAMPLING, MARGIN = 2, 4
-# A right pose converges in two or three steps.
-ITERATIONS = 6
+# Levenberg-Marquardt evaluations for each pose; near the optimum two or three suffice.
+MAX_EVALUATIONS = 6
 # Radians of the finite differences in the rotation.
 ROTATION_STEP = 1e-6
 
@@ -49,7 +50,7 @@ class Registration:
 
     :param rotation: One ASPIRE `Rotation` R of the volume's dtype, as `Volume.rotate`
         takes it.
-    :param mirrored: Whether the volume has the other hand (see :func:`mirror`).
+    :param mirrored: Whether the volume has opposite handedness (see :func:`mirror`).
     :param shift: Shift t (3,) in voxels, xyz order, float64.
     """
 
@@ -60,7 +61,7 @@ class Registration:
     def apply(self, volume: Volume) -> Volume:
         """
         Move a volume onto the reference by exact trigonometric interpolation.
-        Frequencies from outside the Fourier cube become zero.
+        Fourier values that the rotation would take from outside the cube become zero.
 
         :param volume: One ASPIRE `Volume` of the size that was registered.
         :return: ASPIRE `Volume` of the same dtype and pixel size, without the Nyquist
@@ -74,8 +75,8 @@ class Registration:
         # A new volume has no symmetry group, about which `Volume.rotate` would warn.
         voxels = Volume(voxels.asnumpy(), dtype).rotate(self.rotation).asnumpy()[0]
         spectrum = np.fft.fftn(voxels.astype(np.float64))
-        # Beyond the cube the transform repeats itself: `Volume.rotate` has moved low
-        # frequencies into the corners.
+        # The DFT is periodic, so `Volume.rotate` has filled the corners with aliased
+        # low frequencies.
         L = volume.resolution
         axis = np.fft.fftfreq(L, 1 / L)
         kz, ky, kx = np.ix_(axis, axis, axis)
@@ -89,15 +90,15 @@ def register(
     volume: Volume, reference: Volume, *, translate: bool = True
 ) -> Registration:
     """
-    Register a volume to a reference over SO(3), both hands and shifts.
+    Register a volume to a reference over rotations, mirror images and shifts.
 
     The two volumes are correlated on a grid of rotations, by their spherical harmonic
     expansions on a few low shells, about the middle of the box and about the centres of
-    power. The highest peaks for each hand are refined together with shifts, and the
-    best two once more on more shells.
+    power. The highest peaks for either handedness are refined together with shifts, and
+    the best two once more on more shells.
 
     :param volume: One ASPIRE `Volume`, [z, y, x].
-    :param reference: One ASPIRE `Volume` of the same resolution and pixel size.
+    :param reference: One ASPIRE `Volume` of the same size L and pixel size.
     :param translate: Whether to find a shift too. It may be of any length if the
         volumes agree well, up to about L/16 voxels if noise or solvent dominates.
     :return: The :class:`Registration` of highest correlation.
@@ -107,7 +108,8 @@ def register(
     check_pair(volume, reference)
     L = volume.resolution
     shells = min(REFINEMENT_SHELLS, (L - 1) // 2)
-    # Subtract the solvent, the median, whose transform would be that of the box.
+    # Subtract the median, the solvent level, because the transform of a constant box
+    # would dominate the correlation.
     volume, reference = (
         Volume(v.asnumpy() - np.median(v.asnumpy())) for v in (volume, reference)
     )
@@ -227,8 +229,8 @@ def _search(
     moving: np.ndarray, fixed: np.ndarray, shells: int, centres: np.ndarray
 ) -> list[_Pose]:
     """
-    Return the highest peaks of the rotation correlation for both hands, about one
-    centre of each volume (2, 3).
+    Return the highest peaks of the rotation correlation for both handednesses, about
+    one centre of each volume (2, 3).
     """
     a = _shell_harmonics(moving, shells, centres[0])
     b = _shell_harmonics(fixed, shells, centres[1])
@@ -292,7 +294,7 @@ def _refine(
         jac=jacobian,
         method="lm",
         xtol=1e-6,
-        max_nfev=ITERATIONS,
+        max_nfev=MAX_EVALUATIONS,
     ).x
     values = model(best)
     correlation = np.vdot(target, values).real / np.linalg.norm(values)

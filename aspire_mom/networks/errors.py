@@ -22,18 +22,18 @@ from torch import Tensor, nn
 from aspire_mom.rotations import log_density_harmonics
 
 #: The eight sign changes (8, 3).
-FLIPS = np.array(list(itertools.product((1, -1), repeat=3)))
+AXIS_SIGNS = np.array(list(itertools.product((1, -1), repeat=3)))
 #: The same for viewing directions (8, 3): diagonals of rotations.
-VIEW_FLIPS = FLIPS * FLIPS.prod(1, keepdims=True)
+VIEW_SIGNS = AXIS_SIGNS * AXIS_SIGNS.prod(1, keepdims=True)
 # No rotation, and rotations about one axis.
 ANGLES = np.deg2rad([[-60], [-30], [30], [60], [90]])
-TURNS = Rotation.from_rotvec(
+AXIS_ROTATIONS = Rotation.from_rotvec(
     np.concatenate((np.zeros((1, 3)), np.kron(np.eye(3), ANGLES)))
 ).as_matrix()
 # Rings that choose the rotation.
 COARSE_RINGS = 4
-# Shells whose RMS is below this share of V(0) have less weight.
-FAINT = 3e-3
+# Added in quadrature to the RMS of shells, relative to V(0): weak shells weigh less.
+ADDED_RMS = 3e-3
 
 
 def parity_transform(
@@ -48,8 +48,8 @@ def parity_transform(
     :param sigmas: Standard deviations (batch, n).
     :param weights: Weights (batch, n).
     :param n_rings: Frequencies 0 … n_rings - 1 on each axis.
-    :return: Real parts (batch, 8, n_rings³): parity even or odd in x, y, z as `FLIPS`
-        lists 1 and -1; frequencies kx, ky, kz, the last fastest.
+    :return: Real parts (batch, 8, n_rings³): parity even or odd in x, y, z as
+        `AXIS_SIGNS` lists 1 and -1; frequencies kx, ky, kz, the last fastest.
     """
     batch, n = sigmas.shape
     k = torch.arange(n_rings, device=centres.device, dtype=centres.dtype)
@@ -66,9 +66,9 @@ def parity_transform(
 class InvariantErrors(nn.Module):
     """
     Errors of predictions under the best of eight choices of signs and of rotations
-    about the principal axes by multiples of 30°. The rotations are needed where two
-    principal moments are nearly equal and so hardly determine the axes. The innermost
-    shells choose the rotation, without gradients.
+    about the principal axes by multiples of 30°. The rotations are needed because two
+    nearly equal principal moments of inertia hardly determine the axes. The rotation is
+    chosen on the innermost shells, without gradients.
 
     :param n_rings: Number of rings; shells 1 … n_rings - 1 are compared.
     :param points: Viewing directions (n_points, 3) of the densities.
@@ -88,36 +88,42 @@ class InvariantErrors(nn.Module):
         self.n_rings, self.n_coarse = n_rings, min(COARSE_RINGS, n_rings)
         harmonics = log_density_harmonics(points, degree)
         own = (harmonics**2).sum(0)
-        flipped = [log_density_harmonics(points * s, degree) for s in VIEW_FLIPS]
+        flipped = [log_density_harmonics(points * s, degree) for s in VIEW_SIGNS]
         view_signs = torch.stack([(f * harmonics).sum(0) / own for f in flipped])
-        turned = [log_density_harmonics(points @ turn, degree) for turn in TURNS]
+        turned = [
+            log_density_harmonics(points @ turn, degree) for turn in AXIS_ROTATIONS
+        ]
         view_turns = torch.stack([harmonics.T @ t / own[:, None] for t in turned])
         for name, values in {
             "shells": _shells(n_rings),
             "coarse_shells": _shells(self.n_coarse),
             # Sign of each parity part (column) under each flip (row).
-            "signs": np.where((FLIPS < 0)[:, None] & (FLIPS < 0), -1, 1).prod(-1),
+            "signs": np.where((AXIS_SIGNS < 0)[:, None] & (AXIS_SIGNS < 0), -1, 1).prod(
+                -1
+            ),
             "harmonics": harmonics,
             "view_signs": view_signs.round(),
-            "turns": TURNS,
+            "turns": AXIS_ROTATIONS,
             "view_turns": view_turns,
         }.items():
             self.register_buffer(name, torch.as_tensor(values).float())
 
     def forward(
-        self, truth: tuple[Tensor, Tensor], found: tuple[tuple[Tensor, ...], Tensor]
+        self,
+        truth: tuple[Tensor, Tensor],
+        prediction: tuple[tuple[Tensor, ...], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """
         :param truth: :func:`parity_transform` (batch, 8, n_rings³) of volumes, and
             densities (batch, n_points).
-        :param found: Centres, widths and weights of volumes, and coefficients of
+        :param prediction: Centres, widths and weights of volumes, and coefficients of
             log-densities (batch, (degree + 1)² - 1).
         :return: Squared errors of Fourier values relative to the power of their shell,
             mean over shells, and Kullback-Leibler divergences of the densities, in
             nats, both (batch,), for the choice of lowest sum.
         """
         target, probabilities = truth
-        (centres, sigmas, weights), coefficients = self._turned(truth, found)
+        (centres, sigmas, weights), coefficients = self._align(truth, prediction)
         parts = parity_transform(centres, sigmas, weights, self.n_rings)
         volume = self._volume_errors(parts, target, self.shells)
         density = self._divergence(probabilities, coefficients)
@@ -127,10 +133,10 @@ class InvariantErrors(nn.Module):
             density.take_along_dim(best, 1)[:, 0],
         )
 
-    def _turned(self, truth, found):
-        """What was found, after the best rotation."""
+    def _align(self, truth, prediction):
+        """Return the prediction after the best rotation."""
         target, probabilities = truth
-        (centres, sigmas, weights), coefficients = found
+        (centres, sigmas, weights), coefficients = prediction
         n_turns, n = len(self.turns), self.n_coarse
         turned = torch.einsum("tij,bgj->btgi", self.turns, centres)
         turned_views = torch.einsum("tij,bj->bti", self.view_turns, coefficients)
@@ -153,20 +159,22 @@ class InvariantErrors(nn.Module):
 
     def _volume_errors(self, parts: Tensor, target: Tensor, shells: Tensor) -> Tensor:
         """Relative errors (batch, 8) by flip."""
-        power, wanted = parts.square().sum(1) @ shells, target.square().sum(1) @ shells
+        power = parts.square().sum(1) @ shells
+        target_power = target.square().sum(1) @ shells
         cross = self.signs @ ((parts * target) @ shells)
-        errors = (power + wanted)[:, None] - 2 * cross
-        scale = wanted + FAINT**2 * shells.sum(0)
+        errors = (power + target_power)[:, None] - 2 * cross
+        scale = target_power + ADDED_RMS**2 * shells.sum(0)
         return (errors / scale[:, None]).mean(-1)
 
     def _divergence(self, probabilities: Tensor, coefficients: Tensor) -> Tensor:
         """Σ p log(p/q) (batch, 8) of densities q turned by each flip."""
         n_points = probabilities.shape[1]
-        entropy = (probabilities * (n_points * probabilities).log()).sum(1)
+        negative_entropy = (probabilities * (n_points * probabilities).log()).sum(1)
         logits = coefficients @ self.harmonics.T
-        normalisation = torch.logsumexp(logits, 1) - math.log(n_points)
+        log_partition = torch.logsumexp(logits, 1) - math.log(n_points)
         expected = coefficients * (probabilities @ self.harmonics)
-        return (entropy + normalisation)[:, None] - expected @ self.view_signs.T
+        divergence = (negative_entropy + log_partition)[:, None]
+        return divergence - expected @ self.view_signs.T
 
 
 def _shells(n_rings: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Exact moments of many sums of Gaussians at once, in closed form."""
+"""Moments without noise of batches of Gaussian mixtures, by spherical harmonics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ FARTHEST, N_DISTANCES = 0.75, 1025
 class ExactMoments(nn.Module):
     """
     Moments (eq. 20) of sums of Gaussians in the in-plane averaged polar basis, for a
-    batch of volumes, each with several densities of views.
+    batch of volumes, each with several densities of views. They are free of noise, and
+    accurate to the degree of the expansion.
 
     A volume is expanded in real spherical harmonics on every ring,
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 # Appendix A.1: slope of the leaky ReLU, and channels of the two branches stacked.
 SLOPE = 0.02
-STACKED = 6
+STACKED_CHANNELS = 6
 # With fewer channels than this a direct convolution takes no longer.
 MANY_CHANNELS = 64
 
@@ -25,18 +25,19 @@ class PeriodicConv2d(nn.Conv2d):
     Kernels are transformed along x, multiplied by the field's transform and summed over
     channels for each of their rows, and transformed along y last.
 
-    :param before: Channels in.
-    :param after: Channels out.
-    :param window: Kernel size w, odd.
+    :param in_channels: Input channels.
+    :param out_channels: Output channels.
+    :param kernel_size: Window w, odd.
     """
 
-    def __init__(self, before: int, after: int, window: int):
-        super().__init__(before, after, window, padding="same", padding_mode="circular")
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+        sizes = in_channels, out_channels, kernel_size
+        super().__init__(*sizes, padding="same", padding_mode="circular")
 
     def forward(self, field: Tensor) -> Tensor:
         """
-        :param field: (batch, before, n, n), real.
-        :return: (batch, after, n, n).
+        :param field: (batch, in_channels, n, n), real.
+        :return: (batch, out_channels, n, n).
         """
         n, window = field.shape[-1], self.kernel_size[0]
         if self.in_channels < MANY_CHANNELS or window > n:
@@ -46,7 +47,7 @@ class PeriodicConv2d(nn.Conv2d):
         angle = 2 * math.pi / n * turns
         # exp(+2πi k j / n): Conv2d correlates, and so takes the kernel's conjugate.
         waves = torch.polar(torch.ones_like(angle), angle)
-        spectrum = torch.fft.rfft2(field).permute(0, 3, 2, 1)  # batch, kx, ky, before
+        spectrum = torch.fft.rfft2(field).permute(0, 3, 2, 1)  # batch, kx, ky, channel
         half = waves[: n // 2 + 1]
         kernel = self.weight.transpose(0, 1).reshape(-1, window)
         kernel = torch.complex(kernel @ half.real.T, kernel @ half.imag.T)
@@ -122,13 +123,15 @@ class LatentEncoder(nn.Module):
             return nn.Sequential(*layers)
 
         second_channels = 2 * math.prod(second_shape) // side**2
-        # Seeds the CPU's generator only, and restores its state.
+        # Seed the CPU's generator only, and restore its state.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.first_branch = convolutions(2, channels, STACKED // 2)
-            self.second_branch = convolutions(second_channels, channels, STACKED // 2)
+            self.first_branch = convolutions(2, channels, STACKED_CHANNELS // 2)
+            self.second_branch = convolutions(
+                second_channels, channels, STACKED_CHANNELS // 2
+            )
             self.joint = nn.Sequential(
-                *convolutions(STACKED, channels, channels),
+                *convolutions(STACKED_CHANNELS, channels, channels),
                 nn.Flatten(),
                 nn.Linear(channels * side**2, width),
                 nn.LeakyReLU(SLOPE),
@@ -224,7 +227,7 @@ class MomentEncoder(LatentEncoder):
 
 
 def _leading(name: str, moment: Tensor, shape: tuple[int, ...]) -> torch.Size:
-    """Leading axes of a moment, after a check of the others."""
+    """Check a moment's shape and return its batch axes."""
     if not moment.is_complex():
         raise ValueError(f"{name} must be complex, got {moment.dtype}")
     if moment.shape[-len(shape) :] != shape:

@@ -18,12 +18,12 @@ from aspire_mom.networks.exact import ExactMoments
 from aspire_mom.training import TrainingSettings
 
 # Streams of random numbers, none of which share numbers.
-TRAINING, VALIDATION, FAMILY = 0, 1, 2
+TRAINING, VALIDATION, STANDARDISATION = 0, 1, 2
 # Expanding a volume costs more than moments of another density of its views.
 DENSITIES_PER_VOLUME = 4
-# Share of problems with exact moments. For the others, ranges of log10 of the number of
-# images and of the noise power on a ring over V(0)²: about 5 / (L² SNR) for a molecule
-# that fills a quarter of its image.
+# Fraction of problems without noise. For the others, ranges of log10 of the number of
+# images, and of log10 of the noise power in c[0, 0] over V(0)², which is about
+# 5 / (L² SNR) for a molecule that fills a quarter of its image.
 EXACT_SHARE = 0.25
 LOG_IMAGES, LOG_NOISE = (4.0, 6.0), (-3.0, 0.0)
 # Ranges of `gaussian_phantom` and `chain_phantom`, in boxes, and of the scale of the
@@ -32,7 +32,8 @@ N_GAUSSIANS = (3, 12)
 CENTRES, SIGMAS, HEIGHTS = (0.08, 0.24), (0.06, 0.1), (1.0, 2.5)
 SCALES, WIDTH_SCALES = (0.8, 1.5), (0.6, 1.2)
 N_ATOMS = (60, 200)
-RADII, STEP, STIFFNESS, SHORTEST_AXIS = (0.2, 0.4), 0.2, 0.6, 0.45
+# BENDING is the standard deviation of the change of direction in a step.
+RADII, STEP, BENDING, SHORTEST_AXIS = (0.2, 0.4), 0.2, 0.6, 0.45
 ATOM_SIGMAS, OFFSET = (0.02, 0.05), 0.015
 # Ranges of `VonMisesFisherMixture.random`.
 N_COMPONENTS, CONCENTRATIONS, DIRICHLET = 8, (2.0, 10.0), 5.0
@@ -81,7 +82,7 @@ def draw_problems(
     :param training: Settings with the seed.
     :param count: Number of problems, a multiple of 8.
     :param stream: Stream of random numbers: TRAINING with the step, VALIDATION or
-        FAMILY.
+        STANDARDISATION.
     :param exact: Forward model, on the device to use.
     :return: The problems, float32.
     """
@@ -108,9 +109,9 @@ def add_noise(
     first: Tensor, second: Tensor, rng: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    Add noise like that of estimates from N images: an entry, the mean of N products
-    f_r conj f_r', has variance E|f_r|² E|f_r'|² / N, where E|f|² is the power of signal
-    and noise. Entries are independent.
+    Add the sampling noise of moments averaged over N images: an entry, the mean of N
+    products f_r conj f_r', has variance E|f_r|² E|f_r'|² / N, where E|f|² is the power
+    of signal and noise. Entries are independent.
 
     :param first: Exact first moments (batch, n_rings), complex.
     :param second: Exact second moments (batch, max_order + 1, n_rings, n_rings).
@@ -151,12 +152,12 @@ def power_errors(own_errors: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 def ring_noise(n_orders: int, n_rings: int) -> np.ndarray:
     """
-    Return the power of white noise in each polar coefficient, which hardly depends on
-    the images' size, because rings are counted in cycles per box.
+    Return the power of white noise in each polar coefficient relative to c[0, 0]. It
+    hardly depends on the images' size, because rings are counted in cycles per box.
 
     :param n_orders: Number of orders.
     :param n_rings: Number of rings.
-    :return: E|c[m, r]|² (n_orders, n_rings), 1 for c[0, 0].
+    :return: E|c[m, r]|² / E|c[0, 0]|² (n_orders, n_rings).
     """
     basis = PolarBasis(2 * n_rings + 9, n_rings=n_rings, max_order=n_orders - 1)
     own = np.einsum("mrr->mr", basis.noise_second()).real
@@ -227,8 +228,8 @@ def draw_chains(count: int, rng: Generator) -> Mixtures:
     atoms = np.zeros((count, N_ATOMS[1], 3))
     heading = rng.standard_normal((count, 3))
     for i in range(1, N_ATOMS[1]):
-        wiggle = STIFFNESS * rng.standard_normal((count, 3))
-        heading = _unit(_unit(heading) + wiggle)
+        bend = BENDING * rng.standard_normal((count, 3))
+        heading = _unit(_unit(heading) + bend)
         new = atoms[:, i - 1] + step * heading
         outside = np.linalg.norm(new / axes, axis=1, keepdims=True)
         new /= np.maximum(outside, 1)

@@ -13,15 +13,17 @@ from aspire_mom.checks import check_integer
 from aspire_mom.files import load_network, save_network
 
 DATA = Path(__file__).with_name("data") / "start.npz"
-# Smallest RMS of a ring that counts, relative to the strongest.
-FAINT = 1e-3
+# Its square is added to the powers of rings relative to the strongest, and it is added
+# to the relative errors of powers, so that their logarithms are finite.
+SOFTENING = 1e-3
 # Bound of the standardised features.
 CLIP = 5.0
 SUPPORT_RADIUS = 0.4
-# About the middle of the family's widths.
+# About the middle of the widths of Gaussians in training.
 START_SIGMA = 0.07
-# Orders on a ring beyond those of an object of this radius, in boxes, are noise.
-REACH = 0.4
+# Assumed radius of the object, in boxes. Ring r has signal up to about the order
+# 2π r OBJECT_RADIUS; higher orders are noise.
+OBJECT_RADIUS = 0.4
 
 
 class StartEncoder(nn.Module):
@@ -40,7 +42,7 @@ class StartEncoder(nn.Module):
       Re for r ≥ r', Im for r > r', for the orders that an object in the box has,
     - the logarithm of the relative errors of the rings' powers,
 
-    all standardised over the family of training problems.
+    all standardised over the distribution of training problems.
 
     :param n_gaussians: Gaussians of the volume.
     :param n_rings: Rings in use.
@@ -82,7 +84,7 @@ class StartEncoder(nn.Module):
             check_integer(name, value, smallest)
         self.n_gaussians, self.n_rings, self.max_order = n_gaussians, n_rings, max_order
         self.degree = degree
-        real, imaginary = _told_entries(n_rings, max_order)
+        real, imaginary = _feature_indices(n_rings, max_order)
         self.register_buffer("real_entries", real, persistent=False)
         self.register_buffer("imaginary_entries", imaginary, persistent=False)
         twice = torch.where(torch.arange(max_order + 1) == 0, 1.0, 2.0)
@@ -139,20 +141,21 @@ class StartEncoder(nn.Module):
         unit = power.amax(1, keepdim=True)
         power, error = power / unit, power_error / unit
         # Where noise dominates, entries become small instead of large.
-        rms = (power.clamp_min(0) + error + FAINT**2).sqrt()
+        rms = (power.clamp_min(0) + error + SOFTENING**2).sqrt()
         scale = rms * unit.sqrt()
         m, r, s = self.real_entries
         real = second[:, m, r, s].real / (scale[:, r] * scale[:, s])
         m, r, s = self.imaginary_entries
         imaginary = second[:, m, r, s].imag / (scale[:, r] * scale[:, s])
-        relative = (error / rms**2 + FAINT).log()
+        relative = (error / rms**2 + SOFTENING).log()
         parts = (rms / rms[:, :1]).log(), first.real / scale, relative, real, imaginary
         return torch.cat(parts, 1)
 
     @torch.no_grad()
     def standardise(self, first: Tensor, second: Tensor, power_error: Tensor) -> None:
         """
-        Set the mean and deviation of features from moments of the family.
+        Set the mean and standard deviation of the features from a sample of the
+        training distribution.
 
         :param first: As for :meth:`features`.
         :param second: Likewise.
@@ -205,9 +208,9 @@ def how_trained() -> dict:
     return load_network(DATA, {StartEncoder.__name__: StartEncoder})[1]
 
 
-def _told_entries(n_rings: int, max_order: int) -> tuple[Tensor, Tensor]:
+def _feature_indices(n_rings: int, max_order: int) -> tuple[Tensor, Tensor]:
     """Indices m, r, r' (3, n) of the entries used, of real and of imaginary parts."""
-    reach = torch.ceil(2 * math.pi * REACH * torch.arange(n_rings)) + 1
+    reach = torch.ceil(2 * math.pi * OBJECT_RADIUS * torch.arange(n_rings)) + 1
     reach[0] = 0  # ring 0 is one point
     seen = torch.arange(max_order + 1)[:, None] <= reach
     both = seen[:, :, None] & seen[:, None]

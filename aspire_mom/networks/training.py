@@ -12,7 +12,7 @@ from torch import Tensor
 from aspire_mom.networks.errors import InvariantErrors
 from aspire_mom.networks.exact import ExactMoments
 from aspire_mom.networks.problems import (
-    FAMILY,
+    STANDARDISATION,
     TRAINING,
     VALIDATION,
     Training,
@@ -53,8 +53,10 @@ def train(
     ).to(device)
     errors = InvariantErrors(encoder.n_rings, exact.points, encoder.degree).to(device)
     encoder.to(device)
-    family = draw_problems(training, training.validation_size, (FAMILY,), exact)
-    encoder.standardise(*family.moments)
+    sample = draw_problems(
+        training, training.validation_size, (STANDARDISATION,), exact
+    )
+    encoder.standardise(*sample.moments)
     validation = draw_problems(training, training.validation_size, (VALIDATION,), exact)
 
     def loss(step: int) -> Tensor:

@@ -22,7 +22,7 @@ from aspire_mom.relion.table import (
 
 logger = logging.getLogger(__name__)
 
-# What is not corrected for: its columns, and the values that mean none of it.
+# Aberrations that are ignored: their columns, and the values that mean no aberration.
 UNCORRECTED = {
     "beam tilt": {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0},
     "anisotropic magnification": {
@@ -31,7 +31,7 @@ UNCORRECTED = {
         "_rlnMagMat10": 0.0,
         "_rlnMagMat11": 1.0,
     },
-    "scales of CTFs": {"_rlnCtfScalefactor": 1.0},
+    "CTF scale factors": {"_rlnCtfScalefactor": 1.0},
 }
 
 
@@ -58,7 +58,7 @@ class Particles:
 
     @property
     def has_ctf(self) -> bool:
-        """Whether the file lists defoci."""
+        """Whether the file has a defocus column."""
         return not {"_rlnDefocusU", "_rlnDefocusV"}.isdisjoint(self.table.columns)
 
     @cached_property
@@ -83,7 +83,8 @@ class Particles:
     @cached_property
     def shifts(self) -> np.ndarray:
         """
-        :return: Shifts (n, 2) as x, y in pixels, with RELION's sign.
+        :return: Shifts (n, 2) as x, y in pixels, of the sign of _rlnOriginX and
+            _rlnOriginY.
         """
         columns, shifts = self.table.columns, np.zeros((len(self), 2))
         for axis, name in enumerate(("_rlnOriginX", "_rlnOriginY")):
@@ -98,7 +99,7 @@ class Particles:
         Check that the CTF can be corrected for.
 
         :raises ValueError: Columns are missing, the images were multiplied by the CTF,
-            some but not all of them were phase-flipped, or there was a phase plate.
+            some but not all of them were phase-flipped, or a phase shift is not zero.
         """
         if not self.has_ctf:
             return
@@ -107,7 +108,7 @@ class Particles:
         flipped = np.count_nonzero(self._flags("_rlnCtfDataArePhaseFlipped"))
         phase = np.abs(columns.get("_rlnPhaseShift", np.zeros(1))).max()
         if missing:
-            problem = f"defoci but no {' and no '.join(missing)}"
+            problem = f"defocus values but no {' and no '.join(missing)}"
         elif self._flags("_rlnCtfDataAreCtfPremultiplied").any():
             problem = "images that were multiplied by their CTF"
         elif 0 < flipped < len(self):
@@ -211,8 +212,8 @@ def read_particles(
         listed = _common(table, table.columns["_rlnImageSize"], "sizes", "pixels")
         if listed != L:
             raise ValueError(
-                f"{path} lists images of {listed:g} pixels along an edge"
-                f" (_rlnImageSize), but those in its stacks have {L}"
+                f"{path} gives {listed:g} pixels along an edge as _rlnImageSize, but"
+                f" the images in its stacks have {L}"
             )
     _warn_of_uncorrected(table)
     return Particles(table, stacks, n_listed, L, size)
@@ -221,12 +222,15 @@ def read_particles(
 def _subset(table: Table, column: str, value: int) -> Table:
     """Choose the particles with a value in a column."""
     if column not in table.columns:
-        raise ValueError(f"{table.path} has no column {column} to choose {value} by")
+        raise ValueError(
+            f"{table.path} has no column {column}, which selecting {value} needs"
+        )
     values = table.columns[column]
     if not (values == value).any():
         there = ", ".join(f"{v:g}" for v in np.unique(values)[:8])
         raise ValueError(
-            f"{table.path} has no particle whose {column} is {value}; it is {there}"
+            f"{table.path} has no particle with {column} = {value}; its values are"
+            f" {there}"
         )
     return table.chosen(values == value)
 
@@ -245,7 +249,7 @@ def _check_ranges(table: Table) -> None:
 
 
 def _common(table: Table, values: np.ndarray, name: str, unit: str) -> float:
-    """Return the value that all particles have; raise if they differ."""
+    """Return the one value of all particles, values (n,); raise if they differ."""
     if np.ptp(values) <= PIXEL_SIZE_TOLERANCE * values.max():
         return float(values[0])
     several = f"{values.min():g} to {values.max():g} {unit}"
@@ -260,8 +264,8 @@ def _common(table: Table, values: np.ndarray, name: str, unit: str) -> float:
             f"{value:g} {unit} (optics group {group})" for group, value in found.items()
         )
     raise ValueError(
-        f"{table.path} has images of different {name}, {several}; only images of one"
-        " can be averaged together"
+        f"{table.path} has images of different {name}, {several}; all images must have"
+        " the same"
     )
 
 
@@ -286,7 +290,7 @@ def _warn_of_uncorrected(table: Table) -> None:
         }
         if there:
             spans = ", ".join(f"{name} {_span(v)}" for name, v in there.items())
-            logger.warning(f"{table.path} has {what}, not corrected for: {spans}")
+            logger.warning(f"{table.path} lists {what} ({spans}), not corrected for")
 
 
 def _pixel_size(table: Table) -> float | None:

@@ -14,8 +14,9 @@ class ParticleSource(RelionSource):
     ASPIRE's `RelionSource` for particles that have been read and checked. It reads
     their images; the STAR file is not read again.
 
-    Images are float32; ASPIRE casts all of them to the mode of the first stack. There
-    are no angles. There is one filter for each CTF of `Particles.ctfs`.
+    Images are float32; ASPIRE casts all of them to the mode of the first stack.
+    Orientation angles in the file are ignored. There is one filter for each CTF
+    of `Particles.ctfs`.
 
     :param particles: The particles.
     """

@@ -12,7 +12,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 
 from aspire_mom.relion.table import Table
 
-# What ASPIRE reads of image stacks.
+# MRC modes that ASPIRE can read.
 MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16"}
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"PK": "zip"}
 
@@ -38,7 +38,7 @@ def _check_stack(path: Path) -> tuple[int, int]:
     extended = int(header["nsymbt"])
     if min(nx, ny, nz) < 1 or extended < 0:
         raise ValueError(
-            f"{path} is no MRC file, or damaged: its header lists {nz} images of"
+            f"{path} is no MRC file, or damaged: its header gives {nz} images of"
             f" {nx} x {ny} pixels after {extended} bytes of extended header"
         )
     if mode not in MODES:
@@ -54,8 +54,8 @@ def _check_stack(path: Path) -> tuple[int, int]:
     needed = len(head) + extended + nx * ny * nz * item
     if status.st_size < needed:
         raise ValueError(
-            f"{path} is cut short: by its header it has {nz} images of {nx} x {ny}"
-            f" pixels in {needed} bytes, but there are {status.st_size}"
+            f"{path} is truncated: its header gives {nz} images of {nx} x {ny} pixels"
+            f" ({needed} bytes), but the file has {status.st_size} bytes"
         )
     if nx != ny:
         raise ValueError(
@@ -79,13 +79,13 @@ def _native_header(head: bytes) -> np.ndarray:
 
 def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
     """
-    Find the stacks that a STAR file names. RELION's paths are relative to the project's
-    folder; its STAR files lie some levels below.
+    Find the stacks that a STAR file names. RELION writes paths relative to the project
+    directory; its STAR files usually are in subdirectories.
 
     :param table: The file's particles.
     :param data_folder: Folder that relative paths start from. By default the first that
         has the first of the stacks: the STAR file's, those above it, the current one.
-    :return: Paths of all stacks in the file, there or not.
+    :return: Paths of all stacks in the file, whether or not they exist.
     """
     relative = [table.stacks[i] for i in np.unique(table.stack_indices)]
     relative = [name for name in relative if not os.path.isabs(name)]
@@ -95,9 +95,9 @@ def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
         folders = [data_folder]
     base = folders[0]
     if relative:
-        # A link that leads nowhere counts, and is reported later.
-        there = (f for f in folders if os.path.lexists(f / relative[0]))
-        base = next(there, folders[0])
+        # A broken symlink counts as a match; `check_stacks` reports it.
+        matches = (f for f in folders if os.path.lexists(f / relative[0]))
+        base = next(matches, folders[0])
     return tuple(base / stack for stack in table.stacks)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from gemmi import cif
 
 IMAGE, GROUP, GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
-NO_CTF = "_aspireNoCTF"  # ASPIRE marks optics groups that it made up
+NO_CTF = "_aspireNoCTF"  # ASPIRE marks placeholder optics without a CTF
 # In ASPIRE's order.
 CTF_COLUMNS = (
     "_rlnVoltage",
@@ -21,7 +21,8 @@ CTF_COLUMNS = (
     "_rlnAmplitudeContrast",
 )
 B_FACTOR = "_rlnCtfBfactor"  # B of exp(-B s² / 4) in Å²
-# A number beyond these means damage: kV, Å, degrees, mm, pixels, Å², mrad.
+# A value outside these ranges means a damaged file. Units: kV, Å, degrees, mm, pixels,
+# Å², mrad.
 RANGES = {
     "_rlnVoltage": (1, 10_000),
     "_rlnDefocusU": (-1e6, 1e6),
@@ -45,7 +46,7 @@ RANGES = {
     "_rlnImageSize": (1, 1e5),
     "_aspireAmplitude": (-1e6, 1e6),
 }
-NUMBERS = (
+NUMERIC_COLUMNS = (
     *RANGES,
     GROUP,
     "_rlnRandomSubset",
@@ -62,7 +63,7 @@ class Table:
 
     :param path: The file.
     :param rows: Row of each particle in the file's table, from 1, (n,).
-    :param numbers: Number of each image in its stack, from 1, (n,).
+    :param numbers: Position of each image in its stack, from 1, (n,).
     :param stack_indices: Index of each image's stack in `stacks`, (n,).
     :param stacks: Names of all stacks in the file.
     :param columns: Numbers (n,) by RELION's name of their column, from the particles'
@@ -99,7 +100,7 @@ def read_table(path: Path) -> Table:
     """
     Read the tables of particles and optics of a STAR file.
 
-    :param path: A file of RELION 3.0 to 5, or of a program that imitates it.
+    :param path: A file of RELION 3.0 to 5, or of a program that writes the same format.
     :return: Its particles.
     :raises OSError: No such file, or one that may not be read.
     :raises ValueError: Another or a damaged file, or no particles.
@@ -127,7 +128,8 @@ def read_table(path: Path) -> Table:
         raise ValueError(f"{path}: {error}") from error
     if any(_has(block, NO_CTF) for block in (particles, optics) if block is not None):
         columns = {k: v for k, v in columns.items() if k not in CTF_COLUMNS}
-    elif "_rlnDefocusU" in columns:  # without V and an angle, RELION takes it for both
+    elif "_rlnDefocusU" in columns:
+        # If DefocusV is missing, RELION uses DefocusU for both, with angle 0.
         columns.setdefault("_rlnDefocusV", columns["_rlnDefocusU"])
         columns.setdefault("_rlnDefocusAngle", np.zeros(n))
     rows = np.arange(1, n + 1)
@@ -170,9 +172,9 @@ def _texts(block: cif.Block, column: str) -> list[str]:
 
 
 def _columns(block: cif.Block) -> dict[str, np.ndarray]:
-    """Values (n,) of all columns of `NUMBERS` that a table has."""
+    """Values (n,) of all columns of `NUMERIC_COLUMNS` that a table has."""
     columns = {}
-    for name in NUMBERS:
+    for name in NUMERIC_COLUMNS:
         texts = block.find_values(name)
         if not texts:
             continue

@@ -15,8 +15,8 @@ from aspire_mom.checks import check_integer
 from aspire_mom.rotations.so3 import SO3Quadrature, viewing_rotations
 from aspire_mom.rotations.sphere import real_spherical_harmonics
 
-# SciPy cannot sample a concentration of 0, and near it its formula cancels; below this
-# one the distribution is within 1e-6 of uniform in total variation.
+# Concentrations below this are sampled as uniform, with an error in total variation
+# below 1e-6: SciPy rejects 0, and near 0 its formula loses precision.
 UNIFORM_BELOW = 1e-6
 
 
@@ -28,14 +28,15 @@ class DiscreteDensity(torch.nn.Module):
     Without `degree` every node has a logit of its own. With it, the log-density is a
     smooth function of the viewing direction alone (in-plane angles uniform),
     log ρ(d) = Σ_{l=1}^{degree} Σ_m a_lm √(4π) Y_lm(d) + const, and :meth:`penalty` is
-    the prior under which a_lm is normal of variance 1 / (2 l (l + 1)): the variance of
-    the log-density is about 2, and most of it is in low degrees. The prior, not noise,
-    then decides the part of the density that moments leave open.
+    the prior under which a_lm is normal of variance 1 / (2 l (l + 1)). The log-density
+    then has the prior variance Σ_l (2l + 1) / (2 l (l + 1)), about 2 at degree 6. The
+    prior regularises components of the density that the moments do not determine.
 
-    :param nodes: The quadrature, or the number of nodes where `degree` is None.
+    :param nodes: The quadrature; the number of its nodes suffices without `degree`.
+        With `degree`, nodes must have equal weights, as `SO3Quadrature.product` has.
     :param degree: Largest degree of the log-density's spherical harmonics.
-    :raises ValueError: there is no node, the degree is below 1, or it comes without a
-        quadrature.
+    :raises ValueError: the number of nodes or the degree is below 1, or there is a
+        degree without a quadrature.
     """
 
     harmonics: Tensor
@@ -97,6 +98,8 @@ class DiscreteDensity(torch.nn.Module):
 
     def penalty(self) -> Tensor:
         """
+        Return the term of the prior in a χ² loss.
+
         :return: Minus twice the log-prior of a smooth density, Σ 2 l (l + 1) a_lm², up
             to a constant; zero without `degree`.
         """
@@ -117,7 +120,7 @@ class DiscreteDensity(torch.nn.Module):
 
 def log_density_harmonics(directions: np.ndarray, degree: int) -> Tensor:
     """
-    Evaluate the functions whose coefficients `DiscreteDensity` has.
+    Evaluate the functions of which a `DiscreteDensity` has the coefficients.
 
     :param directions: Unit vectors (n, 3), xyz order.
     :param degree: Largest degree.
@@ -231,8 +234,8 @@ class VonMisesFisherMixture:
 
     def on(self, quadrature: SO3Quadrature) -> np.ndarray:
         """
-        Evaluate the probabilities of a quadrature's nodes, weight times density: the
-        paper's z_ρ (section 4.2, eq. 20) for this density.
+        Return quadrature weight times density at each node, normalised to sum to one:
+        the paper's z_ρ (section 4.2, eq. 20) for this density.
 
         :param quadrature: The quadrature.
         :return: Probabilities (n_nodes,), float64, summing to one.
@@ -243,7 +246,7 @@ class VonMisesFisherMixture:
         total = probabilities.sum()
         if not total > 0:
             raise ValueError(
-                f"the density vanishes on all {len(quadrature)} nodes: concentrations "
-                f"up to {self.concentrations.max():g} are too narrow for them"
+                f"the density is zero at all {len(quadrature)} nodes: concentrations up"
+                f" to {self.concentrations.max():g} are too large for this quadrature"
             )
         return probabilities / total

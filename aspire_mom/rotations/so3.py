@@ -66,8 +66,10 @@ class SO3Quadrature:
                 f"{self.weights.min()} and their sum {self.weights.sum()}"
             )
         views = matrices[:: self.n_inplane]
-        proper = np.allclose(views @ views.transpose(0, 2, 1), np.eye(3), atol=1e-10)
-        if not proper or not np.allclose(np.linalg.det(views), 1):
+        orthogonal = np.allclose(
+            views @ views.transpose(0, 2, 1), np.eye(3), atol=1e-10
+        )
+        if not orthogonal or not np.allclose(np.linalg.det(views), 1):
             raise ValueError("rotations must be orthogonal matrices of determinant 1")
         if not np.allclose(matrices, _with_inplane(views, self.n_inplane), atol=1e-10):
             raise ValueError(
@@ -83,8 +85,9 @@ class SO3Quadrature:
         Pair all viewing directions of a design with equally spaced in-plane angles, all
         with equal weights (section 5.2; the paper has 100 × 12 nodes).
 
-        The sum over in-plane angles removes 0 < |m'| < n_inplane, and the one over the
-        design 0 < l ≤ t: the rule is exact to the lower of t and n_inplane - 1.
+        Over the in-plane angles D^l_mm' sums to zero if 0 < |m'| < n_inplane. If m' = 0
+        it is a spherical harmonic, which sums to zero over the design if 0 < l ≤ t. So
+        the rule is exact up to the degree min(t, n_inplane - 1).
 
         :param design: Viewing directions.
         :param n_inplane: Number of in-plane angles in [0, 2π), the first one 0.

@@ -19,18 +19,18 @@ class SphericalDesign:
     Spherical t-design: N points over which the plain mean of any polynomial of degree
     t or less is its mean over the sphere (section 5.2).
 
-    All shipped designs are symmetric: odd degrees are exact for free, t is odd, and N
-    is about t²/2 + t/2. ``benchmarks/make_spherical_designs.py`` computed them as zeros
-    of the spherical harmonic sums, after R. S. Womersley, "Efficient spherical designs
-    with good geometric properties", in Contemporary Computational Mathematics, Springer
-    2018. The paper does not publish its 100 points of degree 13;
+    All shipped designs are antipodal: -x is a point if x is. Odd polynomials then sum
+    to zero exactly, t is odd, and N is about t²/2 + t/2.
+    ``benchmarks/make_spherical_designs.py`` computed them as zeros of the spherical
+    harmonic sums, after R. S. Womersley, "Efficient spherical designs with good
+    geometric properties", in Contemporary Computational Mathematics, Springer 2018. The paper does not publish its 100 points of degree 13;
     ``SphericalDesign(13, n_points=100)`` is a design of that size.
 
     The attribute `points` (N, 3) holds unit vectors, xyz order, float64, read-only;
-    point j + N/2 is -(point j). `degree` is that of the design found.
+    point j + N/2 is -(point j). `degree` is t, which may exceed the one asked for.
 
-    :param degree: Least degree; the smallest shipped design that has it is taken.
-    :param n_points: Number of points N, where a particular one is wanted.
+    :param degree: Least t; the shipped design with the fewest points is selected.
+    :param n_points: Number of points N; any if None.
     :raises ValueError: no shipped design has this degree and number of points.
     """
 
@@ -78,9 +78,12 @@ def real_spherical_harmonics(directions: Tensor, degree: int) -> Iterator[Tensor
         float64.
     """
     x, y, z = directions.double()[..., None, :].unbind(-1)
-    waves = torch.complex(x, y).expand(*x.shape[:-1], degree).cumprod(-1) * np.sqrt(2)
-    cosines, sines = waves.real.contiguous(), waves.imag.contiguous()
-    before = torch.zeros_like(z[..., :0])  # Legendre functions / sin^m of degree l - 2
+    azimuthal = torch.complex(x, y).expand(*x.shape[:-1], degree).cumprod(-1) * np.sqrt(
+        2
+    )
+    cosines, sines = azimuthal.real.contiguous(), azimuthal.imag.contiguous()
+    # Normalised Legendre functions over sin^m θ, of degrees l - 2 and l - 1.
+    legendre_2 = torch.zeros_like(z[..., :0])
     legendre = torch.full_like(z, np.sqrt(1 / (4 * np.pi)))
     for l in range(degree + 1):
         if l:
@@ -88,9 +91,9 @@ def real_spherical_harmonics(directions: Tensor, degree: int) -> Iterator[Tensor
             a = ((4 * l**2 - 1) / (l**2 - m**2)).sqrt()
             b = (((l - 1) ** 2 - m**2).clamp(min=0) / (4 * (l - 1) ** 2 - 1)).sqrt()
             diagonal = legendre[..., -1:] * np.sqrt((2 * l + 1) / (2 * l))
-            previous = torch.nn.functional.pad(before, (0, 1))
-            before, legendre = legendre, a * (z * legendre - b * previous)
+            previous = torch.nn.functional.pad(legendre_2, (0, 1))
+            legendre_2, legendre = legendre, a * (z * legendre - b * previous)
             legendre = torch.cat((legendre, diagonal), -1)
-        zonal, rest = legendre[..., :1], legendre[..., 1:]
-        negative = (rest * sines[..., :l]).flip(-1)
-        yield torch.cat((negative, zonal, rest * cosines[..., :l]), -1)
+        zonal, tesseral = legendre[..., :1], legendre[..., 1:]
+        negative = (tesseral * sines[..., :l]).flip(-1)
+        yield torch.cat((negative, zonal, tesseral * cosines[..., :l]), -1)

@@ -22,8 +22,8 @@ NEAR_ZERO = 1e-4
 
 class BallHarmonics(FourierVolume):
     """
-    A real volume in a ball of radius R, expanded in a basis that is as band-limited as
-    bounded support allows,
+    A real volume in a ball of radius R, expanded in a basis whose Fourier transforms
+    are concentrated in |k| ≤ K,
 
         v(x) = Σ_lsm a_lsm N_ls j_l(z_ls |x|/R) Y_lm(x/|x|)   for |x| <= R, else 0,
 
@@ -41,8 +41,8 @@ class BallHarmonics(FourierVolume):
     The parameter `coefficients` (n_coefficients,) runs over l, then s, then m from
     -l to l. It starts random, with ‖a‖ = 1 and amplitudes that fall with z_ls.
 
-    :param band_limit: K, cycles per box, at most L/2 for L voxels. There are about
-        17 (RK)³ coefficients.
+    :param band_limit: K, cycles per box; L/2 is the Nyquist frequency of L voxels.
+        There are about 17 (RK)³ coefficients.
     :param degree: Largest l, for fewer coefficients; default: all that K allows.
     :param support_radius: R, box units, at most 1/2.
     :param seed: Seed of the initial coefficients.
@@ -169,7 +169,7 @@ class BallHarmonics(FourierVolume):
         return [a.reshape(-1, 2 * l + 1) for l, a in enumerate(blocks)]
 
     def _radial(self, radii: Tensor) -> list[Tensor]:
-        """G_ls times the real or imaginary part of (-i)^l, (n_radii, n_s), by l."""
+        """G_ls times (-i)^l for even l, (-i)^l / i for odd l, (n_radii, n_s), by l."""
         kappa = 2 * np.pi * self.support_radius * radii.double().cpu().numpy()
         scale = 4 * np.pi * np.sqrt(2 * self.support_radius**3)
         return [

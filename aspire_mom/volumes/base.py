@@ -22,8 +22,9 @@ GRID_CHUNK = 2**13
 SMALL_MODEL = 5000
 # Frequencies evaluated at once: as many as keep a network's layers in cache.
 POINTS_PER_CHUNK = 2**11
-# Smallest power of a shell that counts in a fit, relative to the strongest shell.
-FAINT = 1e-6
+# Added to the mean power of each shell, as a fraction of the strongest shell's, to
+# bound the weights of weak shells in a fit.
+ADDED_POWER = 1e-6
 
 
 class FourierVolume(torch.nn.Module):
@@ -118,18 +119,18 @@ class FourierVolume(torch.nn.Module):
         each pair ±k. Corners, |k| >= L/2, are left out: not all slices reach them.
 
         Adam works on random batches, its learning rate falling to zero along a cosine.
-        Squared errors are divided by the RMS of V on their shells: undivided, Adam does
-        not fit the outer shells, whose power is orders of magnitude lower; divided by
-        the power, it fits the inner ones badly. L-BFGS follows on all frequencies and
-        undivided errors where the model has at most 5000 parameters.
+        It weights squared errors by 1/RMS of V on their shell: without weights, Adam
+        does not fit the weak outer shells, and with 1/power it fits the inner ones
+        badly. If the model has at most 5000 parameters, L-BFGS follows, on all
+        frequencies and without weights.
 
         :param volume: One ASPIRE `Volume`, of odd or even size L.
         :param n_steps: Steps of Adam; L-BFGS takes at most a quarter as many.
         :param learning_rate: Adam's first learning rate.
         :param batch_size: Frequencies per step of Adam.
         :param seed: Seed of the batches.
-        :param callback: Called with the step and the loss (relative to the volume's
-            power, both weighted) after each step of Adam; returning True stops.
+        :param callback: Called after each step of Adam with the step and the relative
+            loss Σ w |ΔV|² / Σ w |V|², w the weights; returning True stops.
         :return: :meth:`relative_error`, which counts the corners, too.
         :raises ValueError: the volume is zero at the frequencies of the fit.
         """
@@ -203,7 +204,7 @@ def _shell_weights(k: Tensor, target: Tensor) -> Tensor:
     """Inverse RMS of V on each k's shell (n,), scaled so that Σ weight |V|² = 1."""
     power, shell = target.abs().square(), torch.linalg.norm(k, dim=1).round().long()
     mean = torch.bincount(shell, power) / torch.bincount(shell).clamp_min(1)
-    weights = (mean + FAINT * mean.max()).rsqrt()[shell].to(power)
+    weights = (mean + ADDED_POWER * mean.max()).rsqrt()[shell].to(power)
     return weights / (weights * power).sum()
 
 

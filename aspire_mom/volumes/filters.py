@@ -6,7 +6,7 @@ import numpy as np
 from aspire.volume import Volume
 
 # Width in shells over which the filter falls from one to zero, as in RELION.
-EDGE = 2
+SOFT_EDGE_WIDTH = 2
 
 
 def check_resolution(resolution: float, L: int, pixel_size: float | None) -> None:
@@ -40,16 +40,17 @@ def low_pass(volume: Volume, resolution: float) -> Volume:
     k = np.fft.fftfreq(L, 1 / L)
     kz, ky, kx = np.ix_(k, k, np.fft.rfftfreq(L, 1 / L))
     shells = np.sqrt(kz**2 + ky**2 + kx**2)
-    past = np.clip((shells - L * pixel_size / resolution) / EDGE + 0.5, 0, 1)
-    spectrum = np.fft.rfftn(volume.asnumpy()[0]) * (1 + np.cos(np.pi * past)) / 2
+    cutoff = L * pixel_size / resolution
+    transition = np.clip((shells - cutoff) / SOFT_EDGE_WIDTH + 0.5, 0, 1)
+    spectrum = np.fft.rfftn(volume.asnumpy()[0]) * (1 + np.cos(np.pi * transition)) / 2
     voxels = np.fft.irfftn(spectrum, s=(L, L, L), axes=(0, 1, 2))
     return Volume(voxels.astype(volume.dtype), pixel_size=pixel_size)
 
 
 def mirror(volume: Volume) -> Volume:
     """
-    Change handedness: reverse z about voxel L//2 (J of JRJ). For even L the plane z =
-    -L/2 stays in place.
+    Return the mirror image: reverse z about voxel L//2 (J of JRJ). For even L the plane
+    z = -L/2 stays in place.
 
     :param volume: ASPIRE `Volume` or stack of volumes.
     :return: ASPIRE `Volume` of the same shape, dtype and pixel size.

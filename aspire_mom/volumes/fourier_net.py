@@ -14,11 +14,12 @@ from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.base import FourierVolume
 from aspire_mom.volumes.grid import volume_transform
 
-# Radius of the ball that first-layer points are drawn from, box units.
+# First-layer frequencies are 2π times points drawn from a ball of this radius (boxes).
 FIRST_RADIUS = 0.2
-# The envelope starts as exp(-ENVELOPE (|k| / band limit)²).
+# The log-amplitude starts with the term -ENVELOPE (|k| / band limit)².
 ENVELOPE = 6.0
-# Initial parameters of the outputs and of the latent variable, relative to others.
+# Output weights start uniform within ± OUTPUT_GAIN √(6 / hidden), those of the latent
+# variable within ± LATENT_GAIN / √(its length).
 OUTPUT_GAIN = LATENT_GAIN = 0.1
 # Rotated frequencies at the band limit may exceed it by rounding.
 ROUNDING = 1e-4
@@ -36,7 +37,7 @@ class FourierNet(FourierVolume):
 
     For V(-k) = conj V(k), as real volumes need, e and p are even and q is odd: the
     first layer of an even network is cos(Wk); the odd network has sines and no biases.
-    The paper leaves sizes and initial values open. The rows of W are 2π times points
+    The paper does not state sizes and initial values. The rows of W are 2π times points
     drawn uniformly from a ball of radius 0.2 boxes, since a point at x contributes
     exp(-2πi k·x). The term -c|k/K|² of e, with c trained from 6, lets power decay from
     the start, which halves the error of a fit to four Gaussians at 25³. Beyond the band

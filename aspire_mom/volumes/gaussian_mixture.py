@@ -11,8 +11,9 @@ from torch.nn.functional import softplus
 from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.base import FourierVolume
 
-# Given centres move within this share of the support: parameters stay finite.
-INSIDE = 0.97
+# `with_gaussians` moves centres within this fraction of the support radius, because the
+# parameters of a centre at the radius itself are infinite.
+MAX_RADIUS = 0.97
 SMALLEST_WEIGHT = 1e-4
 
 
@@ -29,7 +30,8 @@ class GaussianMixture(FourierVolume):
     :param support_radius: Radius of the ball that holds the centres, box units.
     :param sigma: Standard deviation of all Gaussians at the start, box units.
     :param signed: Let weights be negative, for maps whose solvent is not at zero.
-    :param total: Approximate sum of the weights at the start, which sets their scale.
+    :param total: Scale of the initial weights: about their sum, or about twice their
+        sum if `signed`.
     :param seed: Seed of the random start.
     :raises ValueError: a number is out of range.
     """
@@ -82,7 +84,7 @@ class GaussianMixture(FourierVolume):
 
     @property
     def weights(self) -> Tensor:
-        """Weights w (n,), each the share of its Gaussian in V(0)."""
+        """Weights w (n,), the integral of each Gaussian; they sum to V(0)."""
         w = self.weight_parameters
         return self.scale * (w if self.signed else softplus(w))
 
@@ -104,8 +106,8 @@ class GaussianMixture(FourierVolume):
     @torch.no_grad()
     def grown(self, n_more: int, seed: int = 0) -> GaussianMixture:
         """
-        Split the widest and heaviest Gaussians in two along random directions, which
-        hardly changes V.
+        Split the `n_more` Gaussians of largest |w| σ in two along random directions,
+        which hardly changes V.
 
         :param n_more: Gaussians to add, at most as many as there are.
         :param seed: Seed of the directions.
@@ -133,11 +135,11 @@ class GaussianMixture(FourierVolume):
         self, centres: Tensor, sigmas: Tensor, weights: Tensor
     ) -> GaussianMixture:
         """
-        Make a mixture of other Gaussians, with the support and sign of this one.
+        Make a mixture of other Gaussians with this one's `support_radius` and `signed`.
 
         :param centres: Centres (n, 3), box units; moved inside the ball where outside.
         :param sigmas: Standard deviations (n,), box units.
-        :param weights: Weights (n,), each the share of its Gaussian in V(0).
+        :param weights: Weights (n,), the integral of each Gaussian.
         :return: The mixture, of the centres' dtype and on their device.
         """
         mixture = GaussianMixture(
@@ -147,7 +149,7 @@ class GaussianMixture(FourierVolume):
             total=self.scale * len(self),
         ).to(centres)
         unit = centres / self.support_radius
-        unit = unit * (INSIDE / unit.norm(dim=1, keepdim=True)).clamp(max=1)
+        unit = unit * (MAX_RADIUS / unit.norm(dim=1, keepdim=True)).clamp(max=1)
         spread = torch.sqrt(1 - (unit**2).sum(1, keepdim=True))
         w = weights / mixture.scale
         if not self.signed:

@@ -54,7 +54,7 @@ def test_halves(tmp_path, star):
     assert report["half_set_correlation"][1] > 0.5
     plot = tmp_path / "m.svg"
     assert "halves" in succeed("inspect", *halves, "--plot", plot).stdout
-    assert "correlation of halves" in plot.read_text()
+    assert "half-set correlation" in plot.read_text()
 
 
 @pytest.mark.parametrize(

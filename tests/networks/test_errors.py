@@ -1,4 +1,4 @@
-"""What moments leave open, and errors that do not see it."""
+"""Errors that do not depend on what the moments do not determine."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ import torch
 from aspire_mom.bases import PolarBasis
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.networks.errors import (
-    FLIPS,
-    VIEW_FLIPS,
+    AXIS_SIGNS,
+    VIEW_SIGNS,
     InvariantErrors,
     parity_transform,
 )
@@ -39,7 +39,7 @@ def density(points):
 def flipped_volume(flip):
     """v(Sx) has its Gaussians at S μ."""
     centres, sigmas, weights = VOLUME
-    return centres * torch.from_numpy(FLIPS[flip]), sigmas, weights
+    return centres * torch.from_numpy(AXIS_SIGNS[flip]), sigmas, weights
 
 
 def moments(forward, points, volume, p):
@@ -54,16 +54,16 @@ def test_flips_leave_moments_unchanged(flip):
     points = quadrature.views
     before = moments(forward, points, VOLUME, density(points))
     after = moments(
-        forward, points, flipped_volume(flip), density(points * VIEW_FLIPS[flip])
+        forward, points, flipped_volume(flip), density(points * VIEW_SIGNS[flip])
     )
     for a, b in zip(before, after, strict=True):
         torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
     if flip not in (0, 7):  # S = -1 turns no view
         wrong = moments(forward, points, flipped_volume(flip), density(points))
         assert (wrong[1] - before[1]).abs().max() > 1e-7
-    improper = np.prod(FLIPS[flip]) < 0
+    improper = np.prod(AXIS_SIGNS[flip]) < 0
     if improper:
-        p = density(points * FLIPS[flip])
+        p = density(points * AXIS_SIGNS[flip])
         wrong = moments(forward, points, flipped_volume(flip), p)
         assert (wrong[1] - before[1]).abs().max() > 1e-7
 
@@ -74,9 +74,9 @@ def test_parity_parts_make_up_the_transform():
     mixture = GaussianMixture(1, support_radius=0.5).double()
     mixture = mixture.with_gaussians(*(t[0] for t in VOLUME))
     k = np.array([3, 1, 2])
-    for signs in FLIPS:
+    for signs in AXIS_SIGNS:
         value = 0
-        for part, parity in zip(parts, FLIPS, strict=True):
+        for part, parity in zip(parts, AXIS_SIGNS, strict=True):
             odd = parity < 0
             sign = np.where(odd, signs, 1).prod()
             value = value + (-1j) ** odd.sum() * sign * part[tuple(k)].item()
@@ -91,7 +91,7 @@ def test_errors_do_not_see_flips(flip):
     truth = parity_transform(*VOLUME, 6), density(points)[None]
     flipped = flipped_volume(flip)
     # log ρ(S'd) has coefficients with the sign of each harmonic's parity.
-    turned = log_density_harmonics(points * VIEW_FLIPS[flip], DEGREE) @ COEFFICIENTS
+    turned = log_density_harmonics(points * VIEW_SIGNS[flip], DEGREE) @ COEFFICIENTS
     own = log_density_harmonics(points, DEGREE)
     coefficients = torch.linalg.lstsq(own, turned[:, None]).solution.T
     volume, divergence = errors(truth, (flipped, coefficients))

@@ -12,7 +12,7 @@ from aspire_mom.networks import StartEncoder, Training, train
 from aspire_mom.networks.errors import InvariantErrors
 from aspire_mom.networks.exact import ExactMoments
 from aspire_mom.networks.problems import (
-    FAMILY,
+    STANDARDISATION,
     TRAINING,
     VALIDATION,
     add_noise,
@@ -36,7 +36,7 @@ def test_training_lowers_the_loss():
     exact = ExactMoments(4, 5)
     errors = InvariantErrors(4, exact.points, encoder.degree)
     validation = draw_problems(SMALL, 64, (VALIDATION,), exact)
-    family = draw_problems(SMALL, 64, (FAMILY,), exact)
+    family = draw_problems(SMALL, 64, (STANDARDISATION,), exact)
     encoder.standardise(*family.moments)
 
     def loss():
@@ -78,7 +78,7 @@ def test_stops_early():
 
 def test_nothing_is_shared():
     exact = ExactMoments(4, 5)
-    streams = [(TRAINING, 0), (TRAINING, 1), (VALIDATION,), (FAMILY,)]
+    streams = [(TRAINING, 0), (TRAINING, 1), (VALIDATION,), (STANDARDISATION,)]
     volumes, views = set(), set()
     for stream in streams:
         problems = draw_problems(SMALL, 32, stream, exact)
