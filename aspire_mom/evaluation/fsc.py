@@ -28,8 +28,7 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
             )
         if np.ptp(voxels) == 0:
             raise ValueError(
-                f"{name} is {voxels.flat[0]} in all its voxels; a constant volume cannot"
-                " be compared"
+                f"{name} is {voxels.flat[0]} in all its voxels; it must not be constant"
             )
     if volume.resolution != reference.resolution:
         raise ValueError(

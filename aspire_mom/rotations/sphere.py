@@ -23,7 +23,8 @@ class SphericalDesign:
     to zero exactly, t is odd, and N is about t²/2 + t/2.
     ``benchmarks/make_spherical_designs.py`` computed them as zeros of the spherical
     harmonic sums, after R. S. Womersley, "Efficient spherical designs with good
-    geometric properties", in Contemporary Computational Mathematics, Springer 2018. The paper does not publish its 100 points of degree 13;
+    geometric properties", in Contemporary Computational Mathematics, Springer 2018. The
+    paper does not publish its 100 points of degree 13;
     ``SphericalDesign(13, n_points=100)`` is a design of that size.
 
     The attribute `points` (N, 3) holds unit vectors, xyz order, float64, read-only;

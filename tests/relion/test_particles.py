@@ -209,7 +209,7 @@ def test_subsets(tmp_path):
     assert numbers(random_subset=2) == [2, 4, 3]
     assert numbers(random_subset=2, class_number=1, first=5) == [2, 4]
     assert "Particles: 3 of 6 in" in read_particles(star, random_subset=1).summary()
-    with pytest.raises(ValueError, match="_rlnClassNumber is 7; it is 1, 2"):
+    with pytest.raises(ValueError, match="_rlnClassNumber = 7; its values are 1, 2"):
         numbers(class_number=7)
     star = write_star(tmp_path / "q.star", particles(names))
     with pytest.raises(ValueError, match="no column _rlnRandomSubset"):
