@@ -54,10 +54,10 @@ class CartesianForward(torch.nn.Module):
         super().__init__()
         self.L, self.n_nodes, self.shift_std = basis.L, len(quadrature), shift_std
         frequencies = torch.from_numpy(basis.frequencies).double()
-        ahead, behind = _pixel_pairs(basis)
-        self.register_buffer("ahead", ahead)
-        self.register_buffer("behind", behind)
-        self.register_buffer("frequencies", frequencies[ahead])
+        pixels, friedel_mates = _pixel_pairs(basis)
+        self.register_buffer("pixels", pixels)
+        self.register_buffer("friedel_mates", friedel_mates)
+        self.register_buffer("frequencies", frequencies[pixels])
         n = quadrature.n_inplane
         self.n_turns = 4 if n % 4 == 0 else 1
         rotations = torch.from_numpy(quadrature.rotations.matrices)
@@ -66,12 +66,12 @@ class CartesianForward(torch.nn.Module):
         self.n_angles = n // self.n_turns
         # Where Rz(90°) takes each pixel: the pair, and -1 if to its second pixel.
         L = basis.L
-        x, y = frequencies[ahead].T.round().long()
+        x, y = frequencies[pixels].T.round().long()
         turned = (x + L // 2) * L - y + L // 2
         place = torch.zeros(L**2, dtype=torch.long)
-        place[behind] = place[ahead] = torch.arange(len(ahead))
+        place[friedel_mates] = place[pixels] = torch.arange(len(pixels))
         self.register_buffer("turn", place[turned])
-        self.register_buffer("flip", 1.0 - 2.0 * (ahead[place[turned]] != turned))
+        self.register_buffer("flip", 1.0 - 2.0 * (pixels[place[turned]] != turned))
 
     def half_slices(self, volume: FourierVolume) -> Tensor:
         """
@@ -118,8 +118,8 @@ class CartesianForward(torch.nn.Module):
         check_count(probabilities, self.n_nodes)
         half = self.half_slices(volume)
         slices = half.new_zeros((self.n_nodes, self.L**2))
-        slices[:, self.behind] = half.conj()
-        slices[:, self.ahead] = half
+        slices[:, self.friedel_mates] = half.conj()
+        slices[:, self.pixels] = half
         weighted = slices * probabilities[:, None].to(half.real.dtype)
         first, second = weighted.sum(0), weighted.T @ slices.conj()
         if self.shift_std == 0:
@@ -143,8 +143,8 @@ class CartesianLoss(torch.nn.Module):
 
         ‖M̂ - Σ p_j f_j f_j*‖² = ‖M̂‖² - 2 Σ p_j f_j* M̂ f_j + Σ p_j p_k |f_j* f_k|².
 
-    In float32, relative errors below about 3e-4 are lost to rounding; the noise of
-    estimated moments is far larger.
+    In float32, cancellation limits the second moment's relative error to about 3e-4;
+    noise in estimated moments is larger.
 
     :param moments: The estimates.
     :param lam: λ, weight of the second moment.
@@ -167,8 +167,9 @@ class CartesianLoss(torch.nn.Module):
             setattr(self, f"{name}_unit", unit)
             value = (value.real / unit).astype(np.float32)
             self.register_buffer(name, torch.from_numpy(value))
-        # Moments of real images have no imaginary part, and no model can fit one.
-        self.first_rest = float(np.linalg.norm(first.imag)) / self.first_unit
+        # Relative norm of the part of the first moment that violates Friedel symmetry:
+        # zero for real images; no model can fit it.
+        self.first_asymmetry = float(np.linalg.norm(first.imag)) / self.first_unit
 
     def relative_errors(
         self, slices: Tensor, probabilities: Tensor
@@ -182,7 +183,7 @@ class CartesianLoss(torch.nn.Module):
         check_count(probabilities, len(slices))
         p = probabilities.to(slices.dtype)
         difference = p @ slices / self.first_unit - self.first
-        first = difference.square().sum() + self.first_rest**2
+        first = difference.square().sum() + self.first_asymmetry**2
         cross, own = _SecondMomentProducts.apply(
             slices / math.sqrt(self.second_unit), p, self.second.to(slices.dtype)
         )
@@ -214,12 +215,12 @@ class _SecondMomentProducts(torch.autograd.Function):
         return p.double() @ cross, p.double() @ own
 
     @staticmethod
-    def backward(ctx, by_cross: Tensor, by_own: Tensor):
+    def backward(ctx, grad_cross: Tensor, grad_own: Tensor):
         slices, p, with_estimate, overlaps, cross, own = ctx.saved_tensors
-        by_slices = 2 * by_cross.to(p) * p[:, None] * with_estimate
-        weighted = p[:, None] * overlaps * (4 * by_own.to(p) * p)
-        by_slices.addmm_(weighted, slices)
-        return by_slices, (by_cross * cross + 2 * by_own * own).to(p), None
+        grad_slices = 2 * grad_cross.to(p) * p[:, None] * with_estimate
+        weighted = p[:, None] * overlaps * (4 * grad_own.to(p) * p)
+        grad_slices.addmm_(weighted, slices)
+        return grad_slices, (grad_cross * cross + 2 * grad_own * own).to(p), None
 
 
 def in_chunks(
@@ -240,23 +241,29 @@ def in_chunks(
     """
     where = "cpu" if rows.device.type == "cpu" else "elsewhere"
     chunks = rows.split(max(1, POINTS_PER_CHUNK[where] // len(points)))
-    by = [v for v in volume.variables() if v.requires_grad]
+    variables = [v for v in volume.variables() if v.requires_grad]
     kept = len(rows) * len(points) <= POINTS_KEPT and torch.is_grad_enabled()
-    return _InChunks.apply(lambda chunk: evaluate(chunk, points), chunks, kept, *by)
+    return _InChunks.apply(
+        lambda chunk: evaluate(chunk, points), chunks, kept, *variables
+    )
 
 
 class _InChunks(torch.autograd.Function):
     """
     Values of all chunks in one tensor; graphs for the gradient are kept if `kept`.
 
-    Unlike with `torch.utils.checkpoint`, only a chunk's values outlive it, so that its
-    memory is used again. Gradients are summed in float64 and so do not depend on which
-    process evaluates which rows.
+    Without graphs, keep only a chunk's values after it is evaluated, and write them
+    into one preallocated tensor; unlike `torch.utils.checkpoint`, this avoids
+    fragmentation of the allocator. Gradients are summed in float64 and so do not depend
+    on which process evaluates which rows.
     """
 
     @staticmethod
-    def forward(ctx, evaluate, chunks: tuple[Tensor, ...], kept: bool, *by: Tensor):
-        ctx.evaluate, ctx.chunks, ctx.by, ctx.kept = evaluate, chunks, by, []
+    def forward(
+        ctx, evaluate, chunks: tuple[Tensor, ...], kept: bool, *variables: Tensor
+    ):
+        ctx.evaluate, ctx.chunks, ctx.variables = evaluate, chunks, variables
+        ctx.kept = []
         values, start = None, 0
         for chunk in chunks:
             with torch.set_grad_enabled(kept):
@@ -271,18 +278,19 @@ class _InChunks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, by_values: Tensor):
-        sums = [torch.zeros_like(v, dtype=torch.float64) for v in ctx.by]
-        parts = by_values.split([*map(len, ctx.chunks)])
+    def backward(ctx, grad_values: Tensor):
+        sums = [torch.zeros_like(v, dtype=torch.float64) for v in ctx.variables]
+        parts = grad_values.split([*map(len, ctx.chunks)])
         for i, (chunk, part) in enumerate(zip(ctx.chunks, parts, strict=True)):
             with torch.enable_grad():
                 own = ctx.kept[i] if ctx.kept else ctx.evaluate(chunk)
-            gradients = torch.autograd.grad(own, ctx.by, part, allow_unused=True)
+            gradients = torch.autograd.grad(own, ctx.variables, part, allow_unused=True)
             for total, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
                     total += gradient
         ctx.kept = []
-        return None, None, None, *(s.to(v) for s, v in zip(sums, ctx.by, strict=True))
+        sums = [s.to(v) for s, v in zip(sums, ctx.variables, strict=True)]
+        return None, None, None, *sums
 
 
 def check_count(probabilities: Tensor, n_nodes: int) -> None:
@@ -308,8 +316,10 @@ def _pixel_pairs(basis: CartesianBasis) -> tuple[Tensor, Tensor]:
     return kept[:n], kept.flip(0)[:n]
 
 
-def _real_rows(values: np.ndarray, ahead: np.ndarray, behind: np.ndarray) -> np.ndarray:
+def _real_rows(
+    values: np.ndarray, pixels: np.ndarray, friedel_mates: np.ndarray
+) -> np.ndarray:
     """Transform rows from pixels to the real coordinates."""
-    ahead, behind = values[ahead], values[behind]
-    pairs = (ahead[:-1] + behind[:-1], (ahead[:-1] - behind[:-1]) / 1j)
-    return np.concatenate((*(p / np.sqrt(2) for p in pairs), ahead[-1:]))
+    one, mates = values[pixels], values[friedel_mates]
+    pairs = (one[:-1] + mates[:-1], (one[:-1] - mates[:-1]) / 1j)
+    return np.concatenate((*(p / np.sqrt(2) for p in pairs), one[-1:]))

@@ -15,7 +15,7 @@ from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
 # Largest standard deviation in boxes of unknown shifts; centred images have less.
-WIDEST_SHIFTS = 0.1
+MAX_SHIFT_STD = 0.1
 
 
 class PolarForward(torch.nn.Module):
@@ -162,29 +162,29 @@ class AveragedForward(PolarForward):
         self, basis: PolarBasis, quadrature: SO3Quadrature, shift_std: float | None
     ):
         rotations = torch.from_numpy(quadrature.view_rotations)
-        ahead, behind = rotations[:, :, 2].tensor_split(2)
-        antipodal = len(ahead) == len(behind) and torch.allclose(ahead, -behind)
+        views, antipodes = rotations[:, :, 2].tensor_split(2)
+        antipodal = len(views) == len(antipodes) and torch.allclose(views, -antipodes)
         if antipodal:
-            rotations = rotations[: len(ahead)]
+            rotations = rotations[: len(views)]
         super().__init__(basis, quadrature, rotations, shift_std)
         self.antipodal, self.shifts = antipodal, None
         if shift_std != 0:
-            most = WIDEST_SHIFTS if shift_std is None else shift_std / basis.L
-            self.shifts = Shifts(self.n_rings, self.max_order, most)
+            max_std = MAX_SHIFT_STD if shift_std is None else shift_std / basis.L
+            self.shifts = Shifts(self.n_rings, self.max_order, max_std)
 
     def _moments(
         self, c: Tensor, p: Tensor, std: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        p = odd = p.sum(1)
+        p = p_difference = p.sum(1)
         if self.antipodal:
-            ahead, behind = p[: self.n_views], p[self.n_views :]
-            p, odd = ahead + behind, ahead - behind
+            p_views, p_antipodes = p[: self.n_views], p[self.n_views :]
+            p, p_difference = p_views + p_antipodes, p_views - p_antipodes
         first = (c[0] * p).sum(-1)
         # Views as columns: blocks of (rings × views)(views × rings) per order.
         re, im = c.real, c.imag
         rt, it = re.transpose(1, 2), im.transpose(1, 2)
         real = (re * p) @ rt + (im * p) @ it
-        cross = (im * odd) @ rt
+        cross = (im * p_difference) @ rt
         second = torch.complex(real, cross - cross.transpose(1, 2))
         if self.shifts is None:
             return first, second
@@ -204,22 +204,23 @@ class Shifts(torch.nn.Module):
 
     :param n_rings: Rings of the moments.
     :param max_order: Largest angular order of the moments.
-    :param most: Largest standard deviation, boxes; wider ones cause aliases.
+    :param max_std: Largest shift standard deviation, in box lengths, for which angular
+        sampling is fine enough. Larger ones alias.
     """
 
-    def __init__(self, n_rings: int, max_order: int, most: float):
+    def __init__(self, n_rings: int, max_order: int, max_std: float):
         super().__init__()
         r = torch.arange(n_rings).double()
         # Orders of the factor exp(-x (1 - cos θ)), x = 2a r r', fall as those of a
         # Gaussian in θ; all but 1e-10 of them lie within these.
-        reach = math.ceil(6 * 2 * math.pi * most * (n_rings - 1)) + 8
+        reach = math.ceil(6 * 2 * math.pi * max_std * (n_rings - 1)) + 8
         self.n_angles = 2 * max_order + reach + reach % 2
         angles = 2 * math.pi / self.n_angles * torch.arange(self.n_angles).double()
-        apart = (
+        squared_distances = (
             r[:, None] ** 2 + r**2 - 2 * torch.outer(r, r) * angles.cos()[:, None, None]
         )
-        self.register_buffer("squares", r**2)
-        self.register_buffer("apart", apart)
+        self.register_buffer("squared_radii", r**2)
+        self.register_buffer("squared_distances", squared_distances)
 
     def forward(
         self, first: Tensor, second: Tensor, std: Tensor | float
@@ -234,9 +235,11 @@ class Shifts(torch.nn.Module):
         a = 2 * math.pi**2 * std**2
         # Orders -m are the conjugates of orders m: values at angles are real.
         at_angles = torch.fft.irfft(second, self.n_angles, dim=0)
-        factors = torch.exp(-a * self.apart.to(dtype))
+        factors = torch.exp(-a * self.squared_distances.to(dtype))
         shifted = torch.fft.rfft(at_angles * factors, dim=0)
-        return first * torch.exp(-a * self.squares.to(dtype)), shifted[: len(second)]
+        return first * torch.exp(-a * self.squared_radii.to(dtype)), shifted[
+            : len(second)
+        ]
 
 
 def forward_model(

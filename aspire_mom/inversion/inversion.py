@@ -20,15 +20,20 @@ from aspire_mom.inversion.cartesian import CartesianForward, CartesianLoss
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import StatusCallback
-from aspire_mom.inversion.options import STARTS, LossOptions, SearchOptions, is_network
+from aspire_mom.inversion.options import (
+    DEFAULT_N_STARTS,
+    LossOptions,
+    SearchOptions,
+    is_network,
+)
 from aspire_mom.inversion.reconstruction import Reconstruction
 from aspire_mom.inversion.search import (
     FIRST_SHIFT_STD,
     SHIFT_UNIT,
     Candidate,
-    Problem,
+    LevelProblem,
     Search,
-    march_levels,
+    frequency_marching_rings,
 )
 from aspire_mom.inversion.start import (
     SUPPORT_RADIUS,
@@ -101,7 +106,7 @@ class MomentInversion:
     ):
         check_kind("moments", moments, Moments)
         if isinstance(volume, str):
-            check_choice("volume", volume, STARTS)
+            check_choice("volume", volume, DEFAULT_N_STARTS)
         else:
             check_kind("volume", volume, FourierVolume)
         check_kind("loss", loss, LossOptions)
@@ -165,11 +170,17 @@ class MomentInversion:
         checkpoint = Checkpoint(self.checkpoint, self._fingerprint())
         wait()  # all processes must read the file before the first one writes it
         options = self.search
-        levels = march_levels(self.n_rings) if options.optimizer == "lbfgs" else []
-        # Levels that cut nothing off would repeat the last one.
+        levels = (
+            frequency_marching_rings(self.n_rings)
+            if options.optimizer == "lbfgs"
+            else []
+        )
+        # Skip levels that do not truncate the basis; they would repeat the final one.
         inner = [n for n in levels if self._cut(n) != self._cut(self.n_rings)]
-        problems = [*map(self.problem, inner), self._whole]
-        candidates = [self.start(options.seed + i) for i in range(options.n_starts)]
+        problems = [*map(self.problem, inner), self._final_problem]
+        candidates = [
+            self.initial_candidate(options.seed + i) for i in range(options.n_starts)
+        ]
         logger.info(f"Inverting {self.moments} with {self.settings}")
         n_threads = torch.get_num_threads()
         if options.optimizer == "lbfgs":
@@ -196,7 +207,7 @@ class MomentInversion:
             `moments.shift_std` is None.
         :return: Relative errors of the first and the second moment.
         """
-        problem = self._whole
+        problem = self._final_problem
         probabilities = problem.probabilities(volume, density)
         if isinstance(problem.loss, CartesianLoss):
             slices = problem.forward.slices(volume)
@@ -207,7 +218,7 @@ class MomentInversion:
         first, second = (m.cpu().numpy().astype(np.complex128) for m in made)
         return Moments(first, second, self.moments.basis).relative_error(self.moments)
 
-    def problem(self, n_rings: int) -> Problem:
+    def problem(self, n_rings: int) -> LevelProblem:
         """
         :param n_rings: Number of rings to use of a polar basis.
         :return: Forward model and loss of these rings.
@@ -221,9 +232,9 @@ class MomentInversion:
             loss = CartesianLoss(moments, lam=self.loss.lam)
         else:
             loss = MomentLoss(moments, inner, **asdict(self.loss))
-        return Problem(forward, loss.to(self.device), n_rings, self._estimates)
+        return LevelProblem(forward, loss.to(self.device), n_rings, self._estimates)
 
-    def start(self, seed: int) -> Candidate:
+    def initial_candidate(self, seed: int) -> Candidate:
         """
         :param seed: Seed of a random volume; a volume model that was given is copied.
         :return: The start of the search that has this seed.
@@ -243,7 +254,7 @@ class MomentInversion:
         return Candidate(seed, volume.to(self.device), density, shift_std)
 
     def _result(self, ranking: list[Candidate]) -> Reconstruction:
-        best, problem = ranking[0], self._whole
+        best, problem = ranking[0], self._final_problem
         L, pixel_size = self.moments.basis.L, self.moments.pixel_size
         with torch.no_grad():
             # All of them: a volume from the checkpoint has no latent variable yet.
@@ -281,8 +292,9 @@ class MomentInversion:
         return model.to(self.device)
 
     @cached_property
-    def _whole(self) -> Problem:
-        """The last level; kept, since Cartesian moments take seconds to prepare."""
+    def _final_problem(self) -> LevelProblem:
+        """LevelProblem on all rings, the last level; cached because preparing Cartesian
+        moments takes seconds."""
         return self.problem(self.n_rings)
 
     @cached_property

@@ -14,9 +14,10 @@ from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import NEGLIGIBLE, ring_rms
 
 Weighting = Literal["noise", "rings", "none"]
-# Errors of quadrature and model, relative to the RMS of an entry's rings: the smallest
-# standard error of an entry, however small the noise.
-RELATIVE_FLOOR = 0.003
+# Assumed model error (quadrature, volume model) as a fraction of the RMS of an entry's
+# rings. Its square is added to the variance of the entry, so that entries with tiny
+# standard errors do not dominate the loss.
+MODEL_ERROR = 0.003
 
 
 class MomentLoss(torch.nn.Module):
@@ -27,9 +28,9 @@ class MomentLoss(torch.nn.Module):
       of the estimates.
     - "rings": the squares of relative errors after every stored entry is divided by the
       RMS that follows from the powers of its rings.
-    - "noise": Σ |M̂ - M|² over squared standard errors, with a floor of 0.3 % of the
-      rings' RMS: minus twice the log-likelihood, if errors were independent. Exact
-      moments have the floor alone.
+    - "noise": Σ |M̂ - M|² / variance, where the variance is the squared standard error
+      plus the square of 0.3 % of the rings' RMS, for errors of the model (alone, for
+      exact moments): minus twice the log-likelihood, if errors were independent.
 
     :param moments: The estimates.
     :param inner: The part of the basis in use, from `Basis.cut`; by default all of it.
@@ -60,10 +61,10 @@ class MomentLoss(torch.nn.Module):
                 " less than the noise that was removed from it"
             )
         rms = np.maximum(rms / self.unit, NEGLIGIBLE)
-        scales, information = basis.entry_scales(rms), _information(moments)
+        scales, information = basis.entry_scales(rms), _relative_information(moments)
         for k, name in enumerate(("first", "second")):
             unit = self.unit ** (k + 1)
-            value, weights, multiplicity, scale, known = (
+            value, weights, multiplicity, scale, relative = (
                 basis.cut_array(array, inner)
                 for array in (
                     getattr(moments, name),
@@ -75,18 +76,18 @@ class MomentLoss(torch.nn.Module):
             )
             value = value / unit
             if weighting == "noise":
-                variance = (RELATIVE_FLOOR * scale) ** 2
+                variance = (MODEL_ERROR * scale) ** 2
                 error = getattr(moments, f"{name}_error")
                 if error is not None:
                     variance = variance + (basis.cut_array(error, inner) / unit) ** 2
                 # A complex number counts 2 |difference|² / variance. Orders m and -m,
                 # or pixels k and -k, are one number, and so are an entry of the second
                 # moment and its transpose.
-                weights = multiplicity / (k + 1) / variance * (known > 0)
+                weights = multiplicity / (k + 1) / variance * (relative > 0)
             else:
                 if weighting == "rings":
                     weights = np.where(weights > 0, 1 / scale**2, 0)
-                weights = weights * known
+                weights = weights * relative
                 weights = weights / np.sum(weights * np.abs(value) ** 2)
             self.register_buffer(name, torch.from_numpy(value.astype(np.complex64)))
             weights = np.ascontiguousarray(weights, dtype=np.float32)
@@ -108,11 +109,12 @@ class MomentLoss(torch.nn.Module):
         return a + self.lam * b
 
 
-def _information(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+def _relative_information(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
     """
-    How well entries of the first and the second moment are known, relative to the best.
-    Entries near zeros of the CTFs are mostly noise, which eq. 28 alone would fit. 0 on
-    the Nyquist row and column, which have no signal.
+    Information on each entry of the first and the second moment, divided by the
+    largest: 1 without CTFs, 0 at the Nyquist row and column. Near CTF zeros the
+    estimates are mostly noise; weighting by this keeps the unweighted loss (eq. 28)
+    from fitting it.
     """
     basis = moments.basis
     n = basis.n_frequencies
@@ -120,8 +122,8 @@ def _information(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
     if moments.second_information is not None:
         least = LEAST_SHARE * moments.n_images
         first, second = (
-            np.where(known > least, known / known.max(), 0)
-            for known in (moments.first_information, moments.effective_images)
+            np.where(total > least, total / total.max(), 0)
+            for total in (moments.first_information, moments.effective_images)
         )
     first = first * basis.off_nyquist
     second = second * np.outer(basis.off_nyquist, basis.off_nyquist)

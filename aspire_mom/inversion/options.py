@@ -10,8 +10,8 @@ from aspire_mom.inversion.loss import Weighting
 from aspire_mom.inversion.optimise import Optimizer
 from aspire_mom.volumes import FourierNet, FourierVolume
 
-# Named volume models and how many random starts each has by default.
-STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
+# Default number of random starts of each volume model.
+DEFAULT_N_STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
 STEPS = {"lbfgs": 400, "adam": 1000}
 WEIGHTINGS = ("noise", "rings", "none")
 
@@ -57,7 +57,7 @@ class SearchOptions:
         :return: The same options, with defaults for this volume in place of None.
         """
         optimizer = self.optimizer or ("adam" if is_network(volume) else "lbfgs")
-        n_starts = STARTS[volume] if isinstance(volume, str) else 1
+        n_starts = DEFAULT_N_STARTS[volume] if isinstance(volume, str) else 1
         return replace(
             self,
             optimizer=optimizer,

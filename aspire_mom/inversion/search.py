@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aspire_mom.files import Checkpoint
 from aspire_mom.inversion.cartesian import CartesianLoss
-from aspire_mom.inversion.forward import WIDEST_SHIFTS, CartesianForward, PolarForward
+from aspire_mom.inversion.forward import MAX_SHIFT_STD, CartesianForward, PolarForward
 from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import OptimizerStatus, StatusCallback, minimise
 from aspire_mom.inversion.options import SearchOptions
@@ -22,17 +22,18 @@ from aspire_mom.processes import is_first
 from aspire_mom.volumes import FourierVolume, GaussianMixture
 
 FIRST_RINGS = 4
-MARCH = 1.35
+RING_GROWTH_FACTOR = 1.35
 SURVIVORS = 4
 STEPS_PER_LEVEL = 80
-# The shifts' standard deviation is a parameter in units of 0.1 box, so that its steps
-# are as long as those of others. It starts at 0.02 box, 1 pixel in a box of 50.
+# Scale of the parameter shift_std, in box lengths, chosen so that optimizer steps are
+# comparable with those of other parameters; and its initial value, in box lengths (1
+# pixel in a box of 50).
 SHIFT_UNIT = 0.1
 FIRST_SHIFT_STD = 0.02
 
 
 @dataclass(frozen=True)
-class Problem:
+class LevelProblem:
     """
     One level of the search.
 
@@ -108,7 +109,7 @@ class Candidate(torch.nn.Module):
         it is unknown. Its sign does not matter: moments depend on its square.
     """
 
-    #: Loss and :meth:`Problem.criterion` at its last level.
+    #: Loss and :meth:`LevelProblem.criterion` at its last level.
     loss = criterion = math.inf
 
     def __init__(
@@ -135,14 +136,14 @@ class Candidate(torch.nn.Module):
         return f"start {self.seed}, {n_rings} rings{size}"
 
 
-def march_levels(n_rings: int) -> list[int]:
+def frequency_marching_rings(n_rings: int) -> list[int]:
     """
     :param n_rings: Number of rings in use.
     :return: Numbers of rings to solve for in turn: 4, 6, 9, … up to `n_rings`.
     """
     levels = [min(FIRST_RINGS, n_rings)]
     while levels[-1] < n_rings:
-        levels.append(min(math.ceil(MARCH * levels[-1]), n_rings))
+        levels.append(min(math.ceil(RING_GROWTH_FACTOR * levels[-1]), n_rings))
     return levels
 
 
@@ -176,7 +177,7 @@ class Search:
     checkpoint: Checkpoint
 
     def run(
-        self, candidates: list[Candidate], problems: list[Problem]
+        self, candidates: list[Candidate], problems: list[LevelProblem]
     ) -> list[Candidate]:
         """
         Refine all starts level by level, keep fewer from each level to the next and
@@ -215,7 +216,7 @@ class Search:
         return sorted(candidates, key=criterion)
 
     def refine(
-        self, candidate: Candidate, problem: Problem, stage: str, n_steps: int
+        self, candidate: Candidate, problem: LevelProblem, stage: str, n_steps: int
     ) -> None:
         """
         Minimise a candidate's loss on one level, or take the result from the
@@ -240,10 +241,11 @@ class Search:
         if begun is not None:
             candidate.load_state_dict(begun["models"])
         elif shift_std is not None:
-            # The loss is stationary in it at 0, and where only the innermost ring is
-            # left. The last level may have led to either.
+            # The gradient with respect to shift_std vanishes at 0, as moments depend on
+            # its square, and where shifts are so large that only the innermost rings
+            # survive. The previous level may have ended at either, so clamp it.
             shift_std.data.abs_().clamp_(
-                FIRST_SHIFT_STD / SHIFT_UNIT, WIDEST_SHIFTS / SHIFT_UNIT
+                FIRST_SHIFT_STD / SHIFT_UNIT, MAX_SHIFT_STD / SHIFT_UNIT
             )
         if begun is not None and "optimizer" not in begun:  # finished
             candidate.loss = begun["loss"]
@@ -266,7 +268,7 @@ class Search:
         values = {"loss": candidate.loss, "criterion": candidate.criterion}
         candidate.history.append({"stage": stage, "n_rings": problem.n_rings, **values})
 
-    def _grown(self, candidate: Candidate, problem: Problem) -> Candidate:
+    def _grown(self, candidate: Candidate, problem: LevelProblem) -> Candidate:
         """Split Gaussians of a mixture while the criterion falls; return the best."""
         if not isinstance(candidate.volume, GaussianMixture):
             return candidate

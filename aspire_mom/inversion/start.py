@@ -24,8 +24,8 @@ STARTING_SIGMA = 0.1
 # Wide enough for the few shells that moments determine, and quick.
 NETWORK_WIDTH = 64
 MAX_DEGREE = 41
-# CTFs hide a ring with less than this share of the best known ring's information.
-HIDDEN_SHARE = 0.01
+# Rings with less than this share of the largest information are not used for the mean.
+MIN_INFORMATION_SHARE = 0.01
 
 
 def random_volume(
@@ -56,7 +56,7 @@ def random_volume(
             support_radius=support_radius,
             sigma=STARTING_SIGMA,
             signed=signed,
-            total=2 * scale if signed else L * abs(_mean_coefficient(moments)),
+            total=2 * scale if signed else L * abs(_zero_frequency_mean(moments)),
             seed=seed,
         )
     if kind == "harmonics":
@@ -94,31 +94,32 @@ def default_quadrature(
     return SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
 
 
-def _mean_coefficient(moments: Moments) -> float:
+def _zero_frequency_mean(moments: Moments) -> float:
     """
-    E f at zero frequency, the mean over images of the sum of their pixels / L; where
-    CTFs hide it, |E f| on the innermost ring that they do not hide.
+    Return E f at zero frequency: the mean over images of their pixel sum, which is the
+    voxel sum of the volume divided by L. With CTFs, return |E f| on the innermost ring
+    that has at least 1 % of the largest information.
     """
     basis, known = moments.basis, moments.first_information
     on_rings = basis.ring_mean(basis.order_zero(moments.first).real)
     if known is None:
         return float(on_rings[0])
     known = basis.ring_mean(known)
-    return float(abs(on_rings[np.argmax(known >= HIDDEN_SHARE * known.max())]))
+    return float(abs(on_rings[np.argmax(known >= MIN_INFORMATION_SHARE * known.max())]))
 
 
 def needs_signs(moments: Moments) -> bool:
     """
     Tell whether the volume must be negative somewhere. A non-negative one has
-    |V(k)| ≤ V(0), so that no ring's RMS exceeds the mean coefficient.
+    |V(k)| ≤ V(0), so that no ring's RMS exceeds E f at zero frequency.
 
     :param moments: The moments.
-    :return: True if a ring's RMS does; False where CTFs hide the mean.
+    :return: True if a ring's RMS does, by more than 5 %; False for images with CTFs.
     """
     if moments.first_information is not None:
         return False
     rms = ring_rms(moments)
-    return bool(rms[1:].max(initial=0) > 1.05 * _mean_coefficient(moments))
+    return bool(rms[1:].max(initial=0) > 1.05 * _zero_frequency_mean(moments))
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def measure(method: str, L: int, repeats: int) -> None:
     else:
         inversion = MomentInversion(estimate, method, n_rings=(L + 1) // 2)
     problem = inversion.problem(inversion.n_rings)
-    start = inversion.start(0)
+    start = inversion.initial_candidate(0)
     parameters = [*start.volume.parameters(), *start.density.parameters()]
     # Adam's state is part of what a run needs.
     optimizer = torch.optim.Adam(parameters, lr=1e-6)

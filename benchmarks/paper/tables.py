@@ -59,7 +59,7 @@ def preset(
         status=status,
         checkpoint=folder(options) / "preset.pt",
     )
-    start = inversion.start(options.seed)
+    start = inversion.initial_candidate(options.seed)
     first, second = inversion.moment_errors(start.volume, start.density)
     print(f"  preset before its first epoch: moment errors {first:.4f} {second:.4f}")
     found = None

@@ -256,7 +256,7 @@ def test_noise_weights_are_a_log_likelihood(L, options, monkeypatch):
     average the number of real numbers compared. Entries hang together: the mean of 40
     draws scatters by about 5 %; weights wrong by 2 would be 100 % off.
     """
-    monkeypatch.setattr(loss, "RELATIVE_FLOOR", 1e-4)
+    monkeypatch.setattr(loss, "MODEL_ERROR", 1e-4)
     basis = CartesianBasis(L) if options is None else PolarBasis(L, **options)
     axis = np.arange(L) - L // 2
     image = np.exp(-((axis - 0.4) ** 2) / 4) * np.exp(-((axis[:, None] + 0.3) ** 2) / 2)

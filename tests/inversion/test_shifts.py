@@ -77,7 +77,7 @@ def shifted_moments(L, basis):
 def test_moments_of_shifted_images(L):
     basis = PolarBasis(L, n_rings=7)
     first, second, centred = shifted_moments(L, basis)
-    shifts = Shifts(basis.n_rings, basis.max_order, most=STD / L)
+    shifts = Shifts(basis.n_rings, basis.max_order, max_std=STD / L)
     model = shifts(
         torch.from_numpy(centred.first), torch.from_numpy(centred.second), STD / L
     )
@@ -222,7 +222,7 @@ def test_a_spread_gone_astray_comes_back_on_the_next_level(astray):
     from boxes, where they are, since nothing is left of them."""
     quadrature, basis = SO3Quadrature.product(SphericalDesign(5), 1), PolarBasis(17)
     inversion = MomentInversion(*exact(basis, quadrature, 0.9), quadrature)
-    candidate = inversion.start(0)
+    candidate = inversion.initial_candidate(0)
     candidate.shift_std.data.fill_(astray)
     search = Search(inversion.search, None, Checkpoint(None, {}))
     search.refine(candidate, inversion.problem(6), "second", 80)
