@@ -23,7 +23,7 @@ from aspire_mom import (
 )
 from aspire_mom.cli.main import COMMANDS
 from aspire_mom.cli.reconstruct import WRITTEN, reconstruct
-from aspire_mom.inversion.options import STARTS
+from aspire_mom.inversion.options import DEFAULT_N_STARTS
 from aspire_mom.inversion.reconstruction import FILES
 from aspire_mom.moments import StreamingOptions
 from aspire_mom.phantoms import gaussian_phantom
@@ -294,7 +294,7 @@ def test_lowpass_removes_fine_shells(tmp_path, monkeypatch, moments):
 
 def test_priors_are_those_of_the_inversion():
     (option,) = (p for p in reconstruct.params if p.name == "prior")
-    assert set(option.type.choices) == {*STARTS, "paper"}
+    assert set(option.type.choices) == {*DEFAULT_N_STARTS, "paper"}
 
 
 @pytest.mark.parametrize("hand", [1, -1])
