@@ -159,9 +159,11 @@ def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray
     return images
 
 
-def spread(shift_std: float | None) -> str:
+def describe_shift_std(shift_std: float | None) -> str:
     """
+    Format a standard deviation of shifts for a message.
+
     :param shift_std: Standard deviation of shifts, pixels, None where not known.
-    :return: The spread in words.
+    :return: The text.
     """
     return "unknown spread" if shift_std is None else f"{shift_std:g} pixels"

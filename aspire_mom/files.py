@@ -28,8 +28,8 @@ PLAIN = bool | int | float | str
 ANEW = "remove it, or name another file, to start anew"
 
 
-class ForeignCheckpoint(ValueError):
-    """A checkpoint that is damaged or belongs to another computation."""
+class InvalidCheckpoint(ValueError):
+    """A checkpoint that is damaged, or of other data, settings or processes."""
 
 
 def _check_folder(path: Path) -> None:
@@ -189,7 +189,7 @@ def save_network(
 
     :param path: File to write, its name ending in .npz.
     :param network: The network.
-    :param kind: Name of its class for :func:`load_network`.
+    :param kind: Key by which :func:`load_network` selects the network's class.
     :param settings: Arguments of its class, values that JSON can hold.
     :param how: How it was trained, values that JSON can hold.
     :param overwrite: Replace an existing file.
@@ -275,7 +275,7 @@ class Checkpoint:
     :param every: Seconds from one writing to the next.
     :param each_process: Each of several processes keeps a file of its own,
         `name.RANK-of-COUNT`; otherwise the first process writes for all.
-    :raises ForeignCheckpoint: the file is damaged, or of other data, other settings or
+    :raises InvalidCheckpoint: the file is damaged, or of other data, other settings or
         another number of processes.
     """
 
@@ -298,7 +298,7 @@ class Checkpoint:
         _check_folder(path)
         for found, count_of_found in _checkpoint_files(path).items():
             if count_of_found != count:
-                raise ForeignCheckpoint(
+                raise InvalidCheckpoint(
                     f"{found} is a checkpoint of a run with {count_of_found}"
                     f" process(es), and this one has {count}; {ANEW}"
                 )
@@ -306,7 +306,8 @@ class Checkpoint:
             path = path.with_name(f"{path.name}.{processes.rank()}-of-{count}")
         self.path = path
         if self._writes:
-            # Left over from killed runs.
+            # Delete what killed runs left, so that a process of theirs that is still
+            # alive cannot rename it over this run's checkpoint.
             for partial in path.parent.glob(f"{escape(path.name)}.*.part"):
                 partial.unlink(missing_ok=True)
         if path.exists():
@@ -346,7 +347,7 @@ class Checkpoint:
         with open(path, "rb") as file:
             mark, sha = file.read(len(CHECKPOINT)), file.read(DIGEST_SIZE)
             if mark != CHECKPOINT or sha != _digest_of_rest(file):
-                raise ForeignCheckpoint(
+                raise InvalidCheckpoint(
                     f"{path} is no checkpoint, or a damaged one, or of another"
                     f" version of aspire_mom; {ANEW}"
                 )
@@ -354,7 +355,7 @@ class Checkpoint:
         before, now = contents["fingerprint"], self.fingerprint
         for name in before | now:
             if before.get(name) != now.get(name):
-                raise ForeignCheckpoint(
+                raise InvalidCheckpoint(
                     f"{path} is a checkpoint of other data or settings ({name}:"
                     f" {before.get(name)} then, {now.get(name)} now); {ANEW}"
                 )

@@ -123,10 +123,11 @@ def combine_gradients(
     split: Iterable[torch.nn.Parameter], same: Iterable[torch.nn.Parameter]
 ) -> None:
     """
-    Give all processes the same gradients.
+    Combine gradients, so that all processes have those of the full loss.
 
-    :param split: Parameters of which each process has its own rows' gradient: summed.
-    :param same: Parameters of which each process has the whole gradient: averaged, so
+    :param split: Parameters whose gradient in each process covers that process's rows
+        only: summed.
+    :param same: Parameters whose full gradient every process has computed: averaged, so
         that rounding does not make processes differ.
     """
     if not _started():

@@ -53,13 +53,13 @@ def n_workers() -> int:
     return min(cores, max(pools, default=cores))
 
 
-def made_once(make: Callable) -> Callable:
+def locked_lru_cache(make: Callable) -> Callable:
     """
-    Remember the last two results. Unlike `lru_cache`, several threads that ask for the
-    same result at a time wait until one of them has computed it.
+    Wrap a function in `lru_cache(maxsize=2)` with a lock, so that threads do not
+    compute the same result in parallel.
 
     :param make: A function of hashable arguments.
-    :return: The function with memory.
+    :return: The cached function.
     """
     remembered, making = lru_cache(maxsize=2)(make), Lock()
 

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.files import Checkpoint
 
-# Steps in which the learning rate rises, or a tenth of all.
-WARM_UP = 200
-LARGEST_GRADIENT = 1.0
+# Steps of the linear warm-up of the learning rate; at most a tenth of all steps.
+WARM_UP_STEPS = 200
+MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """
-    Settings of a training. Subclasses add settings of its problems.
+    Settings of the optimiser. Subclasses add settings of the training data.
 
-    :param n_steps: Steps, over which the learning rate falls to 0 as a cosine.
+    :param n_steps: Steps; after a warm-up the learning rate falls to 0 as a cosine.
     :param batch_size: Problems in a step.
-    :param learning_rate: Adam's highest learning rate.
-    :param weight_decay: Adam's (decoupled) weight decay.
+    :param learning_rate: Peak learning rate of AdamW.
+    :param weight_decay: Weight decay of AdamW.
     :param validate_every: Steps between validations.
     :param validation_size: Problems in a validation.
     :param patience: Validations without a new best after which training stops.
@@ -70,9 +70,9 @@ class TrainingStatus:
     errors: dict[str, float]
 
 
-def _warm_cosine(step: int, n_steps: int) -> float:
+def _warmup_cosine(step: int, n_steps: int) -> float:
     """Factor of the learning rate: a linear rise, then half a cosine to 0."""
-    warm = min(1.0, (step + 1) / min(WARM_UP, n_steps / 10))
+    warm = min(1.0, (step + 1) / min(WARM_UP_STEPS, n_steps / 10))
     return warm * 0.5 * (1 + math.cos(math.pi * step / n_steps))
 
 
@@ -86,7 +86,7 @@ def train_network(
     status: Callable[[TrainingStatus], bool | None] | None = None,
 ) -> float:
     """
-    Minimise a loss over a network's parameters by Adam, with gradients clipped to norm
+    Minimise a loss over a network's parameters by AdamW, with gradients clipped to norm
     1. The network ends in evaluation mode, with the parameters of the best validation.
 
     Training that goes on from a checkpoint ends where uninterrupted training does, if
@@ -100,11 +100,11 @@ def train_network(
     :param checkpoint: File that keeps the state; training goes on from an existing one.
     :param status: Called after each validation; returning True stops.
     :return: The best validation loss.
-    :raises ForeignCheckpoint: the checkpoint is damaged or of other training.
+    :raises InvalidCheckpoint: the checkpoint is damaged or of other training.
     """
-    network_text = f"{type(network).__name__} {network.settings}"
-    fingerprint = {"network": network_text, **asdict(training)}
-    kept = Checkpoint(checkpoint, {k: str(v) for k, v in fingerprint.items()})
+    network_id = f"{type(network).__name__} {network.settings}"
+    fingerprint = {"network": network_id, **asdict(training)}
+    saved = Checkpoint(checkpoint, {k: str(v) for k, v in fingerprint.items()})
     optimizer = torch.optim.AdamW(
         network.parameters(),
         lr=training.learning_rate,
@@ -112,21 +112,21 @@ def train_network(
     )
     n_steps, step, best, best_at = training.n_steps, 0, math.inf, 0
     best_network = copy.deepcopy(network.state_dict())
-    if kept.state:
-        network.load_state_dict(kept.state["network"])
+    if saved.state:
+        network.load_state_dict(saved.state["network"])
         # A copy, because the optimiser changes its state in place.
-        optimizer.load_state_dict(copy.deepcopy(kept.state["optimizer"]))
-        best_network = kept.state["best_network"]
-        step, best, best_at = (kept.state[k] for k in ("step", "best", "best_at"))
+        optimizer.load_state_dict(copy.deepcopy(saved.state["optimizer"]))
+        best_network = saved.state["best_network"]
+        step, best, best_at = (saved.state[k] for k in ("step", "best", "best_at"))
     network.train()
     while (
         step < n_steps and step - best_at < training.patience * training.validate_every
     ):
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * _warm_cosine(step, n_steps)
+            group["lr"] = training.learning_rate * _warmup_cosine(step, n_steps)
         optimizer.zero_grad()
         loss(step).backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
         # One problem among millions may overflow single precision.
         if torch.isfinite(norm):
             optimizer.step()
@@ -137,7 +137,7 @@ def train_network(
         if value < best:
             best, best_at = value, step
             best_network = copy.deepcopy(network.state_dict())
-        kept.state = {
+        saved.state = {
             "network": copy.deepcopy(network.state_dict()),
             "optimizer": copy.deepcopy(optimizer.state_dict()),
             "step": step,
@@ -145,10 +145,10 @@ def train_network(
             "best_at": best_at,
             "best_network": best_network,
         }
-        kept.write_now_and_then()
+        saved.write_now_and_then()
         if status and status(TrainingStatus(step, n_steps, value, best, errors)):
             break
-    kept.write()
+    saved.write()
     network.load_state_dict(best_network)
     network.eval()
     return best

@@ -11,7 +11,7 @@ import torch
 from aspire_mom import files, processes
 from aspire_mom.files import (
     Checkpoint,
-    ForeignCheckpoint,
+    InvalidCheckpoint,
     atomic,
     contents_of,
     digest,
@@ -211,9 +211,9 @@ def test_without_a_file():
 
 def test_refuses_another_fingerprint(kept, path):
     kept.write()
-    with pytest.raises(ForeignCheckpoint, match=r"\(seed: 0 then, 1 now\)"):
+    with pytest.raises(InvalidCheckpoint, match=r"\(seed: 0 then, 1 now\)"):
         Checkpoint(path, {**ORIGIN, "seed": "1"})
-    with pytest.raises(ForeignCheckpoint, match=r"\(moments: a1 then, None now\)"):
+    with pytest.raises(InvalidCheckpoint, match=r"\(moments: a1 then, None now\)"):
         Checkpoint(path, {"seed": "0"})
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         Checkpoint(path.parent / "nowhere" / "run.ckpt", ORIGIN)
@@ -229,7 +229,7 @@ def test_refuses_what_is_no_checkpoint(kept, path):
         wrong[-1][place] ^= 1 << rng.integers(8)
     for contents in wrong:
         path.write_bytes(contents)
-        with pytest.raises(ForeignCheckpoint, match=r"run\.ckpt is no checkpoint"):
+        with pytest.raises(InvalidCheckpoint, match=r"run\.ckpt is no checkpoint"):
             Checkpoint(path, ORIGIN)
         assert path.read_bytes() == contents
 
@@ -271,7 +271,7 @@ def test_several_processes(path, monkeypatch):
     assert names == ["run.ckpt.0-of-2", "run.ckpt.1-of-2"]
     for count in (1, 4):
         with pytest.raises(
-            ForeignCheckpoint, match=rf"with 2 process\(es\).* has {count};"
+            InvalidCheckpoint, match=rf"with 2 process\(es\).* has {count};"
         ):
             of(0, count)
     discard_checkpoint(path)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from aspire_mom.bases.sums import Array, zeros
-from aspire_mom.threads import made_once, one_blas_thread
+from aspire_mom.threads import locked_lru_cache, one_blas_thread
 
 # Number of lines and of rings per batched matrix product. Smaller matrices are padded
 # with zeros; larger blocks mean fewer calls but more padding.
@@ -273,4 +273,4 @@ def _stacked(matrices: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 #: Remembered transforms of the same arguments as :class:`PolarTransform`'s.
-polar_transform = made_once(PolarTransform)
+polar_transform = locked_lru_cache(PolarTransform)

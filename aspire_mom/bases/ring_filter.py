@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from aspire_mom.bases.polar_transform import RINGS_PER_BLOCK, polar_transform
-from aspire_mom.threads import made_once, one_blas_thread
+from aspire_mom.threads import locked_lru_cache, one_blas_thread
 
 
 class RingFilter:
@@ -108,4 +108,4 @@ def _interpolation(angles: np.ndarray, n_samples: int) -> np.ndarray:
 
 
 #: Remembered filters of the same arguments as :class:`RingFilter`'s.
-ring_filter = made_once(RingFilter)
+ring_filter = locked_lru_cache(RingFilter)

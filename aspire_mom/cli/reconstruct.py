@@ -147,7 +147,7 @@ def _estimated(
     try:
         try:
             return inversion.estimate()
-        except aspire_mom.files.ForeignCheckpoint as error:
+        except aspire_mom.files.InvalidCheckpoint as error:
             if not overwrite:
                 raise ValueError(f"{error}, or pass --overwrite") from error
         aspire_mom.processes.wait()  # until all have read it

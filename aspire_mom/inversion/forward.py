@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
-from aspire_mom.checks import spread
+from aspire_mom.checks import describe_shift_std
 from aspire_mom.inversion.cartesian import CartesianForward, check_count, in_chunks
 from aspire_mom.processes import gathered, own_rows
 from aspire_mom.rotations import SO3Quadrature
@@ -117,7 +117,7 @@ class UnaveragedForward(PolarForward):
     ):
         if shift_std != 0:
             raise ValueError(
-                f"the images have shifts of {spread(shift_std)}; these are modelled in"
+                f"the images have shifts of {describe_shift_std(shift_std)}; these are modelled in"
                 " Cartesian bases and in polar ones that average over in-plane angles"
             )
         rotations = torch.from_numpy(quadrature.view_rotations)

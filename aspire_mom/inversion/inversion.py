@@ -163,7 +163,7 @@ class MomentInversion:
 
         :return: The reconstruction of the best start.
         :raises ValueError: The density does not have one probability per node.
-        :raises ForeignCheckpoint: The checkpoint is of other moments or settings.
+        :raises InvalidCheckpoint: The checkpoint is of other moments or settings.
         :raises StoppedByUser: The status callback returned True.
         :raises FloatingPointError: The loss became infinite or NaN.
         """

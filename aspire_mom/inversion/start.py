@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from aspire_mom.bases import Basis
-from aspire_mom.checks import check_kind, spread
+from aspire_mom.checks import check_kind, describe_shift_std
 from aspire_mom.moments import Moments
 from aspire_mom.moments.rings import informative_rings, ring_rms
 from aspire_mom.networks.problems import power_errors
@@ -176,7 +176,7 @@ def _encoder_inputs(moments: Moments, encoder: StartEncoder) -> list[torch.Tenso
     """
     if moments.shift_std != 0:
         raise ValueError(
-            f"the images have shifts of {spread(moments.shift_std)}, which encoders do"
+            f"the images have shifts of {describe_shift_std(moments.shift_std)}, which encoders do"
             " not model; if they are small, pass"
             " moments.with_corrections(shift_std=0.0)"
         )

@@ -9,7 +9,7 @@ import numpy as np
 from aspire.operators import Filter
 from aspire.source import ImageSource
 
-from aspire_mom.checks import check_positive, spread
+from aspire_mom.checks import check_positive, describe_shift_std
 from aspire_mom.files import digest
 from aspire_mom.moments.ctf import ctf_parameters
 
@@ -167,7 +167,9 @@ class Corrections:
             }.get(self.shifts, "known shifts: mixed"),
         ]
         if self.shift_std != 0:
-            words.append(f"residual shifts of {spread(self.shift_std)} modelled")
+            words.append(
+                f"residual shifts of {describe_shift_std(self.shift_std)} modelled"
+            )
         noises = {
             "none": "no noise",
             "white": "white noise",

@@ -58,7 +58,7 @@ def accumulate(
     :return: One dictionary of sums per group, float64 or complex128; zeros for a group
         without batches.
     :raises ValueError: `n`, `batch_size` or `n_groups` is below 1.
-    :raises ForeignCheckpoint: the checkpoint is damaged or of something else.
+    :raises InvalidCheckpoint: the checkpoint is damaged or of something else.
     :raises OSError: the checkpoint cannot be written; the former one is still there.
     """
     for name, value in (("n", n), ("batch_size", batch_size), ("n_groups", n_groups)):

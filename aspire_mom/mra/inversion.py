@@ -20,24 +20,25 @@ from aspire_mom.mra.mixture_fit import fit_mixture
 from aspire_mom.mra.moments import FourierMoments, forward_moments
 from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
 from aspire_mom.mra.signals import MIN_SIZE
-from aspire_mom.mra.spectral import density_in_best_place, spectral
+from aspire_mom.mra.spectral import fit_density_and_subsample_shift, spectral
 from aspire_mom.threads import one_blas_thread
 
 FORMAT = "aspire_mom.MRASolution.1"
 logger = logging.getLogger(__name__)
 
 Method = Literal["auto", "spectral", "marching", "least-squares", "mixture"]
-# Noise (N, and σ relative to the signal's root mean square) for which least squares
-# weights exact moments, stage by stage. Strong noise leaves fewer local minima.
+# Noise levels (N, and σ relative to the signal's root mean square) whose weights least
+# squares uses in turn on exact moments. Those of strong noise leave fewer local minima.
 STAGES = (10**6, 1.0), (10**9, 0.1), (10**12, 0.0)
-# Error relative to the power up to which exact moments count as met.
-MET = 1e-6
-# χ² per degree of freedom above which least squares starts again elsewhere.
-POOR = 2.0
+# Largest relative error with which a signal and a density fit exact moments.
+FIT_TOLERANCE = 1e-6
+# Mean squared residual, in standard deviations of the noise, above which least squares
+# tries another start.
+MAX_MEAN_SQUARE = 2.0
 RANDOM_STARTS = 20
-NOT_MET = (
-    "No signal and density were found that meet the moments to within their noise;"
-    " what comes closest is returned."
+NO_FIT = (
+    "No signal and density were found that fit the moments within their noise; the"
+    " best fit is returned."
 )
 # Rounding of exact moments relative to their total power.
 ROUNDING, SINGLE_ROUNDING, LOOSE = 1e-9, 1e-6, 1e-6
@@ -100,9 +101,10 @@ class MRAInversion:
     circular mean within half a sample of shift 0. Methods:
 
     - "auto", "mixture": from exact moments marching, and least squares from other
-      starts where marching does not meet them. From noisy ones, v and ρ as one to three
-      Gaussians each, fitted from the proposals of a trained network, if that explains
-      the data better than regularised least squares.
+      starts if the result of marching does not fit them. From noisy ones, v and ρ as
+      one to three Gaussians each, fitted by least squares from the predictions of a
+      trained network. If noise does not explain that fit's χ², regularised least
+      squares is tried as well, and the result of lower BIC is returned.
     - "marching": frequency marching along the diagonals of the second moment.
     - "least-squares": regularised least squares over v and ρ from marching.
     - "spectral": Abbe et al. (2018).
@@ -136,7 +138,7 @@ class MRAInversion:
             return v, rho
         exact = self.moments.n_observations is None
         if exact and self.method != "least-squares":
-            return self._meet(v, rho)
+            return self._solve_exact(v, rho)
         fit = None if self.method == "least-squares" else fit_mixture(self.moments)
         if fit is not None and fit[2].good:
             return centre_density(*fit[:2])
@@ -147,28 +149,28 @@ class MRAInversion:
             v, rho, _ = fit
         return centre_density(v, to_distribution(rho))
 
-    def _meet(self, v, rho) -> tuple[np.ndarray, np.ndarray]:
-        """The pair from exact moments: v from marching, with another density if that
-        misses them, or v from least squares."""
-        if self._met(v, rho):
+    def _solve_exact(self, v, rho) -> tuple[np.ndarray, np.ndarray]:
+        """Return marching's result if it fits the exact moments; else fit the density
+        to it again; else run least squares from other starts."""
+        if self._fits(v, rho):
             return v, rho
-        pair = density_in_best_place(v, self.moments)
-        if not self._met(*pair):
+        pair = fit_density_and_subsample_shift(v, self.moments)
+        if not self._fits(*pair):
             v, _, _ = self._least_squares(v, rho)
-            pair = density_in_best_place(v, self.moments)
-            if not self._met(*pair):
-                logger.warning(NOT_MET)
+            pair = fit_density_and_subsample_shift(v, self.moments)
+            if not self._fits(*pair):
+                logger.warning(NO_FIT)
         return pair
 
-    def _met(self, v, rho) -> bool:
+    def _fits(self, v, rho) -> bool:
         first, second = forward_moments(v, rho)
-        off = np.linalg.norm(second - self.moments.second)
+        second_error = np.linalg.norm(second - self.moments.second)
         # Relative to the power, since the first moment may be 0.
-        first_off = np.linalg.norm(first - self.moments.first)
+        first_error = np.linalg.norm(first - self.moments.first)
         power = np.trace(self.moments.second).real
-        return off < MET * np.linalg.norm(
+        return second_error < FIT_TOLERANCE * np.linalg.norm(
             self.moments.second
-        ) and first_off < MET * np.sqrt(power)
+        ) and first_error < FIT_TOLERANCE * np.sqrt(power)
 
     def _least_squares(self, v, rho) -> tuple[np.ndarray, np.ndarray, float]:
         """Least squares from marching, or, where that fails as it does for signals
@@ -201,10 +203,10 @@ class MRAInversion:
                 v, rho, chi_squared = least_squares(data, v, rho)
             if best is None or chi_squared < best[2]:
                 best = v, rho, chi_squared
-            if best[2] < POOR * len(data.values):
+            if best[2] < MAX_MEAN_SQUARE * len(data.values):
                 return best
         if moments.n_observations is not None:
-            logger.warning(NOT_MET)
+            logger.warning(NO_FIT)
         return best
 
 
@@ -309,7 +311,7 @@ def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
 
 
 def _check_determined(second, N, sigma, tolerance) -> None:
-    """Refuse constant signals, and uniform or periodic ρ, which leave v open."""
+    """Refuse constant signals, and uniform or periodic ρ, which do not determine v."""
     n = len(second)
     power = np.diag(second).real.clip(0)
     noise = BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma else 0
@@ -331,10 +333,10 @@ def _check_determined(second, N, sigma, tolerance) -> None:
         seen &= N * coherence > COHERENT * weights.sum(-1)
     for p in range(3, n + 1):
         # With period n/p (p = n: uniform), entries (k, l) only relate frequencies of
-        # the same class k mod p, and the classes r and -r may be turned oppositely.
+        # the same class k mod p, and the classes r and -r may get opposite phases.
         if n % p == 0 and varied[2 * k % p > 0].any() and not seen[lags % p > 0].any():
             raise ValueError(
                 "rho is uniform to within noise, or has a period of"
-                f" {n // p} samples, and the first two moments then leave open how"
-                f" v's frequencies that are no multiples of {p} are turned"
+                f" {n // p} samples; the first two moments then do not determine the"
+                f" phases of v at frequencies that are not multiples of {p}"
             )

@@ -15,7 +15,7 @@ HIGHEST = 9
 # Least power relative to the mean's, about the rounding of float32.
 LEAST_POWER = 1e-6
 # Least σ relative to the mean, and least σ²/N relative to its square.
-LEAST_LEVEL, LEAST_SHARE = 1e-2, 1e-12
+LEAST_LEVEL, LEAST_VARIANCE = 1e-2, 1e-12
 MIN_SIZE = 2 * HIGHEST + 1
 # Bounds of standard deviations, and margin of centres beyond the window, in units of n.
 WIDTHS, MARGIN = (1 / 40, 1 / 6), 1 / 20
@@ -103,17 +103,17 @@ class MixtureEncoder(nn.Module):
             nn.init.normal_(self.leave.bias, std=0.5)
 
     def forward(
-        self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
+        self, first: Tensor, second: Tensor, mean_variance: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
         """
         :param first: First moments (batch, n), complex, n ≥ 19; means must not be 0.
         :param second: Second moments (batch, n, n), complex.
-        :param share: σ²/N (batch,), real; 0 for exact moments.
+        :param mean_variance: σ²/N (batch,), real; 0 for exact moments.
         :param sigma: σ (batch,), real.
         :return: The likeliest v and ρ (of sum one), (batch, n), each in its own window.
         """
         n, rows = first.shape[-1], torch.arange(len(first), device=first.device)
-        counts, pairs = self.hypotheses(first, second, share, sigma)
+        counts, pairs = self.hypotheses(first, second, mean_variance, sigma)
         curves = [
             h.curves(n)[rows, h.log_probabilities.argmax(-1)]
             for pair in pairs
@@ -124,18 +124,18 @@ class MixtureEncoder(nn.Module):
         return first[:, :1].real * math.sqrt(n) * v, rho
 
     def hypotheses(
-        self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
+        self, first: Tensor, second: Tensor, mean_variance: Tensor, sigma: Tensor
     ) -> tuple[Tensor, list[tuple[Hypotheses, Hypotheses]]]:
         """
         :param first: First moments (batch, n), as for :meth:`forward`.
         :param second: Second moments (batch, n, n).
-        :param share: σ²/N (batch,).
+        :param mean_variance: σ²/N (batch,).
         :param sigma: σ (batch,).
         :return: Log probabilities of 1, 2, … Gaussians, (batch, most), and for each of
             these numbers the alternatives for v and for ρ.
         """
         check_integer("n", first.shape[-1], MIN_SIZE)
-        features, direction = self._features(first, second, share, sigma)
+        features, direction = self._features(first, second, mean_variance, sigma)
         x = self.enter(features)
         for block in self.blocks:
             x = x + block(x)
@@ -153,13 +153,14 @@ class MixtureEncoder(nn.Module):
         return counts.log_softmax(-1), pairs
 
     def _features(
-        self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
+        self, first: Tensor, second: Tensor, mean_variance: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Features (batch, n_features), and -1 for reversed data, else 1, (batch,)."""
         mean = first[:, :1].real
-        share, level = share[:, None] / mean**2, sigma[:, None].abs() / mean.abs()
+        variance = mean_variance[:, None] / mean**2
+        level = sigma[:, None].abs() / mean.abs()
         power = second.diagonal(dim1=1, dim2=2).real[:, : HIGHEST + 1] / mean**2
-        power = power.clamp_min(0) + share.sqrt() * level + LEAST_POWER
+        power = power.clamp_min(0) + variance.sqrt() * level + LEAST_POWER
         k, l = self.pairs
         entries = second[:, k, l] / mean**2
         # The first moment has the entries of column 0 with less noise.
@@ -174,7 +175,7 @@ class MixtureEncoder(nn.Module):
             entries.real,
             entries.imag * direction,
             power[:, 1:].log() / 4 + 1,
-            share.clamp_min(LEAST_SHARE).log() / 5 + 4,
+            variance.clamp_min(LEAST_VARIANCE).log() / 5 + 4,
             level.clamp_min(LEAST_LEVEL).log() / 2,
         )
         return torch.cat(features, 1), direction[:, 0]

@@ -4,7 +4,8 @@ The fit of a few Gaussians to noisy moments, from the proposals of a network.
 A `MixtureEncoder` proposes 1, 2 or 3 Gaussians of equal mass for v and as many for ρ,
 with several alternatives for each. From the likely ones χ² is minimised over centres,
 widths and v's mass. Then the windows, at whose ends curves are cut off, are moved as
-long as that helps. The fit of the least Bayesian information criterion is chosen.
+long as χ² decreases: they are whole numbers, which no gradient step changes. The fit of
+least Bayesian information criterion is chosen.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ from aspire_mom.mra.moments import FourierMoments
 from aspire_mom.mra.signals import all_shifts
 from aspire_mom.mra.weights import pretrained
 
-# Standard deviations of χ² above its mean up to which a fit is good.
-GOOD = 2.0
+# A fit is good up to this many standard deviations of χ² above its mean.
+MAX_CHI2_EXCESS = 2.0
 # Least probability of an alternative, and of another number of Gaussians where a fit is
 # good already; starts tried for each number until a fit is good.
-LIKELY, LIKELY_COUNT, STARTS = 0.05, 0.25, 3
-# Other windows tried in a round, rounds, and the gain in χ² that is worth one.
-WINDOWS, ROUNDS, WORTHWHILE = 2, 6, 3.0
-# Relative changes of curves between which another window is tried.
-CHANGE = 1e-4, 0.5
+MIN_PROBABILITY, MIN_COUNT_PROBABILITY, STARTS = 0.05, 0.25, 3
+# Other windows tried in a round, rounds, and the least decrease of χ² to accept one.
+WINDOWS, ROUNDS, MIN_CHI2_GAIN = 2, 6, 3.0
+# Another window is tried only if it changes the curve by a relative amount in between.
+MIN_CHANGE, MAX_CHANGE = 1e-4, 0.5
 # Standard deviations of a weak prior: of centres about the start, in units of n, of
 # logarithms of widths about n/14, and of logarithms of masses.
 PRIOR = 0.5, 0.5, 1.0
@@ -122,7 +123,7 @@ class MixtureFit(NamedTuple):
     def good(self) -> bool:
         """Whether noise explains χ²."""
         m = len(self.jacobian)
-        return self.sampling.chi_squared < m + GOOD * np.sqrt(2 * m)
+        return self.sampling.chi_squared < m + MAX_CHI2_EXCESS * np.sqrt(2 * m)
 
     @property
     def bic(self) -> float:
@@ -154,7 +155,7 @@ def fit_mixture(
     best = None
     for i in np.argsort(-probabilities):
         done = best is not None and best.good
-        if done and probabilities[i] < LIKELY_COUNT:
+        if done and probabilities[i] < MIN_COUNT_PROBABILITY:
             break
         starts = _starts(data, first[0].real * np.sqrt(n), *alternatives[i])
         for pair in starts[: 1 if done else STARTS]:
@@ -177,7 +178,7 @@ def _alternatives(moments: FourierMoments) -> tuple[np.ndarray, list]:
     """Probabilities of 1, 2, … Gaussians, and for each number likely mixtures for v and
     for ρ in a window that begins at 0."""
     n = len(moments.first)
-    inputs = moments.first, moments.second, moments.share, moments.sigma
+    inputs = moments.first, moments.second, moments.mean_variance, moments.sigma
     with torch.no_grad():
         counts, pairs = _encoder().hypotheses(
             *(torch.as_tensor(x)[None] for x in inputs)
@@ -186,7 +187,7 @@ def _alternatives(moments: FourierMoments) -> tuple[np.ndarray, list]:
     def likely(hypotheses, density):
         centres, widths, log_p = (x[0].numpy() for x in hypotheses)
         parameters = (centres + 0.5) * n - 0.5, widths + np.log(n), 0 * widths
-        chosen = log_p >= min(np.log(LIKELY), log_p.max())
+        chosen = log_p >= min(np.log(MIN_PROBABILITY), log_p.max())
         return [Mixture(p, 0, n, density) for p in np.stack(parameters, 1)[chosen]]
 
     found = [(likely(v, False), likely(rho, True)) for v, rho in pairs]
@@ -255,7 +256,7 @@ def _fit_with_windows(data: WhitenedMoments, start: Pair) -> MixtureFit:
     for _ in range(ROUNDS):
         for pair in _better_windows(data, best):
             fit = _fit(data, pair)
-            if fit.sampling.chi_squared < best.sampling.chi_squared - WORTHWHILE:
+            if fit.sampling.chi_squared < best.sampling.chi_squared - MIN_CHI2_GAIN:
                 best = fit
                 break
         else:
@@ -272,7 +273,7 @@ def _better_windows(data: WhitenedMoments, fit: MixtureFit) -> Iterator[Pair]:
         for old in fit.pair:
             new = old.in_window(window)
             change = np.linalg.norm(new.curve - old.curve) / np.linalg.norm(old.curve)
-            if CHANGE[0] < change < CHANGE[1]:
+            if MIN_CHANGE < change < MAX_CHANGE:
                 pairs.append((new, rho) if old is v else (v, new))
     if not pairs:
         return
@@ -281,5 +282,5 @@ def _better_windows(data: WhitenedMoments, fit: MixtureFit) -> Iterator[Pair]:
     q = np.linalg.qr(fit.jacobian)[0]
     expected = ((r - r @ q @ q.T) ** 2).sum(-1)
     for i in np.argsort(expected)[:WINDOWS]:
-        if expected[i] < fit.sampling.chi_squared - WORTHWHILE:
+        if expected[i] < fit.sampling.chi_squared - MIN_CHI2_GAIN:
             yield pairs[i]

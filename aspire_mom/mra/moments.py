@@ -23,8 +23,9 @@ import torch
 
 from aspire_mom.mra.signals import Array, all_shifts, check_pair
 
-# Share of directions, those of least power, from which the noise level is estimated.
-QUIET_SHARE = 1 / 8
+# Fraction of the second moment's eigenvectors, those of least power, from which the
+# noise level is estimated.
+NOISE_FRACTION = 1 / 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,8 @@ class FourierMoments:
     sigma: float = 0.0
 
     @property
-    def share(self) -> float:
-        """σ²/N, 0 for exact moments."""
+    def mean_variance(self) -> float:
+        """Noise variance σ²/N of the mean, 0 for exact moments."""
         exact = self.n_observations is None
         return 0.0 if exact else self.sigma**2 / self.n_observations
 
@@ -81,10 +82,10 @@ def estimate_moments(
     """
     Average the moments of observations in one pass (eq. 24).
 
-    If σ is not given, it is estimated from the eighth of directions with least power,
-    which hold no signal if v is smooth or some shifts do not occur; otherwise the
-    estimate is too large. Directions are chosen on even batches and their power is
-    measured on odd ones, and the other way round, which avoids selection bias.
+    If σ is not given, σ² is the mean power along the n/8 eigenvectors of the second
+    moment that have the least. These hold no signal if v is smooth or many shifts do
+    not occur; otherwise σ is too large. Eigenvectors are those of even batches and
+    powers those of odd ones, and vice versa, which avoids a bias to low values.
 
     :param batches: Arrays of observations (any number, n), real.
     :param sigma: Standard deviation of the noise; estimated if None.
@@ -220,10 +221,10 @@ def relative_errors(
 
 def _noise_level(even: np.ndarray, odd: np.ndarray) -> float:
     """σ from second moments (n, n), noise included, of two halves of the data."""
-    quiet = max(1, round(QUIET_SHARE * len(even)))
+    count = max(1, round(NOISE_FRACTION * len(even)))
     powers = []
     for chosen, measured in ((even, odd), (odd, even)):
-        directions = np.linalg.eigh(chosen)[1][:, :quiet]
+        directions = np.linalg.eigh(chosen)[1][:, :count]
         powers.append(np.mean(np.sum(directions * (measured @ directions), 0)))
     return float(np.sqrt(max(np.mean(powers), 0)))
 

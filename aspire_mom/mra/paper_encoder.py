@@ -46,12 +46,12 @@ class PaperEncoder(nn.Module):
             self.density = _Branches(n, window, width)
 
     def forward(
-        self, first: Tensor, second: Tensor, share: Tensor, sigma: Tensor
+        self, first: Tensor, second: Tensor, mean_variance: Tensor, sigma: Tensor
     ) -> tuple[Tensor, Tensor]:
         """
         :param first: First moments (batch, n), complex.
         :param second: Second moments (batch, n, n), complex.
-        :param share: σ²/N (batch,); ignored.
+        :param mean_variance: σ²/N (batch,); ignored.
         :param sigma: σ (batch,); ignored.
         :return: z_v (batch, n) and z_ρ (batch, n), a distribution, real.
         """

@@ -98,13 +98,13 @@ def refine_weights(
     status: Status | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Align an encoder's outputs, then minimise loss 26 with λ = ‖M̂1‖/‖M̂2‖ over its
-    parameters θ by Adam. Each problem of a batch has a copy of θ of its own.
+    Align an encoder's outputs, then minimise the loss of eq. 26 with λ = ‖M̂1‖/‖M̂2‖
+    over its parameters θ by Adam. Each problem of a batch has its own copy of θ.
 
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ); it stays unchanged.
     :param moments: Moments of one problem or of a batch.
     :param n_steps: Steps.
-    :param learning_rate: Adam's; 1e-3 suits an untrained encoder.
+    :param learning_rate: Learning rate of Adam; 1e-3 suits an untrained encoder.
     :param status: Called before the first step and after each; returning True stops.
     :return: v and ρ, (..., n) each, ρ a distribution, centred at shift 0.
     """
@@ -143,7 +143,8 @@ def refine_directly(
     status: Status | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Minimise loss 26, as :func:`refine_weights`, over v and ρ = softmax(z) themselves.
+    Minimise the loss of eq. 26, as :func:`refine_weights`, over v and ρ = softmax(z)
+    themselves.
 
     :param v: Starts (..., n), at one shift with `rho`.
     :param rho: Starts (..., n), distributions.
@@ -176,14 +177,17 @@ def _descend(pair, parameters, moments, n_steps, learning_rate, status):
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for step in range(n_steps + 1):
         v, rho = pair()
-        made = forward_moments(v, rho)
-        off = (made[0] - first).norm(dim=-1), (made[1] - second).norm(dim=(-2, -1))
-        # Loss 26 with λ = ‖M̂1‖/‖M̂2‖.
-        loss = off[0] + norms[0] / norms[1] * off[1]
-        told = RefinementStatus(
+        fitted = forward_moments(v, rho)
+        errors = (
+            (fitted[0] - first).norm(dim=-1),
+            (fitted[1] - second).norm(dim=(-2, -1)),
+        )
+        # The loss of eq. 26 with λ = ‖M̂1‖/‖M̂2‖.
+        loss = errors[0] + norms[0] / norms[1] * errors[1]
+        status_now = RefinementStatus(
             step, v.detach(), rho.detach(), loss.detach() / norms[0]
         )
-        if (status and status(told)) or step == n_steps:
+        if (status and status(status_now)) or step == n_steps:
             break
         optimizer.zero_grad()
         # Problems share no parameters.

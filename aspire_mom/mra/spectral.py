@@ -32,7 +32,9 @@ def spectral(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
     :return: v and ρ, (n,) each, ρ a distribution.
     """
     power = np.diag(moments.second).real.clip(0)
-    noise = np.sqrt(np.diag(entry_variance(power, moments.share, moments.sigma)))
+    noise = np.sqrt(
+        np.diag(entry_variance(power, moments.mean_variance, moments.sigma))
+    )
     kept = power > SIGNIFICANT * noise
     modulus = np.sqrt(np.where(kept, power, 0))
     flatten = np.divide(1, modulus, out=np.zeros_like(modulus), where=kept)
@@ -86,13 +88,13 @@ def density_of_shifts(v: np.ndarray, moments: FourierMoments) -> np.ndarray:
     return rho / rho.sum()
 
 
-def density_in_best_place(
+def fit_density_and_subsample_shift(
     v: np.ndarray, moments: FourierMoments
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Find the sub-sample shift of a signal, and the ρ ≥ 0 with it, whose moments are
-    nearest. If the signal is smooth, moments alone do not determine this shift, but not
-    every shift admits a ρ ≥ 0.
+    Find the sub-sample shift of a signal, and the ρ ≥ 0, that fit the moments best. The
+    moments of a smooth signal hardly depend on a sub-sample shift, but not all such
+    shifts are compatible with ρ ≥ 0.
 
     :param v: Signal (n,), known up to a shift.
     :param moments: Moments of one problem.

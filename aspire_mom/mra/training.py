@@ -25,10 +25,10 @@ GROUPS = 8
 # Ranges of log10 σ and of log10 N/σ² where there is noise. They hold N = 10⁴ … 10⁸ at
 # σ = 1 for signals of mean 1 and for signals of norm 1.
 LOG_SIGMA, LOG_RATIO = (-0.2, 1.1), (4.0, 8.0)
-# The likelihood of an error e is (e² + NEAR²)^(-TAIL/2). A share ALL of the loss is the
-# same for all alternatives, near the truth or not.
-TAIL, NEAR, ALL = 2.0, 1e-2, 0.03
-# Distances of parameters that count as much as a factor of e^(1/TAIL) in error.
+# The likelihood of an error e is (e² + ERROR_SCALE²)^(-TAIL_EXPONENT/2). A fraction
+# MEAN_WEIGHT of the loss is the mean over alternatives, so that all get gradients.
+TAIL_EXPONENT, ERROR_SCALE, MEAN_WEIGHT = 2.0, 1e-2, 0.03
+# Distances of parameters that count as much as a factor e^(1/TAIL_EXPONENT) in error.
 CENTRES, LOG_WIDTHS = 0.1, 0.3
 # Accuracy of best shifts in training.
 SEARCH = {"n_peaks": 1, "n_steps": 3}
@@ -42,7 +42,7 @@ class Training(TrainingSettings):
 
     :param ks: Numbers of Gaussians in v and ρ, in equal parts.
     :param n: Sample points.
-    :param exact_share: Share of problems with exact moments; 1 for no noise.
+    :param exact_share: Fraction of problems with exact moments; 1 for no noise.
     :param highest: Highest frequency of noisy moments, less than n/2; others are 0. All
         if None.
     :param set_size: Size of a fixed training set, from which batches are drawn; None
@@ -169,10 +169,10 @@ def _draw_group(training, size, rng, fixed):
         sigma = 10 ** rng.uniform(*LOG_SIGMA)
         N = round(sigma**2 * 10 ** rng.uniform(*LOG_RATIO))
         moments = simulate_moments(v, rho, N, sigma, rng, highest=training.highest)
-        share = sigma**2 / N
+        mean_variance = sigma**2 / N
     else:
-        moments, sigma, share = exact_moments(v, rho), 0.0, 0.0
-    same = (np.full(size, x) for x in (share, sigma))
+        moments, sigma, mean_variance = exact_moments(v, rho), 0.0, 0.0
+    same = (np.full(size, x) for x in (mean_variance, sigma))
     return moments.first, moments.second, *same, v, rho, parameters
 
 
@@ -191,9 +191,9 @@ def _negative_log_likelihood(encoder: MixtureEncoder, problems: _Problems) -> Te
     """
     The mean over problems, up to a constant, for k and, given k, for v and ρ. An
     alternative of probability p at an error e (eq. 21) gives them the density
-    p exp(-d)/(e² + NEAR²)^(TAIL/2), so that alternatives near the truth learn most. The
-    distance d of parameters guides Gaussians where errors are flat: one far from the
-    window's ends would never learn that it is cut off.
+    p exp(-d)/(e² + ERROR_SCALE²)^(TAIL_EXPONENT/2), so that alternatives near the truth
+    learn most. The distance d of parameters guides Gaussians where errors are flat: one
+    far from the window's ends would never learn that it is cut off.
     """
     counts, pairs = encoder.hypotheses(*problems.inputs)
     true_count = problems.parameters[:, 0, 0].isfinite().sum(-1)
@@ -210,9 +210,10 @@ def _negative_log_likelihood(encoder: MixtureEncoder, problems: _Problems) -> Te
             truth = truth / truth.sum(-1, keepdim=True)
             squared = squared_errors(truth[:, None].expand_as(curves), curves, **SEARCH)
             distances = _distances(alternatives, where)
-            fits = -TAIL / 2 * (squared + NEAR**2).log() - distances
+            fits = -TAIL_EXPONENT / 2 * (squared + ERROR_SCALE**2).log() - distances
             likelihood = torch.logsumexp(alternatives.log_probabilities + fits, -1)
-            total = total - (1 - ALL) * likelihood.sum() - ALL * fits.mean(-1).sum()
+            total = total - (1 - MEAN_WEIGHT) * likelihood.sum()
+            total = total - MEAN_WEIGHT * fits.mean(-1).sum()
     return total / len(counts)
 
 

@@ -21,7 +21,7 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.files import ForeignCheckpoint
+from aspire_mom.files import InvalidCheckpoint
 from aspire_mom.inversion import OptimizerStatus, StoppedByUser
 from tests.inversion.models import exact_moments, mixture
 
@@ -350,7 +350,7 @@ def test_checkpoint_of_another_model_is_refused(small, tmp_path):
     given = GaussianMixture(3, seed=0), GaussianMixture(3, seed=1)
     with pytest.raises(StoppedByUser):
         quick(small, given[0], checkpoint=path, status=lambda _: True).estimate()
-    with pytest.raises(ForeignCheckpoint, match="other data or settings"):
+    with pytest.raises(InvalidCheckpoint, match="other data or settings"):
         quick(small, given[1], checkpoint=path).estimate()
 
 
@@ -358,7 +358,7 @@ def test_models_of_equal_weights_are_told_apart(small, tmp_path):
     """A network's limit is no weight, yet decides what it can be."""
     path, options = tmp_path / "c.pt", {"hidden": 8, "scale": 10.0}
     quick(small, FourierNet(4.0, **options), checkpoint=path, n_steps=2).estimate()
-    with pytest.raises(ForeignCheckpoint, match="other data or settings"):
+    with pytest.raises(InvalidCheckpoint, match="other data or settings"):
         quick(small, FourierNet(2.0, **options), checkpoint=path, n_steps=2).estimate()
 
 

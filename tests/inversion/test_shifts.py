@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.files import Checkpoint, ForeignCheckpoint
+from aspire_mom.files import Checkpoint, InvalidCheckpoint
 from aspire_mom.inversion import (
     MomentInversion,
     Reconstruction,
@@ -262,7 +262,7 @@ def test_a_resumed_search_finds_the_same_spread(tmp_path):
     assert resumed.shift_std == expected.shift_std
     assert resumed.starts == expected.starts
     given = MomentInversion(moments.with_corrections(shift_std=0.7), **options)
-    with pytest.raises(ForeignCheckpoint, match="of other data or settings"):
+    with pytest.raises(InvalidCheckpoint, match="of other data or settings"):
         given.estimate()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aspire_mom import files
-from aspire_mom.files import Checkpoint, ForeignCheckpoint
+from aspire_mom.files import Checkpoint, InvalidCheckpoint
 from aspire_mom.moments.streaming import accumulate
 from tests.moments.streams import (
     BATCH,
@@ -86,7 +86,7 @@ def test_damaged_files_are_refused(interrupted):
         damaged[place] ^= 1 << rng.integers(8)
         for content in (bytes(damaged), whole[:place]):
             interrupted.write_bytes(content)
-            with pytest.raises(ForeignCheckpoint, match="sums is no checkpoint, or a"):
+            with pytest.raises(InvalidCheckpoint, match="sums is no checkpoint, or a"):
                 resume(interrupted)
             assert interrupted.read_bytes() == content
     interrupted.write_bytes(whole)

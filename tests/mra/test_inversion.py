@@ -18,7 +18,7 @@ from aspire_mom.mra import (
     simulate_moments,
     solve,
 )
-from aspire_mom.mra.inversion import NOT_MET
+from aspire_mom.mra.inversion import NO_FIT
 from tests.references import alignment as reference
 
 NOISE = {"n_observations": 10**6, "sigma": 1.0}
@@ -115,7 +115,7 @@ def test_answers_that_do_not_meet_exact_moments_are_warned_of(caplog, monkeypatc
     assert not caplog.records
     # Half of the data are of one signal, half of another.
     solve(m.first.mean(0), m.second.mean(0))
-    assert [r.message for r in caplog.records] == [NOT_MET]
+    assert [r.message for r in caplog.records] == [NO_FIT]
 
 
 @pytest.mark.parametrize("method", ["spectral", "marching", "least-squares"])

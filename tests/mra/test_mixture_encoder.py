@@ -19,11 +19,11 @@ from aspire_mom.mra import (
 )
 from aspire_mom.mra.mixture_encoder import Hypotheses
 from aspire_mom.mra.training import (
-    ALL,
     CENTRES,
+    ERROR_SCALE,
     LOG_WIDTHS,
-    NEAR,
-    TAIL,
+    MEAN_WEIGHT,
+    TAIL_EXPONENT,
     TRAINING,
     Training,
     _draw_problems,
@@ -174,9 +174,11 @@ def test_likelihood_is_what_its_docstring_says():
                     )
                 )
             fits = -np.sqrt(1 + np.array(distances))
-            fits -= TAIL / 2 * np.log(errors**2 + NEAR**2)
+            fits -= TAIL_EXPONENT / 2 * np.log(errors**2 + ERROR_SCALE**2)
             p = h.log_probabilities[i].exp().detach().numpy()
-            total -= (1 - ALL) * np.log(p @ np.exp(fits)) + ALL * fits.mean()
+            total -= (1 - MEAN_WEIGHT) * np.log(
+                p @ np.exp(fits)
+            ) + MEAN_WEIGHT * fits.mean()
     # The shift of `squared_errors` is found less exactly than that of the metric.
     assert _negative_log_likelihood(encoder, problems).item() == pytest.approx(
         total / 8, abs=0.01

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aspire_mom.bases import PolarBasis
-from aspire_mom.files import ForeignCheckpoint
+from aspire_mom.files import InvalidCheckpoint
 from aspire_mom.networks import StartEncoder, Training, train
 from aspire_mom.networks.errors import InvariantErrors
 from aspire_mom.networks.exact import ExactMoments
@@ -140,10 +140,10 @@ def test_bad_settings(tmp_path):
     path = tmp_path / "c"
     train(small_encoder(), SMALL, checkpoint=path, status=lambda s: True)
     other = dataclasses.replace(SMALL, seed=1)
-    with pytest.raises(ForeignCheckpoint, match="of other data or settings"):
+    with pytest.raises(InvalidCheckpoint, match="of other data or settings"):
         train(small_encoder(), other, checkpoint=path)
     path.write_bytes(b"x")
-    with pytest.raises(ForeignCheckpoint, match="is no checkpoint, or a damaged one"):
+    with pytest.raises(InvalidCheckpoint, match="is no checkpoint, or a damaged one"):
         train(small_encoder(), SMALL, checkpoint=path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
         train(small_encoder(), SMALL, checkpoint=tmp_path / "no" / "c")
