@@ -176,8 +176,8 @@ def _encoder_inputs(moments: Moments, encoder: StartEncoder) -> list[torch.Tenso
     """
     if moments.shift_std != 0:
         raise ValueError(
-            f"the images have shifts of {describe_shift_std(moments.shift_std)}, which encoders do"
-            " not model; if they are small, pass"
+            f"the images have shifts of {describe_shift_std(moments.shift_std)},"
+            " which encoders do not model; if they are small, pass"
             " moments.with_corrections(shift_std=0.0)"
         )
     basis, R, M = moments.basis, encoder.n_rings, encoder.max_order
