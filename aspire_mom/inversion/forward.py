@@ -118,7 +118,8 @@ class UnaveragedForward(PolarForward):
         if shift_std != 0:
             raise ValueError(
                 f"the images have shifts of {describe_shift_std(shift_std)}; these"
-                " are modelled in Cartesian bases and in polar ones that average over in-plane angles"
+                " are modelled in Cartesian bases and in polar ones that average over"
+                " in-plane angles"
             )
         rotations = torch.from_numpy(quadrature.view_rotations)
         super().__init__(basis, quadrature, rotations)
