@@ -99,7 +99,7 @@ def check_parent() -> None:
         )
 
 
-def own_rows(n: int) -> slice:
+def local_rows(n: int) -> slice:
     """
     :param n: Rows of work.
     :return: The rows of this process.
@@ -109,9 +109,9 @@ def own_rows(n: int) -> slice:
     return slice(start, min(start + each, n))
 
 
-def gathered(rows: Tensor, n: int) -> Tensor:
+def all_gather_rows(rows: Tensor, n: int) -> Tensor:
     """
-    :param rows: Values at :func:`own_rows`, (own, ...), real or complex.
+    :param rows: Values at :func:`local_rows`, (own, ...), real or complex.
     :param n: Rows of all processes together.
     :return: Values at all rows (n, ...). The gradient reaches a process's own rows
         only: every process must compute the same loss from the result.
@@ -143,7 +143,7 @@ def combine_gradients(
                 gradient.copy_(part.view_as(gradient))
 
 
-def add_up(array: np.ndarray) -> None:
+def all_reduce_sum(array: np.ndarray) -> None:
     """
     Replace an array by its sum over all processes, the same in all of them and in every
     run with as many of them.
@@ -156,7 +156,7 @@ def add_up(array: np.ndarray) -> None:
         dist.all_reduce(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
 
 
-def from_first(value: object) -> object:
+def broadcast_object(value: object) -> object:
     """
     :param value: Anything small that can be pickled.
     :return: The first process's value.
@@ -168,7 +168,7 @@ def from_first(value: object) -> object:
     return values[0]
 
 
-def agreed(value: Tensor) -> Tensor:
+def broadcast_scalar(value: Tensor) -> Tensor:
     """
     :param value: A scalar that all processes have computed.
     :return: The first process's value, so that all processes decide alike.
@@ -182,7 +182,7 @@ def agreed(value: Tensor) -> Tensor:
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, n: int) -> Tensor:
-        ctx.rows = own_rows(n)
+        ctx.rows = local_rows(n)
         each = -(-n // n_processes())
         real = torch.view_as_real(rows) if rows.is_complex() else rows
         own = real.new_zeros((each, *real.shape[1:]))

@@ -38,15 +38,15 @@ def test_rows_are_shared_out_without_gap_or_overlap(monkeypatch):
         rows = []
         for rank in range(count):
             monkeypatch.setattr(processes.dist, "get_rank", lambda rank=rank: rank)
-            rows += range(n)[processes.own_rows(n)]
+            rows += range(n)[processes.local_rows(n)]
         assert rows == list(range(n))
 
 
 def test_one_process_does_nothing():
     values = torch.ones(3, requires_grad=True)
-    assert processes.own_rows(3) == slice(0, 3)
-    assert processes.gathered(values, 3) is values
-    assert processes.agreed(values) is values
+    assert processes.local_rows(3) == slice(0, 3)
+    assert processes.all_gather_rows(values, 3) is values
+    assert processes.broadcast_scalar(values) is values
     assert processes.n_processes() == 1
     assert processes.is_first()
     with processes.joined(torch.device("cpu")):

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from aspire_mom.bases import CartesianBasis
 from aspire_mom.checks import check_positive
 from aspire_mom.moments import Moments
-from aspire_mom.processes import gathered, own_rows
+from aspire_mom.processes import all_gather_rows, local_rows
 from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
@@ -81,9 +81,9 @@ class CartesianForward(torch.nn.Module):
         """
         dtype = next(volume.parameters()).dtype
         frequencies, n = self.frequencies.to(dtype), len(self.rotations)
-        rotations = self.rotations.to(dtype)[own_rows(n)]
+        rotations = self.rotations.to(dtype)[local_rows(n)]
         values = in_chunks(volume, volume.slices, rotations, frequencies)
-        turns = [gathered(values, n) / self.L]
+        turns = [all_gather_rows(values, n) / self.L]
         flip = self.flip.to(dtype)
         for _ in range(self.n_turns - 1):
             # Node R Rz(α + 90°) at pixel k is node R Rz(α) at pixel Rz(90°) k.

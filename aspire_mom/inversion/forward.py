@@ -10,7 +10,7 @@ from torch import Tensor
 from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.checks import describe_shift_std
 from aspire_mom.inversion.cartesian import CartesianForward, check_count, in_chunks
-from aspire_mom.processes import gathered, own_rows
+from aspire_mom.processes import all_gather_rows, local_rows
 from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
@@ -66,12 +66,12 @@ class PolarForward(torch.nn.Module):
         dtype = next(volume.parameters()).dtype
         radii = self.radii.to(dtype)
         n = len(self.directions)
-        directions = self.directions.to(dtype)[own_rows(n)]
+        directions = self.directions.to(dtype)[local_rows(n)]
         if volume.rings_at_once:
             values = volume.on_rings(directions, radii)
         else:
             values = in_chunks(volume, volume.on_rings, directions, radii)
-        rings = gathered(values, n) / self.L
+        rings = all_gather_rows(values, n) / self.L
         rings = rings.reshape(self.n_views, self.n_angles, self.n_rings)
         fourier = torch.view_as_complex(self.fourier.to(dtype))
         c = values.new_zeros((self.max_order + 1, self.n_rings, self.n_views))

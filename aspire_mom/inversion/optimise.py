@@ -11,7 +11,7 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor
 
-from aspire_mom.processes import agreed, combine_gradients, is_first
+from aspire_mom.processes import broadcast_scalar, combine_gradients, is_first
 from aspire_mom.volumes import FourierVolume
 
 Optimizer = Literal["lbfgs", "adam"]
@@ -107,7 +107,7 @@ def minimise(
 
     @torch.no_grad()
     def value() -> float:
-        return float(finite(agreed(objective())))
+        return float(finite(broadcast_scalar(objective())))
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -115,7 +115,7 @@ def minimise(
         loss = finite(objective())
         loss.backward()
         combine_gradients(split, same)
-        return agreed(loss.detach())
+        return broadcast_scalar(loss.detach())
 
     # The optimiser changes its state in place; copies keep the saved one as it is.
     if state is None:
@@ -145,6 +145,8 @@ def minimise(
                 kept = copy.deepcopy(optimizer.state_dict())
                 save({"optimizer": kept, "step": step, "loss": loss})
             stop = status and status(OptimizerStatus(stage, step, n_steps, loss))
-            if agreed(torch.tensor(float(bool(stop)), device=parameters[0].device)):
+            if broadcast_scalar(
+                torch.tensor(float(bool(stop)), device=parameters[0].device)
+            ):
                 raise StoppedByUser(stage)
     return loss

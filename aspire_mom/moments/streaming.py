@@ -64,7 +64,7 @@ def accumulate(
     for name, value in (("n", n), ("batch_size", batch_size), ("n_groups", n_groups)):
         check_integer(name, value, 1)
     starts = range(0, n, batch_size)
-    own = processes.own_rows(len(starts))
+    own = processes.local_rows(len(starts))
     settings = {"images": n, "batch_size": batch_size, "groups": n_groups}
     kept = Checkpoint(
         checkpoint, settings | (fingerprint or {}), every=every, each_process=True
@@ -97,8 +97,8 @@ def accumulate(
         kept.write()
     # Add up the totals of all processes, some of which may have had no batch.
     shapes = {name: (t.shape, t.dtype.str) for name, t in totals.items()}
-    for name, (shape, dtype) in processes.from_first(shapes).items():
-        processes.add_up(totals.setdefault(name, np.zeros(shape, dtype)))
+    for name, (shape, dtype) in processes.broadcast_object(shapes).items():
+        processes.all_reduce_sum(totals.setdefault(name, np.zeros(shape, dtype)))
     return [{name: t[group] for name, t in totals.items()} for group in range(n_groups)]
 
 

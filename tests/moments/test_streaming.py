@@ -246,7 +246,7 @@ def test_shares_of_processes_add_up(monkeypatch, count):
     shares, expected = [], average()[0][0]["gram"]
     monkeypatch.setattr(processes, "n_processes", lambda: count)
     monkeypatch.setattr(processes, "_started", lambda: True)
-    monkeypatch.setattr(processes, "from_first", lambda shapes: {})
+    monkeypatch.setattr(processes, "broadcast_object", lambda shapes: {})
     for rank in range(count):
         monkeypatch.setattr(processes.dist, "get_rank", lambda rank=rank: rank)
         shares.append(average())
