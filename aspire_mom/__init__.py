@@ -50,17 +50,17 @@ __all__ = [
     "paper_inversion",
 ]
 
-ROOMS = ["bases", "moments", "rotations", "volumes", "networks"]
-ROOMS += ["inversion", "evaluation", "mra", "relion"]
-ROOMS += ["checks", "files", "phantoms", "processes"]
+MODULES = ["bases", "moments", "rotations", "volumes", "networks"]
+MODULES += ["inversion", "evaluation", "mra", "relion"]
+MODULES += ["checks", "files", "phantoms", "processes"]
 
 
-# Rooms and names are imported when first used (PEP 562), so that importing this package
+# Modules and names are imported when first used (PEP 562), so that importing this package
 # does not wait for PyTorch, nor import ASPIRE before its configuration is chosen.
 def __getattr__(name: str):
-    if name in ROOMS:
+    if name in MODULES:
         return import_module(f"{__name__}.{name}")
     if name in __all__:
-        modules = (import_module(f"{__name__}.{room}") for room in ROOMS)
+        modules = (import_module(f"{__name__}.{module}") for module in MODULES)
         return next(getattr(m, name) for m in modules if hasattr(m, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -179,7 +179,7 @@ def save_network(
     network: nn.Module,
     kind: str,
     settings: dict,
-    how: dict | None = None,
+    training_info: dict | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
@@ -191,7 +191,7 @@ def save_network(
     :param network: The network.
     :param kind: Key by which :func:`load_network` selects the network's class.
     :param settings: Arguments of its class, values that JSON can hold.
-    :param how: How it was trained, values that JSON can hold.
+    :param training_info: How it was trained, values that JSON can hold.
     :param overwrite: Replace an existing file.
     """
     arrays = {}
@@ -200,7 +200,7 @@ def save_network(
         if value.dtype.kind == "f":
             value = value.astype(np.float16 if value.ndim > 1 else np.float32)
         arrays[name] = value
-    about = {"kind": kind, "settings": settings, "how": how or {}}
+    about = {"kind": kind, "settings": settings, "how": training_info or {}}
     save_arrays(path, NETWORK, arrays, about, overwrite=overwrite)
 
 

@@ -17,16 +17,16 @@ PRETRAINED = ("mixture", "paper-1", "paper-2", "paper-3")
 
 
 def save_weights(
-    encoder: nn.Module, path: str | Path, how: dict | None = None, **options
+    encoder: nn.Module, path: str | Path, training_info: dict | None = None, **options
 ) -> None:
     """
     :param encoder: An encoder of this package.
     :param path: File to write (.npz).
-    :param how: How it was trained, of what JSON can hold.
+    :param training_info: How it was trained, values that JSON can hold.
     :param options: `overwrite`, as for :func:`~aspire_mom.files.save_network`.
     """
     kind = next(name for name, cls in KINDS.items() if type(encoder) is cls)
-    save_network(path, encoder, kind, encoder.settings, how, **options)
+    save_network(path, encoder, kind, encoder.settings, training_info, **options)
 
 
 def load_weights(path: str | Path) -> nn.Module:

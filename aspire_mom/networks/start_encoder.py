@@ -104,18 +104,24 @@ class StartEncoder(nn.Module):
             self.leave.bias.data[: 3 * n_gaussians].normal_(std=0.5)
 
     def save(
-        self, path: str | Path, how: dict | None = None, *, overwrite: bool = False
+        self,
+        path: str | Path,
+        training_info: dict | None = None,
+        *,
+        overwrite: bool = False,
     ) -> None:
         """
         Write the encoder to one .npz file (see
         :func:`~aspire_mom.files.save_network`).
 
         :param path: File to write, its name ending in .npz.
-        :param how: How it was trained, values that JSON can hold.
+        :param training_info: How it was trained, values that JSON can hold.
         :param overwrite: Replace an existing file.
         """
         kind = type(self).__name__
-        save_network(path, self, kind, self.settings, how, overwrite=overwrite)
+        save_network(
+            path, self, kind, self.settings, training_info, overwrite=overwrite
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> StartEncoder:
