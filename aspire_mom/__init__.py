@@ -15,7 +15,14 @@ if TYPE_CHECKING:
         SearchOptions,
         paper_inversion,
     )
-    from aspire_mom.moments import MomentEstimator, Moments, ThirdMomentBasis
+    from aspire_mom.moments import (
+        CorrectionOptions,
+        MomentEstimator,
+        Moments,
+        Noise,
+        StreamingOptions,
+        ThirdMomentBasis,
+    )
     from aspire_mom.networks import MomentEncoder
     from aspire_mom.rotations import (
         DiscreteDensity,
@@ -31,6 +38,7 @@ __all__ = [
     "BallHarmonics",
     "CartesianBasis",
     "Comparison",
+    "CorrectionOptions",
     "DiscreteDensity",
     "FourierNet",
     "GaussianMixture",
@@ -39,11 +47,13 @@ __all__ = [
     "MomentEstimator",
     "MomentInversion",
     "Moments",
+    "Noise",
     "PolarBasis",
     "Reconstruction",
     "SO3Quadrature",
     "SearchOptions",
     "SphericalDesign",
+    "StreamingOptions",
     "ThirdMomentBasis",
     "VonMisesFisherMixture",
     "compare",
