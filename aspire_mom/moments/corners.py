@@ -81,7 +81,7 @@ def measure_noise(
     nyquist = L % 2 == 1 or bool(last > EMPTY_NYQUIST * next_to_last)
     if "corner_power" in sums:
         spectrum = corner_spectrum(
-            sums["corner_power"], sums["corner_images"], L, nyquist
+            sums["corner_power"], float(sums["corner_images"]), L, nyquist
         )
     if spectrum is not None:
         second = basis.stationary_noise_second(spectrum, nyquist)

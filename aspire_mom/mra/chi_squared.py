@@ -33,11 +33,15 @@ class WhitenedMoments:
     Mean and covariance of observations, in standard deviations of their noise.
 
     :param moments: Moments of one problem, not exact.
+    :raises ValueError: the moments are exact.
     """
 
     def __init__(self, moments: FourierMoments):
+        N = moments.n_observations
+        if N is None:
+            raise ValueError("the moments are exact; they have no noise to divide by")
         first, second = to_samples(moments.first, moments.second)
-        n, N = len(first), moments.n_observations
+        n = len(first)
         sigma = max(moments.sigma, LEAST_NOISE * np.sqrt(np.trace(second) / n))
         self.n_observations = N
         self.powers, self.axes = np.linalg.eigh(second - np.outer(first, first))
@@ -172,7 +176,8 @@ def least_squares(
         return np.append(r, x)
 
     def jacobian(x):
-        by = data.jacobian(*pair(x), spread * np.eye(n), by_rho)
+        v_here, rho_here = pair(x)
+        by = data.jacobian(v_here, rho_here, spread * np.eye(n), by_rho)
         return np.hstack((by, np.eye(2 * n))).T
 
     with suppress(_Explained):
