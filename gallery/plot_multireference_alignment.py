@@ -66,7 +66,7 @@ print(f"relative errors: v {errors[0]:.4f}, ρ {errors[1]:.4f}")
 
 # %%
 # Answers of encoders: the paper's Fig. 3
-# -------------------------------------
+# ---------------------------------------
 # A network trained on such problems maps moments to v and ρ at once. First the paper's
 # architecture, as trained for this package for minutes on one core, then the
 # `MixtureEncoder`, which answers with the parameters of Gaussians; both from moments of
