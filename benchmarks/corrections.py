@@ -31,7 +31,6 @@ from aspire_mom.cli.volumes import read_volume
 from aspire_mom.inversion.forward import Shifts
 from aspire_mom.moments import CorrectionOptions, MomentEstimator, Moments, Noise
 from aspire_mom.moments.report import RingReport
-from aspire_mom.moments.rings import ring_power
 from aspire_mom.rotations import viewing_rotations
 from benchmarks.ctf import DEGREE, error_of, signal_power
 from benchmarks.moments import exact_moments
@@ -155,7 +154,7 @@ def report(
 
 def in_errors(moments: Moments, exact: Moments) -> float:
     """How far the power of rings is off, in its standard errors, RMS over rings."""
-    off = ring_power(replace(moments, second=moments.second - exact.second))
+    off = RingReport.of(replace(moments, second=moments.second - exact.second)).signal
     return np.sqrt(np.mean((off / RingReport.of(moments).error) ** 2))
 
 

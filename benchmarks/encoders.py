@@ -56,7 +56,7 @@ from aspire_mom import (
 from aspire_mom.inversion import MomentLoss, OptimizerStatus, forward_model, predict
 from aspire_mom.inversion.optimise import LBFGS_STEPS_PER_REPORT, minimise
 from aspire_mom.inversion.start import cut_to_support
-from aspire_mom.moments.rings import ring_rms
+from aspire_mom.moments.report import ring_rms
 from aspire_mom.networks import how_trained
 from aspire_mom.phantoms import gaussians_on_grid, simulate
 from aspire_mom.volumes import FourierVolume

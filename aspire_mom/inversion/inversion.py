@@ -43,7 +43,7 @@ from aspire_mom.inversion.start import (
     random_volume,
 )
 from aspire_mom.moments import Moments
-from aspire_mom.moments.rings import informative_rings
+from aspire_mom.moments.report import informative_rings
 from aspire_mom.networks import MomentEncoder
 from aspire_mom.processes import wait
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature

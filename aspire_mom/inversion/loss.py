@@ -11,7 +11,7 @@ from torch import Tensor
 from aspire_mom.bases import LEAST_SHARE, Basis
 from aspire_mom.checks import check_choice, check_positive
 from aspire_mom.moments import Moments
-from aspire_mom.moments.rings import NEGLIGIBLE, ring_rms
+from aspire_mom.moments.report import NEGLIGIBLE, ring_rms
 
 Weighting = Literal["noise", "rings", "none"]
 # Assumed model error (quadrature, volume model) as a fraction of the RMS of an entry's

@@ -13,7 +13,7 @@ from aspire_mom.inversion.inversion import MomentInversion
 from aspire_mom.inversion.optimise import StatusCallback
 from aspire_mom.inversion.options import LossOptions, SearchOptions
 from aspire_mom.moments import Moments
-from aspire_mom.moments.rings import ring_rms
+from aspire_mom.moments.report import ring_rms
 from aspire_mom.networks import LatentEncoder, MomentEncoder
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import FourierNet

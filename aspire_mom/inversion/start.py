@@ -10,7 +10,7 @@ import torch
 from aspire_mom.bases import Basis
 from aspire_mom.checks import check_kind, describe_shift_std
 from aspire_mom.moments import Moments
-from aspire_mom.moments.rings import informative_rings, ring_rms
+from aspire_mom.moments.report import informative_rings, ring_rms
 from aspire_mom.networks.problems import power_errors
 from aspire_mom.networks.start_encoder import StartEncoder, pretrained
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,77 +20,40 @@ ESTIMATED_FIELDS = ("noise_variance", "amplitude_std", "inverted")
 N_READ = 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceIdentity:
+def source_identity(source: ImageSource) -> dict[str, str | int | float | None]:
     """
-    What identifies a source and the images selected from it: what is known of each
-    image, the state of the files, and the pixels of a few images as the source gives
+    Describe what identifies a source and the images selected from it: what is known of
+    each image, the state of the files, and the pixels of 16 images as the source gives
     them, after all that it does to them. Long values are digests.
 
-    :param n_images: Number of images.
-    :param kind: Type of the source.
-    :param L: Pixels along an edge.
-    :param dtype: Type of the pixels.
-    :param pixel_size: Ångström per pixel, None where unknown.
-    :param filters: Distinct filters (CTFs).
-    :param filter_indices: The filter of each image.
-    :param shifts: Known shift of each image.
-    :param amplitudes: Known amplitude of each image.
-    :param pixels: Pixels of 16 images.
-    :param stacks: Names, sizes and times of last change of the stacks, if any.
-    :param images_in_stacks: Stack of each image and its number there, if any.
+    :param source: ASPIRE `ImageSource`.
+    :return: Values by name, ready for JSON.
     """
-
-    n_images: int
-    kind: str
-    L: int
-    dtype: str
-    pixel_size: float | None
-    filters: str
-    filter_indices: str
-    shifts: str
-    amplitudes: str
-    pixels: str
-    stacks: str = ""
-    images_in_stacks: str = ""
-
-    @classmethod
-    def of(cls, source: ImageSource) -> SourceIdentity:
-        """
-        :param source: ASPIRE `ImageSource`; 16 of its images are read.
-        :return: Its identity.
-        """
-        read = np.unique(np.linspace(0, source.n - 1, N_READ).astype(int))
-        filters = source.unique_filters or []
-        ctfs = ctf_parameters(filters)
-        all_ctfs = len(ctfs) == len(filters)
-        stacks = {}
-        if source.has_metadata(["__mrc_filepath", "__mrc_index"]):
-            paths, numbers = (
-                np.atleast_1d(source.get_metadata(name))
-                for name in ("__mrc_filepath", "__mrc_index")
-            )
-            names, which = np.unique(paths.astype(str), return_inverse=True)
-            stacks = {
-                "stacks": f"{len(names)}, {digest(*map(_file_state, names))}",
-                "images_in_stacks": digest(which, numbers),
-            }
-        pixel_size = source.pixel_size
-        return cls(
-            kind=type(source).__name__,
-            n_images=source.n,
-            L=source.L,
-            dtype=str(source.dtype),
-            pixel_size=None if pixel_size is None else float(pixel_size),
-            filters=digest(ctfs if all_ctfs else _parameters(filters)),
-            filter_indices=digest(
-                source.get_metadata("__filter_indices", default_value=-1)
-            ),
-            shifts=digest(source.offsets),
-            amplitudes=digest(source.amplitudes),
-            pixels=digest(source.images[read].asnumpy()),
-            **stacks,
-        )
+    read = np.unique(np.linspace(0, source.n - 1, N_READ).astype(int))
+    filters = source.unique_filters or []
+    ctfs = ctf_parameters(filters)
+    identity = {
+        "n_images": source.n,
+        "kind": type(source).__name__,
+        "L": source.L,
+        "dtype": str(source.dtype),
+        "pixel_size": source.pixel_size and float(source.pixel_size),
+        "filters": digest(ctfs if len(ctfs) == len(filters) else _parameters(filters)),
+        "filter_indices": digest(
+            source.get_metadata("__filter_indices", default_value=-1)
+        ),
+        "shifts": digest(source.offsets),
+        "amplitudes": digest(source.amplitudes),
+        "pixels": digest(source.images[read].asnumpy()),
+    }
+    columns = ["__mrc_filepath", "__mrc_index"]
+    if source.has_metadata(columns):
+        paths, numbers = (np.atleast_1d(source.get_metadata(c)) for c in columns)
+        names, which = np.unique(paths.astype(str), return_inverse=True)
+        states = digest(*map(_file_state, names))
+        identity["stacks"] = f"{len(names)}, {states}"
+        identity["images_in_stacks"] = digest(which, numbers)
+    return identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +64,7 @@ class Corrections:
     these. Fields of merged moments are "mixed" where the parts differ. `str()` puts the
     corrections into words.
 
-    :param source: Identity of the images; None for exact and for merged moments.
+    :param source: The :func:`source_identity`; None for exact and for merged moments.
     :param half: 0 for all images, 1 or 2 for one half of them.
     :param half_batch: Images per batch, which decides the half that an image is in; 0
         where `half` is.
@@ -126,7 +89,7 @@ class Corrections:
     :raises ValueError: a variance or a standard deviation is below 0 or not finite.
     """
 
-    source: SourceIdentity | None = None
+    source: dict[str, str | int | float | None] | None = None
     half: int = 0
     half_batch: int = 0
     ctf: str = "none"
@@ -202,13 +165,15 @@ class Corrections:
 
     def _known_fields(self) -> dict[str, object]:
         """Fields known before the images are read, with those of the source."""
-        values = {k: v for k, v in asdict(self).items() if k not in ESTIMATED_FIELDS}
+        values = {k: v for k, v in vars(self).items() if k not in ESTIMATED_FIELDS}
         return (values.pop("source") or {"source": None}) | values
 
     def sum_settings(self) -> dict[str, object]:
         """
-        :return: The settings that sums over images depend on, by name. Noise variance,
-            amplitudes and residual shifts are used later, and are not included.
+        Select what sums over images depend on. Noise variance, amplitudes and residual
+        shifts are used later, and are not included.
+
+        :return: The settings by name.
         """
         corrected = self.ctf == "corrected"
         return {
@@ -216,7 +181,7 @@ class Corrections:
             "phases flipped": corrected and self.phase_flipped,
             "shifts undone": self.shifts == "centred",
             "spectrum of corners": self.noise == "corners",
-            **asdict(self.source),
+            **self.source,
         }
 
     def merged(self, other: Corrections, n: int, n_other: int) -> Corrections:
@@ -227,28 +192,14 @@ class Corrections:
         :return: Corrections of all: "mixed" where the two differ.
         """
         values = {
-            field.name: value if value == getattr(other, field.name) else MIXED
-            for field in fields(self)
-            for value in [getattr(self, field.name)]
+            name: value if value == getattr(other, name) else MIXED
+            for name, value in vars(self).items()
         }
         total = n * self.noise_variance + n_other * other.noise_variance
-        together = {
-            "source": None,
-            "half": 0,
-            "half_batch": 0,
-            "largest_shift": max(self.largest_shift, other.largest_shift),
-            "noise_variance": total / (n + n_other),
-        }
-        return Corrections(**values | together)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> Corrections:
-        """
-        :param values: What `dataclasses.asdict` returned, from JSON.
-        :return: The corrections.
-        """
-        source = values["source"] and SourceIdentity(**values["source"])
-        return cls(**values | {"source": source})
+        values |= {"source": None, "half": 0, "half_batch": 0}
+        values["largest_shift"] = max(self.largest_shift, other.largest_shift)
+        values["noise_variance"] = total / (n + n_other)
+        return Corrections(**values)
 
 
 def _file_state(path: str) -> str:

@@ -29,7 +29,7 @@ from aspire_mom.moments.corners import (
     filter_spectrum,
     measure_noise,
 )
-from aspire_mom.moments.corrections import Corrections, SourceIdentity
+from aspire_mom.moments.corrections import Corrections, source_identity
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.options import (
@@ -180,7 +180,7 @@ class MomentEstimator:
             kind, noise_given = "given spectrum", digest(self.noise_spectrum)
         shifts = "ignored" if self.has_shifts else "none"
         return Corrections(
-            source=SourceIdentity.of(self.source),
+            source=source_identity(self.source),
             ctf="corrected" if used else "ignored" if self.has_ctf else "none",
             n_filters=len(used.filters) if used else 0,
             astigmatic=self.astigmatic,

@@ -251,7 +251,7 @@ class Moments:
             if kind not in BASES:
                 raise ValueError(f"its basis is {kind!r}; known are {', '.join(BASES)}")
             settings["basis"] = basis = BASES[kind](**settings["basis"])
-            settings["corrections"] = Corrections.from_dict(settings["corrections"])
+            settings["corrections"] = Corrections(**settings["corrections"])
             if "third" in arrays:
                 settings["third_basis"] = ThirdMomentBasis.from_arrays(basis, arrays)
             names = {field.name for field in fields(cls)}

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from aspire_mom.moments.moments import Moments
-from aspire_mom.moments.rings import (
-    NEGLIGIBLE,
-    SIGNIFICANT,
-    ring_chi2,
-    ring_power,
-)
 
+# Reduced χ² (see `RingReport`) above which a ring carries signal.
+SIGNIFICANT = 1.5
+# Rings weaker than this, relative to the strongest, count as empty in exact moments.
+NEGLIGIBLE = 1e-4
 # Errors that are estimated from fewer images are too uncertain themselves.
 FEW = 100
 
@@ -32,9 +30,8 @@ class RingReport:
         moments do not tell.
     :param error: Standard error of `signal`, as if those of different orders were
         independent; None where errors are unknown.
-    :param reduced_chi2: Mean over a ring's entries of |second moment|² / (standard
-        error)²: about 1 for pure noise. A ring counts as supported above 1.5 if its
-        signal power is positive. None where errors are unknown.
+    :param reduced_chi2: Mean over a ring's entries, with all rings, of |second moment|²
+        / (standard error)²: about 1 for pure noise. None where errors are unknown.
     :param agreement: Correlation of the second moments of two halves of the data, None
         without halves.
     :param effective: Number of images without a CTF that would determine the ring as
@@ -61,7 +58,7 @@ class RingReport:
         :raises ValueError: the halves are of different bases.
         """
         basis = moments.basis
-        columns = {"signal": ring_power(moments), "reduced_chi2": ring_chi2(moments)}
+        columns = {"signal": _ring_power(moments), "reduced_chi2": _ring_chi2(moments)}
         if moments.noise_power is not None:
             columns["noise"] = basis.ring_power(moments.noise_power)
         if moments.second_error is not None:
@@ -84,7 +81,8 @@ class RingReport:
 
     @property
     def supported(self) -> np.ndarray:
-        """Whether a ring has more than noise; in exact moments, than round-off."""
+        """Whether a ring has positive signal power and reduced χ² above 1.5; in exact
+        moments, more than round-off."""
         if self.reduced_chi2 is not None:
             return (self.reduced_chi2 > SIGNIFICANT) & (self.signal > 0)
         return self.signal > NEGLIGIBLE**2 * self.signal.max()
@@ -129,7 +127,10 @@ class RingReport:
             "treatment": str(moments.corrections),
             "last_ring": last,
             "last_ring_angstrom": float(angstrom[last]) if known else None,
-            **{k: None if v is None else _plain(v) for k, v in rings.items()},
+            **{
+                k: v if v is None else [float(x) if np.isfinite(x) else None for x in v]
+                for k, v in rings.items()
+            },
             "supported": self.supported.tolist(),
         }
 
@@ -187,6 +188,34 @@ class RingReport:
         return f"the data support a model up to {where}"
 
 
+def ring_rms(moments: Moments) -> np.ndarray:
+    """
+    :param moments: Moments in any basis.
+    :return: Root of the signal power on each ring, float64; 0 where it is negative.
+    """
+    return np.sqrt(np.maximum(_ring_power(moments), 0))
+
+
+def informative_rings(moments: Moments) -> int:
+    """
+    Number of rings, from the centre, that the data support: up to two beyond the last
+    ring of reduced χ² above 1.5 (for exact moments, up to the last ring whose RMS is at
+    least 1e-4 of the largest).
+
+    :param moments: Moments in any basis.
+    :return: A number of rings, at least 4 where the basis has them; all of a basis that
+        cannot be cut to fewer.
+    """
+    chi2 = _ring_chi2(moments)
+    if chi2 is None:
+        rms = ring_rms(moments)
+        strong, beyond = np.flatnonzero(rms >= NEGLIGIBLE * rms.max()), 1
+    else:
+        strong, beyond = np.flatnonzero(chi2 > SIGNIFICANT), 3
+    last = int(strong[-1]) if len(strong) else 0
+    return moments.basis.cut(n_rings=max(last + beyond, 4)).n_rings
+
+
 def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
     """
     Correlation of the second moments of two halves of the data, over each ring's
@@ -211,5 +240,20 @@ def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
     return np.divide(total(a, b), norm, where=norm > 0, out=np.zeros_like(norm))
 
 
-def _plain(values: np.ndarray) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values]
+def _ring_power(moments: Moments) -> np.ndarray:
+    """Signal power on each ring; negative where noise removal left it so."""
+    return moments.basis.ring_power(moments.basis.diagonal_power(moments.second))
+
+
+def _ring_chi2(moments: Moments) -> np.ndarray | None:
+    """Mean on each ring of |second moment|² / (standard error)² over its entries with
+    all rings; None where errors are unknown."""
+    basis = moments.basis
+    if moments.second_error is None:
+        return None
+    value, error = map(basis.equal_order_blocks, (moments.second, moments.second_error))
+    seen = basis.order_support & (error > 0)
+    square = value.real**2 + value.imag**2
+    ratio = np.divide(square, error**2, where=seen, out=np.zeros_like(square))
+    total, count = (basis.ring_sum(a.sum((0, 2))) for a in (ratio, seen))
+    return total / np.maximum(count, 1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.inversion import MomentLoss, forward_model, loss
 from aspire_mom.moments import MomentEstimator, Moments, Noise
-from aspire_mom.moments.rings import informative_rings, ring_rms
+from aspire_mom.moments.report import informative_rings, ring_rms
 from tests.inversion.models import (
     closed_form,
     exact_moments,

@@ -11,7 +11,7 @@ from aspire_mom.cli.main import main
 from aspire_mom.inversion import SearchOptions, predict
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.start import _encoder_inputs
-from aspire_mom.moments.rings import ring_rms
+from aspire_mom.moments.report import ring_rms
 from aspire_mom.networks import (
     StartEncoder,
     how_trained,

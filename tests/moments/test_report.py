@@ -9,8 +9,12 @@ from aspire.operators import FunctionFilter
 from aspire_mom import CartesianBasis, MomentEstimator, Moments, PolarBasis
 from aspire_mom.evaluation.moment_plots import plot_moments
 from aspire_mom.moments import CorrectionOptions, Noise
-from aspire_mom.moments.report import RingReport, ring_agreement
-from aspire_mom.moments.rings import informative_rings, ring_rms
+from aspire_mom.moments.report import (
+    RingReport,
+    informative_rings,
+    ring_agreement,
+    ring_rms,
+)
 from tests.moments.sources import (
     VARIANCE,
     array_source,
