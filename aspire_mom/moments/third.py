@@ -14,12 +14,10 @@ from torch import Tensor
 from aspire_mom.bases import PolarBasis
 from aspire_mom.moments.compression import (
     BYTES,
-    RadialCompression,
     check_basis,
     leading_eigenvectors,
     order_pairs,
     ring_vectors,
-    scaled_white_noise,
     third_size,
 )
 
@@ -28,17 +26,16 @@ BUDGET = 16 * 10**6
 # Lower bound on the denominators Σ H² H² H², relative to the largest.
 FLOOR = 1e-8
 
-
 Sums = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
-class ThirdMomentBasis(RadialCompression):
+class ThirdMomentBasis:
     """
     The third moment's entries, and how they are estimated. Make one by `from_moments`,
     compressed to leading eigenvectors, or by `rings`, of the innermost rings.
 
-    The orders m ≥ 0 of an image are reduced to numbers a[m] = U[m]* c[m], and
+    The orders m ≥ 0 of an image are reduced to a few numbers a[m] = U[m]* c[m], and
 
         T[m1, m2](i, j, k) = E a[m1, i] a[m2, j] conj a[m1 + m2, k]
 
@@ -52,7 +49,44 @@ class ThirdMomentBasis(RadialCompression):
     positive by conjugation, sort these two, and the third is -(m1 + m2).
 
     With `weights`, ‖T‖ is the Cartesian norm of the moment that it stands for.
+
+    :param basis: In-plane averaged `PolarBasis` of the coefficients.
+    :param vectors: U[m], (n_rings, q[m]) for m = 0 … max_order, of orthonormal columns
+        times the roots of the rings' areas: ‖a‖ ≤ ‖c‖ in the basis's metric.
+    :raises TypeError: `basis` is no basis.
+    :raises ValueError: it is not in-plane averaged, or vectors are not of its rings and
+        orders, not finite, complex at order 0, or leave no third moment.
     """
+
+    basis: PolarBasis
+    vectors: tuple[np.ndarray, ...]
+
+    def __post_init__(self):
+        check_basis(self.basis)
+        vectors = [np.asarray(U) for U in self.vectors]
+        rings, orders = self.basis.n_rings, self.basis.max_order + 1
+        if not 0 < len(vectors) <= orders:
+            raise ValueError(
+                f"there are vectors of {len(vectors)} orders; {self.basis} has {orders}"
+            )
+        for m, U in enumerate(vectors):
+            if U.ndim != 2 or len(U) != rings or not np.isfinite(U).all():
+                raise ValueError(
+                    f"vectors of order {m} have shape {U.shape}; they must be finite,"
+                    f" ({rings}, q)"
+                )
+        if np.any(vectors[0].imag):
+            raise ValueError("vectors of order 0 are complex; c[0] is real")
+        vectors[0] = vectors[0].real
+        object.__setattr__(self, "vectors", tuple(vectors))
+        if self.size == 0:
+            raise ValueError("the vectors leave no entry of the third moment")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ThirdMomentBasis):
+            return NotImplemented
+        same = self.basis == other.basis and len(self.vectors) == len(other.vectors)
+        return same and all(map(np.array_equal, self.vectors, other.vectors))
 
     def __repr__(self):
         return (
@@ -65,9 +99,11 @@ class ThirdMomentBasis(RadialCompression):
         cls, moments: object, *, budget_bytes: int = BUDGET
     ) -> ThirdMomentBasis:
         """
-        Compress to the leading eigenvectors of second moments, as many as fit (see
-        `compression.leading_eigenvectors`). Noise counts as having the power on each
-        ring in `moments.noise_power`, and white noise's correlations between rings.
+        Compress to the eigenvectors of second moments, in the rings' metric, that
+        belong to the largest eigenvalues of all orders together, as many as fit. An
+        eigenvalue counts only if it exceeds what the scatter of noise alone would give
+        it. Noise counts as having the power on each ring in `moments.noise_power`, and
+        white noise's correlations between rings.
 
         :param moments: In-plane averaged polar `Moments`, of a few thousand images.
         :param budget_bytes: Largest size of the third moment.
@@ -76,16 +112,8 @@ class ThirdMomentBasis(RadialCompression):
         :raises ValueError: moments that are not in-plane averaged, a budget too small
             for one entry, or no eigenvalue above the noise.
         """
-        basis = getattr(moments, "basis", None)
-        check_basis(basis)
-        if moments.noise_power is None:
-            noise = moments.noise_variance * basis.noise_second(moments.nyquist)
-        else:
-            noise = scaled_white_noise(basis, moments.nyquist, moments.noise_power)
-        vectors = leading_eigenvectors(
-            basis, moments.second, noise, moments.n_images, budget_bytes
-        )
-        return cls(basis, vectors)
+        check_basis(getattr(moments, "basis", None))
+        return cls(moments.basis, leading_eigenvectors(moments, budget_bytes))
 
     @classmethod
     def rings(
@@ -97,7 +125,8 @@ class ThirdMomentBasis(RadialCompression):
         budget_bytes: int = BUDGET,
     ) -> ThirdMomentBasis:
         """
-        Keep the innermost rings themselves (see `compression.ring_vectors`).
+        Keep the innermost rings themselves, times the roots of their areas. Ring r
+        keeps the orders m ≤ ⌈πr⌉, which an object within the inscribed disc has there.
 
         :param basis: In-plane averaged polar basis.
         :param n_rings: Rings to keep; by default as many as fit into `budget_bytes`.
@@ -110,6 +139,46 @@ class ThirdMomentBasis(RadialCompression):
         """
         check_basis(basis)
         return cls(basis, ring_vectors(basis, n_rings, max_order, budget_bytes))
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """:return: Arrays for a file: the vectors side by side, and their numbers."""
+        vectors = np.concatenate(self.vectors, axis=1)
+        return {"third_vectors": vectors, "third_counts": self.counts}
+
+    @classmethod
+    def from_arrays(
+        cls, basis: PolarBasis, arrays: dict[str, np.ndarray]
+    ) -> ThirdMomentBasis:
+        """
+        :param basis: The polar basis.
+        :param arrays: What :meth:`to_arrays` returned, among others.
+        :return: The basis of third moments.
+        :raises ValueError: arrays that do not fit each other.
+        """
+        vectors, ends = arrays["third_vectors"], np.cumsum(arrays["third_counts"])
+        if vectors.ndim != 2 or vectors.shape[1] != ends[-1]:
+            raise ValueError(
+                f"third_vectors has shape {vectors.shape}; third_counts asks for"
+                f" {ends[-1]} columns"
+            )
+        return cls(basis, tuple(np.split(vectors, ends[:-1], axis=1)))
+
+    @property
+    def max_order(self) -> int:
+        """Highest order kept."""
+        return len(self.vectors) - 1
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """:return: Numbers q kept per order, (max_order + 1,)."""
+        return np.array([U.shape[1] for U in self.vectors])
+
+    @cached_property
+    def ring_indices(self) -> tuple[np.ndarray, ...] | None:
+        """:return: The ring of each number, per order; None where compressed."""
+        if any((np.count_nonzero(U, axis=0) != 1).any() for U in self.vectors):
+            return None
+        return tuple(np.argmax(U != 0, axis=0) for U in self.vectors)
 
     @cached_property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -154,49 +223,42 @@ class ThirdMomentBasis(RadialCompression):
         :param m1: Order of the first factor.
         :param m2: Order of the second factor, at least m1.
         :return: Its block T[m1, m2], (q[m1], q[m2], q[m1 + m2]), a view.
-        :raises ValueError: no such block.
         """
-        if (m1, m2) not in self._slices:
-            raise ValueError(
-                f"there is no block ({m1}, {m2}); all have 0 <= m1 <= m2 and m1 + m2 <="
-                f" {self.max_order}"
-            )
         where, shape = self._slices[m1, m2]
         return np.moveaxis(third[where].reshape(shape), -1, 0)
 
-    def sums(
-        self, c: np.ndarray, H: np.ndarray | None = None, *, errors: bool = False
-    ) -> Sums:
+    def sums(self, c: np.ndarray, H: np.ndarray | None = None) -> Sums:
         """
         Sums over images, to be added over batches in double precision.
 
         :param c: Coefficients (n, ≥ max_order + 1, n_rings) as the basis has them,
             times H where given.
         :param H: Real factors (n, n_rings) on each image's rings (a CTF), once in
-            formation and once since, for least squares: c = H (H f + noise).
-        :param errors: Sum what standard errors need, too.
+            formation and once since, for least squares: c = H (H f + noise). They need
+            `ring_indices`: eigenvectors mix rings of unlike factors.
         :return: `third`, Σ a a conj a, and `third_first`, Σ a[0]. With H, `third_first`
             is Σ a[0, r] H[s] H[t] and there is `third_information`, Σ H²[r] H²[s]
             H²[t], both (n_rings,)³. For errors, `third_squares`, Σ |a a conj a|², and
             without H `third_zeroth`, Σ a[0] a[0], and `third_cross`, Σ a[0]² a[m] conj
             a[m].
-        :raises ValueError: wrong shapes, values that are not finite, or H where rings
-            are compressed.
         """
-        parts = self.compressed(c)
+        rows = np.ascontiguousarray(c[:, : self.max_order + 1].transpose(1, 2, 0))
+        pairs = zip(self.vectors, rows, strict=True)
+        parts = [U.conj().T.astype(c.dtype) @ row for U, row in pairs]
         conjugates, zeroth = [a.conj() for a in parts], parts[0].real
-        sums = {"third": np.concatenate([*self._products(parts, conjugates)])}
-        if errors:
-            moduli = [a.real**2 + a.imag**2 for a in parts]
-            sums["third_squares"] = np.concatenate([*self._products(moduli, moduli)])
+        moduli = [a.real**2 + a.imag**2 for a in parts]
+        sums = {
+            "third": np.concatenate([*self._products(parts, conjugates)]),
+            "third_squares": np.concatenate([*self._products(moduli, moduli)]),
+        }
         if H is not None:
             return sums | self._information_sums(zeroth, H)
-        sums["third_first"] = zeroth.sum(1, dtype=np.float64)
-        if errors:
-            sums["third_zeroth"] = zeroth @ zeroth.T
-            cross = self._products(parts, conjugates, [parts[0] ** 2])
-            sums["third_cross"] = np.concatenate([*cross])
-        return sums
+        cross = self._products(parts, conjugates, [parts[0] ** 2])
+        return sums | {
+            "third_first": zeroth.sum(1, dtype=np.float64),
+            "third_zeroth": zeroth @ zeroth.T,
+            "third_cross": np.concatenate([*cross]),
+        }
 
     def finish(
         self, sums: Sums, n_images: int, noise_second: np.ndarray
@@ -224,38 +286,26 @@ class ThirdMomentBasis(RadialCompression):
         :param noise_second: Second moment of the noise of f (of H f + noise, with H),
             alike in all images, its variance included.
         :return: The third moment (size,), complex128, and its standard error, float64,
-            or None without `errors` or for one image. The noise counts as known. With H
-            the error is that of entries which are 0 and have no bias removed: where
-            noise prevails, right for m1 > 0, up to 60 % too large for m1 = 0. The
-            denominators Σ H² H² H² are at least 1e-8 of the largest, which shrinks
-            poorly determined entries towards zero.
-        :raises ValueError: wrong shape of the noise.
+            or None for one image. The noise counts as known. With H the error is that
+            of entries which are 0 and have no bias removed: where noise prevails, right
+            for m1 > 0, up to 60 % too large for m1 = 0. The denominators Σ H² H² H² are
+            at least 1e-8 of the largest, which shrinks poorly determined entries
+            towards zero.
         """
         weighted = "third_information" in sums
         scale = np.float64(n_images)
         if weighted:
             scale = self._by_rings(sums["third_information"])
             scale = np.maximum(scale, FLOOR * scale.max())
-        noise = self._compressed_noise(noise_second)
+        pairs = zip(self.vectors, noise_second, strict=False)
+        noise = [U.conj().T @ second @ U for U, second in pairs]  # of a[m]
         third = (sums["third"] - self._noise_share(sums["third_first"], noise)) / scale
-        if "third_squares" not in sums or n_images < 2:
+        if n_images < 2:
             return third, None
         if weighted:
             return third, np.sqrt(sums["third_squares"]) / scale
         variance = self._squares(sums, noise) / n_images - np.abs(third) ** 2
         return third, np.sqrt(np.maximum(variance, 0) / (n_images - 1))
-
-    def noise_bias(self, first: np.ndarray, noise_second: np.ndarray) -> np.ndarray:
-        """
-        What noise adds to the third moment of images without a CTF.
-
-        :param first: First moment (n_rings,).
-        :param noise_second: Second moment of the noise, of the second moment's shape.
-        :return: The bias (size,), complex128.
-        :raises ValueError: wrong shape of the noise.
-        """
-        mean = self.vectors[0].T @ np.real(first)
-        return self._noise_share(mean, self._compressed_noise(noise_second))
 
     def of_views(self, c: Tensor, probabilities: Tensor) -> Tensor:
         """
@@ -265,9 +315,7 @@ class ThirdMomentBasis(RadialCompression):
         :param c: Coefficients (≥ max_order + 1, n_rings, n_views), complex.
         :param probabilities: Weights of the views (n_views,), real.
         :return: The third moment (size,), of `c`'s precision.
-        :raises ValueError: wrong shapes.
         """
-        self.check_shape(tuple(c.shape[:2]), tuple(c.shape))
         parts = [
             torch.as_tensor(U.conj().T, dtype=c.dtype, device=c.device) @ row
             for U, row in zip(self.vectors, c, strict=False)
@@ -279,33 +327,21 @@ class ThirdMomentBasis(RadialCompression):
     def _products(
         self, parts: Sequence, conjugates: Sequence, firsts: Sequence | None = None
     ) -> Iterator:
-        """
-        Flat blocks Σ a[m1] a[m2] conj a[m1 + m2] over the last axis, of NumPy arrays or
-        tensors, for those m1 that there are `firsts` of. The two higher orders, which
-        have the fewest numbers, are multiplied first: their products are in the cache
-        when the matrix product with the lowest order's reads them.
-        """
+        """Flat blocks Σ a[m1] a[m2] conj a[m1 + m2] over the last axis, of NumPy arrays
+        or tensors, for those m1 that there are `firsts` of."""
         firsts = parts if firsts is None else firsts
         for m1, m2 in self.pairs:
             if m1 >= len(firsts):
                 break
+            # The higher orders have the fewest numbers: their products fit into cache.
             rows = parts[m2][:, None] * conjugates[m1 + m2]
             rows = rows.reshape(-1, rows.shape[-1])
             yield (rows @ firsts[m1].T).reshape(-1)
 
     def _information_sums(self, a: np.ndarray, H: np.ndarray) -> Sums:
         """Sums of H for least squares, and of a[0] (q[0], n) H H for its noise."""
-        if self.ring_indices is None:
-            raise ValueError(
-                "factors H per ring (a CTF) need a third moment without compression, by"
-                " ThirdMomentBasis.rings: eigenvectors mix rings of unlike factors"
-            )
-        n, rings = a.shape[1], self.basis.n_rings
-        H = np.asarray(H, dtype=a.dtype)
-        if H.shape != (n, rings) or not np.isfinite(H).all():
-            raise ValueError(
-                f"H has shape {H.shape}; it must be finite, ({n}, {rings})"
-            )
+        n, rings = H.shape
+        H = H.astype(a.dtype)
         of_ring = np.zeros((rings, n), a.dtype)
         of_ring[self.ring_indices[0]] = a
         products = (H[:, :, None] * H[:, None]).reshape(n, -1)
@@ -322,20 +358,8 @@ class ThirdMomentBasis(RadialCompression):
             self.block(flat, m1, m2)[:] = block
         return flat
 
-    def _compressed_noise(self, noise_second: np.ndarray) -> list[np.ndarray]:
-        """Second moment of the noise of a[m], (q[m], q[m]) per order."""
-        noise_second, shape = np.asarray(noise_second), self.basis.second_shape
-        if noise_second.shape != shape:
-            raise ValueError(
-                f"noise_second has shape {noise_second.shape}; {self.basis} has second"
-                f" moments of {shape}"
-            )
-        pairs = zip(self.vectors, noise_second, strict=False)
-        return [U.conj().T @ noise @ U for U, noise in pairs]
-
     def _noise_share(self, mean: np.ndarray, noise: list[np.ndarray]) -> np.ndarray:
-        """The three terms of :meth:`finish`, (size,), for means of a[0], (q[0],), or of
-        a[0, r] H[s] H[t], (n_rings,)³."""
+        """Noise terms of :meth:`finish`, for means of a[0] or of a[0, r] H[s] H[t]."""
         share, rings = np.zeros(self.size, np.complex128), self.ring_indices
         for m in self._zeroth_orders:
             factor = mean[:, None, None]
