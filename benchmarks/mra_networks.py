@@ -26,7 +26,7 @@ from aspire_mom.mra.comparison import HEADER, draw_test, score
 from aspire_mom.mra.paper_encoder import PaperEncoder
 from aspire_mom.mra.refine import predict, refine_directly, refine_weights
 from aspire_mom.mra.training import Training, training_set
-from aspire_mom.mra.weights import how_trained, pretrained
+from aspire_mom.mra.weights import pretrained
 
 BATCH = 250
 PAPER = {1: (0.052, 0.048), 2: (0.170, 0.141), 3: (0.206, 0.195)}
@@ -60,9 +60,9 @@ def table(count: int, seed: int) -> None:
         print(f"\nk = {k}; the paper's means: v {PAPER[k][0]}, ρ {PAPER[k][1]} (test)")
         print(HEADER)
         fresh = draw_test(GaussianFamily(k), count, seed)
-        how = how_trained(f"paper-{k}")
+        how = pretrained(f"paper-{k}").training_info
         settings = {x: how["training"][x] for x in ("n", "set_size", "seed")}
-        v, rho = training_set(Training(ks=(k,), **settings))
+        v, rho, _ = training_set(Training(ks=(k,), **settings))
         v, rho = v[:count], rho[:count]
         seen = v, rho, exact_moments(v, rho)
         few = [fresh[0][:50], fresh[1][:50], first_few(fresh[2], 50)]
@@ -75,7 +75,7 @@ def table(count: int, seed: int) -> None:
         ):
             print(f"{name:<14}  {score(method, k, *problems, batch_size=batch_size)}")
         print(f"paper's: {how['command']}")
-    print(f"mixture: {how_trained('mixture')['command']}")
+    print(f"mixture: {pretrained().training_info['command']}")
 
 
 def noisy(count: int, seed: int) -> None:

@@ -35,10 +35,18 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     N, known = (_number(path, arrays, name) for name in ("n_observations", "sigma"))
     if sigma is not None and known not in (None, sigma):
         raise ValueError(f"sigma is {sigma:g}, but {path} has a sigma of {known:g}")
-    if N is not None and round(N) != N:
-        raise ValueError(f"{path} has n_observations = {N}; it must be an integer")
-    N = None if N is None else round(N)
+    # An N that is no integer is refused later.
+    N = int(N) if N is not None and N.is_integer() else N
     return FourierMoments(arrays["first"], arrays["second"], N, known or sigma or 0.0)
+
+
+def _number(path: Path, arrays: dict, name: str) -> float | None:
+    value = arrays.get(name)
+    if value is None:
+        return None
+    if value.shape != () or value.dtype.kind not in "iuf" or not np.isfinite(value):
+        raise ValueError(f"{path}: {name} is {value!r}; it must be a finite number")
+    return float(value)
 
 
 def _from_observations(path: Path, sigma: float | None) -> FourierMoments:
@@ -53,12 +61,3 @@ def _from_observations(path: Path, sigma: float | None) -> FourierMoments:
     size = min(BATCH_SIZE, max(1, len(observations) // 2))
     starts = range(0, len(observations), size)
     return estimate_moments((observations[i : i + size] for i in starts), sigma=sigma)
-
-
-def _number(path: Path, arrays: dict, name: str) -> float | None:
-    value = arrays.get(name)
-    if value is None:
-        return None
-    if value.shape != () or value.dtype.kind not in "iuf" or not np.isfinite(value):
-        raise ValueError(f"{path}: {name} is {value!r}; it must be a finite number")
-    return float(value)

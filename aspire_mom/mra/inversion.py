@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -17,7 +18,12 @@ from aspire_mom.files import contents_of, load_arrays, save_arrays
 from aspire_mom.mra.chi_squared import WhitenedMoments, least_squares
 from aspire_mom.mra.marching import march
 from aspire_mom.mra.mixture_fit import fit_mixture
-from aspire_mom.mra.moments import FourierMoments, forward_moments
+from aspire_mom.mra.moments import (
+    FourierMoments,
+    forward_moments,
+    to_fourier,
+    to_samples,
+)
 from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
 from aspire_mom.mra.signals import MIN_SIZE
 from aspire_mom.mra.spectral import fit_density_and_subsample_shift, spectral
@@ -150,64 +156,64 @@ class MRAInversion:
         return centre_density(v, to_distribution(rho))
 
     def _solve_exact(self, v, rho) -> tuple[np.ndarray, np.ndarray]:
-        """Return marching's result if it fits the exact moments; else fit the density
-        to it again; else run least squares from other starts."""
+        """The first that fits the exact moments: marching's result, this with the
+        density fitted again, or the result of least squares from other starts."""
         if self._fits(v, rho):
             return v, rho
         pair = fit_density_and_subsample_shift(v, self.moments)
+        if self._fits(*pair):
+            return pair
+        v, _, _ = self._least_squares(v, rho)
+        pair = fit_density_and_subsample_shift(v, self.moments)
         if not self._fits(*pair):
-            v, _, _ = self._least_squares(v, rho)
-            pair = fit_density_and_subsample_shift(v, self.moments)
-            if not self._fits(*pair):
-                logger.warning(NO_FIT)
+            logger.warning(NO_FIT)
         return pair
 
     def _fits(self, v, rho) -> bool:
         first, second = forward_moments(v, rho)
-        second_error = np.linalg.norm(second - self.moments.second)
+        off, second_off = first - self.moments.first, second - self.moments.second
         # Relative to the power, since the first moment may be 0.
-        first_error = np.linalg.norm(first - self.moments.first)
         power = np.trace(self.moments.second).real
-        return second_error < FIT_TOLERANCE * np.linalg.norm(
-            self.moments.second
-        ) and first_error < FIT_TOLERANCE * np.sqrt(power)
+        error = np.linalg.norm(off) / np.sqrt(power)
+        second_error = np.linalg.norm(second_off) / np.linalg.norm(self.moments.second)
+        return max(error, second_error) < FIT_TOLERANCE
 
     def _least_squares(self, v, rho) -> tuple[np.ndarray, np.ndarray, float]:
         """Least squares from marching, or, where that fails as it does for signals
         whose spectrum has gaps, from the spectral method and from random phases."""
-        moments, n, rng = self.moments, len(v), np.random.default_rng(0)
-        modulus = np.sqrt(np.diag(moments.second).real.clip(0))
+        moments = self.moments
         stages = [(moments.n_observations, moments.sigma)]
         if moments.n_observations is None:
-            rms = np.linalg.norm(modulus) / np.sqrt(n)
+            rms = np.sqrt(np.trace(moments.second).real / len(v))
             stages = [(count, share * rms) for count, share in STAGES]
         stages = [
             WhitenedMoments(replace(moments, n_observations=N, sigma=sigma))
             for N, sigma in stages
         ]
-        best = None
-        for i in range(RANDOM_STARTS + 2):
-            if i == 1:
-                v, rho = spectral(moments)
-            elif i > 1:
-                phases = np.exp(1j * np.angle(np.fft.fft(rng.standard_normal(n))))
-                v_hat = modulus * phases
-                v_hat[0] = moments.first[0]
-                v, rho = (
-                    np.fft.ifft(v_hat, norm="ortho").real,
-                    rng.dirichlet(np.ones(n)),
-                )
-            if not v.any():
+        best = v, rho, np.inf
+        for start in self._starts(v, rho):
+            if not start[0].any():
                 continue
             for data in stages:
-                v, rho, chi_squared = least_squares(data, v, rho)
-            if best is None or chi_squared < best[2]:
-                best = v, rho, chi_squared
+                *start, chi_squared = least_squares(data, *start)
+            if chi_squared < best[2]:
+                best = *start, chi_squared
             if best[2] < MAX_MEAN_SQUARE * len(data.values):
                 return best
         if moments.n_observations is not None:
             logger.warning(NO_FIT)
         return best
+
+    def _starts(self, v, rho) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        yield v, rho
+        yield spectral(self.moments)
+        n, rng = len(v), np.random.default_rng(0)
+        modulus = np.sqrt(np.diag(self.moments.second).real.clip(0))
+        for _ in range(RANDOM_STARTS):
+            phases = np.angle(np.fft.fft(rng.standard_normal(n)))
+            v_hat = modulus * np.exp(1j * phases)
+            v_hat[0] = self.moments.first[0]
+            yield np.fft.ifft(v_hat, norm="ortho").real, rng.dirichlet(np.ones(n))
 
 
 def solve(
@@ -254,7 +260,7 @@ def _checked(moments: FourierMoments) -> FourierMoments:
         if not np.isfinite(values).all():
             raise ValueError(f"{name} has values that are NaN or infinite")
     n = first.size
-    if first.ndim != 1 or n < MIN_SIZE or second.shape != (n, n):
+    if first.shape != (n,) or n < MIN_SIZE or second.shape != (n, n):
         raise ValueError(
             f"first and second have shapes {first.shape} and {second.shape}; they must"
             f" be (n,) and (n, n) with the same n of at least {MIN_SIZE}"
@@ -267,23 +273,18 @@ def _checked(moments: FourierMoments) -> FourierMoments:
     single = np.result_type(first, second).itemsize < 16
     tolerance = SINGLE_ROUNDING if single else ROUNDING
     first, second = first.astype(np.complex128), second.astype(np.complex128)
-    _check_real(first, second)
+    real_first, real_second = to_fourier(*to_samples(first, second))
+    off = np.abs(second - real_second).max(), np.abs(first - real_first).max() ** 2
+    asymmetry = np.abs(second - second.conj().T).max()
+    if max(*off, asymmetry) > LOOSE * np.abs(second).max():
+        raise ValueError(
+            "the moments are not those of real signals in numpy.fft.fftfreq order:"
+            " there second is Hermitian, and values at opposite frequencies are complex"
+            " conjugates"
+        )
     _check_noise_bias(first, second, N, sigma, tolerance)
     _check_determined(second, N, sigma, tolerance)
     return FourierMoments(first, second, N if sigma > 0 else None, sigma)
-
-
-def _check_real(first: np.ndarray, second: np.ndarray) -> None:
-    minus = -np.arange(len(first))
-    scale = LOOSE * np.abs(second).max()
-    if np.abs(second - second.conj().T).max() > scale:
-        raise ValueError("second is not Hermitian; it must be E v̂(k) conj v̂(l)")
-    off = np.abs(second - second[minus[:, None], minus].conj()).max()
-    if max(off, np.abs(first - first[minus].conj()).max() ** 2) > scale:
-        raise ValueError(
-            "the moments are not those of real signals in numpy.fft.fftfreq order:"
-            " those are complex conjugates at opposite frequencies"
-        )
 
 
 def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
@@ -301,7 +302,7 @@ def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
         )
     mean, power = first[0].real ** 2, second[0, 0].real
     # The mean's own noise is in both moments, so that only its sample variance counts.
-    error = LOOSE * total + (BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma else 0)
+    error = LOOSE * total + _significant_noise(N, sigma)
     if not -error - sigma**2 <= power - mean <= error + sigma**2 / 2:
         raise ValueError(
             f"first and second do not belong together: |first[0]|² is {mean:.6g} and"
@@ -310,12 +311,16 @@ def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
         )
 
 
+def _significant_noise(N: int | None, sigma: float) -> float:
+    """A power that noise alone does not reach."""
+    return BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma else 0.0
+
+
 def _check_determined(second, N, sigma, tolerance) -> None:
     """Refuse constant signals, and uniform or periodic ρ, which do not determine v."""
     n = len(second)
     power = np.diag(second).real.clip(0)
-    noise = BEYOND_NOISE * np.sqrt(2 / N) * sigma**2 if sigma else 0
-    varied = power > noise + tolerance * power.sum()
+    varied = power > _significant_noise(N, sigma) + tolerance * power.sum()
     if not varied[1:].any():
         raise ValueError(
             "the signal is constant to within noise: second has no power but at"

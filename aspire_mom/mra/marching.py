@@ -54,7 +54,7 @@ class _March:
         self.entries = moments.second[signed[:, None] % n, signed % n]
         power = np.diag(self.entries).real.clip(0)
         self.modulus = np.sqrt(power)
-        self.variance = entry_variance(power, moments.mean_variance, moments.sigma)
+        self.variance = entry_variance(power, moments)
         self.modulus_weight = 4 * power / np.diag(self.variance)
         # Row 0 becomes v̂(k) ρ̃(k) = first[k], times a constant in place of v̂(0), which
         # may be 0.
@@ -116,17 +116,16 @@ class _March:
         self.rho, self.v = self.rho * phase, self.v * phase.conj()
 
 
-def entry_variance(power: np.ndarray, mean_variance: float, sigma: float) -> np.ndarray:
+def entry_variance(power: np.ndarray, moments: FourierMoments) -> np.ndarray:
     """
     :param power: |v̂(k)|², (..., n).
-    :param mean_variance: σ²/N, the noise variance of the mean.
-    :param sigma: σ.
+    :param moments: Moments, whose σ and N count.
     :return: Variance of the noise in the second moment's entries, (..., n, n): σ²
         (|v̂(k)|² + |v̂(l)|²)/N + σ⁴/N, and rounding.
     """
     rounding = (ROUNDING * power.sum(-1)[..., None, None]) ** 2
     sums = power[..., :, None] + power[..., None, :]
-    return mean_variance * (sums + sigma**2) + rounding
+    return moments.mean_variance * (sums + moments.sigma**2) + rounding
 
 
 def _weighted_least_squares(known, values, weights) -> tuple[complex, float]:

@@ -97,10 +97,9 @@ def estimate_moments(
     for i, batch in enumerate(batches):
         batch = np.asarray(batch, np.float64)
         n = batch.shape[-1] if n is None else n
-        if batch.ndim != 2 or batch.shape[1] != n:
-            raise ValueError(
-                f"batch {i} has shape {batch.shape}; batches must be (any number, {n})"
-            )
+        if batch.shape[1:] != (n,):
+            shape = f"shape {batch.shape}"
+            raise ValueError(f"batch {i} has {shape}; batches must be (N, {n})")
         if not np.isfinite(batch).all():
             raise ValueError(f"batch {i} has values that are NaN or infinite")
         count[i % 2] += len(batch)
@@ -109,12 +108,12 @@ def estimate_moments(
     N = int(count.sum())
     if N == 0:
         raise ValueError("there are no observations; at least 1 is needed")
-    if sigma is None and min(count) < n:
-        raise ValueError(
-            f"there are batches of {count[0]} and {count[1]} observations; to"
-            f" estimate sigma, two sets of at least n = {n} are needed"
-        )
     if sigma is None:
+        if min(count) < n:
+            raise ValueError(
+                f"there are batches of {count[0]} and {count[1]} observations; to"
+                f" estimate sigma, two sets of at least n = {n} are needed"
+            )
         sigma = _noise_level(gram[0] / count[0], gram[1] / count[1])
     if not 0 <= sigma < np.inf:
         raise ValueError(f"sigma is {sigma}; it must be finite and 0 or more")
@@ -148,15 +147,10 @@ def simulate_moments(
     :param highest: Highest frequency to draw, less than n/2; moments at higher ones are
         set to 0. All if None.
     :return: Moments with one independent draw for each signal.
-    :raises ValueError: `highest` is out of range.
     """
     v, rho = check_pair(v, rho)
     n = v.shape[-1]
-    if highest is not None and not 0 <= 2 * highest < n:
-        raise ValueError(
-            f"highest is {highest}; it must be 0 or more, and less than n/2"
-        )
-    # Orthonormal, so that white noise remains white.
+    # Orthonormal, so that noise remains white.
     basis = np.eye(n) if highest is None else _low_waves(n, highest)
     counts = rng.multinomial(n_observations, rho / rho.sum(-1, keepdims=True))
     root = np.sqrt(counts)[..., None]
@@ -197,25 +191,25 @@ def to_samples(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def relative_errors(
-    first: np.ndarray,
-    second: np.ndarray,
-    first_estimate: np.ndarray,
-    second_estimate: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+    v: Array, rho: Array, first: Array, second: Array
+) -> tuple[Array, Array]:
     """
     Return the relative errors of both moments in the Frobenius norm (eq. 22).
 
-    :param first: First moment (..., n) of a signal and density.
-    :param second: Their second moment (..., n, n).
-    :param first_estimate: A₁ (..., n), the moment estimated from data.
-    :param second_estimate: A₂ (..., n, n).
-    :return: ‖first - A₁‖/‖A₁‖ and ‖second - A₂‖/‖A₂‖, (...,) each.
+    :param v: Signals (..., n), as for :func:`forward_moments`.
+    :param rho: Densities (..., n).
+    :param first: A₁ (..., n), the moment estimated from data.
+    :param second: A₂ (..., n, n).
+    :return: ‖M1 - A₁‖/‖A₁‖ and ‖M2 - A₂‖/‖A₂‖, (...,) each, M1 and M2 of v and ρ.
     """
-    norm = np.linalg.norm
-    off, second_off = first - first_estimate, second - second_estimate
+
+    def norm(x, axes):
+        return (abs(x) ** 2).sum(axes) ** 0.5
+
+    own_first, own_second = forward_moments(v, rho)
     return (
-        norm(off, axis=-1) / norm(first_estimate, axis=-1),
-        norm(second_off, axis=(-2, -1)) / norm(second_estimate, axis=(-2, -1)),
+        norm(own_first - first, -1) / norm(first, -1),
+        norm(own_second - second, (-2, -1)) / norm(second, (-2, -1)),
     )
 
 

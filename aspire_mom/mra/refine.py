@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from aspire_mom.mra.marching import entry_variance
-from aspire_mom.mra.moments import FourierMoments, forward_moments
+from aspire_mom.mra.moments import FourierMoments, forward_moments, relative_errors
 from aspire_mom.mra.shift_ambiguity import (
     best_shift,
     centre_density,
@@ -83,7 +83,7 @@ def _alignment(v, rho, moments) -> tuple[np.ndarray, np.ndarray]:
         np.fft.fft(together, norm="ortho")[:, half],
         np.fft.fft(rho)[:, half],
         moments.second,
-        entry_variance(power, *_noise(moments)),
+        entry_variance(power, moments),
     )
     by = total + best_shift(together, moved)
     return by, total - by
@@ -153,18 +153,14 @@ def refine_directly(
     :param learning_rate: Adam's, for z and for v in units of its root mean square.
     :param status: Called before the first step and after each; returning True stops.
     :return: v and ρ, centred at shift 0.
-    :raises ValueError: shapes that differ, a ρ that is no distribution, a v of 0.
+    :raises ValueError: shapes that differ, or a ρ that is no distribution.
     """
     v, rho = check_pair(v, rho)
     shape = moments.first.shape
     if v.shape != shape:
-        raise ValueError(
-            f"v has shape {v.shape}; it must be the first moment's {shape}"
-        )
+        raise ValueError(f"v has shape {v.shape}; the first moment has {shape}")
     v, rho = (torch.as_tensor(x.reshape(-1, shape[-1])) for x in (v, rho))
     scale = v.square().mean(-1, keepdim=True).sqrt()
-    if not scale.all():
-        raise ValueError("v is 0 everywhere; its root mean square is the unit of steps")
     u = (v / scale).requires_grad_()
     z = rho.clamp_min(LEAST_PROBABILITY).log().requires_grad_()
     options = n_steps, learning_rate, status
@@ -173,25 +169,16 @@ def refine_directly(
 
 def _descend(pair, parameters, moments, n_steps, learning_rate, status):
     first, second = _tensors(moments, parameters[0].dtype)
-    norms = first.norm(dim=-1), second.norm(dim=(-2, -1))
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     for step in range(n_steps + 1):
         v, rho = pair()
-        fitted = forward_moments(v, rho)
-        errors = (
-            (fitted[0] - first).norm(dim=-1),
-            (fitted[1] - second).norm(dim=(-2, -1)),
-        )
-        # The loss of eq. 26 with λ = ‖M̂1‖/‖M̂2‖.
-        loss = errors[0] + norms[0] / norms[1] * errors[1]
-        status_now = RefinementStatus(
-            step, v.detach(), rho.detach(), loss.detach() / norms[0]
-        )
-        if (status and status(status_now)) or step == n_steps:
+        errors = sum(relative_errors(v, rho, first, second))
+        now = RefinementStatus(step, v.detach(), rho.detach(), errors.detach())
+        if (status and status(now)) or step == n_steps:
             break
         optimizer.zero_grad()
-        # Problems share no parameters.
-        loss.sum().backward()
+        # The loss of eq. 26 with λ = ‖M̂1‖/‖M̂2‖. Problems share no parameters.
+        (first.norm(dim=-1) * errors).sum().backward()
         optimizer.step()
     return _final(*(x.detach().double().numpy() for x in (v, rho)), moments)
 
@@ -210,7 +197,9 @@ def _prepared(encoder: nn.Module, moments: FourierMoments, dtype):
     if (np.abs(moments.first[..., 0]) ** 2 <= LEAST_MEAN**2 * power).any():
         raise ValueError("the signal's mean is 0 to within rounding; encoders need it")
     first, second = _tensors(moments, dtype)
-    noise = (torch.full((len(first),), x, dtype=dtype) for x in _noise(moments))
+    sigma = 0.0 if moments.n_observations is None else moments.sigma
+    noise = (moments.mean_variance, sigma)
+    noise = [torch.tensor(x, dtype=dtype).expand(len(first)) for x in noise]
     return copy.deepcopy(encoder).to("cpu", dtype).eval(), (first, second, *noise)
 
 
@@ -223,10 +212,3 @@ def _flat(moments: FourierMoments) -> FourierMoments:
 def _tensors(moments: FourierMoments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     flat, dtype = _flat(moments), dtype.to_complex()
     return torch.as_tensor(flat.first).to(dtype), torch.as_tensor(flat.second).to(dtype)
-
-
-def _noise(moments: FourierMoments) -> tuple[float, float]:
-    """σ²/N and σ, which are 0 for exact moments."""
-    if moments.n_observations is None:
-        return 0.0, 0.0
-    return moments.sigma**2 / moments.n_observations, moments.sigma

@@ -6,12 +6,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar, nnls
 
 from aspire_mom.mra.marching import SIGNIFICANT, entry_variance
-from aspire_mom.mra.moments import (
-    FourierMoments,
-    forward_moments,
-    relative_errors,
-    to_samples,
-)
+from aspire_mom.mra.moments import FourierMoments, relative_errors, to_samples
 from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
 from aspire_mom.mra.signals import shift
 
@@ -32,10 +27,7 @@ def spectral(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
     :return: v and ρ, (n,) each, ρ a distribution.
     """
     power = np.diag(moments.second).real.clip(0)
-    noise = np.sqrt(
-        np.diag(entry_variance(power, moments.mean_variance, moments.sigma))
-    )
-    kept = power > SIGNIFICANT * noise
+    kept = power > SIGNIFICANT * np.sqrt(np.diag(entry_variance(power, moments)))
     modulus = np.sqrt(np.where(kept, power, 0))
     flatten = np.divide(1, modulus, out=np.zeros_like(modulus), where=kept)
     _, flat = to_samples(moments.first, flatten[:, None] * moments.second * flatten)
@@ -106,12 +98,9 @@ def fit_density_and_subsample_shift(
         return moved, density_of_shifts(moved, moments)
 
     def distance(by):
-        made = forward_moments(*pair(by))
-        return sum(relative_errors(*made, moments.first, moments.second))
+        return sum(relative_errors(*pair(by), moments.first, moments.second))
 
     start = min(np.arange(OFFSETS) / OFFSETS - 0.5, key=distance)
     bounds = (start - 1 / OFFSETS, start + 1 / OFFSETS)
-    best = minimize_scalar(
-        distance, bounds=bounds, method="bounded", options={"xatol": 1e-9}
-    )
+    best = minimize_scalar(distance, bounds=bounds, options={"xatol": 1e-9})
     return centre_density(*pair(best.x))

@@ -20,7 +20,7 @@ from aspire_mom.training import TrainingSettings, TrainingStatus, train_network
 
 # Streams of random numbers: training, validation and test problems share none.
 TRAINING, VALIDATION, TEST = 0, 1, 2
-# Problems of one batch come in this many groups, each of one k and one noise level.
+# Problems of one batch come in this many groups, each of one noise level.
 GROUPS = 8
 # Ranges of log10 σ and of log10 N/σ² where there is noise. They hold N = 10⁴ … 10⁸ at
 # σ = 1 for signals of mean 1 and for signals of norm 1.
@@ -69,7 +69,7 @@ class Training(TrainingSettings):
 class _Problems(NamedTuple):
     """Problems with their answers. `inputs` are the encoders' (first, second, σ²/N, σ).
     `parameters` (batch, 2, 2, largest k) are means and standard deviations of Gaussians
-    for v and for ρ, in windows; NaN beyond k, and all where v is from a fixed set."""
+    for v and for ρ; NaN beyond k."""
 
     inputs: tuple[Tensor, Tensor, Tensor, Tensor]
     v: Tensor
@@ -98,14 +98,11 @@ def train(
         True stops.
     :return: The best validation loss.
     :raises ValueError: the checkpoint is damaged or of other training; a
-        :class:`MixtureEncoder` with a fixed training set or for fewer Gaussians.
+        :class:`MixtureEncoder` for fewer Gaussians.
     """
-    if isinstance(encoder, MixtureEncoder):
-        if max(training.ks) > encoder.most:
-            most = f"at most {encoder.most} Gaussians"
-            raise ValueError(f"ks are {training.ks}; this encoder is for {most}")
-        if training.set_size is not None:
-            raise ValueError("MixtureEncoder needs new problems: set_size None")
+    if isinstance(encoder, MixtureEncoder) and max(training.ks) > encoder.most:
+        most = f"at most {encoder.most} Gaussians"
+        raise ValueError(f"ks are {training.ks}; this encoder is for {most}")
     encoder.to(device)
     fixed = training_set(training)
     size = training.validation_size
@@ -126,54 +123,54 @@ def train(
     )
 
 
+def training_set(training: Training) -> tuple[np.ndarray, ...] | None:
+    """
+    :param training: How an encoder is trained.
+    :return: v and ρ (set_size, n) of its fixed training set, and their parameters
+        (set_size, 2, 2, largest k); None if it has none.
+    """
+    if training.set_size is None:
+        return None
+    rng = np.random.default_rng((training.seed, TRAINING))
+    return _draw_pairs(training, training.set_size, rng)
+
+
+def _draw_pairs(training, count, rng) -> tuple[np.ndarray, ...]:
+    """v, ρ and their parameters, in equal parts for each number of Gaussians."""
+    v, rho = np.empty((2, count, training.n))
+    parameters = np.full((count, 2, 2, max(training.ks)), np.nan)
+    parts = np.array_split(np.arange(count), len(training.ks))
+    for k, part in zip(training.ks, parts, strict=True):
+        family = GaussianFamily(k, training.n)
+        parameters[part, ..., :k] = drawn = family.draw_parameters(len(part), rng)
+        v[part], rho[part] = family.pair(drawn)
+    return v, rho, parameters
+
+
 def _draw_problems(training, count, stream, fixed=None, device="cpu") -> _Problems:
     """Draw problems, float32, from TRAINING with the step or from VALIDATION; v and ρ
     from a fixed set if there is one."""
     rng = np.random.default_rng((training.seed, *stream))
-    sizes = np.diff(count * np.arange(GROUPS + 1) // GROUPS)
-    groups = [_draw_group(training, size, rng, fixed) for size in sizes if size]
-    doubles = (torch.as_tensor(np.concatenate(x)) for x in zip(*groups, strict=True))
-    singles = [x.cfloat() if x.is_complex() else x.float() for x in doubles]
-    *inputs, v, rho, parameters = (x.to(device) for x in singles)
-    return _Problems(tuple(inputs), v, rho, parameters)
-
-
-def training_set(training: Training) -> tuple[np.ndarray, np.ndarray] | None:
-    """
-    :param training: How an encoder is trained.
-    :return: v and ρ (set_size, n) of its fixed training set, or None if it has none.
-    """
-    if training.set_size is None:
-        return None
-    rng, n_ks = np.random.default_rng((training.seed, TRAINING)), len(training.ks)
-    sizes = np.diff(training.set_size * np.arange(n_ks + 1) // n_ks)
-    pairs = [
-        GaussianFamily(k, training.n).draw(size, rng)
-        for k, size in zip(training.ks, sizes, strict=True)
-    ]
-    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
-
-
-def _draw_group(training, size, rng, fixed):
-    """Problems of one k and one noise level."""
-    parameters = np.full((size, 2, 2, max(training.ks)), np.nan)
     if fixed is None:
-        k = int(rng.choice(training.ks))
-        family = GaussianFamily(k, training.n)
-        parameters[..., :k] = family.draw_parameters(size, rng)
-        v, rho = family.pair(parameters[..., :k])
+        pairs = _draw_pairs(training, count, rng)
     else:
-        chosen = rng.integers(len(fixed[0]), size=size)
-        v, rho = fixed[0][chosen], fixed[1][chosen]
-    if training.exact_share < 1 and rng.random() > training.exact_share:
-        sigma = 10 ** rng.uniform(*LOG_SIGMA)
-        N = round(sigma**2 * 10 ** rng.uniform(*LOG_RATIO))
-        moments = simulate_moments(v, rho, N, sigma, rng, highest=training.highest)
-        mean_variance = sigma**2 / N
-    else:
-        moments, sigma, mean_variance = exact_moments(v, rho), 0.0, 0.0
-    same = (np.full(size, x) for x in (mean_variance, sigma))
-    return moments.first, moments.second, *same, v, rho, parameters
+        chosen = rng.integers(len(fixed[0]), size=count)
+        pairs = tuple(x[chosen] for x in fixed)
+    groups = []
+    for part in np.array_split(np.arange(count), min(GROUPS, count)):
+        v, rho = pairs[0][part], pairs[1][part]
+        if training.exact_share < 1 and rng.random() > training.exact_share:
+            sigma = 10 ** rng.uniform(*LOG_SIGMA)
+            N = round(sigma**2 * 10 ** rng.uniform(*LOG_RATIO))
+            m = simulate_moments(v, rho, N, sigma, rng, highest=training.highest)
+        else:
+            m = exact_moments(v, rho)
+        noise = (np.full(len(part), x) for x in (m.mean_variance, m.sigma))
+        groups.append((m.first, m.second, *noise))
+    inputs = [np.concatenate(x) for x in zip(*groups, strict=True)]
+    doubles = (torch.as_tensor(x, device=device) for x in (*inputs, *pairs))
+    singles = [x.cfloat() if x.is_complex() else x.float() for x in doubles]
+    return _Problems(tuple(singles[:4]), *singles[4:])
 
 
 def _mean_error(truth: Tensor, estimate: Tensor) -> Tensor:

@@ -32,11 +32,12 @@ def save_weights(
 def load_weights(path: str | Path) -> nn.Module:
     """
     :param path: A file that :func:`save_weights` has written.
-    :return: The encoder, float32, for evaluation.
+    :return: The encoder, float32, for evaluation, with the attribute `training_info`.
     :raises FileNotFoundError: no such file.
     :raises ValueError: the file is damaged or of another kind.
     """
-    return load_network(path, KINDS)[0]
+    encoder, encoder.training_info = load_network(path, KINDS)
+    return encoder
 
 
 def pretrained(name: str = "mixture") -> nn.Module:
@@ -44,20 +45,9 @@ def pretrained(name: str = "mixture") -> nn.Module:
     :param name: An encoder that comes with the package: "mixture", for k = 1, 2, 3
         Gaussians and all noise levels, or "paper-1", "paper-2", "paper-3", the paper's,
         each for one k and exact moments of n = 41 samples.
-    :return: The encoder, float32, for evaluation.
+    :return: The encoder, as :func:`load_weights` returns it. Its `training_info` has
+        the command that made it, all settings, and the best validation loss.
     """
-    return _shipped(name)[0]
-
-
-def how_trained(name: str) -> dict:
-    """
-    :param name: As for :func:`pretrained`.
-    :return: The command that made it, all settings, and the best validation loss.
-    """
-    return _shipped(name)[1]
-
-
-def _shipped(name: str) -> tuple[nn.Module, dict]:
     check_choice("name", name, PRETRAINED)
     with as_file(files("aspire_mom.mra") / "data" / f"{name}.npz") as path:
-        return load_network(path, KINDS)
+        return load_weights(path)

@@ -236,6 +236,6 @@ def test_single_precision():
 
 def test_moments_of_no_real_signal():
     *_, m, _ = a_problem()
-    refused(m.first, m.second + 0.1j, "second is not Hermitian")
+    refused(m.first, m.second + 0.1j, "not those of real signals")
     k = np.fft.fftshift(np.arange(21))
     refused(m.first[k], m.second[k][:, k], "not those of real signals in numpy.fft")

@@ -8,7 +8,6 @@ from aspire_mom.mra import (
     FourierMoments,
     GaussianFamily,
     exact_moments,
-    forward_moments,
     relative_errors,
     shift,
     shift_error,
@@ -28,8 +27,7 @@ def noisy():
 
 
 def mismatch(v, rho, moments):
-    made = forward_moments(v, rho)
-    return sum(relative_errors(*made, moments.first, moments.second))
+    return sum(relative_errors(v, rho, moments.first, moments.second))
 
 
 @pytest.mark.parametrize("n", [20, 41])
@@ -109,11 +107,5 @@ def test_status_stops(noisy):
 
 def test_shapes_must_match(noisy):
     v, rho, moments = noisy
-    with pytest.raises(ValueError, match="must be the first moment's"):
+    with pytest.raises(ValueError, match="the first moment has"):
         refine_directly(v[:2], rho[:2], moments)
-
-
-def test_a_signal_of_zero_is_refused(noisy):
-    v, rho, moments = noisy
-    with pytest.raises(ValueError, match="v is 0 everywhere"):
-        refine_directly(0 * v, rho, moments)

@@ -127,8 +127,6 @@ def test_bad_settings(tmp_path):
         Training(learning_rate=-1)
     with pytest.raises(ValueError, match="exact_share is 2; it must be 0 to 1"):
         Training(exact_share=2)
-    with pytest.raises(ValueError, match="MixtureEncoder needs new problems"):
-        train(MixtureEncoder(width=8), Training(set_size=10))
     path = tmp_path / "c"
     encoder = PaperEncoder(15, window=5, width=8)
     train(encoder, PAPERS, checkpoint=path, status=lambda s: True)
