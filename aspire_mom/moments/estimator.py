@@ -377,7 +377,7 @@ class MomentEstimator:
         else:
             c = basis.coefficients(images, H)
             found = basis.coefficient_sums(c)
-            sums |= self.third.sums(c, H if H is None else H[..., 0], errors=True)
+            sums |= self.third.sums(c, H if H is None else H[..., 0])
         return sums | dict(zip(("first", "second", "squares"), found, strict=True))
 
 
