@@ -31,6 +31,9 @@ MAX_CHI2_EXCESS = 2.0
 # Least probability of an alternative, and of another number of Gaussians where a fit is
 # good already; starts tried for each number until a fit is good.
 MIN_PROBABILITY, MIN_COUNT_PROBABILITY, STARTS = 0.05, 0.25, 3
+# Relative decrease of χ² below which a step is the last: of fits that are compared, and
+# of the one that is returned.
+ROUGH, FINE = 1e-3, 1e-10
 # Other windows tried in a round, rounds, and the least decrease of χ² to accept one.
 WINDOWS, ROUNDS, MIN_CHI2_GAIN = 2, 6, 3.0
 # Another window is tried only if it changes the curve by a relative amount in between.
@@ -163,6 +166,7 @@ def fit_mixture(
             best = min((fit, best or fit), key=lambda fit: fit.bic)
             if fit.good:
                 break
+    best = _fit(data, best.pair, (ROUGH, FINE))
     v, rho = (mixture.curve for mixture in best.pair)
     if backward:
         v, rho = (np.roll(x[::-1], 1) for x in (v, rho))
@@ -210,7 +214,7 @@ def _starts(data: WhitenedMoments, total: float, signals, densities) -> list[Pai
     return [pair for _, pair in sorted(starts, key=lambda start: start[0])]
 
 
-def _fit(data: WhitenedMoments, pair: Pair) -> MixtureFit:
+def _fit(data: WhitenedMoments, pair: Pair, stops: tuple = (ROUGH,)) -> MixtureFit:
     """Minimise χ² from a pair, with Gaussians of equal masses."""
     n, k = pair[0].n, pair[0].parameters.shape[1]
     # Rows: all centres and widths, and the mass of v.
@@ -240,12 +244,10 @@ def _fit(data: WhitenedMoments, pair: Pair) -> MixtureFit:
         return np.hstack((by, directions / spread.ravel())).T
 
     x = np.zeros(len(directions))
-    # The second time with the covariance at what the first has found.
-    for _ in range(2):
+    # Again with the covariance at what was found.
+    for ftol in stops:
         sampling = ShiftSampling(data, *(m.curve for m in pair_at(x)))
-        x = least_squares(
-            residuals, x, jacobian, method="lm", ftol=1e-5, xtol=1e-6, max_nfev=40
-        ).x
+        x = least_squares(residuals, x, jacobian, method="lm", ftol=ftol, max_nfev=40).x
     by, pair = jacobian(x)[: len(data.values)], pair_at(x)
     return MixtureFit(pair, ShiftSampling(data, *(m.curve for m in pair)), by)
 

@@ -140,7 +140,7 @@ def test_what_periodic_densities_leave_open():
     m = simulate_moments(v, rho, 10**6, 1.0, rng)
     found, density = solve(m.first, m.second, n_observations=10**6, sigma=1.0)
     assert shift_error(v, found) < 0.01
-    assert shift_error(rho, density) < 0.02
+    assert shift_error(rho, density) < 0.01
 
 
 def test_densities_just_off_uniform_are_solved():

@@ -174,7 +174,7 @@ def test_noisy_signals_below_zero():
     v, rho = GaussianFamily(2).draw(1, rng)
     m = simulate_moments(-v[0] - 1, rho[0], 10**6, 1.0, rng)
     found = solve(m.first, m.second, n_observations=10**6, sigma=1.0)
-    assert shift_error(-v[0] - 1, found[0]) < 0.02
+    assert shift_error(-v[0] - 1, found[0]) < 0.01
 
 
 def test_from_observations_to_answer():
@@ -186,7 +186,7 @@ def test_from_observations_to_answer():
         m.first, m.second, n_observations=m.n_observations, sigma=m.sigma
     )
     assert shift_error(v, found) < 0.01
-    assert shift_error(rho, density) < 0.02
+    assert shift_error(rho, density) < 0.01
 
 
 def moved(m, by):
