@@ -32,8 +32,7 @@ def is_dark(moments: Moments) -> bool:
     basis = moments.basis
     profile = basis.ring_mean(basis.order_zero(moments.first).real)
     r = np.arange(len(profile))
-    weights = r.astype(float)
-    weights[0] = 1 / 12
+    weights = np.maximum(r, 1 / 12)
     if moments.first_error is not None and moments.first_information is not None:
         # Rings of which CTFs let hardly anything pass are noise.
         power = profile**2
@@ -65,8 +64,8 @@ def correct_amplitudes(moments: Moments, std: float) -> Moments:
     out.
 
     :param moments: Moments of such images.
-    :param std: Standard deviation of amplitudes relative to their mean; NaN if it is
-        not known: then only `corrections` change, to say so.
+    :param std: Standard deviation of amplitudes relative to their mean; NaN, which
+        changes only `corrections`, if it is not known.
     :return: Moments of images of the mean amplitude.
     """
     if std == 0:

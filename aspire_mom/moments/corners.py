@@ -47,10 +47,9 @@ def filter_spectrum(noise_filter: Filter, source: ImageSource) -> np.ndarray:
 def corner_sums(images: np.ndarray) -> dict[str, np.ndarray]:
     """
     :param images: Images (n, L, L), real.
-    :return: Sums over them: "corner", Σ and Σ² of the pixels outside the inscribed
-        disc, and "nyquist", the power on the Nyquist row and column and that on the row
-        and column next to them, which show whether the former are empty; both (2,),
-        float64.
+    :return: Sums over them, (2,), float64: "corner", Σ and Σ² of the pixels outside the
+        inscribed disc, and "nyquist", the power on the Nyquist row and column and that
+        on the ones next to them.
     """
     L = images.shape[-1]
     pixels = images.reshape(len(images), -1)[:, _outside(L)]
@@ -71,11 +70,10 @@ def measure_noise(
     :param sums: "n_images" and those of :func:`corner_sums`; with those of
         :func:`corner_power`, the spectrum is the one of the corners.
     :param basis: Basis of the moments.
-    :param variance: Variance of white noise, as ASPIRE's `WhiteNoiseEstimator` measures
-        it in the corners if this is None.
+    :param variance: Variance of white noise; None to take that of the corners.
     :param spectrum: Power spectrum as of :func:`filter_spectrum`; None for white noise.
     :return: Second moment of the noise; its variance per pixel; and whether images have
-        a Nyquist row and column, which odd sizes cannot lack.
+        power on their Nyquist row and column, if any: True for odd sizes.
     """
     L, (last, next_to_last) = basis.L, sums["nyquist"]
     nyquist = L % 2 == 1 or bool(last > EMPTY_NYQUIST * next_to_last)
@@ -95,8 +93,7 @@ def measure_noise(
 def corner_power(images: np.ndarray, start: int, n_images: int) -> dict:
     """
     Power of images' corners, |FFT(mask · image)|², padded so that its transform has the
-    covariances of pixels up to a third of an edge apart. Of n images in all, those of
-    numbers 0, s, 2s, … count, s = n / 10,000 rounded down, from 1 to 8.
+    covariances of pixels up to a third of an edge apart. Only every s-th image counts.
 
     :param images: Images (n, L, L), real, of a batch.
     :param start: Number of the first.
@@ -127,7 +124,7 @@ def corner_spectrum(
     :param L: Pixels along an edge.
     :param nyquist: Whether there are a Nyquist row and column.
     :return: Variance per pixel and frequency, (2L - 1, 2L - 1), zero frequency in the
-        middle. Some values may come out negative; their mean, the variance, does not.
+        middle. Some values may be negative, but not their mean, the variance.
     """
     reach = L // 3
     pairs = _covariances(_power(_background(L)[None]), reach)

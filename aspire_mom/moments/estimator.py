@@ -115,6 +115,11 @@ class MomentEstimator:
         self.has_ctf = not found.flat
         self.transfer = found if self.has_ctf and not corrections.ignore_ctf else None
         self.astigmatic = self.transfer is not None and not self.transfer.radial
+        # That of the noise, with the orders that astigmatic CTFs carry into the basis.
+        self._noise_basis = basis
+        if self.transfer is not None and self.transfer.n_harmonics > 1:
+            orders = basis.max_order + 2 * self.transfer.n_harmonics
+            self._noise_basis = replace(basis, max_order=orders)
         self._check_ctf_and_third()
         device = checked_device(processes.own_device(str(streaming.device)))
         self._check_device(device)
@@ -156,27 +161,25 @@ class MomentEstimator:
 
     def _check_device(self, device: torch.device) -> None:
         """Raise for what is computed on the CPU only."""
-        on_devices = self.basis.runs_on_devices
-        problems = {
-            "averages are computed on cpu or cuda": device.type != "cuda",
-            "it takes only polar bases averaged over in-plane angles": not on_devices,
-            "astigmatic CTFs are corrected for on the CPU only": self.astigmatic,
-            "third moments are averaged on the CPU only": self.third is not None,
-        }
-        for problem, found in problems.items():
-            if found and device.type != "cpu":
-                raise ValueError(f'device is {device}; {problem}; pass device="cpu"')
+        limited = self.astigmatic or self.third is not None
+        on_gpu = device.type == "cuda" and self.basis.runs_on_devices and not limited
+        if device.type != "cpu" and not on_gpu:
+            raise ValueError(
+                f"device is {device}; averages are computed on cpu or cuda, and on cuda"
+                " only polar bases averaged over in-plane angles, without astigmatic"
+                ' CTFs or third moments; pass device="cpu"'
+            )
 
     @cached_property
     def _corrections(self) -> Corrections:
         """Corrections of the moments of all images, as far as known before the pass."""
-        used, offsets, noise = self.transfer, self.offsets, self.noise
-        kind, noise_given = "white", noise.variance
+        used, offsets = self.transfer, self.offsets
+        kind, noise_given = "white", self.noise.variance
         if isinstance(noise_given, NoiseEstimator):
             noise_given = type(noise_given).__name__
-        if noise.spectrum == "corners":
+        if self.noise.spectrum is not None:
             kind = "corners"
-        elif self.noise_spectrum is not None:
+        if self.noise_spectrum is not None:
             kind, noise_given = "given spectrum", digest(self.noise_spectrum)
         shifts = "ignored" if self.has_shifts else "none"
         return Corrections(
@@ -200,10 +203,10 @@ class MomentEstimator:
 
     def check_compatible(self, moments: Moments, half: int = 0) -> None:
         """
-        Check that moments, from a file perhaps, are those that this estimator would
-        return: of the same images in the same basis, with the same corrections.
+        Check that moments are those that this estimator would return: of the same
+        images in the same basis, with the same corrections.
 
-        :param moments: The moments.
+        :param moments: Moments, from a file perhaps.
         :param half: 0 for those of all images, 1 or 2 for those of a half.
         :raises ValueError: they differ; the message says in what.
         """
@@ -280,45 +283,36 @@ class MomentEstimator:
             std = estimate_amplitude_std(found[0])
         return [correct_amplitudes(moments, std) for moments in found]
 
-    @property
-    def _noise_basis(self) -> Basis:
-        """The basis, with the orders that astigmatic CTFs carry into it."""
-        if self.transfer is None or self.transfer.n_harmonics == 1:
-            return self.basis
-        orders = self.basis.max_order + 2 * self.transfer.n_harmonics
-        return replace(self.basis, max_order=orders)
-
     def _moments(
         self, sums: Sums, noise: np.ndarray, variance: float, nyquist: bool, half: int
     ) -> Moments:
         """Moments and their standard errors from sums over images."""
         basis, n = self.basis, round(float(sums["n_images"]))
-        third = third_error = None
+        third = third_error = expanded = None
         if self.third is not None:
             third, third_error = self.third.finish(sums, n, noise)
-        if self.transfer is None:
+        information = sums.get("first_information")
+        pairs = sums.get("second_information")
+        if pairs is None:
             noise = n * noise
         else:
             noise = self._noise_basis.multiply(noise, sums["noise_information"])
             noise = noise[: len(sums["second"])]
-        first, second, squares = basis.finish(
-            (sums["first"], sums["second"], sums["squares"])
-        )
+        names = "first", "second", "squares"
+        first, second, squares = basis.finish(tuple(sums[name] for name in names))
         # Squared deviations from the mean product, which varying CTFs add a little to.
         first_squares = basis.first_power(second) - np.abs(first) ** 2 / n
         squares -= np.abs(second) ** 2 / n
         second -= noise
         power = basis.diagonal_power(noise)
-        information = pairs = expanded = None
-        if self.transfer is None:
+        if pairs is None:
             first, second, power = first / n, second / n, power / n
         else:
-            information = sums["first_information"]
-            pairs = sums["second_information"]
             expanded = basis.expand(pairs)
             first = solve_entries(first, information, n)
             second = basis.divide(second, pairs, n)
             power = divide(power, np.einsum("mrr->mr", pairs), n).real
+        corrections = self._expected_corrections(half)
         moments = Moments(
             first,
             second,
@@ -331,9 +325,7 @@ class MomentEstimator:
             nyquist=nyquist,
             first_information=information,
             second_information=pairs,
-            corrections=replace(
-                self._expected_corrections(half), noise_variance=float(variance)
-            ),
+            corrections=replace(corrections, noise_variance=float(variance)),
             third_basis=self.third,
             third_error=third_error,
             noise_power=power,
@@ -351,9 +343,8 @@ class MomentEstimator:
     @property
     def _most_workers(self) -> int:
         """Batches at once: one fills a GPU; on the CPU each has a result in memory."""
-        if self.device is not None:
-            return 1
-        return max(1, RESULTS // (24 * math.prod(self.basis.second_shape)))
+        most = RESULTS // (24 * math.prod(self.basis.second_shape))
+        return max(1, most) if self.device is None else 1
 
     def _images(self, start: int, stop: int) -> np.ndarray:
         """Images of the source, centred."""

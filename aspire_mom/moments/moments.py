@@ -105,10 +105,7 @@ class Moments:
         if third_basis is not None:
             check_kind("third_basis", third_basis, ThirdMomentBasis)
             if third_basis.basis != basis:
-                raise ValueError(
-                    f"third_basis is for {third_basis.basis}; the moments are in"
-                    f" {basis}"
-                )
+                raise ValueError(f"third_basis is for {third_basis.basis}, not {basis}")
             shapes["third"] = shapes["third_error"] = (third_basis.size,)
         for name, shape in shapes.items():
             value = getattr(self, name)
@@ -177,8 +174,7 @@ class Moments:
         """
         Merge the moments of two disjoint sets of images, errors included: the same as
         if all had been averaged at once with the mean noise variance. From third
-        moments each set's own noise stays removed, which is nearer the truth than the
-        mean noise.
+        moments each set's own noise stays removed.
 
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
@@ -242,8 +238,7 @@ class Moments:
         :param path: An .npz file.
         :return: The moments.
         :raises FileNotFoundError: no such file.
-        :raises ValueError: the file is damaged, or holds something else or moments of
-            another version.
+        :raises ValueError: the file is damaged, or of something else.
         """
         arrays, settings = load_arrays(path, FORMAT)
         with contents_of(path):
@@ -287,30 +282,18 @@ def _check_mergeable(a: Moments, b: Moments) -> None:
     has_ctf = a.first_information is not None or b.first_information is not None
     problem = None
     if not same_size:
-        problem = (
-            f"pixel sizes differ: {a.pixel_size} and {b.pixel_size} Å; only images of"
-            " one pixel size can be averaged"
-        )
+        problem = f"pixel sizes differ: {a.pixel_size} and {b.pixel_size} Å"
     elif a.nyquist != b.nyquist:
-        problem = (
-            "only one of the two has images with an empty Nyquist row and column;"
-            " prepare all images in the same way (source.downsample empties them)"
-        )
+        problem = "only one of the two has images with an empty Nyquist row and column"
     elif 0 in (a.n_images, b.n_images):
         problem = (
             f"n_images is {a.n_images} and {b.n_images}; only moments estimated from"
             " images can be merged"
         )
     elif a.shift_std != b.shift_std:
-        problem = (
-            f"shift_std is {a.shift_std} for one and {b.shift_std} for the other; only"
-            " moments of equal shift_std can be merged"
-        )
+        problem = f"shift_std is {a.shift_std} for one and {b.shift_std} for the other"
     elif a.third_basis != b.third_basis:
-        problem = (
-            "the two third moments are in different bases, or one is missing; estimate"
-            " both with one ThirdMomentBasis"
-        )
+        problem = "the two third moments are in different bases, or one is missing"
     elif a.third is not None and has_ctf:
         problem = (
             "third moments of images with CTFs cannot be merged, since their"
@@ -352,12 +335,10 @@ def _merged_with_ctf(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | N
     basis, n = parts[0].basis, sum(m.n_images for m in parts)
     firsts, seconds = [], []
     for m in parts:
-        first, second = m.first_information, m.second_information
-        if first is None:
-            second = m.effective_images[None]
-            first = second[0].diagonal()
-        firsts.append(first)
-        seconds.append(second)
+        plain = m.first_information is None
+        every = m.effective_images
+        firsts.append(every.diagonal() if plain else m.first_information)
+        seconds.append(every[None] if plain else m.second_information)
     # Orders beyond the last are zero.
     most = max(map(len, seconds))
     seconds = [np.pad(i, ((0, most - len(i)), (0, 0), (0, 0))) for i in seconds]
@@ -376,15 +357,15 @@ def _merged_with_ctf(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | N
             return None
         return solve_entries(np.sqrt(squares), sum(information), n)
 
-    second, power = total("second", seconds, basis.multiply), None
-    if (noise := total("noise_power", own, multiply)) is not None:
-        power = divide(noise, sum(own), n).real
+    noise = total("noise_power", own, multiply)
     return {
         "first": solve_entries(total("first", firsts), sum(firsts), n),
-        "second": basis.divide(second, sum(seconds), n),
+        "second": basis.divide(
+            total("second", seconds, basis.multiply), sum(seconds), n
+        ),
         "first_error": error("first_error", firsts),
         "second_error": error("second_error", [basis.expand(i) for i in seconds]),
         "first_information": sum(firsts),
         "second_information": sum(seconds),
-        "noise_power": power,
+        "noise_power": None if noise is None else divide(noise, sum(own), n).real,
     }

@@ -82,8 +82,8 @@ class CorrectionOptions:
 @dataclass(frozen=True, kw_only=True)
 class StreamingOptions:
     """
-    How to read images and sum over them. These options change results only by rounding,
-    except that `batch_size` decides which images are in which half set.
+    How to read images and sum over them. Results change only by rounding, except that
+    `batch_size` decides which images are in which half set.
 
     :param batch_size: Images read and transformed at once; fewer need less memory.
     :param checkpoint: File that keeps the sums so far: another pass over the same
@@ -109,7 +109,7 @@ def checked_number(name: str, value: float, most: float = math.inf) -> float:
     """
     :param name: The option's name.
     :param value: Its value.
-    :param most: The largest one accepted, itself included if it is finite.
+    :param most: The largest one accepted.
     :return: The value as a plain number.
     :raises ValueError: it is no finite number from 0 to `most`.
     """

@@ -13,7 +13,6 @@ import numpy as np
 from aspire.utils import tqdm
 
 from aspire_mom import processes
-from aspire_mom.checks import check_integer
 from aspire_mom.files import Checkpoint
 from aspire_mom.threads import n_workers, one_blas_thread
 
@@ -36,33 +35,28 @@ def accumulate(
     Read images once, batch by batch, and add up what is computed of each batch.
 
     Each core that the process may use computes a batch, with one thread for its matrix
-    products; OMP_NUM_THREADS limits both. One more batch is read meanwhile and in
-    memory. Sums are added in double precision in the order of the batches: if `sums_of`
-    is reproducible, they are the same to the last bit with any number of cores,
-    interrupted or not. Under `torchrun` each process has a contiguous share of the
-    batches, and all get the sums of all.
+    products; OMP_NUM_THREADS limits both. Another thread reads the next batch. Sums are
+    added in double precision in the order of the batches: if `sums_of` is reproducible,
+    they are the same to the last bit with any number of cores, interrupted or not.
+    Under `torchrun` each process has a contiguous share of the batches, and all get the
+    sums of all.
 
     :param n: Number of images, 1 or more.
     :param batch_size: Images per batch; the last may have fewer.
-    :param read: Reads images start … stop - 1 as (stop - start, L, L); called in
-        another thread, never twice at a time.
+    :param read: Reads images start … stop - 1 as (stop - start, L, L), in a thread.
     :param sums_of: Sums over a batch, by name, from its images and the number of the
         first; of the same shapes and types for every batch. Called in several threads.
     :param n_groups: Batch j counts in group j mod n_groups: 2 for half-sets.
-    :param checkpoint: File that keeps the sums so far; a pass that finds it continues
-        from there. It has the whole result at the end.
+    :param checkpoint: File that keeps the sums, in the end those of all images; a pass
+        that finds it continues from there.
     :param fingerprint: What identifies these images and sums, by name.
-    :param every: Seconds between writings of the checkpoint. A resumed pass repeats
-        what was added up since the last one, and the batches that were being computed.
+    :param every: Seconds between writings of the checkpoint.
     :param most_workers: Batches computed at once, at most.
     :return: One dictionary of sums per group, float64 or complex128; zeros for a group
         without batches.
-    :raises ValueError: `n`, `batch_size` or `n_groups` is below 1.
     :raises InvalidCheckpoint: the checkpoint is damaged or of something else.
     :raises OSError: the checkpoint cannot be written; the former one is still there.
     """
-    for name, value in (("n", n), ("batch_size", batch_size), ("n_groups", n_groups)):
-        check_integer(name, value, 1)
     starts = range(0, n, batch_size)
     own = processes.local_rows(len(starts))
     settings = {"images": n, "batch_size": batch_size, "groups": n_groups}

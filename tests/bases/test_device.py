@@ -161,7 +161,7 @@ def test_devices_that_are_not_here(monkeypatch, device):
     ("device", "basis", "options", "message"),
     [
         ("mps", PolarBasis(16), {}, "computed on cpu or cuda"),
-        ("cuda", CartesianBasis(16), {}, "only polar bases averaged over in-plane"),
+        ("cuda", CartesianBasis(16), {}, "only polar bases averaged"),
         ("cuda", PolarBasis(16, inplane_average=False), {}, "only polar bases"),
         ("cuda:1", PolarBasis(16), {"unique_filters": ctfs(4000)}, "astigmatic CTFs"),
         ("cuda", PolarBasis(16), {"third": True}, "third moments"),

@@ -192,15 +192,6 @@ def test_the_limit_of_threads_ends_with_an_error_in_adding_up(monkeypatch):
     assert no_thread_is_left()
 
 
-@pytest.mark.parametrize("change", [{"n": 0}, {"batch_size": 0}, {"n_groups": 1.5}])
-def test_wrong_numbers_are_named(change):
-    [(name, value)] = change.items()
-    numbers = {"n": 5, "batch_size": 2, "n_groups": 1} | change
-    n, batch_size = numbers.pop("n"), numbers.pop("batch_size")
-    with pytest.raises(ValueError, match=rf"{name} is {value}; it must be an integer"):
-        accumulate(n, batch_size, None, None, **numbers)
-
-
 @pytest.mark.parametrize("basis", [PolarBasis(16), CartesianBasis(16)])
 @pytest.mark.parametrize("astigmatism", [0, 4000])
 def test_moments_are_the_same_with_any_number_of_cores(monkeypatch, basis, astigmatism):
