@@ -181,10 +181,13 @@ def arithmetic_limits(basis: PolarBasis, ours: tuple[float, float]) -> None:
     # Four products of real numbers, one for squares, on the rings that orders reach.
     orders = np.arange(basis.max_order + 1)[:, None]
     products = 8 * np.sum(np.sum(transform.reach >= orders, axis=1) ** 2)
-    flops = transform.flops + products
+    coefficients = 16 * transform.down[0].size * (transform.half + 1)
+    coefficients += sum(8 * waves.size for *_, waves in transform.across)
+    coefficients += sum(2 * m.size for _, ms in transform.angular for m in ms)
+    flops = coefficients + products
     peak = gemm_speed()
     print(
-        f"  arithmetic: {transform.flops / 1e6:.1f} Mflop per image for coefficients,"
+        f"  arithmetic: {coefficients / 1e6:.1f} Mflop per image for coefficients,"
         f" {products / 1e6:.1f} for products; single-precision products of 1024 x 1024"
         f" matrices run at {peak / 1e9:.0f} Gflop per second of CPU time:"
         f" {peak / flops:.0f} images/s, of which"

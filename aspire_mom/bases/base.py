@@ -23,16 +23,14 @@ class Basis(ABC):
     several *orders* m ≥ 0 at each frequency, where m > 0 stands for -m too. A Cartesian
     basis has one.
 
-    CTFs are corrected for by least squares, entry by entry. The denominators, called
-    *information* here, are sums of squared transfer functions over images: Σ H(k)² for
-    the first moment, (n,), and Σ H(k)² H(k')² for the second, (n_harmonics, n, n),
-    stored as Fourier coefficients of even order 0, 2, … in the angle between k and k'
-    (only order 0 if all H are radial). For images f = H c + noise, c is solved for in
+    CTFs are corrected for by least squares, entry by entry. For images f = H c + noise,
 
         Σ H(k) f(k)              = Σ H(k)²         E c(k)
-        Σ H(k) H(k') f(k) f(k')* = Σ H(k)² H(k')² E c(k) c(k')* + noise,
+        Σ H(k) H(k') f(k) f(k')* = Σ H(k)² H(k')² E c(k) c(k')* + noise.
 
-    One pass over the images is enough, whether they share a CTF or each has its own.
+    The sums over images of squared H, called *information* here, are (n,) for the first
+    moment and (n_harmonics, n, n) for the second: Fourier coefficients of even order 0,
+    2, … in the angle between k and k' (only order 0 if all H are radial).
     """
 
     #: Pixels along an image's edge.
@@ -88,26 +86,18 @@ class Basis(ABC):
         return np.where(np.arange(self.max_order + 1) == 0, 1.0, 2.0)
 
     @property
-    def first_multiplicity(self) -> np.ndarray:
-        """2 for entries of the first moment that stand for orders ±m, else 1."""
-        has_orders = len(self.first_shape) > 1
-        return self.block_multiplicity[:, None] if has_orders else np.ones(1)
-
-    @property
-    def second_multiplicity(self) -> np.ndarray:
-        """2 for entries of the second moment that stand for orders ±m, else 1."""
-        return self.block_multiplicity.reshape(-1, *[1] * (len(self.second_shape) - 1))
-
-    @property
     def first_weights(self) -> np.ndarray:
         """Weights of the first moment's entries in the norms of eq. 22 and 28."""
-        return self.first_multiplicity * self.areas
+        if len(self.first_shape) == 1:
+            return self.areas
+        return self.block_multiplicity[:, None] * self.areas
 
     @property
     def second_weights(self) -> np.ndarray:
         """Weights of the second moment's entries in the norms of eq. 22 and 28."""
+        axes = [1] * (len(self.second_shape) - 1)
         pairs = np.outer(self.areas, self.areas)
-        return self.second_multiplicity * self.expand(pairs[None])
+        return self.block_multiplicity.reshape(-1, *axes) * self.expand(pairs[None])
 
     # Parts of moments
 
@@ -135,11 +125,9 @@ class Basis(ABC):
     @abstractmethod
     def cut(self, n_rings: int | None = None, max_order: int | None = None) -> Basis:
         """
-        Restrict the basis to inner rings and low orders.
-
         :param n_rings: Number of rings to keep at most; None for all.
         :param max_order: Largest order to keep at most; None for all.
-        :return: The smaller basis; a Cartesian basis returns itself.
+        :return: The basis of these; a Cartesian basis itself.
         """
 
     @abstractmethod
@@ -191,7 +179,7 @@ class Basis(ABC):
     def ring_power(self, power: np.ndarray) -> np.ndarray:
         """
         :param power: What :meth:`diagonal_power` returns.
-        :return: For each ring, Σ_m E|c[m, r]|² over all orders m and -m, or the mean of
+        :return: Σ_m E|c[m, r]|² over all orders m and -m of each ring, or the mean of
             E|f|² over the pixels nearest to it.
         """
         return self.ring_mean(self.block_multiplicity @ power)
@@ -241,8 +229,7 @@ class Basis(ABC):
         :param images: Images (n, L, L), real; not checked where a device is given.
         :param H: Real, even functions that multiply the images' transforms, as
             :meth:`filter_values` returns them; radial ones where a device is given.
-        :param device: Where torch computes, if the basis `runs_on_devices`; None for
-            NumPy.
+        :param device: Where torch computes, if the basis `runs_on_devices`.
         :return: Sums, to be added over batches in double precision.
         :raises ValueError: Wrong images, or more than fit into the device's memory.
         """
@@ -251,8 +238,8 @@ class Basis(ABC):
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """
         :param sums: What :meth:`sums` returned, added over batches.
-        :return: Sums over images of f, of f f*, and of the squared moduli of the
-            entries of f f*, of the moments' shapes.
+        :return: Sums over images of f, f f* and |entries of f f*|², of the moments'
+            shapes.
         """
 
     # Noise
@@ -276,8 +263,7 @@ class Basis(ABC):
         with a(ω) the coefficients of the wave exp(iω·x), cut to the image.
 
         :param spectrum: Power spectrum S (2L - 1, 2L - 1), [ωy, ωx], zero frequency in
-            the middle: enough for the covariances of all pixels of an image. S = 1 is
-            white noise of unit variance.
+            the middle; 1 for white noise of unit variance.
         :param nyquist: False for even-sized images whose Nyquist row and column are 0.
         :return: Array of the second moment's shape, complex128.
         """
@@ -296,8 +282,7 @@ class Basis(ABC):
         """
         :param values: Values of filters at :meth:`filter_points`, (points, images).
         :return: The same as :meth:`sums` takes them: (images, L, L); or, for polar
-            bases, (images, n_rings, n_angles), at angles πj/n_angles with n_angles odd,
-            which determines the angular orders 0, 2, …, n_angles - 1.
+            bases, (images, n_rings, n_angles), at angles πj/n_angles, n_angles odd.
         """
 
     @abstractmethod
@@ -307,9 +292,8 @@ class Basis(ABC):
         """
         :param H: Transfer functions as :meth:`filter_values` returns them.
         :param n_harmonics: Number of even orders that their squares have along rings.
-        :return: Sums over images: "first_information", Σ H², (n,);
-            "noise_information", Σ H H', and "second_information", Σ H² H'², both (·, n,
-            n).
+        :return: Sums over images: "first_information", Σ H², (n,), and (·, n, n),
+            "noise_information", Σ H H', and "second_information", Σ H² H'².
         """
 
     def expand(self, information: np.ndarray) -> np.ndarray:
@@ -349,14 +333,3 @@ class Basis(ABC):
         for name, smallest in least.items():
             value = check_integer(name, getattr(self, name), smallest)
             object.__setattr__(self, name, value)
-
-
-def squared_modulus(values: np.ndarray) -> np.ndarray:
-    """
-    :param values: Complex values.
-    :return: |values|², without the square root that np.abs takes.
-    """
-    if not values.flags.c_contiguous:
-        return values.real**2 + values.imag**2
-    squares = np.square(values.view(values.real.dtype))
-    return squares[..., ::2] + squares[..., 1::2]

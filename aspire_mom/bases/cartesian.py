@@ -11,7 +11,7 @@ import scipy.fft
 import torch
 from aspire.numeric import fft
 
-from aspire_mom.bases.base import MIN_SIZE, Basis, squared_modulus
+from aspire_mom.bases.base import MIN_SIZE, Basis
 from aspire_mom.checks import check_images
 
 
@@ -54,9 +54,7 @@ class CartesianBasis(Basis):
 
     @cached_property
     def frequencies(self) -> np.ndarray:
-        """
-        :return: In-plane frequencies (L², 2) as (kx, ky), cycles per box.
-        """
+        """:return: In-plane frequencies (L², 2) as (kx, ky), cycles per box."""
         axis = np.arange(self.L) - self.L // 2
         ky, kx = np.meshgrid(axis, axis, indexing="ij")
         return np.stack((kx.ravel(), ky.ravel()), axis=1)
@@ -123,7 +121,7 @@ class CartesianBasis(Basis):
             images = fft.centered_ifft2(filtered).real
         pixels = images.reshape(len(images), -1)
         half_planes = scipy.fft.rfft2(images).reshape(len(images), -1)
-        power = squared_modulus(half_planes)
+        power = half_planes.real**2 + half_planes.imag**2
         return images.sum(0, dtype=np.float64), pixels.T @ pixels, power.T @ power
 
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

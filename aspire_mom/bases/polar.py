@@ -12,7 +12,7 @@ import numpy as np
 import scipy.fft
 import torch
 
-from aspire_mom.bases.base import MIN_SIZE, Basis, squared_modulus
+from aspire_mom.bases.base import MIN_SIZE, Basis
 from aspire_mom.bases.information import correlation
 from aspire_mom.bases.noise import (
     WeightedTransforms,
@@ -20,9 +20,13 @@ from aspire_mom.bases.noise import (
     stationary_noise_transforms,
     white_noise_transforms,
 )
-from aspire_mom.bases.polar_transform import polar_transform
+from aspire_mom.bases.polar_transform import (
+    Array,
+    averaged_sums,
+    full_precision,
+    polar_transform,
+)
 from aspire_mom.bases.ring_filter import ring_filter
-from aspire_mom.bases.sums import Array, averaged_sums, full_precision
 from aspire_mom.checks import check_images
 
 # Radius in boxes of the object, which decides how many angular orders a ring has.
@@ -146,10 +150,8 @@ class PolarBasis(Basis):
 
     @cached_property
     def n_angles(self) -> int:
-        """
-        :return: Number of samples on half a ring for aliases below 1e-10. A pixel at a
-            distance d from the centre has orders up to about 2πrd/L.
-        """
+        """:return: Number of samples on half a ring for aliases below 1e-10."""
+        # A pixel at a distance d from the centre has orders up to about 2πrd/L.
         corner = math.sqrt(2) * math.pi * (self.n_rings - 1)
         return math.ceil((self.max_order + corner + 4 + 7 * corner ** (1 / 3)) / 2)
 
@@ -186,11 +188,10 @@ class PolarBasis(Basis):
 
     def orders(self, half: np.ndarray) -> np.ndarray:
         """
-        Compute angular coefficients of rings whose other half is the conjugate.
-
         :param half: Half rings (n, n_rings, n_angles) of Fourier values / (2 n_angles).
         :return: Coefficients c (n, max_order + 1, n_rings).
         """
+        # The other half is the conjugate.
         rings = np.concatenate((half, half.conj()), axis=-1)
         orders = scipy.fft.fft(rings, overwrite_x=True)
         return orders[..., : self.max_order + 1].transpose(0, 2, 1)
@@ -237,7 +238,7 @@ class PolarBasis(Basis):
             return averaged_sums(parts, np.full(self.n_rings, self.max_order))
         first = c.sum(0, dtype=np.complex128)
         left, right = self._factors(c)
-        squares = self._product(squared_modulus(left), squared_modulus(right))
+        squares = self._product(*(f.real**2 + f.imag**2 for f in (left, right)))
         return first, self._product(left, right), squares
 
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

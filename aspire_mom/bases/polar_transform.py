@@ -1,19 +1,23 @@
-"""Polar coefficients of images by small matrix products, one axis after the other."""
+"""Polar coefficients of images and sums of their products, by NumPy or torch."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from aspire_mom.bases.sums import Array, zeros
 from aspire_mom.threads import locked_lru_cache, one_blas_thread
 
 # Number of lines and of rings per batched matrix product. Smaller matrices are padded
 # with zeros; larger blocks mean fewer calls but more padding.
 LINES_PER_BLOCK = 8
 RINGS_PER_BLOCK = 4
+# Orders multiplied in one call, on the rings where any of them is not 0.
+ORDERS_PER_BLOCK = 12
+
+Array = np.ndarray | torch.Tensor
 
 
 class PolarTransform:
@@ -99,14 +103,6 @@ class PolarTransform:
             ]
             self.angular.append((slice(own[0], own[-1] + 1), matrices))
 
-    @property
-    def flops(self) -> float:
-        """Floating-point operations per image, of matrix products."""
-        products = 8 * math.prod(self.down[0].shape) * (self.half + 1)
-        products += sum(4 * math.prod(waves.shape) for *_, waves in self.across)
-        products += sum(math.prod(m.shape) for _, ms in self.angular for m in ms)
-        return 2.0 * products
-
     @one_blas_thread()
     def __call__(self, images: Array) -> Array:
         """
@@ -115,7 +111,7 @@ class PolarTransform:
             n_rings, n), of that type.
         """
         n = len(images)
-        c = zeros((2, self.max_order + 1, self.n_rings, n), images)
+        c = _zeros((2, self.max_order + 1, self.n_rings, n), images)
         # A chunk fits into a CPU's cache; GPUs are faster with all images at once.
         chunk = self.chunk if self.device is None else n
         for start in range(0, n, chunk):
@@ -141,13 +137,13 @@ class PolarTransform:
             (4, lines, across * n),
             (2, 2, self.n_rings, lines, 2, n),
         )
-        return tuple(zeros(shape, images) for shape in shapes)
+        return tuple(_zeros(shape, images) for shape in shapes)
 
     def _split(self, images: Array, parts: Array) -> None:
         """Split images by symmetry in x and y, and in x = y."""
         L, h, n, xp = self.L, self.half, len(images), self.xp
         # Even sizes have a row and a column at -L/2 and none at L/2.
-        pixels = zeros((2 * h + 1, 2 * h + 1, n), images)
+        pixels = _zeros((2 * h + 1, 2 * h + 1, n), images)
         pixels[:L, :L] = images.swapaxes(0, 1).swapaxes(1, 2)
         upwards = pixels[self.backwards]
         (ee, _, oe, _), (_, eo, oo, _) = parts
@@ -210,6 +206,63 @@ class PolarTransform:
         if self.device is None:
             return matrices
         return torch.from_numpy(matrices).to(self.device)
+
+
+def averaged_sums(parts: Array, reach: np.ndarray) -> tuple[Array, ...]:
+    """
+    Sum products of coefficients c[m, r], averaged over in-plane angles.
+
+    :param parts: Real and imaginary parts of c, (2, orders, rings, n).
+    :param reach: Largest order that is not 0 on each ring, growing with the ring.
+    :return: Sums over images of c[0, r], complex128; of c[m, r] conj c[m, s], (orders,
+        rings, rings), complex of the parts' precision; and of its squared modulus.
+    """
+    xp = np if isinstance(parts, np.ndarray) else torch
+    zeroth = parts[:, 0].sum(-1, dtype=xp.float64)
+    n_orders, n_rings = parts.shape[1:3]
+    second, mixed, squares = _zeros((3, n_orders, n_rings, n_rings), parts)
+    for start in range(0, n_orders, ORDERS_PER_BLOCK):
+        orders = slice(start, start + ORDERS_PER_BLOCK)
+        rings = slice(int(np.searchsorted(reach, start)), n_rings)
+        re, im = parts[:, orders, rings]
+        power = re**2
+        power += im**2
+        place = orders, rings, rings
+        second[place] = re @ re.swapaxes(1, 2)
+        second[place] += im @ im.swapaxes(1, 2)
+        mixed[place] = im @ re.swapaxes(1, 2)
+        squares[place] = power @ power.swapaxes(1, 2)
+    return (
+        zeroth[0] + 1j * zeroth[1],
+        second + 1j * (mixed - mixed.swapaxes(1, 2)),
+        squares,
+    )
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """
+    Multiply float32 on a GPU in float32, not in TF32, whose errors of 1e-3 are similar
+    for all images and would not average out.
+
+    :yield: Nothing.
+    """
+    matmul, name, full = torch.backends.cuda.matmul, "fp32_precision", "ieee"
+    if not hasattr(matmul, name):  # before torch 2.9
+        name, full = "allow_tf32", False
+    before = getattr(matmul, name)
+    setattr(matmul, name, full)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
+
+
+def _zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Zeros of an array's type, on its device."""
+    if isinstance(like, np.ndarray):
+        return np.zeros(shape, like.dtype)
+    return like.new_zeros(shape)
 
 
 def _reach(z: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 from aspire.operators import CTFFilter, RadialCTFFilter
 
 from aspire_mom.bases import CartesianBasis, PolarBasis, polar
-from aspire_mom.bases.sums import full_precision
+from aspire_mom.bases.polar_transform import full_precision
 from aspire_mom.moments import MomentEstimator, StreamingOptions, ThirdMomentBasis
 from tests.moments.sources import (
     DEVICES,
