@@ -1,6 +1,5 @@
 """RELION's particle files, as ASPIRE sources."""
 
-from aspire_mom.relion.particles import Particles, read_particles
-from aspire_mom.relion.source import ParticleSource
+from aspire_mom.relion.particles import Particles, ParticleSource, read_particles
 
 __all__ = ["ParticleSource", "Particles", "read_particles"]

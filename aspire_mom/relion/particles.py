@@ -1,4 +1,4 @@
-"""Particles of a RELION STAR file."""
+"""Particles of a RELION STAR file, and an ASPIRE source of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from aspire.operators import CTFFilter
+from aspire.source import RelionSource
 
 from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, agreed_pixel_size
 from aspire_mom.relion.stacks import check_stacks, locate
@@ -15,7 +17,6 @@ from aspire_mom.relion.table import (
     B_FACTOR,
     CTF_COLUMNS,
     GROUP,
-    RANGES,
     Table,
     read_table,
 )
@@ -64,10 +65,9 @@ class Particles:
     @cached_property
     def ctfs(self) -> tuple[np.ndarray, np.ndarray]:
         """
-        Find the distinct CTFs: none if the file lacks any of `CTF_COLUMNS`.
-
         :return: Distinct CTFs (n_ctfs, 7), with columns `CTF_COLUMNS` and the B factor
-            in Å², and the index of each particle's CTF (n,).
+            in Å², and the index of each particle's CTF (n,). n_ctfs is 0 if the file
+            lacks any of `CTF_COLUMNS`.
         """
         columns, zeros = self.table.columns, np.zeros(len(self))
         if not set(CTF_COLUMNS) <= set(columns):
@@ -82,10 +82,7 @@ class Particles:
 
     @cached_property
     def shifts(self) -> np.ndarray:
-        """
-        :return: Shifts (n, 2) as x, y in pixels, of the sign of _rlnOriginX and
-            _rlnOriginY.
-        """
+        """:return: Shifts (n, 2) as x, y in pixels, of the sign of _rlnOriginX."""
         columns, shifts = self.table.columns, np.zeros((len(self), 2))
         for axis, name in enumerate(("_rlnOriginX", "_rlnOriginY")):
             if f"{name}Angst" in columns:
@@ -122,11 +119,7 @@ class Particles:
             )
 
     def summary(self) -> str:
-        """
-        Describe what was read.
-
-        :return: Three lines: particles, CTF and shifts.
-        """
+        """:return: Three lines on what was read: particles, CTF and shifts."""
         n, listed = f"{len(self):,}", f"{self.n_listed:,}"
         stacks = _counted(len(np.unique(self.table.stack_indices)), "stack")
         names, groups = self.table.groups, "no optics table"
@@ -160,6 +153,49 @@ class Particles:
         return self.table.columns.get(column, np.zeros(len(self))) != 0
 
 
+class ParticleSource(RelionSource):
+    """
+    ASPIRE's `RelionSource` for particles that have been read and checked. It reads
+    their images; the STAR file is not read again.
+
+    Images are float32; ASPIRE casts all of them to the mode of the first stack.
+    Orientation angles in the file are ignored. There is one filter for each CTF
+    of `Particles.ctfs`.
+
+    :param particles: The particles.
+    """
+
+    def __init__(self, particles: Particles):
+        self._particles = particles
+        super().__init__(particles.table.path, pixel_size=particles.pixel_size)
+        self.dtype = np.dtype(np.float32)
+        ctfs, indices = particles.ctfs
+        if len(ctfs) > 0:
+            self.unique_filters = [
+                # RELION's exp(-B s² / 4) is in Å², ASPIRE's exp(-B s²) in nm².
+                CTFFilter(voltage, u, v, np.radians(angle), cs, contrast, B=b / 400)
+                for voltage, u, v, angle, cs, contrast, b in ctfs
+            ]
+            self.filter_indices = indices
+        del self._particles  # copies of the source need not have them
+
+    def populate_metadata(self) -> dict[str, np.ndarray]:
+        """:return: What ASPIRE keeps of a STAR file, by column."""
+        particles, table = self._particles, self._particles.table
+        shifts = particles.shifts * particles.pixel_size
+        paths = np.array([str(path) for path in particles.stacks], dtype=object)
+        metadata = {
+            "__mrc_filepath": paths[table.stack_indices],
+            "__mrc_index": table.numbers,
+            "_rlnImagePixelSize": np.full(len(particles), particles.pixel_size),
+            "_rlnOriginXAngst": shifts[:, 0].copy(),
+            "_rlnOriginYAngst": shifts[:, 1].copy(),
+        }
+        if "_aspireAmplitude" in table.columns:
+            metadata["_aspireAmplitude"] = table.columns["_aspireAmplitude"]
+        return metadata
+
+
 def read_particles(
     path: Path,
     pixel_size: float | None = None,
@@ -189,20 +225,16 @@ def read_particles(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        if file.read(6) == b"\x93NUMPY" or path.suffix == ".cs":
-            raise ValueError(
-                f"{path} is a cryoSPARC file; convert it to a STAR file by pyem's"
-                f" csparc2star.py {path.name} particles.star"
-            )
+    if path.suffix == ".cs":
+        raise ValueError(
+            f"{path} is a cryoSPARC file; convert it to a STAR file by pyem's"
+            f" csparc2star.py {path.name} particles.star"
+        )
     table = read_table(path)
     n_listed = len(table)
-    if random_subset is not None:
-        table = _subset(table, "_rlnRandomSubset", random_subset)
-    if class_number is not None:
-        table = _subset(table, "_rlnClassNumber", class_number)
+    table = _subset(table, "_rlnRandomSubset", random_subset)
+    table = _subset(table, "_rlnClassNumber", class_number)
     table = table.chosen(slice(first))
-    _check_ranges(table)
     size = agreed_pixel_size(path, _pixel_size(table), pixel_size)
     if size is None:
         raise ValueError(f"{path} gives no pixel size; pass pixel_size")
@@ -219,8 +251,10 @@ def read_particles(
     return Particles(table, stacks, n_listed, L, size)
 
 
-def _subset(table: Table, column: str, value: int) -> Table:
-    """Choose the particles with a value in a column."""
+def _subset(table: Table, column: str, value: int | None) -> Table:
+    """Choose the particles with a value in a column; all if it is None."""
+    if value is None:
+        return table
     if column not in table.columns:
         raise ValueError(
             f"{table.path} has no column {column}, which selecting {value} needs"
@@ -235,33 +269,17 @@ def _subset(table: Table, column: str, value: int) -> Table:
     return table.chosen(values == value)
 
 
-def _check_ranges(table: Table) -> None:
-    """Raise if a number is outside its range."""
-    for column, (low, high) in RANGES.items():
-        values = table.columns.get(column, np.empty(0))
-        bad = (values < low) | (values > high)
-        if bad.any():
-            first = int(np.argmax(bad))
-            raise ValueError(
-                f"{table.path}: row {table.rows[first]} has {values[first]:g} as"
-                f" {column}; it must be {low:g} to {high:g}"
-            )
-
-
 def _common(table: Table, values: np.ndarray, name: str, unit: str) -> float:
     """Return the one value of all particles, values (n,); raise if they differ."""
     if np.ptp(values) <= PIXEL_SIZE_TOLERANCE * values.max():
         return float(values[0])
     several = f"{values.min():g} to {values.max():g} {unit}"
     numbers = table.columns.get(GROUP, np.zeros(len(table)))
-    found = {
-        group: values[numbers == number][0]
-        for number, group in table.groups.items()
-        if (numbers == number).any()
-    }
-    if len(set(found.values())) > 1:  # or else they differ within groups
+    _, first = np.unique(numbers, return_index=True)
+    if np.ptp(values[first]) > 0:  # or else they differ within groups
         several = ", ".join(
-            f"{value:g} {unit} (optics group {group})" for group, value in found.items()
+            f"{value:g} {unit} (optics group {table.groups[number]})"
+            for number, value in zip(numbers[first], values[first], strict=True)
         )
     raise ValueError(
         f"{table.path} has images of different {name}, {several}; all images must have"
@@ -270,8 +288,8 @@ def _common(table: Table, values: np.ndarray, name: str, unit: str) -> float:
 
 
 def _distinct_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Find the distinct rows of columns (n,), and the index of each row among them
-    (n,). `numpy.unique` of whole rows takes many times longer."""
+    """Find the distinct rows of columns (n,), and the index of each row among them,
+    many times faster than `numpy.unique` of whole rows."""
     index = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
         values, own = np.unique(column, return_inverse=True)

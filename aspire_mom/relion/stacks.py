@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,6 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"PK": "
 
 def _check_stack(path: Path) -> tuple[int, int]:
     """Check that ASPIRE can read a stack; its number of images, and their edge."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no ordinary file"
-        raise ValueError(f"{path} is {kind}; a stack of images is needed")
     with open(path, "rb") as file:
         head = file.read(HEADER_DTYPE.itemsize)
     for mark, program in COMPRESSED.items():
@@ -33,7 +28,9 @@ def _check_stack(path: Path) -> tuple[int, int]:
             f"{path} has {len(head)} bytes; a stack of images has a header of"
             f" {HEADER_DTYPE.itemsize} bytes"
         )
-    header = _native_header(head)
+    # A size in the other byte order is 2^16 or more.
+    orders = (np.frombuffer(head, HEADER_DTYPE.newbyteorder(o))[0] for o in "<>")
+    header = min(orders, key=lambda h: abs(int(h["nx"])))
     nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
     extended = int(header["nsymbt"])
     if min(nx, ny, nz) < 1 or extended < 0:
@@ -52,29 +49,16 @@ def _check_stack(path: Path) -> tuple[int, int]:
         raise ValueError(f"{path} holds volumes; a stack of images is needed")
     item = np.dtype(MODES[mode]).itemsize
     needed = len(head) + extended + nx * ny * nz * item
-    if status.st_size < needed:
+    if path.stat().st_size < needed:
         raise ValueError(
             f"{path} is truncated: its header gives {nz} images of {nx} x {ny} pixels"
-            f" ({needed} bytes), but the file has {status.st_size} bytes"
+            f" ({needed} bytes), but the file has {path.stat().st_size} bytes"
         )
     if nx != ny:
         raise ValueError(
             f"{path} has images of {nx} x {ny} pixels; they must be square"
         )
     return nz, nx
-
-
-def _native_header(head: bytes) -> np.ndarray:
-    """Read a header in the byte order that mrcfile takes when it is permissive."""
-    header = np.frombuffer(head, HEADER_DTYPE)[0]
-    try:
-        order = utils.byte_order_from_machine_stamp(header["machst"])
-    except ValueError:
-        order = "<"
-    orders = [HEADER_DTYPE.newbyteorder(o) for o in (order, "<>".replace(order, ""))]
-    headers = [np.frombuffer(head, dtype)[0] for dtype in orders]
-    known = [h for h in headers if int(h["mode"]) in (*MODES, 4, 12)]
-    return (known or headers)[0]
 
 
 def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:

@@ -25,35 +25,26 @@ B_FACTOR = "_rlnCtfBfactor"  # B of exp(-B s² / 4) in Å²
 # Å², mrad.
 RANGES = {
     "_rlnVoltage": (1, 10_000),
-    "_rlnDefocusU": (-1e6, 1e6),
-    "_rlnDefocusV": (-1e6, 1e6),
+    **dict.fromkeys(("_rlnDefocusU", "_rlnDefocusV"), (-1e6, 1e6)),
     "_rlnDefocusAngle": (-1e4, 1e4),
     "_rlnSphericalAberration": (-100, 100),
     "_rlnAmplitudeContrast": (0, 1),
     "_rlnPhaseShift": (-1e4, 1e4),
     B_FACTOR: (-1e3, 1e4),
     "_rlnCtfScalefactor": (-1e4, 1e4),
-    "_rlnBeamTiltX": (-1e3, 1e3),
-    "_rlnBeamTiltY": (-1e3, 1e3),
+    **dict.fromkeys(("_rlnBeamTiltX", "_rlnBeamTiltY"), (-1e3, 1e3)),
     **{f"_rlnMagMat{i}": (-10, 10) for i in ("00", "01", "10", "11")},
-    "_rlnOriginX": (-1e5, 1e5),
-    "_rlnOriginY": (-1e5, 1e5),
-    "_rlnOriginXAngst": (-1e6, 1e6),
-    "_rlnOriginYAngst": (-1e6, 1e6),
+    **dict.fromkeys(("_rlnOriginX", "_rlnOriginY"), (-1e5, 1e5)),
+    **dict.fromkeys(("_rlnOriginXAngst", "_rlnOriginYAngst"), (-1e6, 1e6)),
     "_rlnImagePixelSize": (0.01, 10_000),
     "_rlnDetectorPixelSize": (1e-3, 1e4),  # µm
     "_rlnMagnification": (1, 1e8),
     "_rlnImageSize": (1, 1e5),
     "_aspireAmplitude": (-1e6, 1e6),
+    **dict.fromkeys((GROUP, "_rlnRandomSubset", "_rlnClassNumber"), (-1e9, 1e9)),
+    "_rlnCtfDataArePhaseFlipped": (0, 1),
+    "_rlnCtfDataAreCtfPremultiplied": (0, 1),
 }
-NUMERIC_COLUMNS = (
-    *RANGES,
-    GROUP,
-    "_rlnRandomSubset",
-    "_rlnClassNumber",
-    "_rlnCtfDataArePhaseFlipped",
-    "_rlnCtfDataAreCtfPremultiplied",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,19 +163,19 @@ def _texts(block: cif.Block, column: str) -> list[str]:
 
 
 def _columns(block: cif.Block) -> dict[str, np.ndarray]:
-    """Values (n,) of all columns of `NUMERIC_COLUMNS` that a table has."""
+    """Values (n,) of all columns of `RANGES` that a table has."""
     columns = {}
-    for name in NUMERIC_COLUMNS:
+    for name, (low, high) in RANGES.items():
         texts = block.find_values(name)
         if not texts:
             continue
         values = np.fromiter(map(cif.as_number, texts), np.float64, len(texts))
-        for i in map(int, np.flatnonzero(np.isnan(values))):  # quoted, or no number
-            values[i] = cif.as_number(texts.str(i))
-            if np.isnan(values[i]):
+        for i in map(int, np.flatnonzero(~((values >= low) & (values <= high)))):
+            values[i] = cif.as_number(texts.str(i))  # it may be quoted
+            if not low <= values[i] <= high:
                 raise ValueError(
                     f"in data_{block.name.strip()}, row {i + 1} has {texts.str(i)!r} as"
-                    f" {name}, which must be a finite number"
+                    f" {name}, which must be a number from {low:g} to {high:g}"
                 )
         columns[name] = values
     return columns

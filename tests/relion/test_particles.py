@@ -186,12 +186,11 @@ def test_cryosparc_by_csparc2star(tmp_path):
     np.testing.assert_array_equal(source.images[:].asnumpy(), values[[1, 0]])
 
 
-@pytest.mark.parametrize("name", ["particles.cs", "renamed.star"])
-def test_cryosparc_itself_is_to_be_converted(tmp_path, name):
-    with open(tmp_path / name, "wb") as file:
+def test_cryosparc_itself_is_to_be_converted(tmp_path):
+    with open(tmp_path / "particles.cs", "wb") as file:
         np.save(file, np.zeros(3, dtype=[("uid", "u8"), ("blob/idx", "u4")]))
     with pytest.raises(ValueError, match="csparc2star"):
-        read_particles(tmp_path / name)
+        read_particles(tmp_path / "particles.cs")
 
 
 def test_subsets(tmp_path):
@@ -404,7 +403,7 @@ def test_rows_are_named(tmp_path):
     for column, value, words in (
         ("_rlnDefocusU", "2_5x", "in data_particles, row 2 has '2_5x' as _rlnDefocusU"),
         ("_rlnDefocusV", "nan", "row 2 has 'nan' as _rlnDefocusV"),
-        ("_rlnDefocusU", 1e9, "row 2 has 1e[+]09 as _rlnDefocusU"),
+        ("_rlnDefocusU", 1e9, "row 2 has '1000000000.0' as _rlnDefocusU"),
         ("_rlnImageName", "5@a.mrcs", "row 2 names image 5 of .* images 1 to 4"),
     ):
         table = particles(NAMES, **ctf(3))
