@@ -11,9 +11,9 @@ from aspire_mom.cli import console
 from aspire_mom.cli.train import run_training
 from aspire_mom.files import staged
 from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score
-from aspire_mom.mra.files import read_moments
 from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution
 from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
+from aspire_mom.mra.moments import read_moments
 from aspire_mom.mra.refine import predict
 from aspire_mom.mra.signals import GaussianFamily
 from aspire_mom.mra.training import Training, train

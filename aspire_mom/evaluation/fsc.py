@@ -1,7 +1,5 @@
 """Fourier shell correlation, and resolutions read from it."""
 
-from __future__ import annotations
-
 import numpy as np
 from aspire.numeric import fft
 from aspire.volume import Volume

@@ -1,7 +1,5 @@
 """Plot of moments."""
 
-from __future__ import annotations
-
 from os import PathLike
 
 import numpy as np

@@ -4,8 +4,6 @@ Pictures of volumes, FSC curves and viewing directions.
 Figures are made without pyplot: no window opens and no global state changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from os import PathLike
 

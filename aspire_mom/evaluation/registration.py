@@ -1,7 +1,5 @@
 """Registration of a volume to a reference: rotations, mirror images and shifts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -9,8 +9,6 @@ enough to choose the axes. The N shifts drawn from ρ are a second source of err
 covariance has the rank n - 1, and :class:`ShiftSampling` divides it out.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import numpy as np
@@ -33,13 +31,10 @@ class WhitenedMoments:
     Mean and covariance of observations, in standard deviations of their noise.
 
     :param moments: Moments of one problem, not exact.
-    :raises ValueError: the moments are exact.
     """
 
     def __init__(self, moments: FourierMoments):
         N = moments.n_observations
-        if N is None:
-            raise ValueError("the moments are exact; they have no noise to divide by")
         first, second = to_samples(moments.first, moments.second)
         n = len(first)
         sigma = max(moments.sigma, LEAST_NOISE * np.sqrt(np.trace(second) / n))
@@ -64,16 +59,6 @@ class WhitenedMoments:
         shifted = all_shifts(v) @ self.axes
         mean = np.einsum("...s,...sa->...a", rho, shifted)
         return mean, shifted - mean[..., None, :]
-
-    def each_shift(self, v: np.ndarray, rho: np.ndarray) -> np.ndarray:
-        """
-        :param v: Signal (n,).
-        :param rho: Density (n,), of sum one.
-        :return: Each shift of v and the products of its entries, both about the mean,
-            (n, n + n(n + 1)/2).
-        """
-        _, centred = self._shifts(v, rho)
-        return self._joined(centred, centred[:, :, None] * centred[:, None])
 
     def power_along_shifts(self, v: np.ndarray) -> np.ndarray:
         """
@@ -122,7 +107,9 @@ class ShiftSampling:
     """
 
     def __init__(self, data: WhitenedMoments, v: np.ndarray, rho: np.ndarray):
-        each = data.each_shift(v, rho)
+        # Each shift of v less the mean, and the products of its entries.
+        _, centred = data._shifts(v, rho)
+        each = data._joined(centred, centred[:, :, None] * centred[:, None])
         each -= rho @ each
         self._draws = np.sqrt(rho / data.n_observations)[:, None] * each
         powers, self._axes = np.linalg.eigh(self._draws @ self._draws.T)

@@ -1,7 +1,5 @@
 """Errors and times of methods on problems drawn from a family."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 
@@ -55,8 +53,6 @@ def score(
     batch_size: int = 1,
 ) -> str:
     """
-    Solve problems with known answers.
-
     :param method: A method of :func:`solve`, "network" for the package's trained
         `MixtureEncoder` alone, or "paper" for the paper's, as trained for k Gaussians.
     :param k: Number of Gaussians, which only "paper" is told.

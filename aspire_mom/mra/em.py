@@ -1,7 +1,5 @@
 """Expectation-maximisation on raw observations."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from aspire_mom.checks import check_positive

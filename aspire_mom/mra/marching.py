@@ -1,7 +1,5 @@
 """Frequency marching along the diagonals of the second moment."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from aspire_mom.mra.moments import FourierMoments

@@ -1,7 +1,5 @@
 """An encoder from moments to a few Gaussians."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The encoder of the paper: from moments to a signal and a density."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

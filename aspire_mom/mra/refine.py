@@ -1,10 +1,7 @@
 """Answers of trained encoders, and their refinement (section 5.1.2)."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -51,38 +48,36 @@ def predict(
     encoder, inputs = _prepared(encoder, moments, torch.float64)
     with torch.no_grad():
         v, rho = (x.numpy() for x in encoder(*inputs))
-    by_v, by_rho = _alignment(v, rho, _flat(moments))
+    by_v, by_rho = _alignment(v, rho, moments)
     return _final(shift(v, by_v), shift(rho, by_rho), moments)
 
 
 def _alignment(v, rho, moments) -> tuple[np.ndarray, np.ndarray]:
     """
-    Shifts a and b (batch,) such that v(· - a) and ρ(· - b), (batch, n), the outputs of
-    two networks, have the given moments. The peak of a correlation over the entries at
-    which ρ̃ does not wrap around determines a + b; the wrapped entries or the sign of ρ
-    determine the rest up to whole samples.
+    Shifts a and b (batch,) such that v(· - a) and ρ(· - b), (batch, n), have the given
+    moments. The peak of a correlation over the entries at which ρ̃ does not wrap around
+    determines a + b; the wrapped entries or the sign of ρ determine the rest.
     """
     n = v.shape[-1]
     k = np.arange(n)
     first, second = forward_moments(v, rho)
+    goals = tuple(x.numpy() for x in _tensors(moments, torch.float64))
     signed = np.fft.fftfreq(n, 1 / n)
     unwrapped = np.abs(signed[:, None] - signed) <= n / 2
-    by_lag = (unwrapped * second.conj() * moments.second)[:, k, (k - k[:, None]) % n]
-    norm = np.linalg.norm
-    first_power = norm(moments.first, axis=-1)[:, None] ** 2
-    second_power = norm(moments.second, axis=(-2, -1))[:, None] ** 2
-    match = first.conj() * moments.first / first_power + by_lag.sum(-1) / second_power
+    by_lag = (unwrapped * second.conj() * goals[1])[:, k, (k - k[:, None]) % n].sum(-1)
+    powers = [(np.abs(x.reshape(len(x), -1)) ** 2).sum(1)[:, None] for x in goals]
+    match = first.conj() * goals[0] / powers[0] + by_lag / powers[1]
     # The wave at an even n's Nyquist frequency cannot be shifted.
     kept = 2 * k != n
     total = best_shift(np.fft.ifft(kept).real, np.fft.ifft(kept * match).real)
 
     together, half = shift(v, total), slice(n // 2 + 1)
     around = np.arange(-(n // 2), n // 2 + 1)
-    power = np.einsum("...kk->...k", moments.second).real.clip(0)[..., around]
+    power = np.einsum("...kk->...k", goals[1]).real.clip(0)[..., around]
     moved, _ = from_half_spectra(
         np.fft.fft(together, norm="ortho")[:, half],
         np.fft.fft(rho)[:, half],
-        moments.second,
+        goals[1],
         entry_variance(power, moments),
     )
     by = total + best_shift(together, moved)
@@ -99,7 +94,7 @@ def refine_weights(
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     Align an encoder's outputs, then minimise the loss of eq. 26 with λ = ‖M̂1‖/‖M̂2‖
-    over its parameters θ by Adam. Each problem of a batch has its own copy of θ.
+    over its parameters by Adam. Each problem of a batch has its own copy of them.
 
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ); it stays unchanged.
     :param moments: Moments of one problem or of a batch.
@@ -123,14 +118,14 @@ def refine_weights(
     outputs = torch.vmap(one)
     with torch.no_grad():
         v, rho = (x.double().numpy() for x in outputs(parameters, *inputs))
-    by = [torch.tensor(x).float() for x in _alignment(v, rho, _flat(moments))]
+    by = [torch.tensor(x).float() for x in _alignment(v, rho, moments)]
 
     def pair() -> tuple[Tensor, Tensor]:
         v, rho = outputs(parameters, *inputs)
         return shift(v, by[0]), shift(rho, by[1])
 
-    options = n_steps, learning_rate, status
-    return _descend(pair, list(parameters.values()), moments, *options)
+    leaves, options = list(parameters.values()), (n_steps, learning_rate, status)
+    return _descend(pair, leaves, moments, *options)
 
 
 def refine_directly(
@@ -203,12 +198,8 @@ def _prepared(encoder: nn.Module, moments: FourierMoments, dtype):
     return copy.deepcopy(encoder).to("cpu", dtype).eval(), (first, second, *noise)
 
 
-def _flat(moments: FourierMoments) -> FourierMoments:
-    n = moments.first.shape[-1]
-    first, second = moments.first.reshape(-1, n), moments.second.reshape(-1, n, n)
-    return replace(moments, first=first, second=second)
-
-
 def _tensors(moments: FourierMoments, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    flat, dtype = _flat(moments), dtype.to_complex()
-    return torch.as_tensor(flat.first).to(dtype), torch.as_tensor(flat.second).to(dtype)
+    """Moments (batch, n) and (batch, n, n), of a real dtype's complex one."""
+    n, dtype = moments.first.shape[-1], dtype.to_complex()
+    first = torch.as_tensor(moments.first.reshape(-1, n), dtype=dtype)
+    return first, torch.as_tensor(moments.second.reshape(-1, n, n), dtype=dtype)

@@ -10,8 +10,6 @@ determine the sub-sample part of t, the circular mean lies within half a sample 
 otherwise it is exactly 0.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

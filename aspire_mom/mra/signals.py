@@ -1,7 +1,5 @@
 """Signals, densities of shifts and observations of multireference alignment."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -21,12 +19,10 @@ MEANS, STANDARD_DEVIATIONS = (-0.5, 0.5), (1 / 20, 1 / 10)
 class GaussianFamily:
     """
     The family of section 5.1: signals and densities are mixtures of k Gaussians of
-    equal weight on the unit segment, sampled at the middles of n cells,
-    x_j = (j + 1/2)/n - 1/2, and cut off at its ends. Means are uniform on the segment,
-    standard deviations uniform from 1/20 to 1/10.
+    equal weight on the unit segment, sampled at x_j = (j + 1/2)/n - 1/2 and cut off at
+    its ends. Means are uniform on the segment, standard deviations from 1/20 to 1/10.
 
     The paper does not state the scale of v, which decides how hard a given noise is.
-    Here v is a density on the unit segment, of mean one, by default.
 
     :param k: Gaussians in each of v and ρ.
     :param n: Sample points, at least 4.
@@ -49,8 +45,8 @@ class GaussianFamily:
         """
         :param count: Number of independent pairs.
         :param rng: Source of randomness.
-        :return: Signals v and densities ρ, (count, n) each, float64. Entry s of ρ is
-            the probability of a shift by s samples.
+        :return: Signals v and densities ρ, (count, n), float64. ρ[s] is the
+            probability of a shift by s samples.
         """
         return self.pair(self.draw_parameters(count, rng))
 
@@ -86,8 +82,8 @@ def observe(
     batch_size: int = 20_000,
 ) -> Iterator[np.ndarray]:
     """
-    Draw observations v(· - s_j) + ε_j (eq. 23): circular shifts by s_j samples, drawn
-    from ρ, and white noise.
+    Draw observations v(· - s_j) + ε_j (eq. 23), with circular shifts by s_j samples
+    drawn from ρ, and white noise.
 
     :param v: Signal (n,).
     :param rho: Probability (n,) of each shift 0, 1, …, n - 1, in samples.
@@ -96,11 +92,8 @@ def observe(
     :param rng: Source of randomness.
     :param batch_size: Observations held at once.
     :yield: Arrays (≤ batch_size, n), float64, N rows in all.
-    :raises ValueError: shapes that differ, or ρ is not a probability distribution.
     """
     v, rho = check_pair(v, rho)
-    if v.ndim != 1:
-        raise ValueError(f"v has shape {v.shape}; observations are of one signal (n,)")
     shifted = all_shifts(v)
     for start in range(0, n_observations, batch_size):
         count = min(batch_size, n_observations - start)

@@ -1,7 +1,5 @@
 """The spectral method of Abbe et al., and linear least squares for the density."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.optimize import minimize_scalar, nnls
 
@@ -19,9 +17,9 @@ OFFSETS = 16
 def spectral(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
     """
     Find v from an eigenvector of the second moment with its power spectrum divided out
-    (eq. 16; arXiv 1710.02590, algorithm 1), then ρ by linear least squares. The
-    eigenvector is used whose eigenvalue is farthest from all others. Frequencies whose
-    power is within three standard errors of 0 are left out: only rough signals suit.
+    (eq. 16; arXiv 1710.02590, algorithm 1), then ρ by linear least squares. Frequencies
+    whose power is within three standard errors of 0 are left out: only rough signals
+    suit.
 
     :param moments: Moments of one problem.
     :return: v and ρ, (n,) each, ρ a distribution.
@@ -31,6 +29,7 @@ def spectral(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
     modulus = np.sqrt(np.where(kept, power, 0))
     flatten = np.divide(1, modulus, out=np.zeros_like(modulus), where=kept)
     _, flat = to_samples(moments.first, flatten[:, None] * moments.second * flatten)
+    # Use the eigenvector whose eigenvalue is farthest from all others.
     values, vectors = np.linalg.eigh(flat)
     gaps = np.diff(values, prepend=-np.inf, append=np.inf)
     vector = vectors[:, np.argmax(np.minimum(gaps[:-1], gaps[1:]))]
@@ -74,9 +73,7 @@ def density_of_shifts(v: np.ndarray, moments: FourierMoments) -> np.ndarray:
     try:
         rho, _ = nnls(matrix, target, maxiter=50 * n)
     except RuntimeError:  # No convergence.
-        rho_hat = total / (weight + RIDGE**2)
-        rho_hat[0] = 1
-        return to_distribution(np.fft.ifft(rho_hat).real)
+        return to_distribution(np.linalg.lstsq(matrix, target)[0])
     return rho / rho.sum()
 
 
@@ -84,9 +81,8 @@ def fit_density_and_subsample_shift(
     v: np.ndarray, moments: FourierMoments
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Find the sub-sample shift of a signal, and the ρ ≥ 0, that fit the moments best. The
-    moments of a smooth signal hardly depend on a sub-sample shift, but not all such
-    shifts are compatible with ρ ≥ 0.
+    Find the sub-sample shift of a signal, and the ρ ≥ 0, that fit the moments best. Not
+    all such shifts are compatible with ρ ≥ 0.
 
     :param v: Signal (n,), known up to a shift.
     :param moments: Moments of one problem.

@@ -1,7 +1,5 @@
 """Supervised training of encoders (section 5.1.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
@@ -37,17 +35,14 @@ SEARCH = {"n_peaks": 1, "n_steps": 3}
 @dataclass(frozen=True)
 class Training(TrainingSettings):
     """
-    How to train an encoder: the fields of
-    :class:`~aspire_mom.training.TrainingSettings`, and which problems to draw.
+    How to train an encoder, and which problems to draw.
 
     :param ks: Numbers of Gaussians in v and ρ, in equal parts.
     :param n: Sample points.
     :param exact_share: Fraction of problems with exact moments; 1 for no noise.
     :param highest: Highest frequency of noisy moments, less than n/2; others are 0. All
         if None.
-    :param set_size: Size of a fixed training set, from which batches are drawn; None
-        draws every problem anew.
-    :raises ValueError: a number is out of range.
+    :param set_size: Size of a fixed training set; None draws every problem anew.
     """
 
     n_steps: int = 7_000
@@ -59,11 +54,6 @@ class Training(TrainingSettings):
     exact_share: float = 0.3
     highest: int | None = None
     set_size: int | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.exact_share <= 1:
-            raise ValueError(f"exact_share is {self.exact_share}; it must be 0 to 1")
 
 
 class _Problems(NamedTuple):
@@ -188,9 +178,8 @@ def _negative_log_likelihood(encoder: MixtureEncoder, problems: _Problems) -> Te
     """
     The mean over problems, up to a constant, for k and, given k, for v and ρ. An
     alternative of probability p at an error e (eq. 21) gives them the density
-    p exp(-d)/(e² + ERROR_SCALE²)^(TAIL_EXPONENT/2), so that alternatives near the truth
-    learn most. The distance d of parameters guides Gaussians where errors are flat: one
-    far from the window's ends would never learn that it is cut off.
+    p exp(-d)/(e² + ERROR_SCALE²)^(TAIL_EXPONENT/2). The distance d of parameters guides
+    Gaussians where errors are flat.
     """
     counts, pairs = encoder.hypotheses(*problems.inputs)
     true_count = problems.parameters[:, 0, 0].isfinite().sum(-1)

@@ -1,7 +1,5 @@
 """Encoders on disk, and those that come with the package."""
 
-from __future__ import annotations
-
 from importlib.resources import as_file, files
 from pathlib import Path
 

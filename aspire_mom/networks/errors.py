@@ -9,8 +9,6 @@ in the plane, which does not change in-plane averaged moments. So (v, ρ) has th
 of v(Sx) with views ρ(det(S) S d).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 

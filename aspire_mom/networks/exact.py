@@ -1,7 +1,5 @@
 """Moments without noise of batches of Gaussian mixtures, by spherical harmonics."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

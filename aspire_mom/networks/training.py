@@ -1,7 +1,5 @@
 """Supervised training of encoders."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

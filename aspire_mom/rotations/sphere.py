@@ -1,7 +1,5 @@
 """Spherical designs and spherical harmonics."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

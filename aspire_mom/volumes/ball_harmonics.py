@@ -1,7 +1,5 @@
 """Real volumes in a ball, expanded in spherical Bessel functions and harmonics."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

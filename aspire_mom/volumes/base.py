@@ -1,7 +1,5 @@
 """The interface of all volume models."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Filters and mirror images of volumes."""
 
-from __future__ import annotations
-
 import numpy as np
 from aspire.volume import Volume
 

@@ -1,7 +1,5 @@
 """The neural Fourier volume of Khoo, Paul & Sharon."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Fourier values of a volume on a grid of voxels, at any frequency."""
 
-from __future__ import annotations
-
 import finufft
 import numpy as np
 from aspire.numeric import fft

@@ -51,7 +51,8 @@ def test_whitening_is_that_of_the_covariance():
     v, rho = (x[0] for x in GaussianFamily(2, n=8).draw(1, rng))
     m = simulate_moments(v, rho, 10**5, 0.1, rng)
     data = WhitenedMoments(m)
-    each = data.each_shift(v, rho)
+    centred = data._shifts(v, rho)[1]
+    each = data._joined(centred, centred[:, :, None] * centred[:, None])
     centred = each - rho @ each
     covariance = np.eye(44) + centred.T @ (rho[:, None] * centred) / 10**5
     r = rng.standard_normal((3, 44))

@@ -125,8 +125,6 @@ def test_bad_settings(tmp_path):
         Training(n_steps=0)
     with pytest.raises(ValueError, match="learning_rate is -1"):
         Training(learning_rate=-1)
-    with pytest.raises(ValueError, match="exact_share is 2; it must be 0 to 1"):
-        Training(exact_share=2)
     path = tmp_path / "c"
     encoder = PaperEncoder(15, window=5, width=8)
     train(encoder, PAPERS, checkpoint=path, status=lambda s: True)
