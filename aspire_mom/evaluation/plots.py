@@ -68,9 +68,7 @@ def plot_fsc(
 
 
 def plot_slices(
-    volumes: Sequence[Volume],
-    titles: Sequence[str],
-    path: str | PathLike | None = None,
+    volumes: Sequence[Volume], titles: Sequence[str], path: str | PathLike | None = None
 ) -> Figure:
     """
     Draw the three central slices of volumes side by side, on one gray scale.

@@ -6,12 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from aspire.utils import Rotation
 from aspire.volume import Volume
-from scipy.ndimage import (
-    fourier_shift,
-    map_coordinates,
-    maximum_filter,
-    spline_filter,
-)
+from scipy.ndimage import fourier_shift, map_coordinates, maximum_filter, spline_filter
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation as Rotations
 from scipy.special import sph_harm_y_all

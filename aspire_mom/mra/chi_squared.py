@@ -1,12 +1,11 @@
 """
 The χ² of a signal and a density of shifts, given noisy moments.
 
-The entries of the moments have correlated errors. Those of the mean and the covariance
-of the observations are uncorrelated in the axes in which this covariance is diagonal,
-with entries λ: there, noise gives entry (a, b) the variance (σ²(λ_a + λ_b) + σ⁴)/N,
-twice that on the diagonal, and the mean σ²/N. The observed covariance is accurate
-enough to choose the axes. The N shifts drawn from ρ are a second source of errors. Its
-covariance has the rank n - 1, and :class:`ShiftSampling` divides it out.
+The errors of the observations' mean and covariance are uncorrelated in the axes in
+which this covariance is diagonal, with entries λ: there, noise gives entry (a, b) the
+variance (σ²(λ_a + λ_b) + σ⁴)/N, twice that on the diagonal, and the mean σ²/N. The N
+shifts drawn from ρ are a second source of errors. Its covariance has the rank n - 1,
+and :class:`ShiftSampling` divides it out.
 """
 
 from contextlib import suppress
@@ -15,7 +14,7 @@ import numpy as np
 from scipy import optimize
 
 from aspire_mom.mra.moments import FourierMoments, to_samples
-from aspire_mom.mra.signals import all_shifts
+from aspire_mom.mra.signals import Arrays, all_shifts
 
 # Least σ used in weights, relative to the root mean square of v; less makes the weights
 # span too many magnitudes.
@@ -55,7 +54,7 @@ class WhitenedMoments:
         second = second[..., self.upper[0], self.upper[1]] * self.scale
         return np.concatenate((self.mean_scale * mean, second), -1)
 
-    def _shifts(self, v, rho) -> tuple[np.ndarray, np.ndarray]:
+    def _shifts(self, v, rho) -> Arrays:
         shifted = all_shifts(v) @ self.axes
         mean = np.einsum("...s,...sa->...a", rho, shifted)
         return mean, shifted - mean[..., None, :]
@@ -136,9 +135,8 @@ def least_squares(
     data: WhitenedMoments, v: np.ndarray, rho: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """
-    Minimise the residuals over v and ρ by Levenberg-Marquardt steps. It stops where
-    noise explains the residuals. A weak prior keeps v and ρ near the start where the
-    moments do not determine them.
+    Minimise the residuals over v and ρ until noise explains them. A weak prior keeps v
+    and ρ near the start where the moments do not determine them.
 
     :param data: The moments.
     :param v: Start (n,).

@@ -4,7 +4,7 @@ import numpy as np
 
 from aspire_mom.checks import check_positive
 from aspire_mom.mra.shift_ambiguity import centre_density
-from aspire_mom.mra.signals import all_shifts, check_pair
+from aspire_mom.mra.signals import Arrays, all_shifts, check_pair
 
 # Observations handled at once.
 BATCH_SIZE = 20_000
@@ -18,14 +18,11 @@ def expectation_maximisation(
     *,
     n_steps: int = 500,
     tolerance: float = 1e-5,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Arrays:
     """
     Maximise the likelihood of observations (eq. 23) over v and ρ. Each step computes
-    the probabilities of the shifts of every observation,
-
-        p_js ∝ ρ[s] exp(y_j · v(· - s) / σ²).
-
-    v becomes the average of the y_j shifted back, and ρ the average of p_j.
+    the probabilities of shifts, p_js ∝ ρ[s] exp(y_j · v(· - s) / σ²). v becomes the
+    average of the y_j shifted back, and ρ the average of p_j.
 
     :param observations: y (N, n), real.
     :param sigma: Standard deviation of the noise, above 0.
@@ -34,8 +31,7 @@ def expectation_maximisation(
     :param n_steps: Most steps.
     :param tolerance: Relative change of v in a step below which it has converged.
     :return: v and ρ, (n,) each, ρ centred at shift 0.
-    :raises ValueError: shapes that do not match, no observations, values that are not
-        finite, a ρ that is no distribution, σ not above 0.
+    :raises ValueError: shapes that do not match, or values that are not finite.
     """
     observations, v = np.asarray(observations), np.asarray(v, float)
     n = observations.shape[-1] if observations.ndim else 0

@@ -25,7 +25,7 @@ from aspire_mom.mra.moments import (
     to_samples,
 )
 from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
-from aspire_mom.mra.signals import MIN_SIZE
+from aspire_mom.mra.signals import MIN_SIZE, Arrays
 from aspire_mom.mra.spectral import fit_density_and_subsample_shift, spectral
 from aspire_mom.threads import one_blas_thread
 
@@ -40,12 +40,8 @@ STAGES = (10**6, 1.0), (10**9, 0.1), (10**12, 0.0)
 FIT_TOLERANCE = 1e-6
 # Mean squared residual, in standard deviations of the noise, above which least squares
 # tries another start.
-MAX_MEAN_SQUARE = 2.0
-RANDOM_STARTS = 20
-NO_FIT = (
-    "No signal and density were found that fit the moments within their noise; the"
-    " best fit is returned."
-)
+MAX_MEAN_SQUARE, RANDOM_STARTS = 2.0, 20
+NO_FIT = "No v and ρ were found that fit the moments within their noise."
 # Rounding of exact moments relative to their total power.
 ROUNDING, SINGLE_ROUNDING, LOOSE = 1e-9, 1e-6, 1e-6
 # Standard errors beyond which a deviation is not noise.
@@ -69,9 +65,7 @@ class MRASolution:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
-        Write the solution to an .npz file, as arrays `v` and `rho`.
-
-        :param path: File to write.
+        :param path: File to write (.npz), with arrays `v` and `rho`.
         :param overwrite: Replace an existing file.
         """
         save_arrays(path, FORMAT, {"v": self.v, "rho": self.rho}, overwrite=overwrite)
@@ -106,20 +100,18 @@ class MRAInversion:
     Any (v(· - t), ρ(· + t)) has the same moments. The pair is returned whose ρ has its
     circular mean within half a sample of shift 0. Methods:
 
-    - "auto", "mixture": from exact moments marching, and least squares from other
-      starts if the result of marching does not fit them. From noisy ones, v and ρ as
-      one to three Gaussians each, fitted by least squares from the predictions of a
-      trained network. If noise does not explain that fit's χ², regularised least
-      squares is tried as well, and the result of lower BIC is returned.
+    - "auto", "mixture": from exact moments marching, and if its result does not fit
+      them, least squares from other starts. From noisy ones, one to three Gaussians for
+      v and for ρ, fitted from the predictions of a trained network. If noise does not
+      explain their χ², also least squares; the result of lower BIC is returned.
     - "marching": frequency marching along the diagonals of the second moment.
     - "least-squares": regularised least squares over v and ρ from marching.
     - "spectral": Abbe et al. (2018).
 
     :param moments: Moments of one problem, noise bias removed.
     :param method: One of the above.
-    :raises TypeError: moments that are not numbers.
-    :raises ValueError: an unknown method; moments that no real signal has; a constant
-        signal; a ρ that is uniform or periodic, with which v is not determined.
+    :raises ValueError: moments that no real signal has; a constant signal; a ρ that is
+        uniform or periodic, with which v is not determined.
     """
 
     def __init__(self, moments: FourierMoments, *, method: Method = "auto"):
@@ -136,7 +128,7 @@ class MRAInversion:
         mean = self.moments.first[0].real / np.sqrt(len(v))
         return MRASolution(v + (mean - v.mean()), rho)
 
-    def _pair(self) -> tuple[np.ndarray, np.ndarray]:
+    def _pair(self) -> Arrays:
         if self.method == "spectral":
             return spectral(self.moments)
         v, rho = march(self.moments)
@@ -155,7 +147,7 @@ class MRAInversion:
             v, rho, _ = fit
         return centre_density(v, to_distribution(rho))
 
-    def _solve_exact(self, v, rho) -> tuple[np.ndarray, np.ndarray]:
+    def _solve_exact(self, v, rho) -> Arrays:
         """The first that fits the exact moments: marching's result, this with the
         density fitted again, or the result of least squares from other starts."""
         if self._fits(v, rho):
@@ -204,7 +196,7 @@ class MRAInversion:
             logger.warning(NO_FIT)
         return best
 
-    def _starts(self, v, rho) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _starts(self, v, rho) -> Iterator[Arrays]:
         yield v, rho
         yield spectral(self.moments)
         n, rng = len(v), np.random.default_rng(0)
@@ -223,7 +215,7 @@ def solve(
     n_observations: int | None = None,
     sigma: float = 0.0,
     method: Method = "auto",
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Arrays:
     """
     Run :class:`MRAInversion` for one problem or for each of a batch.
 
@@ -256,7 +248,7 @@ def _checked(moments: FourierMoments) -> FourierMoments:
     N, sigma = moments.n_observations, moments.sigma
     for name, values in (("first", first), ("second", second)):
         if values.dtype.kind not in "fiuc":
-            raise TypeError(f"{name} has dtype {values.dtype}; it must be numbers")
+            raise ValueError(f"{name} has dtype {values.dtype}; it must be numbers")
         if not np.isfinite(values).all():
             raise ValueError(f"{name} has values that are NaN or infinite")
     n = first.size
@@ -279,8 +271,8 @@ def _checked(moments: FourierMoments) -> FourierMoments:
     if max(*off, asymmetry) > LOOSE * np.abs(second).max():
         raise ValueError(
             "the moments are not those of real signals in numpy.fft.fftfreq order:"
-            " there second is Hermitian, and values at opposite frequencies are complex"
-            " conjugates"
+            " values at opposite frequencies must be complex conjugates, and second"
+            " Hermitian"
         )
     _check_noise_bias(first, second, N, sigma, tolerance)
     _check_determined(second, N, sigma, tolerance)
@@ -324,7 +316,7 @@ def _check_determined(second, N, sigma, tolerance) -> None:
     if not varied[1:].any():
         raise ValueError(
             "the signal is constant to within noise: second has no power but at"
-            " frequency 0, so that shifts change nothing and rho cannot be found"
+            " frequency 0, so that rho cannot be found"
         )
     k, lags = np.arange(n), np.arange(1, n // 2 + 1)
     l = (k - lags[:, None]) % n

@@ -4,6 +4,7 @@ import numpy as np
 
 from aspire_mom.mra.moments import FourierMoments
 from aspire_mom.mra.shift_ambiguity import from_half_spectra
+from aspire_mom.mra.signals import Arrays
 
 # Rounding of exact moments relative to the signal's power, which acts like noise.
 ROUNDING = 1e-15
@@ -13,14 +14,14 @@ SIGNIFICANT = 3.0
 SWEEPS = 2
 
 
-def march(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
+def march(moments: FourierMoments) -> Arrays:
     """
     Solve v̂(k) ρ̃(k - l) conj v̂(l) = second[k, l] (eq. 15) frequency by frequency, in
     the shift at which arg ρ̃(1) = 0.
 
     With v̂ and ρ̃ known below k, v̂(k) follows from the entries (k, l), 0 < l < k, by
-    weighted least squares, and then ρ̃(k) from all pairs of frequencies up to k that lie
-    k apart. Coefficients below three standard errors are set to 0. The first moment
+    weighted least squares, and then ρ̃(k) from all pairs of frequencies that lie k
+    apart. Coefficients below three standard errors are set to 0. The first moment
     replaces row and column 0. Pairs more than n/2 apart, at which ρ̃ wraps around, only
     serve to find the sub-sample part of the shift.
 
@@ -54,8 +55,7 @@ class _March:
         self.modulus = np.sqrt(power)
         self.variance = entry_variance(power, moments)
         self.modulus_weight = 4 * power / np.diag(self.variance)
-        # Row 0 becomes v̂(k) ρ̃(k) = first[k], times a constant in place of v̂(0), which
-        # may be 0.
+        # A constant takes the place of v̂(0), which may be 0.
         unit = np.sqrt(power.mean())
         self.entries[:, K] = moments.first[signed % n] * unit
         self.entries[K] = self.entries[:, K].conj()

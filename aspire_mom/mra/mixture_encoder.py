@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from aspire_mom.checks import check_integer
 
-# Highest frequency in use: Gaussians of the reference family are gone there.
+# Highest frequency in use, where the reference family has no power left.
 HIGHEST = 9
 # Least power relative to the mean's, about the rounding of float32.
 LEAST_POWER = 1e-6
@@ -52,10 +52,10 @@ class MixtureEncoder(nn.Module):
 
     1. v and ρ each come in a window of their own, at the ends of which the family cuts
        them off. `predict` brings them to one shift.
-    2. Moments are scaled to mean 1 and shifted to arg first[1] = 0. Features are the
-       logarithms of the powers |v̂(k)|², the coherences second[k, l]/(|v̂(k)| |v̂(l)|),
-       of modulus |ρ̃(k - l)|, for frequencies up to 9, and the noise level. They hardly
-       depend on n, so that one set of parameters serves every n from 19.
+    2. Moments are scaled to mean 1 and shifted to arg first[1] = 0. Features are
+       log |v̂(k)|² and the coherences second[k, l]/(|v̂(k)| |v̂(l)|), for frequencies up
+       to 9, and the noise level. They hardly depend on n: one network serves every n
+       from 19.
     3. Data with Im second[2, 1] < 0 are reversed, and centres reversed back, so that
        reversing the data reverses the answer exactly.
     4. Curves with different windows or Gaussians can look alike. The network gives
@@ -113,32 +113,25 @@ class MixtureEncoder(nn.Module):
         n, rows = first.shape[-1], torch.arange(len(first), device=first.device)
         counts, pairs = self.hypotheses(first, second, mean_variance, sigma)
         curves = [
-            h.curves(n)[rows, h.log_probabilities.argmax(-1)]
-            for pair in pairs
-            for h in pair
+            h.curves(n)[rows, h.log_probabilities.argmax(-1)] for h in sum(pairs, ())
         ]
         curves = torch.stack(curves).unflatten(0, (-1, 2))
         v, rho = curves[counts.argmax(-1), :, rows].unbind(1)
         return first[:, :1].real * math.sqrt(n) * v, rho
 
-    def hypotheses(
-        self, first: Tensor, second: Tensor, mean_variance: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, list[tuple[Hypotheses, Hypotheses]]]:
+    def hypotheses(self, *inputs: Tensor) -> tuple[Tensor, list[tuple]]:
         """
-        :param first: First moments (batch, n), as for :meth:`forward`.
-        :param second: Second moments (batch, n, n).
-        :param mean_variance: σ²/N (batch,).
-        :param sigma: σ (batch,).
+        :param inputs: Those of :meth:`forward`.
         :return: Log probabilities of 1, 2, … Gaussians, (batch, most), and for each of
-            these numbers the alternatives for v and for ρ.
+            these numbers a pair of :class:`Hypotheses`, for v and for ρ.
         """
-        check_integer("n", first.shape[-1], MIN_SIZE)
-        features, direction = self._features(first, second, mean_variance, sigma)
+        check_integer("n", inputs[0].shape[-1], MIN_SIZE)
+        features, direction = self._features(*inputs)
         x = self.enter(features)
         for block in self.blocks:
             x = x + block(x)
         *parts, counts = self.leave(x).split([*self.sizes, self.most], -1)
-        low, high = (math.log(width) for width in WIDTHS)
+        low, high = map(math.log, WIDTHS)
         curves = []
         for part in parts:
             part = part.unflatten(-1, (self.alternatives, -1))
@@ -150,9 +143,7 @@ class MixtureEncoder(nn.Module):
         pairs = list(zip(curves[::2], curves[1::2], strict=True))
         return counts.log_softmax(-1), pairs
 
-    def _features(
-        self, first: Tensor, second: Tensor, mean_variance: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _features(self, first, second, mean_variance, sigma) -> tuple[Tensor, Tensor]:
         """Features (batch, n_features), and -1 for reversed data, else 1, (batch,)."""
         mean = first[:, :1].real
         variance = mean_variance[:, None] / mean**2

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from aspire_mom.files import load_npz
-from aspire_mom.mra.signals import Array, all_shifts, check_pair
+from aspire_mom.mra.signals import Array, Arrays, all_shifts, check_pair
 
 # Fraction of the second moment's eigenvectors, those of least power, from which the
 # noise level is estimated.
@@ -140,8 +140,6 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     for name in ("first", "second"):
         if name not in arrays:
             raise ValueError(f"{path} has no array {name}")
-        if (dtype := arrays[name].dtype).kind not in "fiuc":
-            raise ValueError(f"{path}: {name} holds {dtype}; it must be numbers")
     N, known = (_number(path, arrays, name) for name in ("n_observations", "sigma"))
     if sigma is not None and known not in (None, sigma):
         raise ValueError(f"sigma is {sigma:g}, but {path} has a sigma of {known:g}")
@@ -219,7 +217,7 @@ def simulate_moments(
     return FourierMoments(first @ spectra, second, n_observations, float(sigma))
 
 
-def to_fourier(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def to_fourier(first: np.ndarray, second: np.ndarray) -> Arrays:
     """
     :param first: E v_j on sample points, (..., n).
     :param second: E v_j v_jᵀ, (..., n, n).
@@ -229,7 +227,7 @@ def to_fourier(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.fft.fft(first, norm="ortho"), np.fft.ifft(rows, norm="ortho")
 
 
-def to_samples(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def to_samples(first: np.ndarray, second: np.ndarray) -> Arrays:
     """
     Invert :func:`to_fourier`, for moments of real signals.
 

@@ -6,9 +6,7 @@ from torch import Tensor, nn
 from aspire_mom.checks import check_integer
 
 # Appendix A.1: slope of the leaky ReLU, and channels of the two branches stacked.
-SLOPE = 0.02
-STACKED = 6
-MIN_SIZE = 8
+SLOPE, STACKED, MIN_SIZE = 0.02, 6, 8
 
 
 class PaperEncoder(nn.Module):
@@ -19,11 +17,10 @@ class PaperEncoder(nn.Module):
     channel. Periodic convolutions bring each moment to 3 channels; these are stacked to
     6, and more convolutions and fully connected layers follow, with LeakyReLU(0.02).
 
-    Where the text is silent, the window of 15, the 256 wide layer and the softmax on ρ
-    are those of the authors' published code. Ours: two convolutions before stacking and
-    two after, with 6 hidden channels; each moment is scaled to unit RMS, and v
-    multiplied by its mean, first[0]/√n; the output is v on the sample points, not its
-    DFT v̂(K₁). v and ρ each come out at a shift of their own.
+    The window, the width and the softmax on ρ are those of the authors' published code.
+    Ours: two convolutions before stacking and two after, with 6 hidden channels; each
+    moment is scaled to unit RMS, and v multiplied by its mean, first[0]/√n; the output
+    is v, not its DFT v̂(K₁). v and ρ each come out at a shift of their own.
 
     :param n: Sample points, at least 8.
     :param window: Convolution window, odd, less than 2n.
@@ -77,12 +74,9 @@ class _Branches(nn.Module):
 
 def _convolutions(window: int, before: int, after: int) -> nn.Sequential:
     periodic = {"padding": "same", "padding_mode": "circular"}
-    return nn.Sequential(
-        nn.Conv1d(before, STACKED, window, **periodic),
-        nn.LeakyReLU(SLOPE),
-        nn.Conv1d(STACKED, after, window, **periodic),
-        nn.LeakyReLU(SLOPE),
-    )
+    first = nn.Conv1d(before, STACKED, window, **periodic)
+    last = nn.Conv1d(STACKED, after, window, **periodic)
+    return nn.Sequential(first, nn.LeakyReLU(SLOPE), last, nn.LeakyReLU(SLOPE))
 
 
 def _field(moment: Tensor) -> Tensor:

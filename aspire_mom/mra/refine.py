@@ -16,7 +16,7 @@ from aspire_mom.mra.shift_ambiguity import (
     from_half_spectra,
     to_distribution,
 )
-from aspire_mom.mra.signals import check_pair, shift
+from aspire_mom.mra.signals import Arrays, check_pair, shift
 
 # Least probability of a shift in the start of a direct refinement.
 LEAST_PROBABILITY = 1e-6
@@ -37,9 +37,7 @@ class RefinementStatus(NamedTuple):
 Status = Callable[[RefinementStatus], bool | None]
 
 
-def predict(
-    encoder: nn.Module, moments: FourierMoments
-) -> tuple[np.ndarray, np.ndarray]:
+def predict(encoder: nn.Module, moments: FourierMoments) -> Arrays:
     """
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
     :param moments: Moments of one problem or of a batch.
@@ -52,11 +50,11 @@ def predict(
     return _final(shift(v, by_v), shift(rho, by_rho), moments)
 
 
-def _alignment(v, rho, moments) -> tuple[np.ndarray, np.ndarray]:
+def _alignment(v, rho, moments) -> Arrays:
     """
     Shifts a and b (batch,) such that v(· - a) and ρ(· - b), (batch, n), have the given
     moments. The peak of a correlation over the entries at which ρ̃ does not wrap around
-    determines a + b; the wrapped entries or the sign of ρ determine the rest.
+    determines a + b; the wrapped entries determine the rest.
     """
     n = v.shape[-1]
     k = np.arange(n)
@@ -91,7 +89,7 @@ def refine_weights(
     n_steps: int = 3000,
     learning_rate: float = 1e-4,
     status: Status | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Arrays:
     """
     Align an encoder's outputs, then minimise the loss of eq. 26 with λ = ‖M̂1‖/‖M̂2‖
     over its parameters by Adam. Each problem of a batch has its own copy of them.
@@ -136,7 +134,7 @@ def refine_directly(
     n_steps: int = 3000,
     learning_rate: float = 1e-3,
     status: Status | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Arrays:
     """
     Minimise the loss of eq. 26, as :func:`refine_weights`, over v and ρ = softmax(z)
     themselves.

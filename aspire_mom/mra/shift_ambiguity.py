@@ -5,9 +5,9 @@ The shift ambiguity: (v(· - t), ρ(· + t)) has the same moments for every t. E
 and reversing the data reverses both.
 
 Only shifts by whole samples keep all moments exactly. Others change the entries (k, l)
-with |k - l| > n/2, at which ρ̃ wraps around. Where these entries or the sign of ρ
-determine the sub-sample part of t, the circular mean lies within half a sample of 0;
-otherwise it is exactly 0.
+with |k - l| > n/2, at which ρ̃ wraps around. Where these entries determine the
+sub-sample part of t, the circular mean lies within half a sample of 0; otherwise it is
+exactly 0.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aspire_mom.mra.signals import shift
+from aspire_mom.mra.signals import Arrays, shift
 
 # Points per sample on which the correlation is first searched, and how many of its
 # highest peaks are refined: a peak's height on this grid is known to 0.5 %.
@@ -25,8 +25,6 @@ PEAKS = 6
 NEWTON_STEPS = 12
 # Standard errors by which wrapped entries must stand out to decide.
 DECISIVE = 4.0
-# Negative mass that a shift by part of a sample must remove to be preferred.
-NEGATIVE = 1e-6
 
 
 def shift_error(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
@@ -35,7 +33,6 @@ def shift_error(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
     :param estimate: Estimates (..., n), real, which broadcast against them.
     :return: Relative errors up to a shift (eq. 21), inf over real s of ‖truth(· - s) -
         estimate‖ / ‖truth‖, (...,), float64. That of an exact answer is below 1e-9.
-    :raises ValueError: lengths that differ, values that are not finite, a truth of 0.
     """
     return squared_errors(*_check(truth, estimate)).sqrt().numpy()
 
@@ -45,7 +42,6 @@ def best_shift(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
     :param truth: Signals or densities (..., n), real.
     :param estimate: Estimates (..., n).
     :return: Shifts s (...,) of least error (eq. 21), in samples, in [-n/2, n/2).
-    :raises ValueError: lengths that differ, values that are not finite, a truth of 0.
     """
     return _best_shift(*_check(truth, estimate), PEAKS, NEWTON_STEPS).numpy()
 
@@ -67,13 +63,12 @@ def squared_errors(
     return residual.square().sum(-1) / truth.square().sum(-1)
 
 
-def centre_density(v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def centre_density(v: np.ndarray, rho: np.ndarray) -> Arrays:
     """
-    Move pairs by whole samples so that ρ's circular mean is within half of one of 0.
-
     :param v: Signals (..., n).
     :param rho: Densities (..., n).
-    :return: v and ρ, rolled in opposite directions.
+    :return: v and ρ, rolled in opposite directions so that ρ's circular mean is within
+        half a sample of 0.
     """
     n = v.shape[-1]
     mean = -np.angle(np.fft.fft(rho)[..., 1]) * n / (2 * np.pi)
@@ -84,20 +79,18 @@ def centre_density(v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def from_half_spectra(
     v_hat: np.ndarray, rho_hat: np.ndarray, second: np.ndarray, variance: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Arrays:
     """
-    Compute pairs on the sample points from coefficients known up to a real shift.
+    Find the sub-sample shift of pairs whose coefficients are known up to a shift.
 
-    :param v_hat: Unitary coefficients at frequencies 0 … n//2, (..., n//2 + 1).
-    :param rho_hat: Coefficients ρ̃ at the same frequencies; ρ̃(0) = 1.
+    :param v_hat: v̂(0) … v̂(n//2), (..., n//2 + 1).
+    :param rho_hat: ρ̃ at the same frequencies; ρ̃(0) = 1.
     :param second: Second moments (..., n, n).
-    :param variance: Variance of the noise in their entries at signed frequencies
-        -(n//2) … n//2.
-    :return: v and ρ, (..., n), ρ ≥ 0 summing to one.
+    :param variance: Variance of their entries at frequencies -(n//2) … n//2.
+    :return: v and ρ, (..., n), ρ a distribution.
     """
     n = second.shape[-1]
-    by, decided = _wrapped_offset(v_hat, rho_hat, second, variance)
-    by = np.where(decided, by, _least_negative_offset(rho_hat, n))
+    by = _wrapped_offset(v_hat, rho_hat, second, variance)
     phase = np.exp(2j * np.pi / n * by[..., None] * np.arange(n // 2 + 1))
     v = np.fft.irfft(v_hat * phase, n, norm="ortho")
     rho = np.fft.irfft(rho_hat * phase.conj(), n)
@@ -161,11 +154,9 @@ def _check(truth: np.ndarray, estimate: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _wrapped_offset(v_hat, rho_hat, second, variance):
-    """
-    Shift off the sample points, in (-1/2, 1/2] samples, and whether it stands out of
-    the noise. On the sample points, wrapped entries are v̂(k) conj v̂(l) ρ̃(k - l - n);
-    t samples away that product is exp(-2πi t) times them.
-    """
+    """Shift off the sample points, in (-1/2, 1/2] samples; 0 if it does not stand out
+    of the noise. On the sample points, wrapped entries are v̂(k) conj v̂(l) ρ̃(k - l - n);
+    t samples away that product is exp(-2πi t) times them."""
     n = second.shape[-1]
     K = n // 2
     signed = np.arange(-K, K + 1)
@@ -179,25 +170,4 @@ def _wrapped_offset(v_hat, rho_hat, second, variance):
     precision = (weights * np.abs(model) ** 2).sum(-1)
     total = match.sum(-1)
     decided = np.abs(total) > DECISIVE * np.sqrt(precision)
-    return np.angle(total) / (2 * np.pi), decided & (precision > 0)
-
-
-def _least_negative_offset(rho_hat, n):
-    """The shift, in samples, of least negative mass in ρ, 0 where all are alike: a
-    density with a jump rings between the sample points."""
-    best, step = np.zeros(rho_hat.shape[:-1]), 1 / 16
-    k = np.arange(n // 2 + 1)
-
-    def negative(by):
-        phase = np.exp(-2j * np.pi / n * by[..., None] * k)
-        rho = np.fft.irfft(rho_hat[..., None, :] * phase, n)
-        return -np.minimum(rho, 0).sum(-1)
-
-    unmoved = negative(best[..., None])[..., 0]
-    while step > 1e-10:
-        tried = best[..., None] + step * np.arange(-8, 8)
-        mass = negative(tried)
-        at = np.argmin(mass, -1)[..., None]
-        best = np.take_along_axis(tried, at, -1)[..., 0]
-        step /= 6
-    return np.where(mass.min(-1) < unmoved - NEGATIVE, best, 0)
+    return np.where(decided & (precision > 0), np.angle(total) / (2 * np.pi), 0)

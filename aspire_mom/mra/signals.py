@@ -10,6 +10,7 @@ import torch
 from aspire_mom.checks import check_choice, check_integer
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
+Arrays = tuple[np.ndarray, np.ndarray]
 MIN_SIZE = 4
 # Ranges of the family's means and standard deviations, in segments.
 MEANS, STANDARD_DEVIATIONS = (-0.5, 0.5), (1 / 20, 1 / 10)
@@ -39,9 +40,7 @@ class GaussianFamily:
         check_integer("n", self.n, MIN_SIZE)
         check_choice("scale", self.scale, ("density", "unit"))
 
-    def draw(
-        self, count: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, count: int, rng: np.random.Generator) -> Arrays:
         """
         :param count: Number of independent pairs.
         :param rng: Source of randomness.
@@ -60,7 +59,7 @@ class GaussianFamily:
         drawn = [rng.uniform(*each, (count, self.k)) for each in limits]
         return np.stack(drawn, 1).reshape(count, 2, 2, self.k)
 
-    def pair(self, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def pair(self, parameters: np.ndarray) -> Arrays:
         """
         :param parameters: As :meth:`draw_parameters` gives them.
         :return: v and ρ, as :meth:`draw` gives them.
@@ -128,7 +127,7 @@ def shift(signal: Array, by: Array | float) -> Array:
     return np.fft.irfft(np.fft.rfft(signal) * phase, n)
 
 
-def check_pair(v: np.ndarray, rho: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def check_pair(v: np.ndarray, rho: np.ndarray) -> Arrays:
     """
     :param v: Signals (..., n).
     :param rho: Probabilities of shifts (..., n).

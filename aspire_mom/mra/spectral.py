@@ -6,7 +6,7 @@ from scipy.optimize import minimize_scalar, nnls
 from aspire_mom.mra.marching import SIGNIFICANT, entry_variance
 from aspire_mom.mra.moments import FourierMoments, relative_errors, to_samples
 from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
-from aspire_mom.mra.signals import shift
+from aspire_mom.mra.signals import Arrays, shift
 
 # Relative weight of ρ's norm, which decides where the moments leave ρ open.
 RIDGE = 1e-7
@@ -14,7 +14,7 @@ RIDGE = 1e-7
 OFFSETS = 16
 
 
-def spectral(moments: FourierMoments) -> tuple[np.ndarray, np.ndarray]:
+def spectral(moments: FourierMoments) -> Arrays:
     """
     Find v from an eigenvector of the second moment with its power spectrum divided out
     (eq. 16; arXiv 1710.02590, algorithm 1), then ρ by linear least squares. Frequencies
@@ -77,9 +77,7 @@ def density_of_shifts(v: np.ndarray, moments: FourierMoments) -> np.ndarray:
     return rho / rho.sum()
 
 
-def fit_density_and_subsample_shift(
-    v: np.ndarray, moments: FourierMoments
-) -> tuple[np.ndarray, np.ndarray]:
+def fit_density_and_subsample_shift(v: np.ndarray, moments: FourierMoments) -> Arrays:
     """
     Find the sub-sample shift of a signal, and the ρ ≥ 0, that fit the moments best. Not
     all such shifts are compatible with ρ ≥ 0.

@@ -108,7 +108,7 @@ def test_refusals(tmp_path, exact, raw):
     np.savez(broken, **arrays, n_observations=np.nan)
     assert "must be a finite number" in refused("solve", broken, *out)
     np.savez(broken, **{**arrays, "first": np.full(41, "x")})
-    assert "first holds <U1; it must be numbers" in refused("solve", broken, *out)
+    assert "first has dtype <U1; it must be numbers" in refused("solve", broken, *out)
     np.savez(broken, first=arrays["first"], second=arrays["second"][:3])
     assert "they must be (n,) and (n, n)" in refused("solve", broken, *out)
     np.savez(broken, **arrays, sigma=2.0)
