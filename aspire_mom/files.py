@@ -170,7 +170,7 @@ def contents_of(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{path} lacks {error}") from error
     except (ArithmeticError, AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path} is damaged or incomplete") from error
-    except ValueError as error:
+    except (EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 

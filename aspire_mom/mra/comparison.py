@@ -28,7 +28,7 @@ def draw_test(
     sigma: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, FourierMoments]:
     """
-    Draw problems from a stream of random numbers that training does not use.
+    Draw problems that training does not use.
 
     :param family: Family of v and ρ.
     :param count: Number of problems.

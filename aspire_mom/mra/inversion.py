@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from aspire_mom.checks import check_choice, check_integer
-from aspire_mom.files import contents_of, load_arrays, save_arrays
+from aspire_mom.files import load_arrays, save_arrays
 from aspire_mom.mra.chi_squared import WhitenedMoments, least_squares
 from aspire_mom.mra.marching import march
 from aspire_mom.mra.mixture_fit import fit_mixture
@@ -33,8 +33,8 @@ FORMAT = "aspire_mom.MRASolution.1"
 logger = logging.getLogger(__name__)
 
 Method = Literal["auto", "spectral", "marching", "least-squares", "mixture"]
-# Noise levels (N, and σ relative to the signal's root mean square) whose weights least
-# squares uses in turn on exact moments. Those of strong noise leave fewer local minima.
+# Noise levels (N, and σ relative to the signal's root mean square) that least squares
+# assumes in turn on exact moments. Strong noise leaves fewer local minima.
 STAGES = (10**6, 1.0), (10**9, 0.1), (10**12, 0.0)
 # Largest relative error with which a signal and a density fit exact moments.
 FIT_TOLERANCE = 1e-6
@@ -76,9 +76,7 @@ class MRASolution:
         :param path: A file that :meth:`save` has written.
         :return: The solution.
         """
-        arrays, _ = load_arrays(path, FORMAT)
-        with contents_of(path):
-            return cls(arrays["v"], arrays["rho"])
+        return cls(**load_arrays(path, FORMAT)[0])
 
     def plot(self) -> Figure:
         """
@@ -171,8 +169,8 @@ class MRAInversion:
         return max(error, second_error) < FIT_TOLERANCE
 
     def _least_squares(self, v, rho) -> tuple[np.ndarray, np.ndarray, float]:
-        """Least squares from marching, or, where that fails as it does for signals
-        whose spectrum has gaps, from the spectral method and from random phases."""
+        """Least squares from marching, or, where that fails because the spectrum has
+        gaps, from the spectral method and from random phases."""
         moments = self.moments
         stages = [(moments.n_observations, moments.sigma)]
         if moments.n_observations is None:
@@ -222,8 +220,7 @@ def solve(
     :param first: First moments (..., n), complex, as :class:`FourierMoments` has them.
     :param second: Second moments (..., n, n), complex, noise bias removed.
     :param n_observations: Number of observations; None for exact moments.
-    :param sigma: Standard deviation of the noise per sample, in v's units; it counts
-        only with `n_observations`.
+    :param sigma: Standard deviation of the noise; counts only with `n_observations`.
     :param method: See :class:`MRAInversion`.
     :return: v (..., n) and ρ (..., n).
     :raises ValueError: batches that differ, or as :class:`MRAInversion`.

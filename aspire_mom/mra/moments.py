@@ -20,11 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from aspire_mom.files import load_npz
+from aspire_mom.files import contents_of, load_npz
 from aspire_mom.mra.signals import Array, Arrays, all_shifts, check_pair
 
-# Fraction of the second moment's eigenvectors, those of least power, from which the
-# noise level is estimated.
+# Fraction of the second moment's eigenvectors from which σ is estimated.
 NOISE_FRACTION = 1 / 8
 BATCH_SIZE = 20_000
 
@@ -54,12 +53,9 @@ class FourierMoments:
 
 def forward_moments(v: Array, rho: Array) -> tuple[Array, Array]:
     """
-    Return the moments of signals and densities (eq. 6, 25). NumPy arrays and PyTorch
-    tensors are accepted; gradients flow through tensors.
-
-    :param v: Real signals (..., n).
+    :param v: Real signals (..., n), an array, or a tensor through which gradients flow.
     :param rho: Densities of shifts (..., n); any real values.
-    :return: First (..., n) and second moment (..., n, n), complex.
+    :return: First (..., n) and second moment (..., n, n), complex (eq. 6, 25).
     """
     fft = torch.fft.fft if isinstance(v, torch.Tensor) else np.fft.fft
     k = np.arange(v.shape[-1])
@@ -83,10 +79,9 @@ def estimate_moments(
     """
     Average the moments of observations in one pass (eq. 24).
 
-    If σ is not given, σ² is the mean power along the n/8 eigenvectors of the second
-    moment that have the least. These hold no signal if v is smooth or many shifts do
-    not occur; otherwise σ is too large. Eigenvectors are those of even batches and
-    powers those of odd ones, and vice versa, which avoids a bias to low values.
+    If σ is not given, σ² is the mean power along the n/8 weakest eigenvectors of the
+    second moment: too large if these hold signal. Eigenvectors are those of even
+    batches and powers those of odd ones, and vice versa, which avoids a low bias.
 
     :param batches: Arrays of observations (any number, n), real.
     :param sigma: Standard deviation of the noise; estimated if None.
@@ -129,7 +124,6 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     :param sigma: Standard deviation of the noise, where the file does not say;
         observations without it have it estimated.
     :return: The moments, noise bias removed.
-    :raises FileNotFoundError: no such file.
     :raises ValueError: the file cannot be read, or its arrays are of another kind.
     """
     if path.suffix == ".npy":
@@ -137,31 +131,19 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     if path.suffix != ".npz":
         raise ValueError(f"{path}: its name must end in .npz (moments) or .npy")
     arrays = load_npz(path)
-    for name in ("first", "second"):
-        if name not in arrays:
-            raise ValueError(f"{path} has no array {name}")
-    N, known = (_number(path, arrays, name) for name in ("n_observations", "sigma"))
+    with contents_of(path):
+        first, second = arrays["first"], arrays["second"]
+        given = (arrays.get(name) for name in ("n_observations", "sigma"))
+        N, known = (None if value is None else value.item() for value in given)
     if sigma is not None and known not in (None, sigma):
         raise ValueError(f"sigma is {sigma:g}, but {path} has a sigma of {known:g}")
-    # An N that is no integer is refused later.
-    N = int(N) if N is not None and N.is_integer() else N
-    return FourierMoments(arrays["first"], arrays["second"], N, known or sigma or 0.0)
-
-
-def _number(path: Path, arrays: dict, name: str) -> float | None:
-    value = arrays.get(name)
-    if value is None:
-        return None
-    if value.shape != () or value.dtype.kind not in "iuf" or not np.isfinite(value):
-        raise ValueError(f"{path}: {name} is {value!r}; it must be a finite number")
-    return float(value)
+    N = int(N) if isinstance(N, float) and N.is_integer() else N
+    return FourierMoments(first, second, N, known or sigma or 0.0)
 
 
 def _from_observations(path: Path, sigma: float | None) -> FourierMoments:
-    try:
+    with contents_of(path):
         observations = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as an array: {error}") from error
     if observations.ndim != 2 or observations.dtype.kind not in "iuf":
         found = f"{observations.dtype} of shape {observations.shape}"
         raise ValueError(f"{path} holds {found}; observations are real, (N, n)")
@@ -194,8 +176,7 @@ def simulate_moments(
     :param n_observations: N.
     :param sigma: Standard deviation of the noise.
     :param rng: Source of randomness.
-    :param highest: Highest frequency to draw, less than n/2; moments at higher ones are
-        set to 0. All if None.
+    :param highest: Highest frequency to draw, less than n/2; others are 0. All if None.
     :return: Moments with one independent draw for each signal.
     """
     v, rho = check_pair(v, rho)
@@ -229,11 +210,9 @@ def to_fourier(first: np.ndarray, second: np.ndarray) -> Arrays:
 
 def to_samples(first: np.ndarray, second: np.ndarray) -> Arrays:
     """
-    Invert :func:`to_fourier`, for moments of real signals.
-
     :param first: E v̂_j, (..., n).
     :param second: E v̂_j v̂_j*, (..., n, n).
-    :return: E v_j and E v_j v_jᵀ, real.
+    :return: E v_j and E v_j v_jᵀ, real: the inverse of :func:`to_fourier`.
     """
     rows = np.fft.ifft(second, axis=-2, norm="ortho")
     second = np.fft.fft(rows, norm="ortho").real

@@ -18,10 +18,9 @@ from aspire_mom.mra.shift_ambiguity import (
 )
 from aspire_mom.mra.signals import Arrays, check_pair, shift
 
-# Least probability of a shift in the start of a direct refinement.
-LEAST_PROBABILITY = 1e-6
-# Least mean of a signal relative to its root mean square.
-LEAST_MEAN = 1e-6
+# Least probability of a shift in the start of a direct refinement, and least mean of a
+# signal relative to its root mean square.
+LEAST_PROBABILITY, LEAST_MEAN = 1e-6, 1e-6
 
 
 class RefinementStatus(NamedTuple):
@@ -136,15 +135,14 @@ def refine_directly(
     status: Status | None = None,
 ) -> Arrays:
     """
-    Minimise the loss of eq. 26, as :func:`refine_weights`, over v and ρ = softmax(z)
-    themselves.
+    Minimise the loss of eq. 26, as :func:`refine_weights`, over v and ρ = softmax(z).
 
-    :param v: Starts (..., n), at one shift with `rho`.
+    :param v: Starts (..., n), not 0, at one shift with `rho`.
     :param rho: Starts (..., n), distributions.
     :param moments: Moments (..., n), (..., n, n).
     :param n_steps: Steps.
     :param learning_rate: Adam's, for z and for v in units of its root mean square.
-    :param status: Called before the first step and after each; returning True stops.
+    :param status: As for :func:`refine_weights`.
     :return: v and ρ, centred at shift 0.
     :raises ValueError: shapes that differ, or a ρ that is no distribution.
     """

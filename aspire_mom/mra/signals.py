@@ -111,20 +111,20 @@ def all_shifts(v: np.ndarray) -> np.ndarray:
 
 def shift(signal: Array, by: Array | float) -> Array:
     """
-    Shift signals by any real number of samples, by trigonometric interpolation. At an
-    even n the Nyquist wave cos(πj) becomes cos(π by) cos(πj).
+    Shift signals by trigonometric interpolation. At an even n the Nyquist wave cos(πj)
+    becomes cos(π by) cos(πj).
 
     :param signal: Real signals (..., n), an array or a tensor.
-    :param by: Shifts (...,), in samples, of the same kind.
+    :param by: Shifts (...,), any real numbers of samples, of the same kind.
     :return: signal(· - by), (..., n).
     """
+    if not isinstance(signal, torch.Tensor):
+        by = torch.as_tensor(by, dtype=torch.float64)
+        return shift(torch.as_tensor(signal), by).numpy()
     n = signal.shape[-1]
-    if isinstance(signal, torch.Tensor):
-        k = torch.arange(n // 2 + 1, device=signal.device)
-        phase = torch.exp(-2j * np.pi / n * by[..., None] * k)
-        return torch.fft.irfft(torch.fft.rfft(signal) * phase, n)
-    phase = np.exp(-2j * np.pi / n * np.multiply.outer(by, np.arange(n // 2 + 1)))
-    return np.fft.irfft(np.fft.rfft(signal) * phase, n)
+    k = torch.arange(n // 2 + 1, device=signal.device)
+    phase = torch.exp(-2j * np.pi / n * by[..., None] * k)
+    return torch.fft.irfft(torch.fft.rfft(signal) * phase, n)
 
 
 def check_pair(v: np.ndarray, rho: np.ndarray) -> Arrays:

@@ -1,9 +1,7 @@
 """Supervised training of encoders (section 5.1.1)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,17 +12,16 @@ from aspire_mom.mra.mixture_encoder import Hypotheses, MixtureEncoder
 from aspire_mom.mra.moments import exact_moments, simulate_moments
 from aspire_mom.mra.shift_ambiguity import squared_errors
 from aspire_mom.mra.signals import GaussianFamily
-from aspire_mom.training import TrainingSettings, TrainingStatus, train_network
+from aspire_mom.training import TrainingSettings, train_network
 
 # Streams of random numbers: training, validation and test problems share none.
 TRAINING, VALIDATION, TEST = 0, 1, 2
 # Problems of one batch come in this many groups, each of one noise level.
 GROUPS = 8
-# Ranges of log10 σ and of log10 N/σ² where there is noise. They hold N = 10⁴ … 10⁸ at
-# σ = 1 for signals of mean 1 and for signals of norm 1.
+# Ranges of log10 σ and of log10 N/σ² where there is noise.
 LOG_SIGMA, LOG_RATIO = (-0.2, 1.1), (4.0, 8.0)
-# The likelihood of an error e is (e² + ERROR_SCALE²)^(-TAIL_EXPONENT/2). A fraction
-# MEAN_WEIGHT of the loss is the mean over alternatives, so that all get gradients.
+# Likelihood of errors; a share MEAN_WEIGHT of the loss is the mean over alternatives, so
+# that all get gradients.
 TAIL_EXPONENT, ERROR_SCALE, MEAN_WEIGHT = 2.0, 1e-2, 0.03
 # Distances of parameters that count as much as a factor e^(1/TAIL_EXPONENT) in error.
 CENTRES, LOG_WIDTHS = 0.1, 0.3
@@ -68,27 +65,19 @@ class _Problems(NamedTuple):
 
 
 def train(
-    encoder: nn.Module,
-    training: Training,
-    *,
-    device: str | torch.device = "cpu",
-    checkpoint: str | Path | None = None,
-    status: Callable[[TrainingStatus], bool | None] | None = None,
+    encoder: nn.Module, training: Training, *, device: str = "cpu", **options
 ) -> float:
     """
     Minimise the sum of the mean errors of v and of ρ (eq. 21), or for a
-    :class:`MixtureEncoder` the negative log likelihood of such errors, by Adam. The
-    encoder ends with the parameters of the best validation.
+    :class:`MixtureEncoder` the negative log likelihood of such errors, as
+    :func:`~aspire_mom.training.train_network` does.
 
     :param encoder: Network (first, second, σ²/N, σ) → (v, ρ).
     :param training: Problems and steps.
     :param device: Torch device.
-    :param checkpoint: File that keeps the state; training goes on from an existing one.
-    :param status: Called after each validation, with errors "v" and "rho"; returning
-        True stops.
+    :param options: `checkpoint` and `status`, which gets errors "v" and "rho".
     :return: The best validation loss.
-    :raises ValueError: the checkpoint is damaged or of other training; a
-        :class:`MixtureEncoder` for fewer Gaussians.
+    :raises ValueError: a :class:`MixtureEncoder` for fewer Gaussians.
     """
     if isinstance(encoder, MixtureEncoder) and max(training.ks) > encoder.most:
         most = f"at most {encoder.most} Gaussians"
@@ -108,9 +97,7 @@ def train(
         named = dict(zip(("v", "rho"), map(float, errors), strict=True))
         return float(_loss(encoder, validation)), named
 
-    return train_network(
-        encoder, training, step_loss, validate, checkpoint=checkpoint, status=status
-    )
+    return train_network(encoder, training, step_loss, validate, **options)
 
 
 def training_set(training: Training) -> tuple[np.ndarray, ...] | None:

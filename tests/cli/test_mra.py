@@ -100,13 +100,15 @@ def test_refusals(tmp_path, exact, raw):
     broken.write_bytes(exact.read_bytes()[:200])
     assert "is damaged" in refused("solve", broken, *out)
     np.savez(broken, first=np.ones(41))
-    assert "has no array second" in refused("solve", broken, *out)
+    assert "lacks 'second'" in refused("solve", broken, *out)
     with np.load(exact) as m:
         arrays = dict(m)
     np.savez(broken, **arrays, n_observations=np.arange(3))
-    assert "n_observations is array([0, 1, 2])" in refused("solve", broken, *out)
+    assert "cannot be used: can only convert" in refused("solve", broken, *out)
     np.savez(broken, **arrays, n_observations=np.nan)
-    assert "must be a finite number" in refused("solve", broken, *out)
+    assert "n_observations is nan; it must be an integer" in refused(
+        "solve", broken, *out
+    )
     np.savez(broken, **{**arrays, "first": np.full(41, "x")})
     assert "first has dtype <U1; it must be numbers" in refused("solve", broken, *out)
     np.savez(broken, first=arrays["first"], second=arrays["second"][:3])
