@@ -20,8 +20,8 @@ TRAINING, VALIDATION, TEST = 0, 1, 2
 GROUPS = 8
 # Ranges of log10 σ and of log10 N/σ² where there is noise.
 LOG_SIGMA, LOG_RATIO = (-0.2, 1.1), (4.0, 8.0)
-# Likelihood of errors; a share MEAN_WEIGHT of the loss is the mean over alternatives, so
-# that all get gradients.
+# Likelihood of errors; MEAN_WEIGHT is the share in the loss of the mean over
+# alternatives, which gives all of them gradients.
 TAIL_EXPONENT, ERROR_SCALE, MEAN_WEIGHT = 2.0, 1e-2, 0.03
 # Distances of parameters that count as much as a factor e^(1/TAIL_EXPONENT) in error.
 CENTRES, LOG_WIDTHS = 0.1, 0.3
