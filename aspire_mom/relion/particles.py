@@ -13,13 +13,7 @@ from aspire.source import RelionSource
 
 from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, agreed_pixel_size
 from aspire_mom.relion.stacks import check_stacks, locate
-from aspire_mom.relion.table import (
-    B_FACTOR,
-    CTF_COLUMNS,
-    GROUP,
-    Table,
-    read_table,
-)
+from aspire_mom.relion.table import B_FACTOR, CTF_COLUMNS, GROUP, Table, read_table
 
 logger = logging.getLogger(__name__)
 

@@ -167,7 +167,7 @@ def _columns(block: cif.Block) -> dict[str, np.ndarray]:
     columns = {}
     for name, (low, high) in RANGES.items():
         texts = block.find_values(name)
-        if not texts:
+        if not texts or (name in CTF_COLUMNS and _has(block, NO_CTF)):
             continue
         values = np.fromiter(map(cif.as_number, texts), np.float64, len(texts))
         for i in map(int, np.flatnonzero(~((values >= low) & (values <= high)))):

@@ -104,8 +104,8 @@ DAMAGED_STARS = {
     "empty stack": (lambda f: cut_short(f / STACK, 0), STACK),
     "NaN": (lambda f: spoil_pixel(f, np.nan), "image 17"),
     "infinity": (lambda f: spoil_pixel(f, np.inf), "image 17"),
-    "negative pixel size": (lambda f: edit_star(f, " 2.0 ", " -2.0 "), "-2 as"),
-    "zero pixel size": (lambda f: edit_star(f, " 2.0 ", " 0.0 "), "0 as"),
+    "negative pixel size": (lambda f: edit_star(f, " 2.0 ", " -2.0 "), "'-2.0' as"),
+    "zero pixel size": (lambda f: edit_star(f, " 2.0 ", " 0.0 "), "'0.0' as"),
     "no pixel size": (
         lambda f: edit_star(f, "_rlnImagePixelSize", "_rlnVoid"),
         "--pixel-size",
