@@ -57,7 +57,7 @@ from aspire_mom.inversion import MomentLoss, OptimizerStatus, forward_model, pre
 from aspire_mom.inversion.optimise import LBFGS_STEPS_PER_REPORT, minimise
 from aspire_mom.inversion.start import cut_to_support
 from aspire_mom.moments.report import ring_rms
-from aspire_mom.networks import how_trained
+from aspire_mom.networks import pretrained
 from aspire_mom.phantoms import gaussians_on_grid, simulate
 from aspire_mom.volumes import FourierVolume
 from aspire_mom.volumes.grid import volume_at
@@ -319,7 +319,7 @@ def main() -> None:
         ("free", "encoder") if options.what == "densities" else ("random", "trained")
     )
     if options.what != "densities":
-        print(f"weights: {how_trained()['command']}")
+        print(f"weights: {pretrained().training_info['command']}")
     print(f"{'volume':20} {'start':10} {'last loss':>10} {'to goal':>6}")
     table = []
     for case in cases(options):

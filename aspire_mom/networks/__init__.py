@@ -2,7 +2,7 @@
 
 from aspire_mom.networks.moment_encoder import LatentEncoder, MomentEncoder
 from aspire_mom.networks.problems import Training
-from aspire_mom.networks.start_encoder import StartEncoder, how_trained, pretrained
+from aspire_mom.networks.start_encoder import StartEncoder, pretrained
 from aspire_mom.networks.training import train
 
 __all__ = [
@@ -10,7 +10,6 @@ __all__ = [
     "MomentEncoder",
     "StartEncoder",
     "Training",
-    "how_trained",
     "pretrained",
     "train",
 ]

@@ -38,9 +38,9 @@ def parity_transform(
     centres: Tensor, sigmas: Tensor, weights: Tensor, n_rings: int
 ) -> Tensor:
     """
-    Evaluate V(k) of sums of Gaussians at integer frequencies as a sum of eight parts,
-    even or odd in each axis. Reversing an axis changes the sign of the odd parts. A
-    part's value carries a factor of -i for each axis in which it is odd.
+    Split V(k) of sums of Gaussians at integer frequencies into eight parts, even or odd
+    in each axis. A part's value carries a factor of -i for each axis in which it is
+    odd.
 
     :param centres: Centres (batch, n, 3), box units, xyz order.
     :param sigmas: Standard deviations (batch, n).
@@ -88,17 +88,14 @@ class InvariantErrors(nn.Module):
         own = (harmonics**2).sum(0)
         flipped = [log_density_harmonics(points * s, degree) for s in VIEW_SIGNS]
         view_signs = torch.stack([(f * harmonics).sum(0) / own for f in flipped])
-        turned = [
-            log_density_harmonics(points @ turn, degree) for turn in AXIS_ROTATIONS
-        ]
+        turned = [log_density_harmonics(points @ t, degree) for t in AXIS_ROTATIONS]
         view_turns = torch.stack([harmonics.T @ t / own[:, None] for t in turned])
+        odd = AXIS_SIGNS < 0
         for name, values in {
             "shells": _shells(n_rings),
             "coarse_shells": _shells(self.n_coarse),
             # Sign of each parity part (column) under each flip (row).
-            "signs": np.where((AXIS_SIGNS < 0)[:, None] & (AXIS_SIGNS < 0), -1, 1).prod(
-                -1
-            ),
+            "signs": np.where(odd[:, None] & odd, -1, 1).prod(-1),
             "harmonics": harmonics,
             "view_signs": view_signs.round(),
             "turns": AXIS_ROTATIONS,
@@ -107,9 +104,7 @@ class InvariantErrors(nn.Module):
             self.register_buffer(name, torch.as_tensor(values).float())
 
     def forward(
-        self,
-        truth: tuple[Tensor, Tensor],
-        prediction: tuple[tuple[Tensor, ...], Tensor],
+        self, truth: tuple[Tensor, Tensor], prediction: tuple[tuple, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """
         :param truth: :func:`parity_transform` (batch, 8, n_rings³) of volumes, and
@@ -125,11 +120,8 @@ class InvariantErrors(nn.Module):
         parts = parity_transform(centres, sigmas, weights, self.n_rings)
         volume = self._volume_errors(parts, target, self.shells)
         density = self._divergence(probabilities, coefficients)
-        best = (volume + density).argmin(1, keepdim=True)
-        return (
-            volume.take_along_dim(best, 1)[:, 0],
-            density.take_along_dim(best, 1)[:, 0],
-        )
+        rows, best = torch.arange(len(volume)), (volume + density).argmin(1)
+        return volume[rows, best], density[rows, best]
 
     def _align(self, truth, prediction):
         """Return the prediction after the best rotation."""
@@ -176,10 +168,8 @@ class InvariantErrors(nn.Module):
 
 
 def _shells(n_rings: int) -> Tensor:
-    """
-    Matrix (n_rings³, n_rings - 1) that sums an octant of frequencies over shells. A
-    frequency counts twice for every axis on which it is not 0.
-    """
+    """Matrix (n_rings³, n_rings - 1) that sums an octant of frequencies over shells. A
+    frequency counts twice for every axis on which it is not 0."""
     axis = np.arange(n_rings)
     k = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     shell = np.round(np.linalg.norm(k, axis=1))

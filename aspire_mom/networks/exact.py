@@ -20,9 +20,8 @@ FARTHEST, N_DISTANCES = 0.75, 1025
 
 class ExactMoments(nn.Module):
     """
-    Moments (eq. 20) of sums of Gaussians in the in-plane averaged polar basis, for a
-    batch of volumes, each with several densities of views. They are free of noise, and
-    accurate to the degree of the expansion.
+    Moments (eq. 20) of sums of Gaussians in the in-plane averaged polar basis, without
+    noise, for a batch of volumes, each with several densities of views.
 
     A volume is expanded in real spherical harmonics on every ring,
 
@@ -37,7 +36,6 @@ class ExactMoments(nn.Module):
     :param max_order: Angular orders 0 … max_order.
     :param degree: Largest degree l.
     :param design_degree: Degree of the design of viewing directions.
-    :raises ValueError: orders beyond the degree.
     """
 
     radii: Tensor
@@ -51,10 +49,6 @@ class ExactMoments(nn.Module):
         design_degree: int = 17,
     ):
         super().__init__()
-        if max_order > degree:
-            raise ValueError(
-                f"max_order is {max_order}; it must be at most the degree, {degree}"
-            )
         self.n_rings, self.max_order, self.degree = n_rings, max_order, degree
         #: Viewing directions (n_points, 3); point j + n_points/2 is -(point j).
         self.points = SphericalDesign(design_degree).points
@@ -121,10 +115,8 @@ def _chosen(m: int, degree: int) -> list[int]:
 
 
 def _orders_of_views(half: np.ndarray, max_order: int, degree: int):
-    """
-    For each order m, the matrix (lμ, 2 views) from a_lμ(r) to the real parts of c[m, r]
-    of all views, followed by the imaginary parts.
-    """
+    """Matrices (lμ, 2 views), by order m, from a_lμ(r) to the real parts of c[m, r] of
+    all views, followed by the imaginary parts."""
     n_angles = 2 * degree + 2
     angles = 2 * np.pi * np.arange(n_angles) / n_angles
     circle = np.stack((np.cos(angles), np.sin(angles)))

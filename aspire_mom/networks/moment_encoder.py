@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from aspire_mom.checks import check_integer
 
 # Appendix A.1: slope of the leaky ReLU, and channels of the two branches stacked.
 SLOPE = 0.02
@@ -66,10 +67,8 @@ class LatentEncoder(nn.Module):
     Each moment is a field on side × side points with real and imaginary parts as
     channels, scaled to unit RMS. A branch of two convolutions per moment gives 3
     channels; both are stacked to 6, and two more convolutions and two fully connected
-    layers follow. All layers but the last end in a LeakyReLU(0.02).
-
-    The paper does not state the sizes of the layers. The window of 15 for Cartesian
-    moments and the width of 256 are those of the authors' published 1-D code.
+    layers follow. All layers but the last end in a LeakyReLU(0.02). The window of 15
+    for Cartesian moments and the width are those of the authors' published 1-D code.
 
     :param side: Points along an edge of the field.
     :param first_shape: Shape of the first moment, side² or side entries.
@@ -98,12 +97,9 @@ class LatentEncoder(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        if min(side, n_outputs, channels, width) < 1 or min(second_shape) < 1:
-            raise ValueError(
-                "sizes must be positive, got moments of shape "
-                f"{first_shape} and {second_shape}, n_outputs = {n_outputs}, "
-                f"channels = {channels}, width = {width}"
-            )
+        sizes = {"n_outputs": n_outputs, "channels": channels, "width": width}
+        for name, size in sizes.items():
+            check_integer(name, size, 1)
         if window % 2 == 0 or not 1 <= window <= 2 * side - 1:
             raise ValueError(
                 f"window must be odd and at most {2 * side - 1} for fields of "
@@ -140,7 +136,7 @@ class LatentEncoder(nn.Module):
 
     @classmethod
     def cartesian(
-        cls, L: int, n_outputs: int, *, window: int = 15, **sizes: Any
+        cls, L: int, n_outputs: int, *, window: int = 15, **sizes
     ) -> LatentEncoder:
         """
         Make an encoder of moments of all L² Fourier pixels (eq. 14), with periodic
@@ -161,13 +157,7 @@ class LatentEncoder(nn.Module):
 
     @classmethod
     def polar(
-        cls,
-        n_orders: int,
-        n_rings: int,
-        n_outputs: int,
-        *,
-        window: int = 5,
-        **sizes: Any,
+        cls, n_orders: int, n_rings: int, n_outputs: int, *, window: int = 5, **sizes
     ) -> LatentEncoder:
         """
         Make an encoder of moments in the polar basis, with zero padding, since rings
@@ -191,12 +181,17 @@ class LatentEncoder(nn.Module):
         :return: z (..., n_outputs), real, in the encoder's dtype.
         :raises ValueError: shapes or leading axes do not fit, or moments are real.
         """
-        batch = _leading("first moment", first, self.first_shape)
-        if batch != _leading("second moment", second, self.second_shape):
-            raise ValueError(
-                f"first moment of shape {tuple(first.shape)} and second moment of "
-                f"shape {tuple(second.shape)} have different leading axes"
-            )
+        batch = first.shape[: -len(self.first_shape)]
+        for name, moment, own in (
+            ("first moment", first, self.first_shape),
+            ("second moment", second, self.second_shape),
+        ):
+            shape = *batch, *own
+            if not moment.is_complex() or moment.shape != shape:
+                raise ValueError(
+                    f"{name} is {moment.dtype} of shape {tuple(moment.shape)}; it must"
+                    f" be complex of shape {shape}"
+                )
         branches = (
             self.first_branch(self._field(first, self.first_shape)),
             self.second_branch(self._field(second, self.second_shape)),
@@ -224,15 +219,3 @@ class MomentEncoder(LatentEncoder):
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         return torch.softmax(super().forward(first, second), dim=-1)
-
-
-def _leading(name: str, moment: Tensor, shape: tuple[int, ...]) -> torch.Size:
-    """Check a moment's shape and return its batch axes."""
-    if not moment.is_complex():
-        raise ValueError(f"{name} must be complex, got {moment.dtype}")
-    if moment.shape[-len(shape) :] != shape:
-        raise ValueError(
-            f"{name} must have shape (..., {', '.join(map(str, shape))}), "
-            f"got {tuple(moment.shape)}"
-        )
-    return moment.shape[: -len(shape)]

@@ -42,8 +42,6 @@ N_COMPONENTS, CONCENTRATIONS, DIRICHLET = 8, (2.0, 10.0), 5.0
 @dataclass(frozen=True)
 class Training(TrainingSettings):
     """
-    Settings of a training run (see :class:`~aspire_mom.training.TrainingSettings`).
-
     Half of the volumes are Gaussian mixtures, half are chains, and each is seen by four
     densities: `batch_size` and `validation_size` are multiples of 8.
 
@@ -100,9 +98,8 @@ def draw_problems(
     shape = (n_volumes, DENSITIES_PER_VOLUME, -1)
     first, second = exact(torch.cat(expansions), p.reshape(shape))
     noisy = add_noise(first.flatten(0, 1), second.flatten(0, 1), rng)
-    return Problems(
-        noisy, (torch.cat(targets).repeat_interleave(DENSITIES_PER_VOLUME, 0), p)
-    )
+    volumes = torch.cat(targets).repeat_interleave(DENSITIES_PER_VOLUME, 0)
+    return Problems(noisy, (volumes, p))
 
 
 def add_noise(
@@ -152,12 +149,10 @@ def power_errors(own_errors: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 def ring_noise(n_orders: int, n_rings: int) -> np.ndarray:
     """
-    Return the power of white noise in each polar coefficient relative to c[0, 0]. It
-    hardly depends on the images' size, because rings are counted in cycles per box.
-
     :param n_orders: Number of orders.
     :param n_rings: Number of rings.
-    :return: E|c[m, r]|² / E|c[0, 0]|² (n_orders, n_rings).
+    :return: Power of white noise, E|c[m, r]|² / E|c[0, 0]|² (n_orders, n_rings), which
+        hardly depends on the images' size.
     """
     basis = PolarBasis(2 * n_rings + 9, n_rings=n_rings, max_order=n_orders - 1)
     own = np.einsum("mrr->mr", basis.noise_second()).real
@@ -195,12 +190,10 @@ class Mixtures:
 
 def draw_mixtures(count: int, rng: Generator) -> Mixtures:
     """
-    Draw volumes like `aspire_mom.phantoms.gaussian_phantom`, of 3 to 12 Gaussians, of
-    more varied size and width.
-
     :param count: Number of volumes.
     :param rng: Random numbers.
-    :return: The volumes.
+    :return: Volumes like `aspire_mom.phantoms.gaussian_phantom`, of 3 to 12 Gaussians,
+        of more varied size and width.
     """
     n = N_GAUSSIANS[1]
     directions = _directions((count, n), rng)
@@ -215,12 +208,10 @@ def draw_mixtures(count: int, rng: Generator) -> Mixtures:
 
 def draw_chains(count: int, rng: Generator) -> Mixtures:
     """
-    Draw volumes like `aspire_mom.phantoms.chain_phantom`: persistent random walks in
-    ellipsoids, of 60 to 200 equal atoms, a little off the box's centre.
-
     :param count: Number of volumes.
     :param rng: Random numbers.
-    :return: The volumes.
+    :return: Volumes like `aspire_mom.phantoms.chain_phantom`: persistent random walks
+        in ellipsoids, of 60 to 200 equal atoms, a little off the box's centre.
     """
     radius = rng.uniform(*RADII, (count, 1))
     axes = radius * rng.uniform(SHORTEST_AXIS, 1, (count, 3))
@@ -246,9 +237,7 @@ def draw_chains(count: int, rng: Generator) -> Mixtures:
 
 def draw_views(count: int, points: np.ndarray, rng: Generator) -> np.ndarray:
     """
-    Draw densities like `VonMisesFisherMixture.random` on the points of a design.
-
-    :param count: Number of densities.
+    :param count: Number of densities, which are like `VonMisesFisherMixture.random`.
     :param points: Unit vectors (n_points, 3) of equal quadrature weights.
     :param rng: Random numbers.
     :return: Probabilities (count, n_points), rows summing to one.

@@ -79,9 +79,7 @@ class StartEncoder(nn.Module):
             "width": width,
             "n_blocks": n_blocks,
         }
-        least = (1, 2, 0, 1, 1, 0)
-        for (name, value), smallest in zip(self.settings.items(), least, strict=True):
-            check_integer(name, value, smallest)
+        check_integer("n_gaussians", n_gaussians, 1)
         self.n_gaussians, self.n_rings, self.max_order = n_gaussians, n_rings, max_order
         self.degree = degree
         real, imaginary = _feature_indices(n_rings, max_order)
@@ -104,35 +102,24 @@ class StartEncoder(nn.Module):
             self.leave.bias.data[: 3 * n_gaussians].normal_(std=0.5)
 
     def save(
-        self,
-        path: str | Path,
-        training_info: dict | None = None,
-        *,
-        overwrite: bool = False,
+        self, path: str | Path, training_info: dict | None = None, **options
     ) -> None:
         """
-        Write the encoder to one .npz file (see
-        :func:`~aspire_mom.files.save_network`).
-
-        :param path: File to write, its name ending in .npz.
+        :param path: File to write (.npz).
         :param training_info: How it was trained, values that JSON can hold.
-        :param overwrite: Replace an existing file.
+        :param options: `overwrite`, as for :func:`~aspire_mom.files.save_network`.
         """
         kind = type(self).__name__
-        save_network(
-            path, self, kind, self.settings, training_info, overwrite=overwrite
-        )
+        save_network(path, self, kind, self.settings, training_info, **options)
 
     @classmethod
     def load(cls, path: str | Path) -> StartEncoder:
         """
-        Read what :meth:`save` wrote.
-
-        :param path: The .npz file.
-        :return: The encoder, float32, in evaluation mode.
+        :param path: A file that :meth:`save` has written.
+        :return: The encoder, float32, for evaluation, with the attribute
+            `training_info`.
         """
-        encoder, _ = load_network(path, {cls.__name__: cls})
-        assert isinstance(encoder, cls)
+        encoder, encoder.training_info = load_network(path, {cls.__name__: cls})
         return encoder
 
     def features(self, first: Tensor, second: Tensor, power_error: Tensor) -> Tensor:
@@ -158,31 +145,24 @@ class StartEncoder(nn.Module):
         return torch.cat(parts, 1)
 
     @torch.no_grad()
-    def standardise(self, first: Tensor, second: Tensor, power_error: Tensor) -> None:
+    def standardise(self, *moments: Tensor) -> None:
         """
-        Set the mean and standard deviation of the features from a sample of the
-        training distribution.
+        Take the mean and standard deviation of features from a sample of problems.
 
-        :param first: As for :meth:`features`.
-        :param second: Likewise.
-        :param power_error: Likewise.
+        :param moments: Arguments of :meth:`features`.
         """
-        features = self.features(first, second, power_error)
+        features = self.features(*moments)
         self.mean.copy_(features.mean(0))
         self.deviation.copy_(features.std(0).clamp_min(1e-4))
 
-    def forward(
-        self, first: Tensor, second: Tensor, power_error: Tensor
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    def forward(self, *moments: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         """
-        :param first: As for :meth:`features`.
-        :param second: Likewise.
-        :param power_error: Likewise.
+        :param moments: Arguments of :meth:`features`.
         :return: Centres (batch, n_gaussians, 3), widths (batch, n_gaussians) and
             weights (batch, n_gaussians), which sum to one, in box units; coefficients
             of the log-density (batch, (degree + 1)² - 1) as `DiscreteDensity` has them.
         """
-        features = self.features(first, second, power_error)
+        features = self.features(*moments)
         standard = ((features - self.mean) / self.deviation).clamp(-CLIP, CLIP)
         x = self.blocks(self.enter(standard))
         n = self.n_gaussians
@@ -197,21 +177,11 @@ class StartEncoder(nn.Module):
 @lru_cache(maxsize=1)
 def pretrained() -> StartEncoder:
     """
-    Read the encoder that comes with the package.
-
-    :return: One encoder for all callers, float32, in evaluation mode: copy it before
-        changing it.
+    :return: The encoder that comes with the package, one for all callers: copy it
+        before changing it. Its `training_info` has the command that made it, all
+        settings, and the best validation loss.
     """
     return StartEncoder.load(DATA)
-
-
-def how_trained() -> dict:
-    """
-    Return how the encoder of :func:`pretrained` was trained.
-
-    :return: The command, all settings of the training, and the best validation loss.
-    """
-    return load_network(DATA, {StartEncoder.__name__: StartEncoder})[1]
 
 
 def _feature_indices(n_rings: int, max_order: int) -> tuple[Tensor, Tensor]:

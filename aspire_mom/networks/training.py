@@ -1,10 +1,7 @@
 """Supervised training of encoders."""
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from aspire_mom.networks.errors import InvariantErrors
@@ -17,28 +14,22 @@ from aspire_mom.networks.problems import (
     draw_problems,
 )
 from aspire_mom.networks.start_encoder import StartEncoder
-from aspire_mom.training import TrainingStatus, train_network
+from aspire_mom.training import train_network
 
 
 def train(
-    encoder: StartEncoder,
-    training: Training,
-    *,
-    device: str | torch.device = "cpu",
-    checkpoint: str | Path | None = None,
-    status: Callable[[TrainingStatus], bool | None] | None = None,
+    encoder: StartEncoder, training: Training, *, device: str = "cpu", **options
 ) -> float:
     """
     Minimise the errors of volumes and densities (see :class:`InvariantErrors`) over an
-    encoder's parameters (see :func:`~aspire_mom.training.train_network`).
+    encoder's parameters, as :func:`~aspire_mom.training.train_network` does.
 
-    :param encoder: The encoder; it ends with the parameters of the best validation.
+    :param encoder: The encoder.
     :param training: Settings.
     :param device: Torch device.
-    :param checkpoint: File that keeps the state; training goes on from an existing one.
-    :param status: Called after each validation with the errors "volume", the mean
+    :param options: `checkpoint`, and `status`, which gets the errors "volume", the mean
         squared error of Fourier values over their power, and "density", the mean
-        Kullback-Leibler divergence in nats; returning True stops.
+        Kullback-Leibler divergence in nats.
     :return: The best validation loss, the sum of the two.
     """
     # Degrees that an object within 0.4 boxes has; directions that separate harmonics.
@@ -67,6 +58,4 @@ def train(
         volume, density = (error.mean().item() for error in found)
         return volume + density, {"volume": volume, "density": density}
 
-    return train_network(
-        encoder, training, loss, validate, checkpoint=checkpoint, status=status
-    )
+    return train_network(encoder, training, loss, validate, **options)

@@ -14,7 +14,6 @@ from aspire_mom.inversion.start import _encoder_inputs
 from aspire_mom.moments.report import ring_rms
 from aspire_mom.networks import (
     StartEncoder,
-    how_trained,
     pretrained,
 )
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign, log_density_harmonics
@@ -177,7 +176,7 @@ def test_weights_come_back(tmp_path):
 
 def test_shipped_weights_say_how_they_were_made():
     assert pretrained().n_rings == 8
-    how = how_trained()
+    how = pretrained().training_info
     assert how["command"].startswith("aspire-mom train ")
     assert how["training"]["n_steps"] >= 1000
 

@@ -164,13 +164,13 @@ def test_default_sizes():
 def test_refuses_moments_that_do_not_fit():
     encoder = make("polar-5")
     first, second = moments(encoder)
-    with pytest.raises(ValueError, match=r"first moment must have shape \(..., 5\)"):
+    with pytest.raises(ValueError, match=r"first moment .* shape \(5,\)"):
         encoder(first[:4], second)
-    with pytest.raises(ValueError, match=r"second moment .* \(..., 4, 5, 5\), got"):
+    with pytest.raises(ValueError, match=r"second moment .* \(4, 5, 5\)"):
         encoder(first, second[:3])
-    with pytest.raises(ValueError, match="different leading axes"):
+    with pytest.raises(ValueError, match=r"second moment .* shape \(1, 4, 5, 5\)"):
         encoder(first, second[None])
-    with pytest.raises(ValueError, match="first moment must be complex, got"):
+    with pytest.raises(ValueError, match="first moment is torch.float"):
         encoder(first.real, second)
 
 
@@ -179,8 +179,8 @@ def test_refuses_moments_that_do_not_fit():
     [
         ({"window": 4}, "window must be odd and at most 9 .* got 4"),
         ({"window": 11}, "window must be odd and at most 9 .* got 11"),
-        ({"channels": 0}, "sizes must be positive"),
-        ({"width": 0}, "sizes must be positive"),
+        ({"channels": 0}, "channels is 0"),
+        ({"width": 0}, "width is 0"),
     ],
 )
 def test_refuses_bad_sizes(sizes, message):
