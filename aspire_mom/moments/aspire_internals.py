@@ -1,7 +1,4 @@
-"""
-All private attributes of ASPIRE that this package reads: ASPIRE has no public names for
-what a filter wraps, nor for whether a source's images are cached.
-"""
+"""Private attributes of ASPIRE that have no public names: of filters and caches."""
 
 from __future__ import annotations
 

@@ -60,31 +60,26 @@ def source_identity(source: ImageSource) -> dict[str, str | int | float | None]:
 class Corrections:
     """
     What moments are corrected for, and the images that they are of. All fields but the
-    last three are known before the images are read; :meth:`difference` compares only
-    these. Fields of merged moments are "mixed" where the parts differ. `str()` puts the
-    corrections into words.
+    last three are known before the images are read. Fields of merged moments are
+    "mixed" where the parts differ. `str()` puts the corrections into words.
 
     :param source: The :func:`source_identity`; None for exact and for merged moments.
     :param half: 0 for all images, 1 or 2 for one half of them.
-    :param half_batch: Images per batch, which decides the half that an image is in; 0
-        where `half` is.
+    :param half_batch: Images per batch of halves, else 0.
     :param ctf: "none", "ignored" or "corrected".
     :param n_filters: Number of distinct filters corrected for.
     :param astigmatic: Whether some of them are astigmatic.
     :param phase_flipped: Whether phases were flipped before.
-    :param shifts: "none", "ignored" or "centred": what was done about known shifts.
+    :param shifts: Known shifts: "none", "ignored" or "centred".
     :param largest_shift: The largest shift undone along an axis, pixels.
-    :param shift_std: Standard deviation along each axis, pixels, of shifts that the
-        images still have, for the inversion to model; None if it is to estimate them.
-    :param noise: "none", "white", "given spectrum", or "corners" for the radial
-        spectrum of the images' corners.
+    :param shift_std: As in `CorrectionOptions`.
+    :param noise: "none", "white", "given spectrum" or "corners".
     :param noise_given: The variance given, or a digest of the spectrum; None where it
         is estimated.
-    :param amplitude_std_given: Standard deviation of amplitudes relative to their mean,
-        as given; None where it is estimated.
+    :param amplitude_std_given: `amplitude_std` of `CorrectionOptions`.
     :param noise_variance: Variance of the noise per pixel of the images.
-    :param amplitude_std: Standard deviation of the amplitudes corrected for; None where
-        the images do not determine it, which leaves moments uncorrected.
+    :param amplitude_std: Relative standard deviation of the amplitudes corrected for;
+        None where the images do not determine it, so that nothing is corrected.
     :param inverted: Whether the contrast was inverted, to make molecules bright.
     :raises ValueError: a variance or a standard deviation is below 0 or not finite.
     """

@@ -95,10 +95,8 @@ class TransferFunctions:
 
     @cached_property
     def n_harmonics(self) -> int:
-        """
-        :return: Even angular orders that squares of the filters have on the outermost
-            ring: those of cos(2δ cos 2φ), δ the largest astigmatic phase.
-        """
+        """:return: Number of even orders of the filters' squares on the last ring."""
+        # Those of cos(2δ cos 2φ), δ the largest astigmatic phase.
         most, reach = self.basis.max_harmonics, 2 * self._largest_astigmatism
         if self.radial or most == 1:
             return 1
@@ -106,8 +104,8 @@ class TransferFunctions:
 
     @property
     def n_angles(self) -> int:
-        """Angles on half a ring, an odd number, that hold the even orders of filters
-        and their squares; flipped phases have kinks, so all orders."""
+        """Angles on half a ring, an odd number, for the filters and their squares."""
+        # Filters with flipped phases have kinks, so all orders.
         kinks = self.phase_flipped and not self.radial
         n = max(self.n_harmonics, self.basis.max_harmonics if kinks else 1)
         return 2 * n - 1
@@ -149,8 +147,8 @@ class TransferFunctions:
     @cached_property
     def _phases(self) -> np.ndarray | None:
         """
-        Of filters that are all CTFs, the coefficients (5, filters) of `_terms` in χ -
-        arcsin α, where a CTF is √(1 - α²) sin χ - α cos χ = sin(χ - arcsin α) with
+        If all filters are CTFs, the coefficients (5, filters) of `_terms` in χ - arcsin
+        α, where a CTF is √(1 - α²) sin χ - α cos χ = sin(χ - arcsin α) with
 
             χ = π/2 Cs λ³ s⁴ - πλ s² ((u + v)/2 + (u - v)/2 cos 2(φ - a)),
 
@@ -168,10 +166,7 @@ class TransferFunctions:
 
     @cached_property
     def _largest_astigmatism(self) -> float:
-        if self._phases is None:
-            return max(map(self._astigmatism, self.filters))
-        largest = 10 * self.basis.largest_frequency / self.basis.L / self.pixel_size
-        return np.hypot(*self._phases[2:4]).max() * largest**2
+        return max(map(self._astigmatism, self.filters))
 
     def _astigmatism(self, image_filter: Filter) -> float:
         """Largest phase in radians by which a CTF differs along the outermost ring from
@@ -200,7 +195,7 @@ def is_phase_flipped(source: ImageSource) -> bool:
     """
     :param source: ASPIRE `ImageSource`.
     :return: Whether `source.phase_flip()` is in its pipeline, or in that of the source
-        that it is a selection of. `source.cache()` forgets the pipeline.
+        that it is a selection of.
     :raises ValueError: phases were flipped with wrong signs, as ASPIRE 0.14 does after
         a downsampling that is cached.
     """

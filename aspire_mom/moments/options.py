@@ -25,8 +25,7 @@ class Noise:
     :param variance: Variance per pixel of white noise; an ASPIRE `NoiseEstimator`,
         which reads the images once more; or None to measure it.
     :param spectrum: Power spectrum of noise that is not white, variance per pixel and
-        frequency, as an ASPIRE `Filter`; "corners" to measure a radial one in the
-        pixels outside the inscribed disc.
+        frequency, as an ASPIRE `Filter`; "corners" to measure it there, radially.
     :raises ValueError: both are given, `spectrum` is something else, or `variance` is
         no number of 0 or more.
     """
@@ -44,10 +43,7 @@ class Noise:
                 f'spectrum is {spectrum!r}; an ASPIRE Filter or "corners" is needed'
             )
         if spectrum is not None and self.variance is not None:
-            raise ValueError(
-                "both variance and spectrum of the noise are given; noise is either"
-                " white or has a power spectrum"
-            )
+            raise ValueError("both variance and spectrum of the noise are given")
 
 
 @dataclass(frozen=True, kw_only=True)

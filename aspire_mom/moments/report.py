@@ -20,22 +20,17 @@ FEW = 100
 @dataclass(frozen=True, eq=False)
 class RingReport:
     """
-    Signal and noise of moments on each ring within Nyquist, one entry per ring from
-    ring 0. Powers are those of coefficients, E|f|² summed over a ring's angular orders
-    or averaged over the pixels nearest to it, in squared units of the transform.
+    Signal and noise of moments on each ring within Nyquist, (n_rings,), None where
+    unknown. Powers are those of `Basis.ring_power`.
 
     :param moments: The moments reported on.
     :param signal: Power less that of the noise.
-    :param noise: Power of the noise that was removed, after CTFs are undone; None where
-        moments do not tell.
-    :param error: Standard error of `signal`, as if those of different orders were
-        independent; None where errors are unknown.
+    :param noise: Power of the noise that was removed, after CTFs are undone.
+    :param error: Standard error of `signal`, as of independent orders.
     :param reduced_chi2: Mean over a ring's entries, with all rings, of |second moment|²
-        / (standard error)²: about 1 for pure noise. None where errors are unknown.
-    :param agreement: Correlation of the second moments of two halves of the data, None
-        without halves.
-    :param effective: Number of images without a CTF that would determine the ring as
-        well; None without a CTF.
+        / (standard error)²: about 1 for pure noise.
+    :param agreement: Correlation of the second moments of two halves of the data.
+    :param effective: Number of images without a CTF that would determine it as well.
     """
 
     moments: Moments
@@ -90,8 +85,7 @@ class RingReport:
     @property
     def last_ring(self) -> int | None:
         """The last ring with signal, up to which the data support a model."""
-        rings = np.flatnonzero(self.supported)
-        return int(rings[-1]) if len(rings) else None
+        return max(map(int, np.flatnonzero(self.supported)), default=None)
 
     @property
     def angstrom(self) -> np.ndarray | None:
@@ -166,10 +160,8 @@ class RingReport:
             size = moments.pixel_size
             box += f" of {size:.5g} Å (Nyquist {2 * size:.5g} Å)"
         third = ", with third moments" if moments.third is not None else ""
-        head = (
-            f"{images} of {box}, {moments.basis}{third}, noise variance"
-            f" {moments.noise_variance:.6g}"
-        )
+        variance = f"noise variance {moments.noise_variance:.6g}"
+        head = f"{images} of {box}, {moments.basis}{third}, {variance}"
         return "; ".join(filter(None, [head, str(moments.corrections)]))
 
     def verdict(self) -> str:
