@@ -23,7 +23,8 @@ from aspire_mom.checks import check_new
 
 NETWORK = "aspire_mom.Network.1"
 # A checkpoint begins with this line and the SHA-256 digest of all that follows.
-CHECKPOINT, DIGEST_SIZE = b"aspire_mom.Checkpoint.1\n", 32
+CHECKPOINT = b"aspire_mom.Checkpoint.1\n"
+HEADER_SIZE = len(CHECKPOINT) + 32
 PLAIN = bool | int | float | str
 ANEW = "remove it, or name another file, to start anew"
 
@@ -41,7 +42,7 @@ def _check_folder(path: Path) -> None:
 def atomic(path: str | Path, mode: str = "wb") -> Iterator[IO]:
     """
     Write a file whole or not at all, even if the machine fails: write under another
-    name, then rename. After an error the former file is still there.
+    name, then rename.
 
     :param path: File to write or to replace.
     :param mode: "wb", or "w" for text.
@@ -94,7 +95,7 @@ def save_arrays(
     overwrite: bool = False,
 ) -> None:
     """
-    Write arrays and settings to one .npz file, whole or not at all.
+    Write arrays and settings to one .npz file.
 
     :param path: File to write, its name ending in .npz.
     :param format: Kind and version of the contents, such as "aspire_mom.Moments.3".
@@ -133,10 +134,8 @@ def load_arrays(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], d
 
 def load_npz(path: str | Path) -> dict[str, np.ndarray]:
     """
-    Read all arrays of any .npz file, without pickle.
-
     :param path: An .npz file.
-    :return: Arrays by name.
+    :return: Its arrays by name, read without pickle.
     :raises FileNotFoundError: the file does not exist.
     :raises ValueError: the file is damaged, or no .npz file.
     """
@@ -145,14 +144,11 @@ def load_npz(path: str | Path) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path}: no such file")
     # np.load would leave a damaged file open.
     with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            raise ValueError(f"{path} is not an .npz file")
-        file.seek(0)
         try:
             with np.load(file, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         except Exception as error:  # damage shows as any of a dozen kinds
-            raise ValueError(f"{path} is damaged") from error
+            raise ValueError(f"{path} is damaged, or is not an .npz file") from error
 
 
 @contextmanager
@@ -217,12 +213,12 @@ def load_network(
     """
     arrays, about = load_arrays(path, NETWORK)
     with contents_of(path):
-        if about["kind"] not in kinds:
+        kind, wanted = about["kind"], " or ".join(map(repr, kinds))
+        if kind not in kinds:
             raise ValueError(
-                f"it holds a network of kind {about['kind']!r}, and"
-                f" {' or '.join(map(repr, kinds))} is wanted"
+                f"it holds a network of kind {kind!r}, and {wanted} is wanted"
             )
-        network = kinds[about["kind"]](**about["settings"])
+        network = kinds[kind](**about["settings"])
         network.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
         return network.eval(), about["how"]
 
@@ -267,7 +263,6 @@ class Checkpoint:
 
     The attribute `state`, empty at first, holds nested dictionaries, lists and tuples
     of numbers, texts, arrays and tensors. Arrays come back as tensors, all on the CPU.
-    The file is read with `weights_only`, so that it cannot run code.
 
     :param path: The file, or None to keep nothing on disk.
     :param fingerprint: Texts by name that identify data and settings. A checkpoint with
@@ -325,12 +320,12 @@ class Checkpoint:
         contents = {"fingerprint": self.fingerprint, "state": _tensors(self.state)}
         try:
             with atomic(self.path, "w+b") as file:
-                file.write(CHECKPOINT + bytes(DIGEST_SIZE))
+                file.write(CHECKPOINT.ljust(HEADER_SIZE))
                 torch.save(contents, file)
-                file.seek(len(CHECKPOINT) + DIGEST_SIZE)
-                sha = _digest_of_rest(file)
+                file.seek(HEADER_SIZE)
+                sha = hashlib.file_digest(file, "sha256")
                 file.seek(len(CHECKPOINT))
-                file.write(sha)
+                file.write(sha.digest())
         except OSError as error:
             reason = f"the checkpoint could not be written ({error.strerror or error})"
             if self.path.exists():
@@ -345,12 +340,15 @@ class Checkpoint:
 
     def _read(self, path: Path) -> dict:
         with open(path, "rb") as file:
-            mark, sha = file.read(len(CHECKPOINT)), file.read(DIGEST_SIZE)
-            if mark != CHECKPOINT or sha != _digest_of_rest(file):
+            header = file.read(HEADER_SIZE)
+            sha = hashlib.file_digest(file, "sha256")
+            if header != CHECKPOINT + sha.digest():
                 raise InvalidCheckpoint(
                     f"{path} is no checkpoint, or a damaged one, or of another"
                     f" version of aspire_mom; {ANEW}"
                 )
+            file.seek(HEADER_SIZE)
+            # `weights_only`, so that a file cannot run code.
             contents = torch.load(file, map_location="cpu", weights_only=True)
         before, now = contents["fingerprint"], self.fingerprint
         for name in before | now:
@@ -378,15 +376,6 @@ def _checkpoint_files(path: Path) -> dict[Path, int]:
     matches = {file: pattern.fullmatch(file.name) for file in path.parent.iterdir()}
     found = {file: int(match[1]) for file, match in matches.items() if match}
     return found | ({path: 1} if path.exists() else {})
-
-
-def _digest_of_rest(file: IO) -> bytes:
-    """SHA-256 of a file from its position on; the position stays."""
-    start, sha = file.tell(), hashlib.sha256()
-    while block := file.read(1 << 20):
-        sha.update(block)
-    file.seek(start)
-    return sha.digest()
 
 
 def _tensors(value: object) -> object:

@@ -44,9 +44,9 @@ def gaussian_phantom(
     L: int = 25, *, n_gaussians: int = 4, seed: int = 0, pixel_size: float = 1.0
 ) -> Volume:
     """
-    Draw Gaussians that, if there are four or more, do not lie on one plane, like the
-    paper's third volume (section 5.2). At L = 25 centres lie 2 to 6 voxels
-    from the origin and standard deviations are 1.5 to 2.5 voxels; both scale with L.
+    Draw Gaussians like the paper's third volume (section 5.2): four or more do not lie
+    on one plane. At L = 25 centres lie 2 to 6 voxels from the origin and standard
+    deviations are 1.5 to 2.5 voxels; both scale with L.
 
     :param L: Voxels along an edge.
     :param n_gaussians: Number of Gaussians.

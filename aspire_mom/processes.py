@@ -1,14 +1,14 @@
 """
-Share work among processes of `torch.distributed` that `torchrun` has started.
+Share work among processes that `torchrun` has started; a single process does all.
 
 In an inversion each process evaluates the volume at its share of the quadrature's nodes
 and sends the values to all others; each computes the moments, which costs little. In an
-average over images each process reads its share, and sums are added at the end. In a
-single process these functions do nothing.
+average over images each process reads its share, and sums are added at the end.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -47,10 +47,9 @@ def is_first() -> bool:
 def joined(device: torch.device) -> Iterator[None]:
     """
     Join the processes that `torchrun` has started, if any, while the context lasts.
-    Open it around `MomentInversion(…).estimate()`, and write results where
-    :func:`is_first`.
+    Open it around `MomentInversion(…).estimate()`; :func:`is_first` writes results.
 
-    :param device: Device of the tensors that are exchanged: nccl for cuda, else gloo.
+    :param device: Device of the tensors that are exchanged.
     :yield: Nothing.
     """
     if _started() or "WORLD_SIZE" not in os.environ:
@@ -70,11 +69,8 @@ def joined(device: torch.device) -> Iterator[None]:
 
 def own_device(device: str) -> str:
     """
-    Choose this process's GPU.
-
     :param device: Name of a device; "cuda" stands for all GPUs of a machine.
-    :return: The device itself, or for "cuda" GPU number LOCAL_RANK, which `torchrun`
-        sets.
+    :return: The same, or for "cuda" this process's GPU, as `torchrun` numbers them.
     """
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
@@ -104,9 +100,8 @@ def local_rows(n: int) -> slice:
     :param n: Rows of work.
     :return: The rows of this process.
     """
-    each = -(-n // n_processes())
-    start = min(rank() * each, n)
-    return slice(start, min(start + each, n))
+    each = math.ceil(n / n_processes())
+    return slice(*(min(i * each, n) for i in (rank(), rank() + 1)))
 
 
 def all_gather_rows(rows: Tensor, n: int) -> Tensor:
@@ -125,8 +120,7 @@ def combine_gradients(
     """
     Combine gradients, so that all processes have those of the full loss.
 
-    :param split: Parameters whose gradient in each process covers that process's rows
-        only: summed.
+    :param split: Parameters whose gradients cover a process's own rows: summed.
     :param same: Parameters whose full gradient every process has computed: averaged, so
         that rounding does not make processes differ.
     """
@@ -145,11 +139,9 @@ def combine_gradients(
 
 def all_reduce_sum(array: np.ndarray) -> None:
     """
-    Replace an array by its sum over all processes, the same in all of them and in every
-    run with as many of them.
+    Replace an array by its sum over all processes, the same in every run with as many.
 
-    :param array: Real or complex numbers, of the same shape and type in all processes;
-        changed in place.
+    :param array: Real or complex numbers, of one shape and type; changed in place.
     """
     if _started():
         tensor = torch.from_numpy(array)
@@ -183,7 +175,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, n: int) -> Tensor:
         ctx.rows = local_rows(n)
-        each = -(-n // n_processes())
+        each = math.ceil(n / n_processes())
         real = torch.view_as_real(rows) if rows.is_complex() else rows
         own = real.new_zeros((each, *real.shape[1:]))
         own[: len(real)] = real

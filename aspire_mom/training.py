@@ -70,12 +70,6 @@ class TrainingStatus:
     errors: dict[str, float]
 
 
-def _warmup_cosine(step: int, n_steps: int) -> float:
-    """Factor of the learning rate: a linear rise, then half a cosine to 0."""
-    warm = min(1.0, (step + 1) / min(WARM_UP_STEPS, n_steps / 10))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / n_steps))
-
-
 def train_network(
     network: nn.Module,
     training: TrainingSettings,
@@ -101,15 +95,13 @@ def train_network(
     :param status: Called after each validation; returning True stops.
     :return: The best validation loss.
     :raises InvalidCheckpoint: the checkpoint is damaged or of other training.
+    :raises FloatingPointError: a validation loss is infinite or NaN.
     """
-    network_id = f"{type(network).__name__} {network.settings}"
-    fingerprint = {"network": network_id, **asdict(training)}
-    saved = Checkpoint(checkpoint, {k: str(v) for k, v in fingerprint.items()})
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=training.learning_rate,
-        weight_decay=training.weight_decay,
-    )
+    fingerprint = {k: str(v) for k, v in asdict(training).items()}
+    fingerprint["network"] = f"{type(network).__name__} {network.settings}"
+    saved = Checkpoint(checkpoint, fingerprint)
+    decay = training.weight_decay
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=decay)
     n_steps, step, best, best_at = training.n_steps, 0, math.inf, 0
     best_network = copy.deepcopy(network.state_dict())
     if saved.state:
@@ -119,11 +111,12 @@ def train_network(
         best_network = saved.state["best_network"]
         step, best, best_at = (saved.state[k] for k in ("step", "best", "best_at"))
     network.train()
-    while (
-        step < n_steps and step - best_at < training.patience * training.validate_every
-    ):
+    patience = training.patience * training.validate_every
+    while step < n_steps and step - best_at < patience:
+        warm_up = min(1.0, (step + 1) / min(WARM_UP_STEPS, n_steps / 10))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / n_steps))
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * _warmup_cosine(step, n_steps)
+            group["lr"] = training.learning_rate * warm_up * cosine
         optimizer.zero_grad()
         loss(step).backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
@@ -133,7 +126,14 @@ def train_network(
         step += 1
         if step % training.validate_every and step < n_steps:
             continue
-        value, errors = _validate(network, validate)
+        network.eval()
+        with torch.no_grad():
+            value, errors = validate()
+        network.train()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the validation loss became {value}; lower the learning rate"
+            )
         if value < best:
             best, best_at = value, step
             best_network = copy.deepcopy(network.state_dict())
@@ -152,15 +152,3 @@ def train_network(
     network.load_state_dict(best_network)
     network.eval()
     return best
-
-
-@torch.no_grad()
-def _validate(network: nn.Module, validate: Callable) -> tuple[float, dict]:
-    network.eval()
-    value, errors = validate()
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"the validation loss became {value}; lower the learning rate"
-        )
-    network.train()
-    return value, errors

@@ -35,11 +35,7 @@ class Positive(click.ParamType):
 
 
 class OutputFile(click.Path):
-    """
-    A file to write.
-
-    :param suffixes: Accepted endings of its name.
-    """
+    """A file to write, whose name has one of the suffixes."""
 
     def __init__(self, *suffixes: str):
         super().__init__(path_type=Path)
@@ -58,11 +54,7 @@ COUNT = click.IntRange(min=1)
 
 
 def out_option(help: str, *suffixes: str):
-    """
-    :param help: What `--help` says.
-    :param suffixes: Accepted endings of a file's name, none for a folder.
-    :return: Decorator that adds the option `--out`.
-    """
+    """Return the option `--out`: a file with one of the suffixes, or else a folder."""
     kind = OutputFile(*suffixes) if suffixes else click.Path(path_type=Path)
     return click.option("-o", "--out", type=kind, required=True, help=help)
 
@@ -82,28 +74,31 @@ seed_option = click.option(
 device_option = click.option(
     "--device", default="cpu", help="torch device: cpu, cuda, …"
 )
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print all results as JSON."
-)
-plot_option = click.option(
-    "--plot",
-    type=OutputFile(".png", ".pdf", ".svg"),
-    help="Picture to write (.png, .pdf or .svg).",
-)
 overwrite_option = click.option(
     "--overwrite", is_flag=True, help="Replace results that exist."
 )
 
 
-def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
-    """
-    Check before any long work that its results can be written.
+def run_options(command):
+    """Add the options of long computations: `--seed`, `--device` and `--overwrite`."""
+    return seed_option(device_option(overwrite_option(command)))
 
-    :param paths: Files to write.
-    :param overwrite: Whether existing ones may be replaced.
-    :raises FileExistsError: One of them exists and may not be replaced.
-    :raises OSError: One of them cannot be written at its place.
-    """
+
+def report_options(command):
+    """Add the options of a report: `--json`, `--plot` and `--overwrite`."""
+    json_option = click.option(
+        "--json", "as_json", is_flag=True, help="Print all results as JSON."
+    )
+    plot_option = click.option(
+        "--plot",
+        type=OutputFile(".png", ".pdf", ".svg"),
+        help="Picture to write (.png, .pdf or .svg).",
+    )
+    return json_option(plot_option(overwrite_option(command)))
+
+
+def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
+    """Raise OSError if a file cannot be written, or exists and may not be replaced."""
     for path in paths:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder; a file is to be written")
@@ -117,10 +112,7 @@ def check_outputs(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 def format_metrics(report: dict) -> str:
-    """
-    :param report: Summary of a comparison, with the `seconds` that it took.
-    :return: The main metrics, one per line.
-    """
+    """Format the main metrics of a comparison's summary, with the `seconds` it took."""
     lines = [
         f"resolution at FSC {cutoff}: {report[f'resolution_{cutoff}_angstrom']:.2f} Å"
         f" ({report[f'resolution_{cutoff}_shells']:.1f} shells)"
@@ -131,9 +123,7 @@ def format_metrics(report: dict) -> str:
         density = report["density_correlation"]
         lines.append(f"correlation of viewing-direction densities: {density:.3f}")
     hand = "mirrored" if report["mirrored"] else "same as the reference"
-    lines.append(f"hand: {hand}")
-    lines.append(f"time: {report['seconds']:.1f} s")
-    return "\n".join(lines)
+    return "\n".join((*lines, f"hand: {hand}", f"time: {report['seconds']:.1f} s"))
 
 
 class Command(click.Command):
@@ -162,14 +152,12 @@ class Command(click.Command):
         command-line options."""
         for option in self.params:
             if isinstance(option, click.Option):
-                flag, name = max(option.opts, key=len), option.name
-                negated = name.removeprefix("ignore_")
-                message = re.sub(
+                name, negated = option.name, option.name.removeprefix("ignore_")
+                in_message = (
                     rf"^{name}(?= is )|(?<=pass ){name}(=True)?\b"
-                    rf"|(?<=pass a smaller ){name}\b|(?<=pass ){negated}=False\b",
-                    flag,
-                    message,
+                    rf"|(?<=pass a smaller ){name}\b|(?<=pass ){negated}=False\b"
                 )
+                message = re.sub(in_message, max(option.opts, key=len), message)
         return message
 
 
@@ -196,9 +184,8 @@ class LazyGroup(Group):
     """
     A group that imports the module of a command when the command is asked for.
 
-    :param modules: By name of each command, the module in `aspire_mom.cli` that defines
-        it, and what the `--help` of the group says of it.
-    :param options: Options of click's group.
+    By name of each command, `modules` has the module in `aspire_mom.cli` that defines
+    it, and what the `--help` of the group says of it.
     """
 
     def __init__(self, *, modules: dict[str, tuple[str, str]], **options: object):

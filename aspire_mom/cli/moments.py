@@ -114,7 +114,6 @@ BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
 def moments(
     particles: Path,
     out: Path,
-    pixel_size: float | None,
     downsample: int | None,
     basis: str,
     noise: str,
@@ -151,41 +150,39 @@ def moments(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom moments particles.star -o moments.npz
     """
-    import torch
-
-    from aspire_mom.moments import CorrectionOptions, Noise, StreamingOptions
-
     files, processes = aspire_mom.files, aspire_mom.processes
     outputs = [out]
     if halves:
         outputs += [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
     console.check_outputs(outputs, overwrite or resume)
-    read = aspire_mom.relion.read_particles(particles, pixel_size, **selection)
+    read = aspire_mom.relion.read_particles(particles, **selection)
     if not ignore_ctf:
         read.check_ctf()
     source = aspire_mom.relion.ParticleSource(read)
-    if downsample is not None and downsample > source.L:
-        raise ValueError(
-            f"--downsample is {downsample}; the images have {source.L} pixels"
-        )
     if downsample is not None:
+        if downsample > source.L:
+            raise ValueError(
+                f"--downsample is {downsample}; the images have {source.L} pixels"
+            )
         source = source.downsample(downsample)
     coefficients = getattr(aspire_mom, BASES[basis])(source.L)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
+    third = None
+    if third_rings is not None:
+        third = aspire_mom.ThirdMomentBasis.rings(coefficients, third_rings)
     estimator = aspire_mom.MomentEstimator(
         source,
         coefficients,
-        noise=Noise(spectrum="corners" if noise == "coloured" else None),
-        corrections=CorrectionOptions(
+        noise=aspire_mom.Noise(spectrum="corners" if noise == "coloured" else None),
+        corrections=aspire_mom.CorrectionOptions(
             ignore_ctf=ignore_ctf,
             phase_flipped=read.phase_flipped or None,
             ignore_shifts=ignore_shifts,
             shift_std=_std("--shift-std", shift_std),
             amplitude_std=_std("--amplitude-std", amplitude_std),
         ),
-        third=third_rings
-        and aspire_mom.ThirdMomentBasis.rings(coefficients, third_rings),
-        streaming=StreamingOptions(
+        third=third,
+        streaming=aspire_mom.StreamingOptions(
             batch_size=batch_size,
             checkpoint=checkpoint if resume else None,
             device=device,
@@ -196,15 +193,14 @@ def moments(
         files.discard_checkpoint(checkpoint)
         click.echo(f"{out} is already complete; nothing to do")
         return
-    with processes.joined(torch.device("cpu")):
+    with processes.joined(aspire_mom.checks.checked_device("cpu")):
         if processes.is_first():
             click.echo(read.summary(), err=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if halves:
-                estimates = estimator.estimate_with_halves()
-            else:
-                estimates = (estimator.estimate(),)
+            estimates = (
+                estimator.estimate_with_halves() if halves else [estimator.estimate()]
+            )
         except KeyboardInterrupt as error:
             what = "the same command goes on" if resume else "--resume keeps the sums"
             raise click.ClickException(f"interrupted; {what}") from error
@@ -244,9 +240,7 @@ def _std(option: str, value: str) -> float | None:
 @click.command(cls=console.Command)
 @click.argument("moments", type=console.INPUT)
 @click.argument("other", type=console.INPUT, required=False)
-@console.json_option
-@console.plot_option
-@console.overwrite_option
+@console.report_options
 def inspect(
     moments: Path, other: Path | None, as_json: bool, plot: Path | None, overwrite: bool
 ) -> None:
@@ -267,13 +261,11 @@ def inspect(
     from aspire_mom.evaluation.moment_plots import plot_moments
     from aspire_mom.moments.report import RingReport
 
-    if plot is not None:
-        console.check_outputs([plot], overwrite)
+    console.check_outputs([plot] if plot else [], overwrite)
     halves = [aspire_mom.Moments.load(path) for path in (moments, other) if path]
     whole = halves[0] if other is None else halves[0].merge(halves[1])
     report = RingReport.of(whole, halves if other is not None else None)
     if plot is not None:
         with aspire_mom.files.staged(plot.parent) as folder:
             plot_moments(whole, report, folder / plot.name)
-    words = json.dumps(report.summary(), indent=2) if as_json else report.table()
-    click.echo(words)
+    click.echo(json.dumps(report.summary(), indent=2) if as_json else report.table())

@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import click
 
+import aspire_mom
 from aspire_mom.cli import console
 from aspire_mom.cli.train import run_training
-from aspire_mom.files import staged
-from aspire_mom.mra.comparison import HEADER, NETWORKS, draw_test, score
-from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution
-from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
-from aspire_mom.mra.moments import read_moments
-from aspire_mom.mra.refine import predict
-from aspire_mom.mra.signals import GaussianFamily
-from aspire_mom.mra.training import Training, train
-from aspire_mom.mra.weights import KINDS, load_weights, pretrained, save_weights
 
-# What the shipped weights were trained with, by kind of encoder.
-DEFAULTS = {
-    "mixture": {
-        "exact_share": 0.3,
-        "highest": HIGHEST,
-        "learning_rate": 1e-3,
-    },
-    "paper": {
-        "exact_share": 1.0,
-        "batch_size": 64,
-        "learning_rate": 1e-3,
-    },
-}
+METHODS = ("auto", "spectral", "marching", "least-squares", "mixture", "network")
 
 
 @click.group(cls=console.Group)
@@ -43,47 +22,42 @@ def mra() -> None:
 @console.out_option("File to write (.npz).", ".npz")
 @click.option(
     "--encoder",
-    type=click.Choice(list(DEFAULTS)),
+    type=click.Choice(["mixture", "paper"]),
     default="mixture",
     help="The package's encoder, for moments with and without noise, or the paper's,"
     " for exact moments.",
 )
 @click.option(
     "--gaussians",
+    "ks",
     type=console.COUNT,
     multiple=True,
     default=(1, 2, 3),
     help="Number of Gaussians in v and in ρ; may be given several times.",
 )
 @click.option("--n", type=click.IntRange(min=8), default=41)
-@click.option("--steps", type=console.COUNT, default=7000)
-@click.option("--batch-size", type=console.COUNT, help="Problems in a step.")
+@click.option("--steps", "n_steps", type=console.COUNT, default=7000)
+@click.option(
+    "--batch-size",
+    type=console.COUNT,
+    help="Problems in a step.  [default: 256, or 64 for the paper's encoder]",
+)
 @click.option(
     "--learning-rate",
     type=console.Positive(),
+    default=1e-3,
     help="Peak learning rate of Adam (warm-up and cosine decay).",
 )
 @click.option(
     "--training-set",
+    "set_size",
     type=console.COUNT,
     help="Size of a fixed training set (paper's encoder only).  [default: every problem"
     " is new]",
 )
-@console.seed_option
-@console.device_option
-@console.overwrite_option
+@console.run_options
 def train_command(
-    out: Path,
-    encoder: str,
-    gaussians: tuple[int, ...],
-    n: int,
-    steps: int,
-    batch_size: int | None,
-    learning_rate: float | None,
-    training_set: int | None,
-    seed: int,
-    device: str,
-    overwrite: bool,
+    out: Path, encoder: str, n: int, device: str, overwrite: bool, **options
 ) -> None:
     """
     Train an encoder on problems drawn as it goes, and write its weights.
@@ -95,37 +69,29 @@ def train_command(
     Example:
         aspire-mom mra train --steps 1000 -o weights.npz
     """
+    from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
+
     console.check_outputs([out], overwrite)
-    if training_set is not None and encoder != "paper":
+    mra, seed = aspire_mom.mra, options["seed"]
+    if encoder == "paper":
+        network = mra.PaperEncoder(n, seed=seed)
+        defaults = {"batch_size": 64, "exact_share": 1.0}
+    elif options["set_size"] is not None:
         raise ValueError("--training-set is for --encoder paper")
-    if encoder == "mixture" and n < MIN_SIZE:
-        raise ValueError(
-            f"--n is {n}; --encoder mixture is for at least {MIN_SIZE} samples"
-        )
-    given = {"batch_size": batch_size, "learning_rate": learning_rate}
-    options = DEFAULTS[encoder] | {k: v for k, v in given.items() if v is not None}
-    training = Training(
-        ks=gaussians,
-        n=n,
-        n_steps=steps,
-        validate_every=min(Training.validate_every, steps),
-        set_size=training_set,
-        seed=seed,
-        **options,
-    )
-    size = {"most": max(gaussians)} if encoder == "mixture" else {"n": n}
-    network = KINDS[encoder](seed=seed, **size)
-    run_training(train, save_weights, network, training, out, device)
+    elif n < MIN_SIZE:
+        raise ValueError(f"--n is {n}; --encoder mixture is for at least {MIN_SIZE}")
+    else:
+        network = mra.MixtureEncoder(most=max(options["ks"]), seed=seed)
+        defaults = {"batch_size": 256, "highest": HIGHEST}
+    given = {name: value for name, value in options.items() if value is not None}
+    training = mra.Training(n=n, **defaults | given)
+    run_training(mra.train, mra.save_weights, network, training, out, device)
 
 
 @mra.command("solve")
 @click.argument("data", type=console.INPUT)
 @console.out_option("File to write (.npz).", ".npz")
-@click.option(
-    "--method",
-    type=click.Choice([*get_args(Method), "network"]),
-    default="auto",
-)
+@click.option("--method", type=click.Choice(METHODS), default="auto")
 @click.option(
     "--sigma",
     type=console.Positive(),
@@ -158,18 +124,21 @@ def solve_command(
     Example:
         aspire-mom mra solve observations.npy -o solution.npz
     """
-    picture = out.with_suffix(".png")
+    from aspire_mom.mra.moments import read_moments
+
+    mra, picture = aspire_mom.mra, out.with_suffix(".png")
     console.check_outputs([out, picture], overwrite)
     if weights is not None and method != "network":
         raise ValueError("--weights is for --method network")
     moments = read_moments(data, sigma)
     if method == "network":
-        network = pretrained() if weights is None else load_weights(weights)
+        network = mra.pretrained() if weights is None else mra.load_weights(weights)
         # `predict` does not validate its input; `MRAInversion` does.
-        solution = MRASolution(*predict(network, MRAInversion(moments).moments))
+        moments = mra.MRAInversion(moments).moments
+        solution = mra.MRASolution(*mra.predict(network, moments))
     else:
-        solution = MRAInversion(moments, method=method).estimate()
-    with staged(out.parent) as folder:
+        solution = mra.MRAInversion(moments, method=method).estimate()
+    with aspire_mom.files.staged(out.parent) as folder:
         solution.save(folder / out.name)
         solution.plot().savefig(folder / picture.name, dpi=120)
     click.echo(f"v and rho in {out}, picture in {picture}")
@@ -189,7 +158,7 @@ def solve_command(
 @click.option(
     "--method",
     "methods",
-    type=click.Choice([*get_args(Method), *NETWORKS]),
+    type=click.Choice([*METHODS, "paper"]),
     multiple=True,
     default=("marching", "auto", "network"),
     help="May be given several times.",
@@ -213,7 +182,9 @@ def benchmark_command(
     Example:
         aspire-mom mra benchmark --gaussians 2 --observations 1000000
     """
-    family = GaussianFamily(gaussians, scale=scale)
+    from aspire_mom.mra.comparison import HEADER, draw_test, score
+
+    family = aspire_mom.mra.GaussianFamily(gaussians, scale=scale)
     v, rho, moments = draw_test(family, instances, seed, observations, sigma)
     click.echo(HEADER)
     for method in methods:

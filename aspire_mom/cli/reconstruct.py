@@ -13,11 +13,14 @@ import aspire_mom
 from aspire_mom.cli import console
 
 if TYPE_CHECKING:
+    import numpy as np
+    from aspire.volume import Volume
+
     from aspire_mom import MomentInversion, Moments, Reconstruction
 
-# Beside the files of `Reconstruction`.
-PICTURES = ("slices.png", "isosurfaces.png", "views.png")
-WRITTEN = ("volume_mirror.mrc", *PICTURES, "report.json")
+RESULTS = ("volume.mrc", "reconstruction.npz", "reconstruction.json", "slices.png")
+RESULTS += ("isosurfaces.png", "views.png", "report.json")
+WRITTEN = (*RESULTS, "volume_mirror.mrc")
 
 
 @click.command(cls=console.Command)
@@ -53,9 +56,7 @@ WRITTEN = ("volume_mirror.mrc", *PICTURES, "report.json")
     help="Number of random starts.  [default: 16 for gaussians, 4 for harmonics, 1 for"
     " fouriernet]",
 )
-@console.seed_option
-@console.device_option
-@console.overwrite_option
+@console.run_options
 def reconstruct(
     moments: Path,
     out: Path,
@@ -88,31 +89,26 @@ def reconstruct(
     from aspire_mom.volumes.filters import check_resolution
 
     start = time.perf_counter()
-    names = (*aspire_mom.inversion.reconstruction.FILES, *WRITTEN)
-    console.check_outputs([out / name for name in names], overwrite)
+    console.check_outputs([out / name for name in WRITTEN], overwrite)
     estimate = aspire_mom.Moments.load(moments)
     if lowpass is not None:
         check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
     checkpoint, processes = out / "checkpoint.pt", aspire_mom.processes
-    options: dict[str, Any] = {
-        "device": processes.own_device(device),
-        "checkpoint": checkpoint,
-    }
+    options: dict[str, Any] = {"device": processes.own_device(device)}
+    options["checkpoint"] = checkpoint
     if prior == "paper":
-        if starts is not None or support_radius is not None:
+        if starts or support_radius:
             raise ValueError("--prior paper has no --starts and no --support-radius")
         inversion = aspire_mom.paper_inversion(
             estimate, n_epochs=epochs or 10_000, seed=seed, **options
         )
-    elif epochs is not None:
+    elif epochs:
         raise ValueError("--epochs is for --prior paper only")
     else:
-        if support_radius is not None:
+        if support_radius:
             options["support_radius"] = _in_boxes(support_radius, estimate)
-        search = aspire_mom.SearchOptions(n_starts=starts, seed=seed)
-        inversion = aspire_mom.MomentInversion(
-            estimate, prior, search=search, **options
-        )
+        options["search"] = aspire_mom.SearchOptions(n_starts=starts, seed=seed)
+        inversion = aspire_mom.MomentInversion(estimate, prior, **options)
     out.mkdir(parents=True, exist_ok=True)
     with processes.joined(inversion.device):
         found = _estimated(inversion, checkpoint, overwrite)
@@ -167,27 +163,16 @@ def write_results(
     seconds: float,
     lowpass: float | None,
 ) -> None:
-    """
-    Write the reconstruction, its mirror image, pictures and a report.
+    """Write a reconstruction from moments, its mirror image, pictures and a report."""
+    from aspire_mom.volumes.filters import low_pass
 
-    :param folder: An existing folder without these files.
-    :param found: The reconstruction.
-    :param moments: The moments it was made from.
-    :param seconds: The time it took.
-    :param lowpass: Resolution of a low-pass filter for both volumes in Ångström.
-    """
-    from aspire_mom.volumes.filters import low_pass, mirror
-
-    evaluation = aspire_mom.evaluation
-    if lowpass is not None:
+    if lowpass:
         found = replace(found, volume=low_pass(found.volume, lowpass))
     found.save(folder)
-    volumes, titles = [found.volume, mirror(found.volume)], ["volume", "mirror"]
-    volumes[1].save(str(folder / "volume_mirror.mrc"))
-    evaluation.plot_slices(volumes, titles, folder / "slices.png")
-    evaluation.plot_isosurfaces(volumes, titles, folder / "isosurfaces.png")
-    shown = [(found.quadrature.views, found.view_density)]
-    evaluation.plot_views(shown, ["recovered views"], folder / "views.png")
+    volumes = {"volume": found.volume, "mirror": found.mirror}
+    volumes["mirror"].save(str(folder / "volume_mirror.mrc"))
+    densities = {"recovered views": found.view_density}
+    draw_results(folder, volumes, found.quadrature.views, densities)
     report = {
         "seconds": round(seconds, 1),
         "n_images": moments.n_images,
@@ -203,3 +188,17 @@ def write_results(
         "history": found.history,
     }
     aspire_mom.files.write_json(folder / "report.json", report)
+
+
+def draw_results(
+    folder: Path,
+    volumes: dict[str, Volume],
+    views: np.ndarray,
+    densities: dict[str, np.ndarray],
+) -> None:
+    """Draw volumes, and densities at the views (n, 3), each with its title."""
+    evaluation, drawn = aspire_mom.evaluation, [*volumes.values()]
+    evaluation.plot_slices(drawn, [*volumes], folder / "slices.png")
+    evaluation.plot_isosurfaces(drawn, [*volumes], folder / "isosurfaces.png")
+    maps = [(views, density) for density in densities.values()]
+    evaluation.plot_views(maps, [*densities], folder / "views.png")

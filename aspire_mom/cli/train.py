@@ -6,32 +6,33 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from torch import nn
 from tqdm import tqdm
 
-from aspire_mom.checks import checked_device
+import aspire_mom
 from aspire_mom.cli import console
-from aspire_mom.networks.problems import Training
-from aspire_mom.networks.start_encoder import StartEncoder
-from aspire_mom.networks.training import train as train_encoder
-from aspire_mom.training import TrainingSettings, TrainingStatus
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from aspire_mom.training import TrainingSettings, TrainingStatus
 
 
 @click.command(cls=console.Command)
 @console.out_option("File to write (.npz).", ".npz")
-@click.option("--steps", type=console.COUNT, default=Training.n_steps)
+@click.option("--steps", "n_steps", type=console.COUNT, default=3000)
 @click.option(
     "--batch-size",
-    type=click.IntRange(8),
-    default=Training.batch_size,
+    type=console.COUNT,
+    default=256,
     help="Problems in a step, a multiple of 8.",
 )
 @click.option(
     "--learning-rate",
     type=console.Positive(),
-    default=Training.learning_rate,
+    default=5e-4,
     help="Peak learning rate of Adam (warm-up and cosine decay).",
 )
 @click.option(
@@ -40,19 +41,8 @@ from aspire_mom.training import TrainingSettings, TrainingStatus
     default=12,
     help="Number of Gaussians in the volumes that the encoder predicts.",
 )
-@console.seed_option
-@console.device_option
-@console.overwrite_option
-def train(
-    out: Path,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    gaussians: int,
-    seed: int,
-    device: str,
-    overwrite: bool,
-) -> None:
+@console.run_options
+def train(out: Path, gaussians: int, device: str, overwrite: bool, **options) -> None:
     """
     Train an encoder that finds a volume and a density of views from moments at once.
 
@@ -65,15 +55,11 @@ def train(
         aspire-mom train --steps 500 -o weights.npz
     """
     console.check_outputs([out], overwrite)
-    training = Training(
-        n_steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        validate_every=min(Training.validate_every, steps),
-        seed=seed,
-    )
-    encoder = StartEncoder(gaussians, seed=seed)
-    run_training(train_encoder, StartEncoder.save, encoder, training, out, device)
+    networks = aspire_mom.networks
+    training = networks.Training(**options)
+    encoder = networks.StartEncoder(gaussians, seed=training.seed)
+    save = networks.StartEncoder.save
+    run_training(networks.train, save, encoder, training, out, device)
 
 
 def run_training(
@@ -84,17 +70,9 @@ def run_training(
     out: Path,
     device: str,
 ) -> None:
-    """
-    Train a network with a progress bar and a checkpoint beside the output, and save it.
-
-    :param train: Function that trains it, as in `aspire_mom.networks.training`.
-    :param save: Function that writes it, from the network, a path and how it was made.
-    :param network: The network.
-    :param training: How to train it.
-    :param out: File to write (.npz).
-    :param device: torch device.
-    """
-    device = checked_device(device)
+    """Train a network with a progress bar and a checkpoint beside the output; save it
+    with a record of the training."""
+    number = aspire_mom.checks.checked_device(device)
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     hidden = not sys.stderr.isatty()
@@ -105,7 +83,7 @@ def run_training(
             bar.set_postfix({k: f"{v:.4f}" for k, v in status.errors.items()})
 
         files = {"checkpoint": checkpoint, "status": show}
-        best = train(network, training, device=device, **files)
+        best = train(network, training, device=number, **files)
     command = " ".join(["aspire-mom", *sys.argv[1:]])
     how = {"command": command, "loss": best, "training": asdict(training)}
     save(network, out, how, overwrite=True)

@@ -66,37 +66,30 @@ def simulate(
 
     # As ASPIRE names the stack of a STAR file.
     stack = out.with_name(f"{out.stem}_0_{images - 1}.mrcs")
-    old = _stacks(out) if overwrite and out.is_file() else []
+    stacks = re.compile(re.escape(out.stem) + r"_0_\d+\.mrcs")
+    old = out.parent.iterdir() if overwrite and out.is_file() else []
+    old = {path for path in old if stacks.fullmatch(path.name)}
     console.check_outputs([out, stack], overwrite)
     (molecule,) = read_volumes([volume], pixel_size)
-    density = aspire_mom.VonMisesFisherMixture.random(seed=seed)
+    mixture = aspire_mom.VonMisesFisherMixture
+    density = mixture.random(seed=seed)
     if views == "uniform":
-        density = aspire_mom.VonMisesFisherMixture(
-            np.eye(3)[2:], np.zeros(1), np.ones(1)
-        )
+        density = mixture(np.eye(3)[2:], np.zeros(1), np.ones(1))
     noise = WhiteNoiseAdder.from_snr(snr, seed=seed + 2)
     rotations = density.sample(images, seed=seed + 1)
     source = aspire_mom.phantoms.simulate(molecule, rotations, noise, seed + 1)
     with aspire_mom.files.staged(out.parent) as folder:
         source.save(folder / out.name, save_mode="single")
-    for path in set(old) - {stack}:
+    for path in old - {stack}:
         path.unlink()
     click.echo(f"{images} images in {out}")
-
-
-def _stacks(star: Path) -> list[Path]:
-    """Stacks of any number of images that were simulated with a STAR file."""
-    name = re.compile(re.escape(star.stem) + r"_0_\d+\.mrcs")
-    return [path for path in star.parent.iterdir() if name.fullmatch(path.name)]
 
 
 @click.command(cls=console.Command)
 @click.argument("volume", type=console.INPUT)
 @click.argument("reference", type=console.INPUT)
 @console.pixel_size_option
-@console.json_option
-@console.plot_option
-@console.overwrite_option
+@console.report_options
 def evaluate(
     volume: Path,
     reference: Path,
@@ -116,8 +109,7 @@ def evaluate(
         aspire-mom evaluate result/volume.mrc truth.mrc --plot fsc.png
     """
     start = time.perf_counter()
-    if plot is not None:
-        console.check_outputs([plot], overwrite)
+    console.check_outputs([plot] if plot else [], overwrite)
     comparison = aspire_mom.compare(*read_volumes([volume, reference], pixel_size))
     if plot is not None:
         with aspire_mom.files.staged(plot.parent) as folder:
@@ -130,20 +122,24 @@ def evaluate(
 
 def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
     """
-    Read a volume.
+    Read an MRC file of one cubic volume [z, y, x], float32, as leniently as ASPIRE.
 
-    :param path: MRC file of one cubic volume.
+    :param path: The file.
     :param pixel_size: Ångström per voxel, where the header has none.
-    :return: ASPIRE `Volume` [z, y, x], float32; its pixel size is None where neither
-        the header nor `pixel_size` gives one.
-    :raises FileNotFoundError: No such file.
+    :return: ASPIRE `Volume`, whose pixel size may be None.
     :raises ValueError: The file is damaged, its volume not cubic, not finite or the
         same in all voxels, or its header contradicts `pixel_size`.
     """
     from aspire.volume import Volume
 
     checks = aspire_mom.checks
-    voxels, sizes = _read_mrc(path)
+    try:
+        with mrcfile.open(path, mode="r", permissive=True) as mrc:
+            voxels, sizes = mrc.data, mrc.voxel_size.item()
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as MRC: {error}") from error
+    if voxels is None:
+        raise ValueError(f"{path} is cut short, or no MRC file")
     if voxels.ndim == 4 and len(voxels) == 1:  # as `Volume.save` has it
         voxels = voxels[0]
     if voxels.ndim != 3 or len(set(voxels.shape)) != 1:
@@ -160,30 +156,9 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
 
 
 def read_volumes(paths: Iterable[Path], pixel_size: float | None) -> list[Volume]:
-    """
-    Read volumes of which at least one has a pixel size.
-
-    :param paths: As for :func:`read_volume`.
-    :param pixel_size: As for :func:`read_volume`.
-    :return: The volumes.
-    :raises ValueError: As for :func:`read_volume`, or none has a pixel size.
-    """
+    """Read volumes of which at least one must have a pixel size."""
     volumes = [read_volume(path, pixel_size) for path in paths]
     if all(volume.pixel_size is None for volume in volumes):
         names = " and ".join(map(str, paths))
         raise ValueError(f"no voxel size in {names}; pass pixel_size")
     return volumes
-
-
-def _read_mrc(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """Values and voxel sizes, read as leniently as ASPIRE does."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with mrcfile.open(path, mode="r", permissive=True) as mrc:
-            values, sizes = mrc.data, mrc.voxel_size.item()
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as MRC: {error}") from error
-    if values is None:
-        raise ValueError(f"{path} is cut short, or no MRC file")
-    return values, sizes

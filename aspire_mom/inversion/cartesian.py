@@ -60,10 +60,10 @@ class CartesianForward(torch.nn.Module):
         self.register_buffer("frequencies", frequencies[pixels])
         n = quadrature.n_inplane
         self.n_turns = 4 if n % 4 == 0 else 1
-        rotations = torch.from_numpy(quadrature.rotations.matrices)
-        rotations = rotations.unflatten(0, (-1, n))[:, : n // self.n_turns]
-        self.register_buffer("rotations", rotations.flatten(0, 1))
         self.n_angles = n // self.n_turns
+        rotations = torch.from_numpy(quadrature.rotations.matrices)
+        rotations = rotations.unflatten(0, (-1, n))[:, : self.n_angles]
+        self.register_buffer("rotations", rotations.flatten(0, 1))
         # Where Rz(90°) takes each pixel: the pair, and -1 if to its second pixel.
         L = basis.L
         x, y = frequencies[pixels].T.round().long()
@@ -73,11 +73,10 @@ class CartesianForward(torch.nn.Module):
         self.register_buffer("turn", place[turned])
         self.register_buffer("flip", 1.0 - 2.0 * (pixels[place[turned]] != turned))
 
-    def half_slices(self, volume: FourierVolume) -> Tensor:
+    def _half_slices(self, volume: FourierVolume) -> Tensor:
         """
-        :param volume: The volume model.
-        :return: f(k) of every node, complex, (n_nodes, number of pairs ±k + 1), one k
-            of each pair, k = 0 last.
+        Return f(k) of every node, complex, (n_nodes, number of pairs ±k + 1), one k of
+        each pair, k = 0 last.
         """
         dtype = next(volume.parameters()).dtype
         frequencies, n = self.frequencies.to(dtype), len(self.rotations)
@@ -98,7 +97,7 @@ class CartesianForward(torch.nn.Module):
         :return: Slices in the real coordinates of this module (n_nodes, n_kept): L²
             pixels, less the Nyquist row and column if L is even.
         """
-        half = self.half_slices(volume)
+        half = self._half_slices(volume)
         pairs = math.sqrt(2) * torch.view_as_real(half[:, :-1])
         return torch.cat((pairs[..., 0], pairs[..., 1], half[:, -1:].real), 1)
 
@@ -113,10 +112,8 @@ class CartesianForward(torch.nn.Module):
         :param probabilities: Weights of the quadrature's nodes, (n,).
         :param shift_std: Standard deviation of shifts where the constructor had None.
         :return: First moment (L²,) and second (L², L²), complex.
-        :raises ValueError: There is not one probability per node.
         """
-        check_count(probabilities, self.n_nodes)
-        half = self.half_slices(volume)
+        half = self._half_slices(volume)
         slices = half.new_zeros((self.n_nodes, self.L**2))
         slices[:, self.friedel_mates] = half.conj()
         slices[:, self.pixels] = half
@@ -130,9 +127,7 @@ class CartesianForward(torch.nn.Module):
         # Gaussians are products over the axes.
         one = torch.exp(-a * (k - L // 2).square())
         two = torch.exp(-a * (k[:, None] - k).square())
-        pairs = two[:, None, :, None] * two[None, :, None, :]
-        first = first * torch.outer(one, one).ravel()
-        return first, second * pairs.reshape(L**2, L**2)
+        return first * torch.outer(one, one).ravel(), second * torch.kron(two, two)
 
 
 class CartesianLoss(torch.nn.Module):
@@ -178,9 +173,7 @@ class CartesianLoss(torch.nn.Module):
         :param slices: Of :meth:`CartesianForward.slices`, (n, n_kept).
         :param probabilities: Weights of the nodes, (n,).
         :return: Eq. 22 of the first and the second moment.
-        :raises ValueError: There is not one probability per node.
         """
-        check_count(probabilities, len(slices))
         p = probabilities.to(slices.dtype)
         difference = p @ slices / self.first_unit - self.first
         first = difference.square().sum() + self.first_asymmetry**2
@@ -235,7 +228,7 @@ def in_chunks(
 
     :param volume: The volume model.
     :param evaluate: Its method, (rows (r, ...), points (p, ...)) ↦ (r, p), complex.
-    :param rows: All rows (n, ...).
+    :param rows: Rows (n, ...).
     :param points: Points (p, ...).
     :return: Values (n, p).
     """
@@ -250,12 +243,10 @@ def in_chunks(
 
 class _InChunks(torch.autograd.Function):
     """
-    Values of all chunks in one tensor; graphs for the gradient are kept if `kept`.
-
-    Without graphs, keep only a chunk's values after it is evaluated, and write them
-    into one preallocated tensor; unlike `torch.utils.checkpoint`, this avoids
-    fragmentation of the allocator. Gradients are summed in float64 and so do not depend
-    on which process evaluates which rows.
+    Values of all chunks in one preallocated tensor, which avoids fragmentation of the
+    allocator, unlike `torch.utils.checkpoint`; graphs for the gradient are kept if
+    `kept`. Gradients are summed in float64 and so do not depend on which process
+    evaluates which rows.
     """
 
     @staticmethod
@@ -263,8 +254,7 @@ class _InChunks(torch.autograd.Function):
         ctx, evaluate, chunks: tuple[Tensor, ...], kept: bool, *variables: Tensor
     ):
         ctx.evaluate, ctx.chunks, ctx.variables = evaluate, chunks, variables
-        ctx.kept = []
-        values, start = None, 0
+        ctx.kept, values, start = [], None, 0
         for chunk in chunks:
             with torch.set_grad_enabled(kept):
                 own = evaluate(chunk)
@@ -291,19 +281,6 @@ class _InChunks(torch.autograd.Function):
         ctx.kept = []
         sums = [s.to(v) for s, v in zip(sums, ctx.variables, strict=True)]
         return None, None, None, *sums
-
-
-def check_count(probabilities: Tensor, n_nodes: int) -> None:
-    """
-    :param probabilities: Weights of the nodes.
-    :param n_nodes: Number of nodes.
-    :raises ValueError: There is not one probability per node.
-    """
-    if probabilities.shape != (n_nodes,):
-        raise ValueError(
-            f"probabilities have shape {tuple(probabilities.shape)}; the quadrature has"
-            f" {n_nodes} nodes"
-        )
 
 
 def _pixel_pairs(basis: CartesianBasis) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aspire_mom.bases import Basis, CartesianBasis, PolarBasis
 from aspire_mom.checks import describe_shift_std
-from aspire_mom.inversion.cartesian import CartesianForward, check_count, in_chunks
+from aspire_mom.inversion.cartesian import CartesianForward, in_chunks
 from aspire_mom.processes import all_gather_rows, local_rows
 from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
@@ -23,24 +23,46 @@ class PolarForward(torch.nn.Module):
     Moments in a polar basis, eq. 20, with in-plane rotations done as phases: the volume
     is evaluated once per viewing direction, not once per node.
 
+    Opposite viewing directions show mirror images, whose in-plane averaged second
+    moments are complex conjugates. If the second half of the views is opposite to the
+    first, one half is evaluated.
+
     :param basis: `PolarBasis` of the moments.
-    :param quadrature: Nodes on SO(3).
-    :param rotations: Rotations (n_views, 3, 3) of the views to evaluate.
-    :param shift_std: Standard deviation of the images' shifts along each axis, pixels;
-        None where every call is given it.
+    :param quadrature: Nodes on SO(3), view-major.
+    :param shift_std: Standard deviation of the images' shifts along each axis, pixels
+        (see :class:`Shifts`); None where every call is given it.
+    :raises ValueError: Images have shifts and the basis is not averaged in plane.
     """
 
     def __init__(
         self,
         basis: PolarBasis,
         quadrature: SO3Quadrature,
-        rotations: Tensor,
         shift_std: float | None = 0.0,
     ):
         super().__init__()
         self.L, self.n_rings, self.max_order = basis.L, basis.n_rings, basis.max_order
-        self.n_inplane, self.n_nodes = quadrature.n_inplane, len(quadrature)
-        self.n_views, self.shift_std = len(rotations), shift_std
+        self.averaged, self.n_inplane = basis.inplane_average, quadrature.n_inplane
+        self.n_nodes, self.shift_std, self.shifts = len(quadrature), shift_std, None
+        if shift_std != 0:
+            if not self.averaged:
+                raise ValueError(
+                    f"the images have shifts of {describe_shift_std(shift_std)}; these"
+                    " are modelled in Cartesian bases and in polar ones that average"
+                    " over in-plane angles"
+                )
+            max_std = MAX_SHIFT_STD if shift_std is None else shift_std / basis.L
+            self.shifts = Shifts(self.n_rings, self.max_order, max_std)
+        rotations = torch.from_numpy(quadrature.view_rotations)
+        views, antipodes = rotations[:, :, 2].tensor_split(2)
+        self.antipodal = (
+            self.averaged
+            and len(views) == len(antipodes)
+            and torch.allclose(views, -antipodes)
+        )
+        if self.antipodal:
+            rotations = rotations[: len(views)]
+        self.n_views = len(rotations)
         # An object within the box has orders up to π r on ring r; with this many
         # samples on half a ring, their aliases miss the orders in use.
         alias_free = math.pi * (self.n_rings - 1) + 6
@@ -57,15 +79,35 @@ class PolarForward(torch.nn.Module):
         fourier[1::2] *= 1j
         self.register_buffer("fourier", torch.view_as_real(fourier))
 
-    def coefficients(self, volume: FourierVolume) -> Tensor:
+    def forward(
+        self,
+        volume: FourierVolume,
+        probabilities: Tensor,
+        shift_std: Tensor | float | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """
         :param volume: The volume model.
-        :return: Coefficients c (max_order + 1, n_rings, n_views), complex, of the clean
-            images of the views at in-plane angle 0.
+        :param probabilities: Weights of the quadrature's nodes, (n,).
+        :param shift_std: Standard deviation of shifts where the constructor had None.
+        :return: First and second moment in the basis's shapes.
         """
-        dtype = next(volume.parameters()).dtype
+        c = self._coefficients(volume)
+        p = probabilities.to(c.real.dtype).reshape(-1, self.n_inplane)
+        if not self.averaged:
+            return self._unaveraged_moments(c, p)
+        first, second = self._averaged_moments(c, p.sum(1))
+        if self.shifts is None:
+            return first, second
+        std = self.shift_std if shift_std is None else shift_std
+        return self.shifts(first, second, std / self.L)
+
+    def _coefficients(self, volume: FourierVolume) -> Tensor:
+        """
+        Return coefficients (max_order + 1, n_rings, n_views), complex, of the clean
+        images of the views at in-plane angle 0.
+        """
+        dtype, n = next(volume.parameters()).dtype, len(self.directions)
         radii = self.radii.to(dtype)
-        n = len(self.directions)
         directions = self.directions.to(dtype)[local_rows(n)]
         if volume.rings_at_once:
             values = volume.on_rings(directions, radii)
@@ -82,55 +124,25 @@ class PolarForward(torch.nn.Module):
             c[parity::2] = orders.reshape(-1, self.n_rings, self.n_views)
         return c
 
-    def forward(
-        self,
-        volume: FourierVolume,
-        probabilities: Tensor,
-        shift_std: Tensor | float | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """
-        :param volume: The volume model.
-        :param probabilities: Weights of the quadrature's nodes, (n,), view-major.
-        :param shift_std: Standard deviation of shifts where the constructor had None.
-        :return: First and second moment in the basis's shapes.
-        :raises ValueError: There is not one probability per node.
-        """
-        check_count(probabilities, self.n_nodes)
-        c = self.coefficients(volume)
-        p = probabilities.to(c.real.dtype).reshape(-1, self.n_inplane)
-        std = self.shift_std if shift_std is None else shift_std
-        return self._moments(c, p, std)
+    def _averaged_moments(self, c: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+        p_difference = p
+        if self.antipodal:
+            p_views, p_antipodes = p.tensor_split(2)
+            p, p_difference = p_views + p_antipodes, p_views - p_antipodes
+        first = (c[0] * p).sum(-1)
+        # Views as columns: blocks of (rings × views)(views × rings) per order.
+        re, im = c.real, c.imag
+        rt, it = re.transpose(1, 2), im.transpose(1, 2)
+        real = (re * p) @ rt + (im * p) @ it
+        cross = (im * p_difference) @ rt
+        return first, torch.complex(real, cross - cross.transpose(1, 2))
 
-
-class UnaveragedForward(PolarForward):
-    """
-    Moments in a polar basis that is not averaged over in-plane angles.
-
-    :param basis: `PolarBasis` of the moments.
-    :param quadrature: Nodes on SO(3).
-    :param shift_std: Must be 0.
-    :raises ValueError: Another `shift_std`.
-    """
-
-    def __init__(
-        self, basis: PolarBasis, quadrature: SO3Quadrature, shift_std: float | None
-    ):
-        if shift_std != 0:
-            raise ValueError(
-                f"the images have shifts of {describe_shift_std(shift_std)}; these"
-                " are modelled in Cartesian bases and in polar ones that average over"
-                " in-plane angles"
-            )
-        rotations = torch.from_numpy(quadrature.view_rotations)
-        super().__init__(basis, quadrature, rotations)
-
-    def _moments(self, c: Tensor, p: Tensor, std: object) -> tuple[Tensor, Tensor]:
+    def _unaveraged_moments(self, c: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         M = self.max_order
         # R(view) Rz(α) multiplies order m by exp(imα), α = 2πj / n_inplane.
         differences = torch.arange(-M, 2 * M + 1, device=c.device)
         turns = torch.outer(differences, torch.arange(self.n_inplane, device=c.device))
-        turns = (turns % self.n_inplane).to(p) / self.n_inplane
-        angles = 2 * math.pi * turns
+        angles = 2 * math.pi * (turns % self.n_inplane).to(p) / self.n_inplane
         spectrum = torch.polar(torch.ones_like(angles), angles) @ p.T.to(c)
         first = torch.einsum("mrv,mv->mr", c, spectrum[M : 2 * M + 1])
         signs = (-1.0) ** torch.arange(1, M + 1)[:, None, None].to(p)
@@ -143,53 +155,6 @@ class UnaveragedForward(PolarForward):
             weighted = (weights[:, :, None] * both).reshape(self.n_views, -1)
             blocks.append((c[m] @ weighted).reshape(self.n_rings, 2 * M + 1, -1))
         return first, torch.stack(blocks)
-
-
-class AveragedForward(PolarForward):
-    """
-    Moments in a polar basis that is averaged over in-plane angles.
-
-    Opposite viewing directions show mirror images, whose second moments are complex
-    conjugates. If the second half of the views is opposite to the first, one half is
-    evaluated.
-
-    :param basis: `PolarBasis` of the moments.
-    :param quadrature: Nodes on SO(3).
-    :param shift_std: Standard deviation along each axis, pixels, of the images' shifts
-        (see :class:`Shifts`); None where every call is given it.
-    """
-
-    def __init__(
-        self, basis: PolarBasis, quadrature: SO3Quadrature, shift_std: float | None
-    ):
-        rotations = torch.from_numpy(quadrature.view_rotations)
-        views, antipodes = rotations[:, :, 2].tensor_split(2)
-        antipodal = len(views) == len(antipodes) and torch.allclose(views, -antipodes)
-        if antipodal:
-            rotations = rotations[: len(views)]
-        super().__init__(basis, quadrature, rotations, shift_std)
-        self.antipodal, self.shifts = antipodal, None
-        if shift_std != 0:
-            max_std = MAX_SHIFT_STD if shift_std is None else shift_std / basis.L
-            self.shifts = Shifts(self.n_rings, self.max_order, max_std)
-
-    def _moments(
-        self, c: Tensor, p: Tensor, std: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
-        p = p_difference = p.sum(1)
-        if self.antipodal:
-            p_views, p_antipodes = p[: self.n_views], p[self.n_views :]
-            p, p_difference = p_views + p_antipodes, p_views - p_antipodes
-        first = (c[0] * p).sum(-1)
-        # Views as columns: blocks of (rings × views)(views × rings) per order.
-        re, im = c.real, c.imag
-        rt, it = re.transpose(1, 2), im.transpose(1, 2)
-        real = (re * p) @ rt + (im * p) @ it
-        cross = (im * p_difference) @ rt
-        second = torch.complex(real, cross - cross.transpose(1, 2))
-        if self.shifts is None:
-            return first, second
-        return self.shifts(first, second, std / self.L)
 
 
 class Shifts(torch.nn.Module):
@@ -217,11 +182,9 @@ class Shifts(torch.nn.Module):
         reach = math.ceil(6 * 2 * math.pi * max_std * (n_rings - 1)) + 8
         self.n_angles = 2 * max_order + reach + reach % 2
         angles = 2 * math.pi / self.n_angles * torch.arange(self.n_angles).double()
-        squared_distances = (
-            r[:, None] ** 2 + r**2 - 2 * torch.outer(r, r) * angles.cos()[:, None, None]
-        )
+        products = 2 * torch.outer(r, r) * angles.cos()[:, None, None]
         self.register_buffer("squared_radii", r**2)
-        self.register_buffer("squared_distances", squared_distances)
+        self.register_buffer("squared_distances", r[:, None] ** 2 + r**2 - products)
 
     def forward(
         self, first: Tensor, second: Tensor, std: Tensor | float
@@ -232,15 +195,12 @@ class Shifts(torch.nn.Module):
         :param std: Standard deviation of shifts along each axis, boxes.
         :return: Both moments of shifted images, differentiable in `std`.
         """
-        dtype = second.real.dtype
-        a = 2 * math.pi**2 * std**2
+        dtype, a = second.real.dtype, 2 * math.pi**2 * std**2
         # Orders -m are the conjugates of orders m: values at angles are real.
         at_angles = torch.fft.irfft(second, self.n_angles, dim=0)
         factors = torch.exp(-a * self.squared_distances.to(dtype))
-        shifted = torch.fft.rfft(at_angles * factors, dim=0)
-        return first * torch.exp(-a * self.squared_radii.to(dtype)), shifted[
-            : len(second)
-        ]
+        shifted = torch.fft.rfft(at_angles * factors, dim=0)[: len(second)]
+        return first * torch.exp(-a * self.squared_radii.to(dtype)), shifted
 
 
 def forward_model(
@@ -256,7 +216,5 @@ def forward_model(
     :return: A module to call with a volume model, the nodes' probabilities and, if
         `shift_std` is None, the standard deviation of shifts.
     """
-    if isinstance(basis, CartesianBasis):
-        return CartesianForward(basis, quadrature, shift_std)
-    kind = AveragedForward if basis.inplane_average else UnaveragedForward
-    return kind(basis, quadrature, shift_std)
+    model = CartesianForward if isinstance(basis, CartesianBasis) else PolarForward
+    return model(basis, quadrature, shift_std)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,42 +17,31 @@ from torch import Tensor
 from aspire_mom.bases import Basis
 from aspire_mom.checks import check_choice, check_integer, check_kind, checked_device
 from aspire_mom.files import Checkpoint, digest
+from aspire_mom.inversion import start
 from aspire_mom.inversion.cartesian import CartesianForward, CartesianLoss
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.loss import MomentLoss
 from aspire_mom.inversion.optimise import StatusCallback
-from aspire_mom.inversion.options import (
-    DEFAULT_N_STARTS,
-    LossOptions,
-    SearchOptions,
-    is_network,
-)
+from aspire_mom.inversion.options import N_STARTS, STEPS, LossOptions, SearchOptions
 from aspire_mom.inversion.reconstruction import Reconstruction
-from aspire_mom.inversion.search import (
-    FIRST_SHIFT_STD,
-    SHIFT_UNIT,
-    Candidate,
-    LevelProblem,
-    Search,
-    frequency_marching_rings,
-)
-from aspire_mom.inversion.start import (
-    SUPPORT_RADIUS,
-    cut_to_support,
-    default_quadrature,
-    needs_signs,
-    random_volume,
-)
+from aspire_mom.inversion.search import Candidate, LevelProblem, Search
 from aspire_mom.moments import Moments
-from aspire_mom.moments.report import informative_rings
+from aspire_mom.moments.report import informative_rings, ring_rms
 from aspire_mom.networks import MomentEncoder
 from aspire_mom.processes import wait
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature
-from aspire_mom.volumes import FourierVolume
+from aspire_mom.volumes import BallHarmonics, FourierNet, FourierVolume, GaussianMixture
 
 logger = logging.getLogger(__name__)
 
 LOG_DENSITY_DEGREE = 6
+# Numbers of Gaussians of the starts in turn.
+STARTING_SIZES = (3, 4, 6, 8)
+STARTING_SIGMA = 0.1
+# Wide enough for the few shells that moments determine, and quick.
+NETWORK_WIDTH = 64
+# Numbers of rings that are solved for in turn: the first, and the factor between them.
+FIRST_RINGS, RING_GROWTH_FACTOR = 4, 1.35
 
 
 class MomentInversion:
@@ -96,7 +86,7 @@ class MomentInversion:
         quadrature: SO3Quadrature | None = None,
         *,
         n_rings: int | None = None,
-        support_radius: float = SUPPORT_RADIUS,
+        support_radius: float = start.SUPPORT_RADIUS,
         signed: bool | None = None,
         loss: LossOptions = LossOptions(),
         search: SearchOptions = SearchOptions(),
@@ -106,7 +96,7 @@ class MomentInversion:
     ):
         check_kind("moments", moments, Moments)
         if isinstance(volume, str):
-            check_choice("volume", volume, DEFAULT_N_STARTS)
+            check_choice("volume", volume, N_STARTS)
         else:
             check_kind("volume", volume, FourierVolume)
         check_kind("loss", loss, LossOptions)
@@ -122,26 +112,34 @@ class MomentInversion:
         if n_rings > basis.n_rings:
             raise ValueError(f"n_rings is {n_rings}; {basis} has 1 to {basis.n_rings}")
         n_rings = basis.cut(n_rings).n_rings
-        self.moments, self.volume = moments, volume
-        self.n_rings, self.support_radius = n_rings, support_radius
-        self.signed = needs_signs(moments) if signed is None else signed
-        self.loss, self.search = loss.completed(volume), search.completed(volume)
-        self.device = checked_device(device)
-        self.status, self.checkpoint = status, checkpoint
         if quadrature is None:
-            quadrature = default_quadrature(moments, n_rings, support_radius)
+            quadrature = start.default_quadrature(moments, n_rings, support_radius)
         check_kind("quadrature", quadrature, SO3Quadrature)
+        network = volume == "fouriernet" or isinstance(volume, FourierNet)
         if density is None:
-            degree = None if is_network(volume) else LOG_DENSITY_DEGREE
+            degree = None if network else LOG_DENSITY_DEGREE
             density = DiscreteDensity(quadrature, degree=degree)
         check_kind("density", density, torch.nn.Module)
+        self.moments, self.volume = moments, volume
         self.density, self.quadrature = density, quadrature
+        self.n_rings, self.support_radius = n_rings, support_radius
+        self.signed = start.needs_signs(moments) if signed is None else signed
+        weighting = loss.weighting or ("none" if network else "noise")
+        self.loss = replace(loss, weighting=weighting)
+        optimizer = search.optimizer or ("adam" if network else "lbfgs")
+        n_starts = N_STARTS[volume] if isinstance(volume, str) else 1
+        self.search = replace(
+            search,
+            optimizer=optimizer,
+            n_starts=search.n_starts or n_starts,
+            n_steps=search.n_steps or STEPS[optimizer],
+        )
+        self.device = checked_device(device)
+        self.status, self.checkpoint = status, checkpoint
 
     @property
     def settings(self) -> dict:
-        """
-        :return: Options in use, names and values, as JSON can hold them.
-        """
+        """Options in use, names and values, as JSON can hold them."""
         volume = self.volume
         return {
             "volume": volume if isinstance(volume, str) else type(volume).__name__,
@@ -169,23 +167,18 @@ class MomentInversion:
         """
         checkpoint = Checkpoint(self.checkpoint, self._fingerprint())
         wait()  # all processes must read the file before the first one writes it
-        options = self.search
-        levels = (
-            frequency_marching_rings(self.n_rings)
-            if options.optimizer == "lbfgs"
-            else []
-        )
-        # Skip levels that do not truncate the basis; they would repeat the final one.
-        inner = [n for n in levels if self._cut(n) != self._cut(self.n_rings)]
-        problems = [*map(self.problem, inner), self._final_problem]
-        candidates = [
-            self.initial_candidate(options.seed + i) for i in range(options.n_starts)
-        ]
-        logger.info(f"Inverting {self.moments} with {self.settings}")
+        options, problems = self.search, [self._final_problem]
         n_threads = torch.get_num_threads()
         if options.optimizer == "lbfgs":
+            # Skip levels that do not cut the basis; they would repeat the final one.
+            levels = self._frequency_marching_rings()
+            inner = [n for n in levels if self._cut(n) != self._cut(self.n_rings)]
+            problems = [*map(self.problem, inner), *problems]
             # Tensors of all but networks are so small that one thread is fastest.
             torch.set_num_threads(1)
+        seeds = range(options.seed, options.seed + options.n_starts)
+        candidates = [self.initial_candidate(seed) for seed in seeds]
+        logger.info(f"Inverting {self.moments} with {self.settings}")
         try:
             search = Search(options, self.status, checkpoint)
             return self._result(search.run(candidates, problems))
@@ -199,13 +192,12 @@ class MomentInversion:
         self, volume: FourierVolume, density: torch.nn.Module, shift_std: float = 0.0
     ) -> tuple[float, float]:
         """
-        Return relative errors of a model's moments on all rings and orders (eq. 22).
-
         :param volume: A volume model.
         :param density: A density model on this inversion's nodes.
         :param shift_std: Standard deviation of the images' shifts, pixels, where
             `moments.shift_std` is None.
-        :return: Relative errors of the first and the second moment.
+        :return: Relative errors of the model's first and second moment on all rings and
+            orders (eq. 22).
         """
         problem = self._final_problem
         probabilities = problem.probabilities(volume, density)
@@ -242,37 +234,45 @@ class MomentInversion:
         if isinstance(self.volume, FourierVolume):
             volume = copy.deepcopy(self.volume)
         else:
-            options = {"support_radius": self.support_radius, "signed": self.signed}
-            volume = random_volume(
-                self.volume, self.moments, self.n_rings, seed=seed, **options
-            )
-        density = copy.deepcopy(self.density).to(self.device)
-        shift_std = None
-        if self.moments.shift_std is None:
-            first = torch.tensor(FIRST_SHIFT_STD / SHIFT_UNIT, device=self.device)
-            shift_std = torch.nn.Parameter(first)
-        return Candidate(seed, volume.to(self.device), density, shift_std)
+            volume = self._random_volume(seed)
+        density, shifts = copy.deepcopy(self.density), self.moments.shift_std is None
+        return Candidate(seed, volume, density, shifts).to(self.device)
 
+    def _random_volume(self, seed: int) -> FourierVolume:
+        """Draw a volume, float32, scaled to the power of the moments."""
+        moments, L, band_limit = self.moments, self.moments.basis.L, self.n_rings - 1.0
+        scale = L * float(ring_rms(moments)[:3].max())
+        if self.volume == "fouriernet":
+            return FourierNet(band_limit, hidden=NETWORK_WIDTH, scale=scale, seed=seed)
+        options = {"support_radius": self.support_radius, "seed": seed}
+        if self.volume == "harmonics":
+            model = BallHarmonics(band_limit, **options)
+            model.coefficients.data *= scale
+            return model
+        total = (
+            2 * scale if self.signed else L * abs(start.zero_frequency_mean(moments))
+        )
+        options |= {"sigma": STARTING_SIGMA, "signed": self.signed, "total": total}
+        return GaussianMixture(STARTING_SIZES[seed % len(STARTING_SIZES)], **options)
+
+    @torch.no_grad()
     def _result(self, ranking: list[Candidate]) -> Reconstruction:
-        best, problem = ranking[0], self._final_problem
-        L, pixel_size = self.moments.basis.L, self.moments.pixel_size
-        with torch.no_grad():
-            # All of them: a volume from the checkpoint has no latent variable yet.
-            densities = [problem.probabilities(c.volume, c.density) for c in ranking]
-        probabilities = densities[0].double().cpu().numpy()
-        volumes = [c.volume.to_volume(L, pixel_size).asnumpy()[0] for c in ranking]
-        starts = [
-            {"seed": c.seed, "criterion": c.criterion, "loss": c.loss} for c in ranking
-        ]
-        shift_std = self.moments.shift_std
-        if shift_std is None:
-            for start, candidate in zip(starts, ranking, strict=True):
-                start["shift_std"] = SHIFT_UNIT * L * abs(candidate.shift_std.item())
-            shift_std = starts[0]["shift_std"]
+        best, moments = ranking[0], self.moments
+        L, pixel_size = moments.basis.L, moments.pixel_size
+        volumes, densities, starts = [], [], []
+        for c in ranking:
+            # This sets the latent variable of a volume from a checkpoint, too.
+            densities.append(self._final_problem.probabilities(c.volume, c.density))
+            volumes.append(c.volume.to_volume(L, pixel_size).asnumpy()[0])
+            starts.append({"seed": c.seed, "criterion": c.criterion, "loss": c.loss})
+            if c.shift_std is not None:
+                starts[-1]["shift_std"] = float(c.shift_pixels(L))
+        density = densities[0].double().cpu().numpy()
+        shift_std = starts[0].get("shift_std", moments.shift_std)
         logger.info(f"Best of {self.search.n_starts} starts: {starts[0]}")
         return Reconstruction(
             volume=Volume(volumes[0], pixel_size=pixel_size),
-            density=probabilities / probabilities.sum(),
+            density=density / density.sum(),
             quadrature=self.quadrature,
             history=best.history,
             starts=starts,
@@ -283,8 +283,16 @@ class MomentInversion:
             start_volumes=Volume(np.stack(volumes), pixel_size=pixel_size),
         )
 
+    def _frequency_marching_rings(self) -> list[int]:
+        """Numbers of rings to solve for in turn: 4, 6, 9, …, up to `n_rings`."""
+        levels = [min(FIRST_RINGS, self.n_rings)]
+        while levels[-1] < self.n_rings:
+            rings = math.ceil(RING_GROWTH_FACTOR * levels[-1])
+            levels.append(min(rings, self.n_rings))
+        return levels
+
     def _cut(self, n_rings: int) -> Basis:
-        return cut_to_support(self.moments.basis, n_rings, self.support_radius)
+        return start.cut_to_support(self.moments.basis, n_rings, self.support_radius)
 
     def _forward(self, basis: Basis) -> torch.nn.Module:
         shift_std = self.moments.shift_std
@@ -293,8 +301,7 @@ class MomentInversion:
 
     @cached_property
     def _final_problem(self) -> LevelProblem:
-        """LevelProblem on all rings, the last level; cached because preparing Cartesian
-        moments takes seconds."""
+        """The last level; cached because preparing Cartesian moments takes seconds."""
         return self.problem(self.n_rings)
 
     @cached_property
@@ -319,8 +326,5 @@ class MomentInversion:
             *(moments.first_error, moments.second_error),
             *(moments.first_information, moments.second_information),
         )
-        for name in ("volume", "density"):
-            model = getattr(self, name)
-            if isinstance(model, torch.nn.Module):
-                found[f"initial {name}"] = digest(model)
-        return found
+        models = {"initial volume": self.volume, "initial density": self.density}
+        return found | {name: digest(model) for name, model in models.items()}

@@ -36,7 +36,7 @@ class MomentLoss(torch.nn.Module):
     :param inner: The part of the basis in use, from `Basis.cut`; by default all of it.
     :param weighting: As above.
     :param lam: λ, weight of the second moment.
-    :raises ValueError: An unknown weighting, λ not positive, or moments with no power.
+    :raises ValueError: An option is out of range, or the moments have no power.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class MomentLoss(torch.nn.Module):
         scales, information = basis.entry_scales(rms), _relative_information(moments)
         for k, name in enumerate(("first", "second")):
             unit = self.unit ** (k + 1)
+            arrays = (
+                getattr(moments, name),
+                getattr(basis, f"{name}_weights"),
+                getattr(basis, f"{name}_multiplicity"),
+                scales[k],
+                information[k],
+            )
             value, weights, multiplicity, scale, relative = (
-                basis.cut_array(array, inner)
-                for array in (
-                    getattr(moments, name),
-                    getattr(basis, f"{name}_weights"),
-                    getattr(basis, f"{name}_multiplicity"),
-                    scales[k],
-                    information[k],
-                )
+                basis.cut_array(array, inner) for array in arrays
             )
             value = value / unit
             if weighting == "noise":
@@ -90,8 +90,8 @@ class MomentLoss(torch.nn.Module):
                 weights = weights * relative
                 weights = weights / np.sum(weights * np.abs(value) ** 2)
             self.register_buffer(name, torch.from_numpy(value.astype(np.complex64)))
-            weights = np.ascontiguousarray(weights, dtype=np.float32)
-            self.register_buffer(f"{name}_weights", torch.from_numpy(weights))
+            weights = torch.tensor(weights, dtype=torch.float32)
+            self.register_buffer(f"{name}_weights", weights)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """
@@ -112,9 +112,8 @@ class MomentLoss(torch.nn.Module):
 def _relative_information(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
     """
     Information on each entry of the first and the second moment, divided by the
-    largest: 1 without CTFs, 0 at the Nyquist row and column. Near CTF zeros the
-    estimates are mostly noise; weighting by this keeps the unweighted loss (eq. 28)
-    from fitting it.
+    largest: 1 without CTFs, 0 at the Nyquist row and column. It keeps the unweighted
+    loss (eq. 28) from fitting noise near CTF zeros.
     """
     basis = moments.basis
     n = basis.n_frequencies

@@ -11,7 +11,12 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor
 
-from aspire_mom.processes import broadcast_scalar, combine_gradients, is_first
+from aspire_mom.processes import (
+    broadcast_object,
+    broadcast_scalar,
+    combine_gradients,
+    is_first,
+)
 from aspire_mom.volumes import FourierVolume
 
 Optimizer = Literal["lbfgs", "adam"]
@@ -97,7 +102,9 @@ def minimise(
     else:
         optimizer = torch.optim.Adam(parameters, lr=learning_rates[0])
 
-    def finite(loss: Tensor) -> Tensor:
+    def evaluate() -> Tensor:
+        loss = objective()
+        # A line search would go on from NaN to infinitely long steps.
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss became {loss.item()} in stage {stage!r}; lower the learning"
@@ -107,12 +114,11 @@ def minimise(
 
     @torch.no_grad()
     def value() -> float:
-        return float(finite(broadcast_scalar(objective())))
+        return float(broadcast_scalar(evaluate()))
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        # A line search would go on from NaN to infinitely long steps.
-        loss = finite(objective())
+        loss = evaluate()
         loss.backward()
         combine_gradients(split, same)
         return broadcast_scalar(loss.detach())
@@ -145,8 +151,6 @@ def minimise(
                 kept = copy.deepcopy(optimizer.state_dict())
                 save({"optimizer": kept, "step": step, "loss": loss})
             stop = status and status(OptimizerStatus(stage, step, n_steps, loss))
-            if broadcast_scalar(
-                torch.tensor(float(bool(stop)), device=parameters[0].device)
-            ):
+            if broadcast_object(bool(stop)):
                 raise StoppedByUser(stage)
     return loss

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import get_args
 
 from aspire_mom.checks import check_choice, check_integer, check_positive
 from aspire_mom.inversion.loss import Weighting
 from aspire_mom.inversion.optimise import Optimizer
-from aspire_mom.volumes import FourierNet, FourierVolume
 
 # Default number of random starts of each volume model.
-DEFAULT_N_STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
+N_STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
 STEPS = {"lbfgs": 400, "adam": 1000}
-WEIGHTINGS = ("noise", "rings", "none")
 
 
 @dataclass(frozen=True)
@@ -44,26 +43,11 @@ class SearchOptions:
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), int(name != "seed"))
         check_choice("optimizer", self.optimizer, STEPS)
-        rates = tuple(self.learning_rates)
+        rates = self.learning_rates
         if not rates or not all(0 < rate < math.inf for rate in rates):
             raise ValueError(
                 f"learning_rates are {rates}; there must be at least one, all positive"
             )
-        object.__setattr__(self, "learning_rates", rates)
-
-    def completed(self, volume: str | FourierVolume) -> SearchOptions:
-        """
-        :param volume: A volume model, or the name of one.
-        :return: The same options, with defaults for this volume in place of None.
-        """
-        optimizer = self.optimizer or ("adam" if is_network(volume) else "lbfgs")
-        n_starts = DEFAULT_N_STARTS[volume] if isinstance(volume, str) else 1
-        return replace(
-            self,
-            optimizer=optimizer,
-            n_starts=self.n_starts or n_starts,
-            n_steps=self.n_steps or STEPS[optimizer],
-        )
 
 
 @dataclass(frozen=True)
@@ -81,21 +65,5 @@ class LossOptions:
     lam: float = 1.0
 
     def __post_init__(self):
-        check_choice("weighting", self.weighting, WEIGHTINGS)
+        check_choice("weighting", self.weighting, get_args(Weighting))
         check_positive("lam", self.lam)
-
-    def completed(self, volume: str | FourierVolume) -> LossOptions:
-        """
-        :param volume: A volume model, or the name of one.
-        :return: The same options, with defaults for this volume in place of None.
-        """
-        weighting = "none" if is_network(volume) else "noise"
-        return replace(self, weighting=self.weighting or weighting)
-
-
-def is_network(volume: str | FourierVolume) -> bool:
-    """
-    :param volume: A volume model, or the name of one.
-    :return: Whether it is a `FourierNet`.
-    """
-    return volume == "fouriernet" or isinstance(volume, FourierNet)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-
-import torch
+from typing import Any
 
 from aspire_mom.bases import CartesianBasis
 from aspire_mom.checks import check_integer, check_kind
 from aspire_mom.inversion.inversion import MomentInversion
-from aspire_mom.inversion.optimise import StatusCallback
 from aspire_mom.inversion.options import LossOptions, SearchOptions
 from aspire_mom.moments import Moments
 from aspire_mom.moments.report import ring_rms
@@ -28,9 +25,7 @@ def paper_inversion(
     n_latent: int = 0,
     lam: float = 1.0,
     seed: int = 0,
-    device: str | torch.device = "cpu",
-    status: StatusCallback | None = None,
-    checkpoint: str | Path | None = None,
+    **options: Any,
 ) -> MomentInversion:
     """
     Set up the inversion of Khoo, Paul & Sharon: moments of all n² Fourier pixels, nodes
@@ -49,9 +44,7 @@ def paper_inversion(
         too; 0 for none, as in the paper's experiments.
     :param lam: λ of eq. 28.
     :param seed: Seed of all initial parameters.
-    :param device: torch device.
-    :param status: Called every 50 steps with an `OptimizerStatus`.
-    :param checkpoint: File that keeps progress; an existing one is resumed.
+    :param options: `device`, `status` and `checkpoint`, as for `MomentInversion`.
     :return: The inversion, to call `estimate()` on.
     :raises TypeError: `moments` is no `Moments`.
     :raises ValueError: They are of another basis, or an option is out of range.
@@ -66,15 +59,10 @@ def paper_inversion(
     L = moments.basis.L
     quadrature = SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
     encoder = LatentEncoder.cartesian(L, n_latent, seed=seed) if n_latent else None
-    volume = FourierNet(
-        L / math.sqrt(2),
-        scale=L * float(ring_rms(moments)[:3].max()),
-        encoder=encoder,
-        seed=seed,
-    )
+    scale = L * float(ring_rms(moments)[:3].max())
     return MomentInversion(
         moments,
-        volume,
+        FourierNet(L / math.sqrt(2), scale=scale, encoder=encoder, seed=seed),
         MomentEncoder.cartesian(L, len(quadrature), seed=seed),
         quadrature,
         loss=LossOptions("none", lam),
@@ -84,7 +72,5 @@ def paper_inversion(
             learning_rates=LEARNING_RATES,
             seed=seed,
         ),
-        device=device,
-        status=status,
-        checkpoint=checkpoint,
+        **options,
     )

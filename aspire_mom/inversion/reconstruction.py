@@ -56,7 +56,7 @@ class Reconstruction:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """
         Write volume.mrc, reconstruction.npz (density and quadrature) and
-        reconstruction.json (the rest) to a folder, all together or none.
+        reconstruction.json (the rest), all together or none.
 
         :param folder: Folder, made if it does not exist.
         :param overwrite: Replace files that exist.
@@ -78,36 +78,25 @@ class Reconstruction:
 
         :param folder: The folder.
         :return: The reconstruction.
-        :raises FileNotFoundError: A file is missing.
         :raises ValueError: A file is damaged, or not one of a reconstruction.
         """
         folder = Path(folder)
-        for name in FILES:
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder / name}: no such file")
         arrays, _ = load_arrays(folder / FILES[1], FORMAT)
         with contents_of(folder):
             text = json.loads((folder / FILES[2]).read_text())
             if text.get("moment_errors") is not None:
                 text["moment_errors"] = tuple(text["moment_errors"])
-            return cls(
-                volume=Volume.load(str(folder / FILES[0])),
-                density=arrays["density"],
-                quadrature=SO3Quadrature.from_arrays(arrays),
-                **text,
-            )
+            volume = Volume.load(str(folder / FILES[0]))
+            quadrature = SO3Quadrature.from_arrays(arrays)
+            return cls(volume, arrays["density"], quadrature, **text)
 
     @property
     def view_density(self) -> np.ndarray:
-        """
-        :return: Probabilities (n_views,) of the viewing directions `quadrature.views`,
-            summed over in-plane angles, float64.
-        """
+        """Probabilities (n_views,) of the viewing directions `quadrature.views`, summed
+        over in-plane angles, float64."""
         return self.density.reshape(-1, self.quadrature.n_inplane).sum(1)
 
     @property
     def mirror(self) -> Volume:
-        """
-        :return: The volume of the other hand, which has the same moments.
-        """
+        """The volume of the other hand, which has the same moments."""
         return mirror(self.volume)

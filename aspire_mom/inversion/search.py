@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from aspire.utils import tqdm
@@ -21,8 +22,6 @@ from aspire_mom.networks import MomentEncoder
 from aspire_mom.processes import is_first
 from aspire_mom.volumes import FourierVolume, GaussianMixture
 
-FIRST_RINGS = 4
-RING_GROWTH_FACTOR = 1.35
 SURVIVORS = 4
 STEPS_PER_LEVEL = 80
 # Scale of the parameter shift_std, in box lengths, chosen so that optimizer steps are
@@ -32,8 +31,7 @@ SHIFT_UNIT = 0.1
 FIRST_SHIFT_STD = 0.02
 
 
-@dataclass(frozen=True)
-class LevelProblem:
+class LevelProblem(NamedTuple):
     """
     One level of the search.
 
@@ -46,7 +44,7 @@ class LevelProblem:
     forward: PolarForward | CartesianForward
     loss: MomentLoss | CartesianLoss
     n_rings: int
-    estimates: tuple[Tensor, ...] = ()
+    estimates: tuple[Tensor, ...]
 
     def objective(
         self,
@@ -57,15 +55,13 @@ class LevelProblem:
         """
         :param volume: Volume model.
         :param density: Density model.
-        :param shift_std: See :class:`Candidate`.
+        :param shift_std: Standard deviation of shifts, pixels, where it is unknown.
         :return: The loss, plus the density's penalty if it is −2 log-likelihood.
         """
         probabilities = self.probabilities(volume, density)
         if isinstance(self.loss, CartesianLoss):
             value = self.loss(self.forward.slices(volume), probabilities)
         else:
-            if shift_std is not None:
-                shift_std = shift_std * SHIFT_UNIT * self.forward.L
             value = self.loss(*self.forward(volume, probabilities, shift_std))
         if self.loss.weighting == "noise" and hasattr(density, "penalty"):
             value = value + density.penalty()
@@ -78,24 +74,18 @@ class LevelProblem:
         :param volume: Volume model; if it has an encoder, its latent variable is set.
         :param density: Density model.
         :return: Probabilities of the nodes (n,).
+        :raises ValueError: There is not one probability per node.
         """
         if getattr(volume, "encoder", None) is not None:
             volume.encode(*self.estimates)
         encoded = isinstance(density, MomentEncoder)
-        return density(*self.estimates) if encoded else density()
-
-    def criterion(self, loss: float, volume: FourierVolume) -> float:
-        """
-        Return Akaike's information criterion, loss + 2 p for p parameters of the
-        volume, where the loss is −2 log posterior; else the loss.
-
-        :param loss: The loss.
-        :param volume: Volume model.
-        :return: The criterion; the model with the lowest predicts new images best.
-        """
-        if self.loss.weighting != "noise":
-            return loss
-        return loss + 2 * sum(p.numel() for p in volume.parameters())
+        probabilities = density(*self.estimates) if encoded else density()
+        shape, n_nodes = tuple(probabilities.shape), self.forward.n_nodes
+        if shape != (n_nodes,):
+            raise ValueError(
+                f"probabilities have shape {shape}; the quadrature has {n_nodes} nodes"
+            )
+        return probabilities
 
 
 class Candidate(torch.nn.Module):
@@ -105,46 +95,29 @@ class Candidate(torch.nn.Module):
     :param seed: Seed of its random volume.
     :param volume: Volume model.
     :param density: Density model.
-    :param shift_std: Standard deviation of the images' shifts in `SHIFT_UNIT` boxes, if
-        it is unknown. Its sign does not matter: moments depend on its square.
+    :param shifts: The standard deviation of the images' shifts is unknown, and found.
     """
 
-    #: Loss and :meth:`LevelProblem.criterion` at its last level.
+    #: Loss at its last level. The criterion is Akaike's, loss + 2 p for p parameters of
+    #: the volume, where the loss is −2 log posterior; else the loss.
     loss = criterion = math.inf
 
     def __init__(
-        self,
-        seed: int,
-        volume: FourierVolume,
-        density: torch.nn.Module,
-        shift_std: torch.nn.Parameter | None = None,
+        self, seed: int, volume: FourierVolume, density: torch.nn.Module, shifts: bool
     ):
         super().__init__()
-        self.seed = seed
-        self.volume, self.density, self.shift_std = volume, density, shift_std
+        self.seed, self.volume, self.density = seed, volume, density
+        first = torch.tensor(FIRST_SHIFT_STD / SHIFT_UNIT)
+        self.shift_std = torch.nn.Parameter(first) if shifts else None
         #: Stages so far: dicts of stage, n_rings, loss and criterion.
         self.history: list[dict] = []
 
-    def label(self, n_rings: int) -> str:
+    def shift_pixels(self, L: int) -> Tensor | None:
         """
-        :param n_rings: Number of rings in use.
-        :return: Name of a stage, unique in the search.
+        :param L: Pixels along an edge.
+        :return: Standard deviation of the images' shifts, pixels, if it is unknown.
         """
-        size = ""
-        if isinstance(self.volume, GaussianMixture):
-            size = f", {len(self.volume)} Gaussians"
-        return f"start {self.seed}, {n_rings} rings{size}"
-
-
-def frequency_marching_rings(n_rings: int) -> list[int]:
-    """
-    :param n_rings: Number of rings in use.
-    :return: Numbers of rings to solve for in turn: 4, 6, 9, … up to `n_rings`.
-    """
-    levels = [min(FIRST_RINGS, n_rings)]
-    while levels[-1] < n_rings:
-        levels.append(min(math.ceil(RING_GROWTH_FACTOR * levels[-1]), n_rings))
-    return levels
+        return None if self.shift_std is None else SHIFT_UNIT * L * self.shift_std.abs()
 
 
 def _schedule(n_starts: int, n_levels: int) -> list[int]:
@@ -162,8 +135,7 @@ def _schedule(n_starts: int, n_levels: int) -> list[int]:
     return [*counts, last if last > SURVIVORS else 0, min(SURVIVORS, last)]
 
 
-@dataclass(frozen=True)
-class Search:
+class Search(NamedTuple):
     """
     A search by many starts, frequency marching and growth.
 
@@ -188,35 +160,30 @@ class Search:
         :return: The candidates that were refined to the end, best first.
         """
         *counts, n_finished = _schedule(len(candidates), len(problems))
-        total = sum(counts) + n_finished
-        criterion = attrgetter("criterion")
+        stages = [
+            (problem, count, "", STEPS_PER_LEVEL)
+            for problem, count in zip(problems, counts, strict=True)
+            if count
+        ]
+        end = (problems[-1], n_finished, ", to the end", self.options.n_steps)
+        stages.append(end)
+        total, criterion = sum(counts) + n_finished, attrgetter("criterion")
         with tqdm(desc="inversion", total=total, disable=not is_first()) as bar:
-
-            def refined(candidate: Candidate, label: str, n_steps: int) -> Candidate:
-                stage = candidate.label(problem.n_rings) + label
-                self.refine(candidate, problem, stage, n_steps)
-                bar.set_postfix_str(stage)
-                bar.update()
-                return candidate
-
-            for i, (problem, count) in enumerate(zip(problems, counts, strict=True)):
-                if count == 0:
-                    continue
-                candidates = [
-                    refined(c, "", STEPS_PER_LEVEL) for c in candidates[:count]
-                ]
+            for i, (problem, count, label, n_steps) in enumerate(stages):
+                candidates = candidates[:count]
+                for candidate in candidates:
+                    self.refine(candidate, problem, label, n_steps)
+                    bar.set_postfix_str(candidate.history[-1]["stage"])
+                    bar.update()
                 candidates.sort(key=criterion)
-                if i < len(problems) - 1:
-                    n_kept = counts[i + 1] or n_finished
+                # On the last level, mixtures grow after the refinement to the end.
+                if problem is not problems[-1] or label:
+                    n_kept = stages[i + 1][1] if stages[i + 1 :] else count
                     candidates = [self._grown(c, problem) for c in candidates[:n_kept]]
-            candidates = [
-                self._grown(refined(c, ", to the end", self.options.n_steps), problem)
-                for c in candidates[:n_finished]
-            ]
         return sorted(candidates, key=criterion)
 
     def refine(
-        self, candidate: Candidate, problem: LevelProblem, stage: str, n_steps: int
+        self, candidate: Candidate, problem: LevelProblem, label: str, n_steps: int
     ) -> None:
         """
         Minimise a candidate's loss on one level, or take the result from the
@@ -224,11 +191,15 @@ class Search:
 
         :param candidate: The candidate, changed in place.
         :param problem: The level.
-        :param stage: Name of the stage, unique in the search.
+        :param label: What tells the stage from others on this level.
         :param n_steps: Number of steps.
         """
         volume, density = candidate.volume, candidate.density
         shift_std, states = candidate.shift_std, self.checkpoint.state
+        stage = f"start {candidate.seed}, {problem.n_rings} rings"
+        if isinstance(volume, GaussianMixture):
+            stage += f", {len(volume)} Gaussians"
+        stage += label
 
         def keep(more: dict) -> None:
             states[stage] = {"models": copy.deepcopy(candidate.state_dict()), **more}
@@ -250,10 +221,11 @@ class Search:
         if begun is not None and "optimizer" not in begun:  # finished
             candidate.loss = begun["loss"]
         else:
-            shifts = [] if shift_std is None else [shift_std]
             candidate.loss = minimise(
-                lambda: problem.objective(volume, density, shift_std),
-                [*volume.parameters(), *density.parameters(), *shifts],
+                lambda: problem.objective(
+                    volume, density, candidate.shift_pixels(problem.forward.L)
+                ),
+                candidate.parameters(),
                 method=self.options.optimizer,
                 n_steps=n_steps,
                 learning_rates=self.options.learning_rates,
@@ -264,7 +236,9 @@ class Search:
                 split=volume.parameters(),
             )
             keep({"loss": candidate.loss})
-        candidate.criterion = problem.criterion(candidate.loss, volume)
+        candidate.criterion = candidate.loss
+        if problem.loss.weighting == "noise":
+            candidate.criterion += 2 * sum(p.numel() for p in volume.parameters())
         values = {"loss": candidate.loss, "criterion": candidate.criterion}
         candidate.history.append({"stage": stage, "n_rings": problem.n_rings, **values})
 
@@ -276,8 +250,7 @@ class Search:
         while (n := len(candidate.volume)) < most:
             larger = copy.deepcopy(candidate)
             larger.volume = candidate.volume.grown(min(max(1, n // 2), most - n), n)
-            stage = larger.label(problem.n_rings) + ", grown"
-            self.refine(larger, problem, stage, STEPS_PER_LEVEL)
+            self.refine(larger, problem, ", grown", STEPS_PER_LEVEL)
             if larger.criterion >= candidate.criterion:
                 break
             candidate = larger

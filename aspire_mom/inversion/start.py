@@ -1,4 +1,4 @@
-"""Where a search starts: random volumes, or what a trained encoder predicts."""
+"""What moments tell before a search, and what a trained encoder predicts."""
 
 from __future__ import annotations
 
@@ -14,56 +14,11 @@ from aspire_mom.moments.report import informative_rings, ring_rms
 from aspire_mom.networks.problems import power_errors
 from aspire_mom.networks.start_encoder import StartEncoder, pretrained
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
-from aspire_mom.volumes import BallHarmonics, FourierNet, FourierVolume, GaussianMixture
+from aspire_mom.volumes import GaussianMixture
 
 # Radius in boxes of a ball that holds most molecules.
 SUPPORT_RADIUS = 0.4
-# Numbers of Gaussians of the starts in turn.
-STARTING_SIZES = (3, 4, 6, 8)
-STARTING_SIGMA = 0.1
-# Wide enough for the few shells that moments determine, and quick.
-NETWORK_WIDTH = 64
 MAX_DEGREE = 41
-# Rings with less than this share of the largest information are not used for the mean.
-MIN_INFORMATION_SHARE = 0.01
-
-
-def random_volume(
-    kind: str,
-    moments: Moments,
-    n_rings: int,
-    *,
-    support_radius: float,
-    signed: bool,
-    seed: int,
-) -> FourierVolume:
-    """
-    Draw a volume model, scaled to the power of the moments.
-
-    :param kind: "gaussians", "harmonics" or "fouriernet".
-    :param moments: Moments that it is to match.
-    :param n_rings: Number of rings in use.
-    :param support_radius: Radius in boxes of a ball that holds the molecule.
-    :param signed: Let Gaussians be negative.
-    :param seed: Seed of the draw, which also decides the number of Gaussians.
-    :return: The volume model, float32.
-    """
-    L, band_limit = moments.basis.L, float(n_rings - 1)
-    scale = L * float(ring_rms(moments)[:3].max())
-    if kind == "gaussians":
-        return GaussianMixture(
-            STARTING_SIZES[seed % len(STARTING_SIZES)],
-            support_radius=support_radius,
-            sigma=STARTING_SIGMA,
-            signed=signed,
-            total=2 * scale if signed else L * abs(_zero_frequency_mean(moments)),
-            seed=seed,
-        )
-    if kind == "harmonics":
-        model = BallHarmonics(band_limit, support_radius=support_radius, seed=seed)
-        model.coefficients.data *= scale
-        return model
-    return FourierNet(band_limit, hidden=NETWORK_WIDTH, scale=scale, seed=seed)
 
 
 def cut_to_support(basis: Basis, n_rings: int, support_radius: float) -> Basis:
@@ -94,18 +49,21 @@ def default_quadrature(
     return SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
 
 
-def _zero_frequency_mean(moments: Moments) -> float:
+def zero_frequency_mean(moments: Moments) -> float:
     """
-    Return E f at zero frequency: the mean over images of their pixel sum, which is the
-    voxel sum of the volume divided by L. With CTFs, return |E f| on the innermost ring
-    that has at least 1 % of the largest information.
+    Return E f at zero frequency, the mean over images of their pixel sum. It is the
+    voxel sum of the volume divided by L.
+
+    :param moments: The moments.
+    :return: The mean; with CTFs, |E f| on the innermost ring that has at least 1 % of
+        the largest information.
     """
-    basis, known = moments.basis, moments.first_information
+    basis, information = moments.basis, moments.first_information
     on_rings = basis.ring_mean(basis.order_zero(moments.first).real)
-    if known is None:
+    if information is None:
         return float(on_rings[0])
-    known = basis.ring_mean(known)
-    return float(abs(on_rings[np.argmax(known >= MIN_INFORMATION_SHARE * known.max())]))
+    on_ring = basis.ring_mean(information)
+    return float(abs(on_rings[np.argmax(on_ring >= 0.01 * on_ring.max())]))
 
 
 def needs_signs(moments: Moments) -> bool:
@@ -119,7 +77,7 @@ def needs_signs(moments: Moments) -> bool:
     if moments.first_information is not None:
         return False
     rms = ring_rms(moments)
-    return bool(rms[1:].max(initial=0) > 1.05 * _zero_frequency_mean(moments))
+    return bool(rms[1:].max(initial=0) > 1.05 * zero_frequency_mean(moments))
 
 
 @torch.no_grad()
@@ -141,8 +99,8 @@ def predict(
     :param encoder: A trained encoder; by default the one that the package ships.
     :return: The volume and the smooth density.
     :raises TypeError: `moments` is no `Moments`.
-    :raises ValueError: The moments are of another basis, have too few rings or orders
-        or no power, or are of images with shifts.
+    :raises ValueError: The moments have too few rings or orders, or no power, or are of
+        images with shifts.
     """
     check_kind("moments", moments, Moments)
     encoder = pretrained() if encoder is None else encoder
@@ -151,12 +109,8 @@ def predict(
     (centres, sigmas, weights), coefficients = encoder(*inputs)
     # A non-negative volume has |V(k)| ≤ V(0), so the strongest ring gives its mean.
     total = moments.basis.L * float(ring_rms(moments).max())
-    volume = GaussianMixture(
-        encoder.n_gaussians,
-        support_radius=SUPPORT_RADIUS,
-        signed=needs_signs(moments),
-        total=total,
-    )
+    options = {"signed": needs_signs(moments), "total": total}
+    volume = GaussianMixture(1, support_radius=SUPPORT_RADIUS, **options)
     volume = volume.with_gaussians(centres[0], sigmas[0], total * weights[0]).cpu()
     if quadrature is None:
         quadrature = default_quadrature(moments, informative_rings(moments))
@@ -168,11 +122,9 @@ def predict(
 def _encoder_inputs(moments: Moments, encoder: StartEncoder) -> list[torch.Tensor]:
     """
     Cut moments to the encoder's rings and orders, average them over in-plane angles and
-    divide them by the strongest ring's RMS.
-
-    Return the first moment (1, n_rings), the second moment (1, max_order + 1, n_rings,
-    n_rings), both complex64, and standard errors of the rings' powers (1, n_rings),
-    float32.
+    divide them by the strongest ring's RMS. Return the first (1, n_rings) and the
+    second moment (1, max_order + 1, n_rings, n_rings), complex64, and standard errors
+    of the rings' powers (1, n_rings), float32.
     """
     if moments.shift_std != 0:
         raise ValueError(

@@ -1,12 +1,16 @@
 """`aspire-mom mra`: what it writes, and how it refuses."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from aspire_mom.cli.main import main
+from aspire_mom.cli.mra import METHODS
 from aspire_mom.mra import (
     GaussianFamily,
+    Method,
     PaperEncoder,
     exact_moments,
     load_weights,
@@ -173,6 +177,10 @@ def test_training_refusals(tmp_path):
     )
     (tmp_path / "w.npz.checkpoint").write_bytes(b"x")
     assert "is no checkpoint" in refused("train", *out, "--steps", 1)
+
+
+def test_methods_are_those_of_the_inversion():
+    assert (*get_args(Method), "network") == METHODS
 
 
 def test_benchmark():

@@ -379,16 +379,6 @@ class _Method(torch.nn.Module):
 
 
 @pytest.mark.parametrize("basis", bases())
-def test_refuses_another_number_of_probabilities(basis):
-    quadrature = SO3Quadrature.product(SphericalDesign(3), 2)
-    n = len(quadrature)
-    for wrong in (n - 1, 2 * n, n // 2):
-        module = forward_model(basis, quadrature)
-        with pytest.raises(ValueError, match=rf"\({wrong},\); the quadrature has {n}"):
-            module(mixture(), torch.ones(wrong) / wrong)
-
-
-@pytest.mark.parametrize("basis", bases())
 def test_probabilities_of_another_precision(basis):
     """A float64 density (from NumPy, say) of a float32 volume, and the reverse."""
     quadrature = QUADRATURES["antipodal"]

@@ -66,7 +66,7 @@ def test_replaces_nothing_unless_told(tmp_path, existing):
 def test_missing_file_is_named(tmp_path, missing):
     reconstruction().save(tmp_path)
     (tmp_path / missing).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{missing}: no such file"):
+    with pytest.raises(FileNotFoundError, match=missing):
         Reconstruction.load(tmp_path)
 
 

@@ -8,12 +8,14 @@ from scipy.spatial.transform import Rotation
 
 from aspire_mom import CartesianBasis, MomentInversion, Moments, PolarBasis
 from aspire_mom.cli.main import main
+from aspire_mom.cli.train import train
 from aspire_mom.inversion import SearchOptions, predict
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.inversion.start import _encoder_inputs
 from aspire_mom.moments.report import ring_rms
 from aspire_mom.networks import (
     StartEncoder,
+    Training,
     pretrained,
 )
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign, log_density_harmonics
@@ -189,6 +191,10 @@ def test_command(tmp_path):
     assert "validation loss" in result.output
     assert not out.with_name("w.npz.checkpoint").exists()
     assert StartEncoder.load(out).n_gaussians == 12
+    defaults = {p.name: p.default for p in train.params}
+    assert defaults["n_steps"] == Training.n_steps
+    assert defaults["batch_size"] == Training.batch_size
+    assert defaults["learning_rate"] == Training.learning_rate
     again = CliRunner().invoke(main, words)
     assert again.exit_code == 2
     assert "exists" in again.output
