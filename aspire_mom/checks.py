@@ -136,7 +136,7 @@ def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray
     """
     :param images: Images (n, L, L), n ≥ 1, real, [row = y, column = x].
     :param L: Pixels along an edge that the basis was made for.
-    :param first_index: Index of the first image in its source, for the error message.
+    :param first_index: Index of the first image in its source, for the message.
     :return: The images as a contiguous float32 or float64 array.
     :raises ValueError: wrong shape, or a value that is not finite.
     :raises TypeError: values that are not real numbers.
@@ -161,9 +161,7 @@ def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray
 
 def describe_shift_std(shift_std: float | None) -> str:
     """
-    Format a standard deviation of shifts for a message.
-
     :param shift_std: Standard deviation of shifts, pixels, None where not known.
-    :return: The text.
+    :return: Text for a message.
     """
     return "unknown spread" if shift_std is None else f"{shift_std:g} pixels"

@@ -9,8 +9,6 @@ from aspire.utils import Rotation
 from aspire.volume import Volume
 from scipy.spatial.transform import Rotation as Rotations
 
-from aspire_mom.checks import check_integer
-
 
 def gaussians_on_grid(
     centres: np.ndarray,
@@ -40,59 +38,41 @@ def gaussians_on_grid(
     return Volume(grid.astype(np.float32, order="C"), pixel_size=pixel_size)
 
 
-def gaussian_phantom(
-    L: int = 25, *, n_gaussians: int = 4, seed: int = 0, pixel_size: float = 1.0
-) -> Volume:
+def gaussian_phantom(L: int = 25, *, seed: int = 0, pixel_size: float = 1.0) -> Volume:
     """
-    Draw Gaussians like the paper's third volume (section 5.2): four or more do not lie
-    on one plane. At L = 25 centres lie 2 to 6 voxels from the origin and standard
-    deviations are 1.5 to 2.5 voxels; both scale with L.
+    Draw four Gaussians that are not coplanar, like the paper's third volume (section
+    5.2). At L = 25 centres lie 2 to 6 voxels from the origin and standard deviations
+    are 1.5 to 2.5 voxels; both scale with L.
 
     :param L: Voxels along an edge.
-    :param n_gaussians: Number of Gaussians.
     :param seed: Seed of the draw.
     :param pixel_size: Ångström per voxel.
     :return: ASPIRE `Volume` of unit norm, float32.
     """
-    check_integer("n_gaussians", n_gaussians, 1)
-    rng, scale = np.random.default_rng(seed), L / 25
-    while True:
-        directions = rng.standard_normal((n_gaussians, 3))
+    rng, scale, thickness = np.random.default_rng(seed), L / 25, 0.0
+    while thickness <= 1.5:
+        directions = rng.standard_normal((4, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        centres = directions * rng.uniform(2, 6, (n_gaussians, 1))
-        # The thinnest extent of the centres tells whether they are nearly coplanar.
-        spread = np.linalg.svd(centres - centres.mean(0), compute_uv=False)
-        if n_gaussians < 4 or spread[-1] > 1.5:
-            break
-    sigmas = rng.uniform(1.5, 2.5, n_gaussians)
-    amplitudes = rng.uniform(1, 2.5, n_gaussians)
+        centres = directions * rng.uniform(2, 6, (4, 1))
+        thickness = np.linalg.svd(centres - centres.mean(0), compute_uv=False)[-1]
+    sigmas = rng.uniform(1.5, 2.5, 4)
+    amplitudes = rng.uniform(1, 2.5, 4)
     return gaussians_on_grid(centres * scale, sigmas * scale, amplitudes, L, pixel_size)
 
 
-def chain_phantom(
-    L: int = 25,
-    *,
-    n_atoms: int = 300,
-    seed: int = 0,
-    pixel_size: float = 1.0,
-    sigma: float = 0.6,
-) -> Volume:
+def chain_phantom(L: int = 25, *, seed: int = 0, pixel_size: float = 1.0) -> Volume:
     """
-    Draw a compact chain of atoms, like a protein's: a persistent random walk held
-    within a ball of 0.3 L, each atom a narrow Gaussian.
+    Draw a compact chain of 300 atoms, like a protein's: a persistent random walk held
+    within a ball of 0.3 L, each atom a Gaussian of standard deviation 0.6 voxels.
 
     :param L: Voxels along an edge.
-    :param n_atoms: Number of atoms.
     :param seed: Seed of the draw.
     :param pixel_size: Ångström per voxel.
-    :param sigma: Standard deviation of an atom, in voxels.
     :return: ASPIRE `Volume` of unit norm, float32.
     """
-    check_integer("n_atoms", n_atoms, 1)
-    rng = np.random.default_rng(seed)
-    radius, step = 0.3 * L, 0.06 * L
+    rng, n_atoms, step = np.random.default_rng(seed), 300, 0.06 * L
     # An ellipsoid of unequal axes: its only rotational symmetries are 2-fold.
-    axes = radius * rng.uniform(0.45, 1, 3)
+    axes = 0.3 * L * rng.uniform(0.45, 1, 3)
     frame = Rotations.random(rng=rng).as_matrix()
     atoms = np.zeros((n_atoms, 3))
     heading = rng.standard_normal(3)
@@ -106,7 +86,7 @@ def chain_phantom(
         atoms[i] = new
     atoms = (atoms - atoms.mean(0)) @ frame.T
     ones = np.ones(n_atoms)
-    return gaussians_on_grid(atoms, sigma * ones, ones, L, pixel_size)
+    return gaussians_on_grid(atoms, 0.6 * ones, ones, L, pixel_size)
 
 
 def simulate(

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined(device: str | torch.device) -> Iterator[None]:
     """
     Join the processes that `torchrun` has started, if any, while the context lasts.
     Open it around `MomentInversion(…).estimate()`; :func:`is_first` writes results.
@@ -57,7 +58,7 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     global _parent
     _parent = os.getppid()
-    cuda = device.type == "cuda"
+    cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
@@ -148,27 +149,16 @@ def all_reduce_sum(array: np.ndarray) -> None:
         dist.all_reduce(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
 
 
-def broadcast_object(value: object) -> object:
+def broadcast_object(value: Any) -> Any:
     """
     :param value: Anything small that can be pickled.
-    :return: The first process's value.
+    :return: The first process's value, so that all processes decide alike.
     """
     if not _started():
         return value
     values = [value]
     dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
     return values[0]
-
-
-def broadcast_scalar(value: Tensor) -> Tensor:
-    """
-    :param value: A scalar that all processes have computed.
-    :return: The first process's value, so that all processes decide alike.
-    """
-    if _started():
-        value = value.clone()
-        dist.broadcast(value, 0)
-    return value
 
 
 class _Gathered(torch.autograd.Function):

@@ -64,15 +64,3 @@ def test_size_scales_the_gaussian_phantom():
     np.testing.assert_allclose(
         picked / np.linalg.norm(picked), coarse, atol=1e-6 * coarse.max() + 1e-7
     )
-
-
-def test_numbers_below_one_are_refused():
-    with pytest.raises(ValueError, match="n_gaussians is 0; it must be an integer"):
-        gaussian_phantom(25, n_gaussians=0)
-    with pytest.raises(ValueError, match="n_atoms is 0; it must be an integer"):
-        chain_phantom(25, n_atoms=0)
-
-
-@pytest.mark.parametrize("n", [1, 3, 5])
-def test_any_number_of_gaussians(n):
-    assert np.linalg.norm(gaussian_phantom(9, n_gaussians=n).asnumpy()) > 0.99

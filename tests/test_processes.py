@@ -46,7 +46,7 @@ def test_one_process_does_nothing():
     values = torch.ones(3, requires_grad=True)
     assert processes.local_rows(3) == slice(0, 3)
     assert processes.all_gather_rows(values, 3) is values
-    assert processes.broadcast_scalar(values) is values
+    assert processes.broadcast_object(values) is values
     assert processes.n_processes() == 1
     assert processes.is_first()
     with processes.joined(torch.device("cpu")):

@@ -62,14 +62,10 @@ def out_option(help: str, *suffixes: str):
 pixel_size_option = click.option(
     "--pixel-size",
     type=Positive(),
-    help="Ångström per pixel, where the file does not say; must agree with it if it"
-    " does.",
+    help="Ångström per pixel; must agree with the file if that has a pixel size.",
 )
 seed_option = click.option(
-    "--seed",
-    type=click.IntRange(0, 2**31),
-    default=0,
-    help="Seed of all random numbers.",
+    "--seed", type=click.IntRange(0, 2**31), default=0, help="Random seed."
 )
 device_option = click.option(
     "--device", default="cpu", help="torch device: cpu, cuda, …"

@@ -27,10 +27,7 @@ FILES += ("projections.png", "fsc.png")
 @click.command(cls=console.Command)
 @console.out_option("Folder for the results.")
 @click.option(
-    "--images",
-    type=console.COUNT,
-    default=50_000,
-    help="Number of images to simulate.",
+    "--images", type=console.COUNT, default=50_000, help="Number of images to simulate."
 )
 @console.run_options
 def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> None:

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from aspire_mom import MomentEstimator
 
 BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
+CORRECTIONS = ("ignore_ctf", "ignore_shifts", "shift_std", "amplitude_std")
+
+
+class NumberOrAuto(click.ParamType):
+    """A number, or "auto", which becomes None."""
+
+    name = "number"
+
+    def convert(self, value, param, ctx) -> float | None:
+        try:
+            return None if value == "auto" else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
 
 
 @click.command(cls=console.Command)
@@ -27,80 +40,64 @@ BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
     help="Folder that paths of stacks start from.  [default: the first that has the"
     " first stack: the STAR file's, those above it, the current one]",
 )
-@click.option("--first", type=console.COUNT, help="Take this many particles only.")
+@click.option("--first", type=console.COUNT, help="Only this many particles.")
 @click.option(
-    "--random-subset",
-    type=click.IntRange(1, 2),
-    help="Take the particles of this half set (_rlnRandomSubset) only.",
+    "--random-subset", type=click.IntRange(1, 2), help="Only of this _rlnRandomSubset."
 )
 @click.option(
-    "--class",
-    "class_number",
-    type=console.COUNT,
-    help="Take the particles of this class (_rlnClassNumber) only.",
+    "--class", "class_number", type=console.COUNT, help="Only of this _rlnClassNumber."
 )
 @click.option(
-    "--downsample",
-    type=click.IntRange(min=4),
-    help="Crop the images' Fourier transforms to this many pixels along an edge.",
+    "--downsample", type=click.IntRange(4), help="Fourier-crop to this many pixels."
 )
 @click.option(
     "--basis",
     type=click.Choice(list(BASES)),
     default="polar",
     help="polar: Fourier rings, averaged over in-plane angles. cartesian: all Fourier"
-    " pixels, which reconstruct --prior paper requires; the second moment has L⁴"
-    " entries for L x L images.",
+    " pixels, for reconstruct --prior paper; its second moment has L⁴ entries.",
 )
 @click.option(
     "--noise",
     type=click.Choice(["white", "coloured"]),
     default="white",
-    help="Noise model: white, or coloured with a radial power spectrum. Both are"
-    " estimated from the pixels outside the inscribed disc.",
+    help="Noise model: white, or coloured with a radial power spectrum.",
 )
 @click.option(
     "--shift-std",
+    type=NumberOrAuto(),
     metavar="NUMBER|auto",
-    default="0",
+    default=0,
     help="Standard deviation along each axis, in pixels after --downsample, of shifts"
-    " that the images still have; reconstruct models them. auto: reconstruct"
-    " estimates it.",
+    " that the images still have. auto: reconstruct estimates it.",
 )
 @click.option(
     "--amplitude-std",
+    type=NumberOrAuto(),
     metavar="NUMBER|auto",
-    default="0",
+    default=0,
     help="Standard deviation of the images' amplitudes relative to their mean, divided"
     " out of the second moment. auto: estimate it from the images' pixel sums.",
 )
 @click.option(
-    "--third-rings",
-    type=console.COUNT,
-    help="Estimate third moments of this many rings, too.",
+    "--third-rings", type=console.COUNT, help="Third moments of this many rings, too."
 )
 @click.option(
     "--halves",
     is_flag=True,
-    help="Write moments of both halves of the images beside those of all, in files"
-    " whose names end in _half1 and _half2.",
+    help="Also write moments of both halves, in files ending in _half1 and _half2.",
 )
 @click.option(
-    "--ignore-ctf",
-    is_flag=True,
-    help="Take images that have a CTF as if they had none.",
+    "--ignore-ctf", is_flag=True, help="Take images with CTFs as if they had none."
 )
 @click.option(
-    "--ignore-shifts",
-    is_flag=True,
-    help="Take images that have shifts as if they were centred.",
+    "--ignore-shifts", is_flag=True, help="Take images with shifts as if centred."
 )
 @click.option(
     "--batch-size",
     type=console.COUNT,
     default=512,
-    help="Images per batch. Each core processes one batch at a time; one further batch"
-    " is read ahead. Reduce it if memory is short.",
+    help="Images per batch, of which each core has one. Reduce it if memory is short.",
 )
 @console.device_option
 @click.option(
@@ -117,17 +114,13 @@ def moments(
     downsample: int | None,
     basis: str,
     noise: str,
-    shift_std: str,
-    amplitude_std: str,
     third_rings: int | None,
     halves: bool,
-    ignore_ctf: bool,
-    ignore_shifts: bool,
     batch_size: int,
     device: str,
     resume: bool,
     overwrite: bool,
-    **selection,
+    **options,
 ) -> None:
     """
     Average the moments of PARTICLES, a RELION STAR file, in one pass.
@@ -155,8 +148,9 @@ def moments(
     if halves:
         outputs += [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
     console.check_outputs(outputs, overwrite or resume)
-    read = aspire_mom.relion.read_particles(particles, **selection)
-    if not ignore_ctf:
+    corrections = {name: options.pop(name) for name in CORRECTIONS}
+    read = aspire_mom.relion.read_particles(particles, **options)
+    if not corrections["ignore_ctf"]:
         read.check_ctf()
     source = aspire_mom.relion.ParticleSource(read)
     if downsample is not None:
@@ -175,11 +169,7 @@ def moments(
         coefficients,
         noise=aspire_mom.Noise(spectrum="corners" if noise == "coloured" else None),
         corrections=aspire_mom.CorrectionOptions(
-            ignore_ctf=ignore_ctf,
-            phase_flipped=read.phase_flipped or None,
-            ignore_shifts=ignore_shifts,
-            shift_std=_std("--shift-std", shift_std),
-            amplitude_std=_std("--amplitude-std", amplitude_std),
+            phase_flipped=read.phase_flipped or None, **corrections
         ),
         third=third,
         streaming=aspire_mom.StreamingOptions(
@@ -193,7 +183,7 @@ def moments(
         files.discard_checkpoint(checkpoint)
         click.echo(f"{out} is already complete; nothing to do")
         return
-    with processes.joined(aspire_mom.checks.checked_device("cpu")):
+    with processes.joined("cpu"):
         if processes.is_first():
             click.echo(read.summary(), err=True)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -226,15 +216,6 @@ def _is_complete(outputs: list[Path], estimator: MomentEstimator) -> bool:
                     f"{error}; pass --overwrite to replace {path}"
                 ) from error
     return all(path.is_file() for path in outputs)
-
-
-def _std(option: str, value: str) -> float | None:
-    try:
-        return None if value == "auto" else float(value)
-    except ValueError as error:
-        raise ValueError(
-            f"{option} is {value!r}; a number or auto is needed"
-        ) from error
 
 
 @click.command(cls=console.Command)

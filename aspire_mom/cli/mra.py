@@ -33,7 +33,7 @@ def mra() -> None:
     type=console.COUNT,
     multiple=True,
     default=(1, 2, 3),
-    help="Number of Gaussians in v and in ρ; may be given several times.",
+    help="Gaussians in v and in ρ; may be given several times.",
 )
 @click.option("--n", type=click.IntRange(min=8), default=41)
 @click.option("--steps", "n_steps", type=console.COUNT, default=7000)

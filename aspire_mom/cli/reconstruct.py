@@ -46,9 +46,7 @@ WRITTEN = (*RESULTS, "volume_mirror.mrc")
     help="Radius in Å of a ball that holds the molecule.  [default: 0.4 boxes]",
 )
 @click.option(
-    "--lowpass",
-    type=console.Positive(),
-    help="Remove what is finer than this many Å from the volumes that are written.",
+    "--lowpass", type=console.Positive(), help="Low-pass filter volumes to this many Å."
 )
 @click.option(
     "--starts",

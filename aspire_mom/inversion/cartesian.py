@@ -1,9 +1,7 @@
 """
-Moments and loss over all Fourier pixels, eq. 20 and 28.
-
-Images are real, so pixels k and -k hold one number. In the unitary coordinates √2 Re
-f(k) and √2 Im f(k), one k of each pair, and f(0), slices and moments are real. This
-halves the points of the volume to evaluate and the memory.
+Moments and loss over all Fourier pixels, eq. 20 and 28. Images are real, so in the
+unitary coordinates √2 Re f(k) and √2 Im f(k), one k of each pair ±k, and f(0), slices
+and moments are real. This halves the memory and the points of the volume to evaluate.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from aspire_mom.bases import CartesianBasis
-from aspire_mom.checks import check_positive
 from aspire_mom.moments import Moments
 from aspire_mom.processes import all_gather_rows, local_rows
 from aspire_mom.rotations import SO3Quadrature
@@ -46,10 +43,7 @@ class CartesianForward(torch.nn.Module):
     """
 
     def __init__(
-        self,
-        basis: CartesianBasis,
-        quadrature: SO3Quadrature,
-        shift_std: float | None = 0.0,
+        self, basis: CartesianBasis, quadrature: SO3Quadrature, shift_std: float | None
     ):
         super().__init__()
         self.L, self.n_nodes, self.shift_std = basis.L, len(quadrature), shift_std
@@ -102,15 +96,12 @@ class CartesianForward(torch.nn.Module):
         return torch.cat((pairs[..., 0], pairs[..., 1], half[:, -1:].real), 1)
 
     def forward(
-        self,
-        volume: FourierVolume,
-        probabilities: Tensor,
-        shift_std: Tensor | float | None = None,
+        self, volume: FourierVolume, probabilities: Tensor, std: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """
         :param volume: The volume model.
         :param probabilities: Weights of the quadrature's nodes, (n,).
-        :param shift_std: Standard deviation of shifts where the constructor had None.
+        :param std: Standard deviation of shifts where the constructor had None.
         :return: First moment (L²,) and second (L², L²), complex.
         """
         half = self._half_slices(volume)
@@ -121,7 +112,7 @@ class CartesianForward(torch.nn.Module):
         first, second = weighted.sum(0), weighted.T @ slices.conj()
         if self.shift_std == 0:
             return first, second
-        std = self.shift_std if shift_std is None else shift_std
+        std = self.shift_std if std is None else std
         L, a = self.L, 2 * math.pi**2 * (std / self.L) ** 2
         k = torch.arange(L, device=second.device).to(second.real.dtype)
         # Gaussians are products over the axes.
@@ -143,14 +134,14 @@ class CartesianLoss(torch.nn.Module):
 
     :param moments: The estimates.
     :param lam: λ, weight of the second moment.
-    :raises ValueError: λ not positive, or moments with no power.
+    :raises ValueError: A moment has no power.
     """
 
     weighting = "none"
 
     def __init__(self, moments: Moments, *, lam: float = 1.0):
         super().__init__()
-        self.lam = check_positive("lam", lam)
+        self.lam = lam
         pairs = [pixels.numpy() for pixels in _pixel_pairs(moments.basis)]
         first = _real_rows(moments.first, *pairs)
         second = _real_rows(moments.second, *pairs)

@@ -35,10 +35,7 @@ class PolarForward(torch.nn.Module):
     """
 
     def __init__(
-        self,
-        basis: PolarBasis,
-        quadrature: SO3Quadrature,
-        shift_std: float | None = 0.0,
+        self, basis: PolarBasis, quadrature: SO3Quadrature, shift_std: float | None
     ):
         super().__init__()
         self.L, self.n_rings, self.max_order = basis.L, basis.n_rings, basis.max_order
@@ -80,15 +77,12 @@ class PolarForward(torch.nn.Module):
         self.register_buffer("fourier", torch.view_as_real(fourier))
 
     def forward(
-        self,
-        volume: FourierVolume,
-        probabilities: Tensor,
-        shift_std: Tensor | float | None = None,
+        self, volume: FourierVolume, probabilities: Tensor, std: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """
         :param volume: The volume model.
         :param probabilities: Weights of the quadrature's nodes, (n,).
-        :param shift_std: Standard deviation of shifts where the constructor had None.
+        :param std: Standard deviation of shifts where the constructor had None.
         :return: First and second moment in the basis's shapes.
         """
         c = self._coefficients(volume)
@@ -98,7 +92,7 @@ class PolarForward(torch.nn.Module):
         first, second = self._averaged_moments(c, p.sum(1))
         if self.shifts is None:
             return first, second
-        std = self.shift_std if shift_std is None else shift_std
+        std = self.shift_std if std is None else std
         return self.shifts(first, second, std / self.L)
 
     def _coefficients(self, volume: FourierVolume) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from aspire.volume import Volume
-from torch import Tensor
+from torch import Tensor, nn
 
 from aspire_mom.bases import Basis
 from aspire_mom.checks import check_choice, check_integer, check_kind, checked_device
@@ -82,7 +82,7 @@ class MomentInversion:
         self,
         moments: Moments,
         volume: str | FourierVolume = "gaussians",
-        density: torch.nn.Module | None = None,
+        density: nn.Module | None = None,
         quadrature: SO3Quadrature | None = None,
         *,
         n_rings: int | None = None,
@@ -119,7 +119,7 @@ class MomentInversion:
         if density is None:
             degree = None if network else LOG_DENSITY_DEGREE
             density = DiscreteDensity(quadrature, degree=degree)
-        check_kind("density", density, torch.nn.Module)
+        check_kind("density", density, nn.Module)
         self.moments, self.volume = moments, volume
         self.density, self.quadrature = density, quadrature
         self.n_rings, self.support_radius = n_rings, support_radius
@@ -189,7 +189,7 @@ class MomentInversion:
 
     @torch.no_grad()
     def moment_errors(
-        self, volume: FourierVolume, density: torch.nn.Module, shift_std: float = 0.0
+        self, volume: FourierVolume, density: nn.Module, shift_std: float = 0.0
     ) -> tuple[float, float]:
         """
         :param volume: A volume model.
@@ -294,7 +294,7 @@ class MomentInversion:
     def _cut(self, n_rings: int) -> Basis:
         return start.cut_to_support(self.moments.basis, n_rings, self.support_radius)
 
-    def _forward(self, basis: Basis) -> torch.nn.Module:
+    def _forward(self, basis: Basis) -> nn.Module:
         shift_std = self.moments.shift_std
         model = forward_model(basis, self.quadrature, shift_std=shift_std)
         return model.to(self.device)
@@ -310,10 +310,9 @@ class MomentInversion:
         encoded = getattr(self.volume, "encoder", None) is not None
         if not encoded and not isinstance(self.density, MomentEncoder):
             return ()
-        return tuple(
-            torch.from_numpy(np.asarray(value, dtype=np.complex64)).to(self.device)
-            for value in (self.moments.first, self.moments.second)
-        )
+        options = {"dtype": torch.complex64, "device": self.device}
+        moments = (self.moments.first, self.moments.second)
+        return tuple(torch.tensor(value, **options) for value in moments)
 
     def _fingerprint(self) -> dict[str, str]:
         """What decides the result, by name; the device does not."""

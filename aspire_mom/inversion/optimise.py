@@ -11,12 +11,7 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor
 
-from aspire_mom.processes import (
-    broadcast_object,
-    broadcast_scalar,
-    combine_gradients,
-    is_first,
-)
+from aspire_mom.processes import broadcast_object, combine_gradients, is_first
 from aspire_mom.volumes import FourierVolume
 
 Optimizer = Literal["lbfgs", "adam"]
@@ -114,14 +109,14 @@ def minimise(
 
     @torch.no_grad()
     def value() -> float:
-        return float(broadcast_scalar(evaluate()))
+        return broadcast_object(float(evaluate()))
 
-    def closure() -> Tensor:
+    def closure() -> float:
         optimizer.zero_grad()
         loss = evaluate()
         loss.backward()
         combine_gradients(split, same)
-        return broadcast_scalar(loss.detach())
+        return broadcast_object(float(loss.detach()))
 
     # The optimiser changes its state in place; copies keep the saved one as it is.
     if state is None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from aspire.utils import tqdm
-from torch import Tensor
+from torch import Tensor, nn
 
 from aspire_mom.files import Checkpoint
 from aspire_mom.inversion.cartesian import CartesianLoss
@@ -47,10 +47,7 @@ class LevelProblem(NamedTuple):
     estimates: tuple[Tensor, ...]
 
     def objective(
-        self,
-        volume: FourierVolume,
-        density: torch.nn.Module,
-        shift_std: Tensor | None = None,
+        self, volume: FourierVolume, density: nn.Module, shift_std: Tensor | None = None
     ) -> Tensor:
         """
         :param volume: Volume model.
@@ -67,7 +64,7 @@ class LevelProblem(NamedTuple):
             value = value + density.penalty()
         return value
 
-    def probabilities(self, volume: FourierVolume, density: torch.nn.Module) -> Tensor:
+    def probabilities(self, volume: FourierVolume, density: nn.Module) -> Tensor:
         """
         Run the encoders, if any, on the estimated moments.
 
@@ -88,7 +85,7 @@ class LevelProblem(NamedTuple):
         return probabilities
 
 
-class Candidate(torch.nn.Module):
+class Candidate(nn.Module):
     """
     One start of the search and its progress.
 
@@ -103,12 +100,12 @@ class Candidate(torch.nn.Module):
     loss = criterion = math.inf
 
     def __init__(
-        self, seed: int, volume: FourierVolume, density: torch.nn.Module, shifts: bool
+        self, seed: int, volume: FourierVolume, density: nn.Module, shifts: bool
     ):
         super().__init__()
         self.seed, self.volume, self.density = seed, volume, density
         first = torch.tensor(FIRST_SHIFT_STD / SHIFT_UNIT)
-        self.shift_std = torch.nn.Parameter(first) if shifts else None
+        self.shift_std = nn.Parameter(first) if shifts else None
         #: Stages so far: dicts of stage, n_rings, loss and criterion.
         self.history: list[dict] = []
 
@@ -160,11 +157,8 @@ class Search(NamedTuple):
         :return: The candidates that were refined to the end, best first.
         """
         *counts, n_finished = _schedule(len(candidates), len(problems))
-        stages = [
-            (problem, count, "", STEPS_PER_LEVEL)
-            for problem, count in zip(problems, counts, strict=True)
-            if count
-        ]
+        levels = zip(problems, counts, strict=True)
+        stages = [(*level, "", STEPS_PER_LEVEL) for level in levels if level[1]]
         end = (problems[-1], n_finished, ", to the end", self.options.n_steps)
         stages.append(end)
         total, criterion = sum(counts) + n_finished, attrgetter("criterion")
@@ -186,8 +180,7 @@ class Search(NamedTuple):
         self, candidate: Candidate, problem: LevelProblem, label: str, n_steps: int
     ) -> None:
         """
-        Minimise a candidate's loss on one level, or take the result from the
-        checkpoint.
+        Minimise a candidate's loss on one level, or read the checkpoint's result.
 
         :param candidate: The candidate, changed in place.
         :param problem: The level.
@@ -215,9 +208,8 @@ class Search(NamedTuple):
             # The gradient with respect to shift_std vanishes at 0, as moments depend on
             # its square, and where shifts are so large that only the innermost rings
             # survive. The previous level may have ended at either, so clamp it.
-            shift_std.data.abs_().clamp_(
-                FIRST_SHIFT_STD / SHIFT_UNIT, MAX_SHIFT_STD / SHIFT_UNIT
-            )
+            least, most = FIRST_SHIFT_STD / SHIFT_UNIT, MAX_SHIFT_STD / SHIFT_UNIT
+            shift_std.data.abs_().clamp_(least, most)
         if begun is not None and "optimizer" not in begun:  # finished
             candidate.loss = begun["loss"]
         else:

@@ -450,7 +450,7 @@ def test_halves_and_options_of_a_finished_output(tmp_path, star):
     assert "is already complete" in succeed(*words).stdout
     for option in ("--shift-std", "--amplitude-std"):
         refused = run(*words, option, "wide")
-        assert f"{option} is 'wide'; a number or auto is needed" in refused.stderr
+        assert f"'{option}': 'wide' is neither a number nor auto" in refused.stderr
     for other in (
         ("--shift-std", 2),
         ("--shift-std", "auto"),
