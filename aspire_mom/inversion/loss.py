@@ -64,14 +64,9 @@ class MomentLoss(torch.nn.Module):
         scales, information = basis.entry_scales(rms), _relative_information(moments)
         for k, name in enumerate(("first", "second")):
             unit = self.unit ** (k + 1)
-            arrays = (
-                getattr(moments, name),
-                getattr(basis, f"{name}_weights"),
-                getattr(basis, f"{name}_multiplicity"),
-                scales[k],
-                information[k],
-            )
-            value, weights, multiplicity, scale, relative = (
+            weights = getattr(basis, f"{name}_weights")
+            arrays = (getattr(moments, name), weights, scales[k], information[k])
+            value, weights, scale, relative = (
                 basis.cut_array(array, inner) for array in arrays
             )
             value = value / unit
@@ -80,10 +75,12 @@ class MomentLoss(torch.nn.Module):
                 error = getattr(moments, f"{name}_error")
                 if error is not None:
                     variance = variance + (basis.cut_array(error, inner) / unit) ** 2
-                # A complex number counts 2 |difference|² / variance. Orders m and -m,
-                # or pixels k and -k, are one number, and so are an entry of the second
-                # moment and its transpose.
-                weights = multiplicity / (k + 1) / variance * (relative > 0)
+                # A complex number counts 2 |difference|² / variance. Pixels k and -k
+                # are one number, and so are an entry of the second moment and its
+                # transpose. An entry of an order m > 0 stands for -m as well.
+                weights = (relative > 0) / variance / (k + 1)
+                if value.ndim > k + 1:
+                    weights[1:] *= 2
             else:
                 if weighting == "rings":
                     weights = np.where(weights > 0, 1 / scale**2, 0)
