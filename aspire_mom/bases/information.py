@@ -1,9 +1,7 @@
 """
-Normal equations of moments, also where CTFs are astigmatic.
-
-Averaged over in-plane angles, a second moment depends on two radii and the angle θ
-between two frequencies; its orders are Fourier coefficients in θ. The same holds for
-information, a correlation along rings. There is one normal equation for each θ.
+Normal equations of moments. Averaged over in-plane angles, second moments and their
+information depend on two radii and the angle θ between two frequencies; their orders
+are Fourier coefficients in θ. There is one normal equation for each θ.
 """
 
 from __future__ import annotations
@@ -47,12 +45,10 @@ def multiply(values: np.ndarray, information: np.ndarray) -> np.ndarray:
 
 def divide(values: np.ndarray, information: np.ndarray, n_images: int) -> np.ndarray:
     """
-    Undo :func:`multiply`.
-
-    :param values: What it returned.
+    :param values: What :func:`multiply` returned.
     :param information: What it was given.
     :param n_images: As for :func:`solve_entries`.
-    :return: The values.
+    :return: The values that it was given.
     """
     if len(information) == 1:
         return solve_entries(values, information[0].real, n_images)

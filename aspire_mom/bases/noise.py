@@ -1,9 +1,4 @@
-"""
-Second moments of noise in polar bases, as weighted sums over deterministic images.
-
-Functions yield chunks of images: their Fourier transforms on half rings, (n, points),
-and weights w, a number or (n,). Σ w f f* over all is the noise's second moment.
-"""
+"""Second moments of noise in polar bases, as weighted sums over given images."""
 
 from __future__ import annotations
 
@@ -14,107 +9,106 @@ import numpy as np
 # Images transformed at once.
 CHUNK = 32
 
-WeightedTransforms = tuple[np.ndarray, np.ndarray | float]
+WeightedTransforms = Iterator[tuple[np.ndarray, np.ndarray | float]]
 
 
-def white_noise_transforms(
-    L: int, half_rings: tuple[np.ndarray, np.ndarray], averaged: bool
-) -> Iterator[WeightedTransforms]:
+class NoiseTransforms:
     """
-    White noise of unit variance, as impulses.
-
-    Without averaging, these are unit impulses in all pixels. Averaged over in-plane
-    angles, the second moment Σ_x J_m(2πr|x|/L) J_m(2πr'|x|/L) is a sum over pixels of
-    an even function of |x| that equals a polynomial up to rounding error. It is
-    therefore computed by quadrature: unit impulses at the positive Chebyshev nodes of
-    (-D, D), D the largest distance from the centre, with weights Σ_x ℓ_j(|x|), where
-    ℓ_j is the even polynomial that is 1 at node j and 0 at the others.
+    Images whose sum Σ w f f*, with weights w, is the second moment of noise. Methods
+    yield them in chunks: their Fourier transforms on half rings, (n, points), and w, a
+    number or (n,).
 
     :param L: Pixels along an image's edge.
     :param half_rings: kx and ky of the points, radians per pixel.
-    :param averaged: Whether the moments are averaged over in-plane angles.
-    :yield: Chunks of transforms and their weights.
     """
-    axis = np.arange(L) - L // 2
-    if not averaged:
-        # An impulse at (x, y) has the transform exp(-i kx x) exp(-i ky y).
-        across, down = (np.exp(-1j * np.outer(axis, k)) for k in half_rings)
-        for wave in down:
-            yield across * wave, 1.0
-        return
-    squares, counts = np.unique(np.add.outer(axis**2, axis**2), return_counts=True)
-    distances = np.sqrt(squares)
-    largest = distances[-1]
-    # Bessel functions, like exp(iz cos φ), have degrees up to z and a few more.
-    reach = 2 * half_rings[0].max() * largest
-    n = int(reach / 2 + 4 * reach ** (1 / 3)) + 10
-    nodes = np.pi * (np.arange(n) + 0.5) / (2 * n)  # largest · cos(nodes)
-    degrees = 2 * np.arange(n)
-    sums = np.cos(np.outer(degrees, np.arccos(distances / largest))) @ counts
-    sums[0] /= 2
-    weights = 2 / n * np.cos(np.outer(nodes, degrees)) @ sums
-    for j in range(0, n, CHUNK):
-        points = largest * np.cos(nodes[j : j + CHUNK])
-        yield np.exp(-1j * np.outer(points, half_rings[0])), weights[j : j + CHUNK]
 
+    def __init__(self, L: int, half_rings: tuple[np.ndarray, np.ndarray]):
+        self.L, self.half_rings = L, half_rings
+        self.pixels = np.arange(L) - L // 2
+        # The wave of the Nyquist frequency, of unit norm.
+        self.alternating = (-1.0) ** self.pixels / np.sqrt(L)
 
-def nyquist_transforms(
-    L: int, half_rings: tuple[np.ndarray, np.ndarray]
-) -> Iterator[WeightedTransforms]:
-    """
-    The Nyquist row's and column's share of white noise. Its covariance is I - P ⊗ P =
-    I ⊗ a aᵀ + a aᵀ ⊗ P, where a is the alternating vector of unit norm and P = I - a aᵀ
-    removes it.
+    def white(self, averaged: bool) -> WeightedTransforms:
+        """
+        White noise of unit variance, as impulses.
 
-    :param L: Pixels along an image's edge, an even number.
-    :param half_rings: kx and ky of the points, radians per pixel.
-    :yield: Chunks of transforms and their weights.
-    """
-    pixels = np.arange(L) - L // 2
-    a = (-1.0) ** pixels / np.sqrt(L)
-    kx, ky = half_rings
-    x, y = (
-        sum(s * np.exp(-1j * k * p) for s, p in zip(a, pixels, strict=True))
-        for k in half_rings
-    )
-    for j in range(0, L, CHUNK):
-        chunk = slice(j, j + CHUNK)
-        yield np.exp(-1j * np.outer(pixels[chunk], ky)) * x, 1.0
-        columns = np.exp(-1j * np.outer(pixels[chunk], kx)) - np.outer(a[chunk], x)
-        yield columns * y, 1.0
+        Without averaging, these are unit impulses in all pixels. Averaged over in-plane
+        angles, the second moment Σ_x J_m(2πr|x|/L) J_m(2πr'|x|/L) is a sum over pixels
+        of an even function of |x| that equals a polynomial up to rounding error. It is
+        therefore computed by quadrature: unit impulses at the positive Chebyshev nodes
+        of (-D, D), D the largest distance from the centre, with weights Σ_x ℓ_j(|x|),
+        where ℓ_j is the even polynomial that is 1 at node j and 0 at the others.
 
+        :param averaged: Whether the moments are averaged over in-plane angles.
+        :yield: Chunks of transforms and their weights.
+        """
+        kx, ky = self.half_rings
+        if not averaged:
+            # An impulse at (x, y) has the transform exp(-i kx x) exp(-i ky y).
+            across, down = (np.exp(-1j * np.outer(self.pixels, k)) for k in (kx, ky))
+            for wave in down:
+                yield across * wave, 1.0
+            return
+        squares = np.add.outer(self.pixels**2, self.pixels**2)
+        squares, counts = np.unique(squares, return_counts=True)
+        distances = np.sqrt(squares)
+        largest = distances[-1]
+        # Bessel functions, like exp(iz cos φ), have degrees up to z and a few more.
+        reach = 2 * kx.max() * largest
+        n = int(reach / 2 + 4 * reach ** (1 / 3)) + 10
+        nodes = np.pi * (np.arange(n) + 0.5) / (2 * n)  # largest · cos(nodes)
+        degrees = 2 * np.arange(n)
+        sums = np.cos(np.outer(degrees, np.arccos(distances / largest))) @ counts
+        sums[0] /= 2
+        weights = 2 / n * np.cos(np.outer(nodes, degrees)) @ sums
+        for j in range(0, n, CHUNK):
+            points = largest * np.cos(nodes[j : j + CHUNK])
+            yield np.exp(-1j * np.outer(points, kx)), weights[j : j + CHUNK]
 
-def stationary_noise_transforms(
-    L: int,
-    half_rings: tuple[np.ndarray, np.ndarray],
-    spectrum: np.ndarray,
-    nyquist: bool,
-) -> Iterator[WeightedTransforms]:
-    """
-    Noise of a power spectrum: cos(ω·x) and sin(ω·x), cut to the image.
+    def nyquist(self) -> WeightedTransforms:
+        """
+        The Nyquist row's and column's share of white noise. Its covariance is
+        I - P ⊗ P = I ⊗ a aᵀ + a aᵀ ⊗ P, with a the wave of the Nyquist frequency and
+        P = I - a aᵀ.
 
-    :param L: Pixels along an image's edge.
-    :param half_rings: kx and ky of the points, radians per pixel.
-    :param spectrum: As for `Basis.stationary_noise_second`.
-    :param nyquist: As for `Basis.stationary_noise_second`.
-    :yield: Chunks of transforms and their weights.
-    """
-    pixels = np.arange(L) - L // 2
-    kept = np.eye(L)
-    if not nyquist:
-        a = (-1.0) ** pixels / np.sqrt(L)
-        kept -= np.outer(a, a)
-    omega = 2 * np.pi / (2 * L - 1) * np.arange(1 - L, L)
-    waves = kept @ np.exp(1j * np.outer(pixels, omega))
-    across, down = (waves.T @ np.exp(-1j * np.outer(pixels, k)) for k in half_rings)
-    # Take ω and -ω together: rows ωy ≥ 0 hold one of each pair, row 0 both.
-    power = (spectrum + spectrum[::-1, ::-1])[L - 1 :] / (2 * L - 1) ** 2
-    power[0] /= 2
-    for i in range(L):
-        for j in range(0, 2 * L - 1, CHUNK):
+        :yield: Chunks of transforms and their weights.
+        """
+        kx, ky = self.half_rings
+        a, pixels = self.alternating, self.pixels
+        x, y = (
+            sum(s * np.exp(-1j * k * p) for s, p in zip(a, pixels, strict=True))
+            for k in (kx, ky)
+        )
+        for j in range(0, self.L, CHUNK):
             chunk = slice(j, j + CHUNK)
-            plus = across[chunk] * down[L - 1 + i]
-            minus = across[::-1][chunk] * down[L - 1 - i]
-            # The weights of small, estimated powers may be negative.
-            weights = np.tile(power[i, chunk] / 4, 2)
-            yield np.concatenate((plus + minus, -1j * (plus - minus))), weights
+            yield np.exp(-1j * np.outer(pixels[chunk], ky)) * x, 1.0
+            columns = np.exp(-1j * np.outer(pixels[chunk], kx)) - np.outer(a[chunk], x)
+            yield columns * y, 1.0
+
+    def stationary(self, spectrum: np.ndarray, nyquist: bool) -> WeightedTransforms:
+        """
+        Noise of a power spectrum: cos(ω·x) and sin(ω·x), cut to the image.
+
+        :param spectrum: As for `Basis.stationary_noise_second`.
+        :param nyquist: As for `Basis.stationary_noise_second`.
+        :yield: Chunks of transforms and their weights.
+        """
+        L, kept = self.L, np.eye(self.L)
+        if not nyquist:
+            kept -= np.outer(self.alternating, self.alternating)
+        omega = 2 * np.pi / (2 * L - 1) * np.arange(1 - L, L)
+        waves = (kept @ np.exp(1j * np.outer(self.pixels, omega))).T
+        across, down = (
+            waves @ np.exp(-1j * np.outer(self.pixels, k)) for k in self.half_rings
+        )
+        # Take ω and -ω together: rows ωy ≥ 0 hold one of each pair, row 0 both.
+        power = (spectrum + spectrum[::-1, ::-1])[L - 1 :] / (2 * L - 1) ** 2
+        power[0] /= 2
+        for i in range(L):
+            for j in range(0, 2 * L - 1, CHUNK):
+                chunk = slice(j, j + CHUNK)
+                plus = across[chunk] * down[L - 1 + i]
+                minus = across[::-1][chunk] * down[L - 1 - i]
+                # The weights of small, estimated powers may be negative.
+                weights = np.tile(power[i, chunk] / 4, 2)
+                yield np.concatenate((plus + minus, -1j * (plus - minus))), weights

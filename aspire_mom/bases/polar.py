@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar
@@ -14,16 +13,12 @@ import torch
 
 from aspire_mom.bases.base import MIN_SIZE, Basis
 from aspire_mom.bases.information import correlation
-from aspire_mom.bases.noise import (
-    WeightedTransforms,
-    nyquist_transforms,
-    stationary_noise_transforms,
-    white_noise_transforms,
-)
+from aspire_mom.bases.noise import NoiseTransforms, WeightedTransforms
 from aspire_mom.bases.polar_transform import (
     Array,
     averaged_sums,
     full_precision,
+    placed,
     polar_transform,
 )
 from aspire_mom.bases.ring_filter import ring_filter
@@ -181,9 +176,9 @@ class PolarBasis(Basis):
             multiply = ring_filter(*size, H.shape[-1], dtype.name)
             return multiply(images, H), multiply.reach
         transform = polar_transform(*size, dtype.name, device)
-        c = transform(_placed(images, device))
+        c = transform(placed(images, device))
         if H is not None:
-            c *= _placed(H[:, :, 0].T.astype(dtype), device)
+            c *= placed(H[:, :, 0].T.astype(dtype), device)
         return c, transform.reach
 
     def orders(self, half: np.ndarray) -> np.ndarray:
@@ -265,14 +260,10 @@ class PolarBasis(Basis):
     def stationary_noise_second(
         self, spectrum: np.ndarray, nyquist: bool = True
     ) -> np.ndarray:
-        transforms = stationary_noise_transforms(
-            self.L, self.half_rings, spectrum, nyquist
-        )
-        return self._second_of_transforms(transforms)
+        transforms = NoiseTransforms(self.L, self.half_rings)
+        return self._second_of_transforms(transforms.stationary(spectrum, nyquist))
 
-    def _second_of_transforms(
-        self, transforms: Iterator[WeightedTransforms]
-    ) -> np.ndarray:
+    def _second_of_transforms(self, transforms: WeightedTransforms) -> np.ndarray:
         """Σ w f f* over chunks of transforms on `half_rings`, with weights w."""
         second = 0
         for values, weights in transforms:
@@ -331,17 +322,12 @@ def signed_orders(c: np.ndarray) -> np.ndarray:
     return np.concatenate((negative[:, ::-1], c), axis=1)
 
 
-def _placed(array: np.ndarray, device: torch.device | None) -> Array:
-    return array if device is None else torch.tensor(array, device=device)
-
-
 @lru_cache(maxsize=1)
 def _white_noise_second(basis: PolarBasis, nyquist: bool) -> np.ndarray:
-    L, points = basis.L, basis.half_rings
-    transforms = white_noise_transforms(L, points, basis.inplane_average)
-    second = basis._second_of_transforms(transforms)
+    transforms = NoiseTransforms(basis.L, basis.half_rings)
+    second = basis._second_of_transforms(transforms.white(basis.inplane_average))
     if not nyquist:
-        lost = basis._second_of_transforms(nyquist_transforms(L, points))
-        second = (L / (L - 1)) ** 2 * (second - lost)
+        lost = basis._second_of_transforms(transforms.nyquist())
+        second = (basis.L / (basis.L - 1)) ** 2 * (second - lost)
     second.setflags(write=False)
     return second

@@ -98,7 +98,7 @@ class PolarTransform:
                 for r in own
             ]
             matrices = [
-                self._placed(_stacked(of_rings))
+                placed(_stacked(of_rings).astype(self.dtype), device)
                 for of_rings in zip(*inverses, strict=True)
             ]
             self.angular.append((slice(own[0], own[-1] + 1), matrices))
@@ -198,14 +198,17 @@ class PolarTransform:
     def _waves(self, k: np.ndarray) -> Array:
         """cos and sin of 2πkx/L, (2, …, L//2 + 1)."""
         angles = 2 * np.pi / self.L * k[..., None] * np.arange(self.half + 1)
-        return self._placed(np.stack((np.cos(angles), np.sin(angles))))
+        waves = np.stack((np.cos(angles), np.sin(angles)))
+        return placed(waves.astype(self.dtype), self.device)
 
-    def _placed(self, matrices: np.ndarray) -> Array:
-        """Constant matrices of the transform's type, on its device."""
-        matrices = matrices.astype(self.dtype)
-        if self.device is None:
-            return matrices
-        return torch.from_numpy(matrices).to(self.device)
+
+def placed(array: np.ndarray, device: torch.device | None) -> Array:
+    """
+    :param array: An array.
+    :param device: A device; None for NumPy.
+    :return: The array or a tensor of it on the device.
+    """
+    return array if device is None else torch.tensor(array, device=device)
 
 
 def averaged_sums(parts: Array, reach: np.ndarray) -> tuple[Array, ...]:
@@ -287,12 +290,10 @@ def _lines(reach: np.ndarray) -> np.ndarray:
 
 
 def _inverses(angles: np.ndarray, reach: int, max_order: int) -> list[np.ndarray]:
-    """
-    Matrices from values at a ring's crossings, at angles in the octant, to orders up to
-    max_order of those up to reach: from ee with its mirror image added or subtracted to
-    Re c[m], m = 0, 4, … or 2, 6, …; from oo to Im c[m]; and for odd m, with two numbers
-    for every crossing, from oe to Im c[m] and from eo to Re c[m].
-    """
+    """Matrices from values at a ring's crossings, at angles in the octant, to orders up
+    to max_order of those up to reach: from ee ± its mirror image to Re c[m], m = 0, 4,
+    … or 2, 6, …; from oo to Im c[m]; and for odd m, with two numbers for each crossing,
+    from oe to Im c[m] and from eo to Re c[m]."""
     inverses = []
     for wave in (np.cos, np.sin):
         for first in (0, 2):

@@ -14,17 +14,14 @@ class RingFilter:
 
     H are real functions of period π along rings, with orders 0, 2, …, K - 1, given at
     angles πj/K, K odd. Orders of H F up to M depend on orders of F up to M + K - 1. H
-    and F are multiplied pointwise on n angles of a half ring. n is chosen per block of
-    rings so that aliases of the product fall above the orders that are returned; inner
-    rings need fewer angles.
+    and F are multiplied on n angles of a half ring, enough for each block of rings that
+    aliases of the product fall above the orders that are returned.
 
     Since c[-m] = (-1)^m conj c[m], even orders make up the real part of F and odd
     orders its imaginary part, so real matrices suffice:
 
         Σ c[m] exp(imφ) = 2 Σ_{even} Re c cos mφ - Im c sin mφ   (m = 0 once)
                       + 2i Σ_{odd} Re c sin mφ + Im c cos mφ.
-
-    One matrix for each parity gives values at angles, and one gives orders again.
 
     :param L: Pixels along an image's edge.
     :param n_rings: Number of rings.
