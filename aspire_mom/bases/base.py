@@ -186,11 +186,9 @@ class Basis(ABC):
 
     def ring_power_error(self, error: np.ndarray) -> np.ndarray:
         """
-        Standard error of :meth:`ring_power`, if errors of different orders, or of
-        pixels that are not opposite, are independent, as those of noise are.
-
-        :param error: Standard errors of the second moment's entries.
-        :return: One for each ring.
+        :param error: Standard errors of the second moment's entries, taken as
+            independent, save those of opposite pixels.
+        :return: Standard errors of :meth:`ring_power`.
         """
         own = self.block_multiplicity[:, None] * self.diagonal_power(error)
         return self.ring_error(np.sqrt((own**2).sum(0)))
@@ -199,8 +197,7 @@ class Basis(ABC):
     def entry_scales(self, rms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
         :param rms: Square roots of :meth:`ring_power`.
-        :return: The RMS of the entries of the first and the second moment that follow
-            from these alone, of the moments' shapes.
+        :return: The RMS of the moments' entries that follows, of the moments' shapes.
         """
 
     # Sums over images

@@ -23,8 +23,8 @@ def is_dark(moments: Moments) -> bool:
     """
     ASPIRE's CTF is negative at low frequencies, where RELION's is positive, so
     correcting bright particles of RELION's for it leaves them dark: then the mean image
-    is darker in the middle than around it, as in `ImageSource.invert_contrast`. The
-    mean image, turned by all angles, is Σ_r 2πr f(r) J_0(2πr|x|/L) up to a factor.
+    is darker in the middle than around it. Turned by all angles, it is
+    Σ_r 2πr f(r) J_0(2πr|x|/L) up to a factor.
 
     :param moments: Moments of images that were corrected for CTFs.
     :return: Whether molecules are dark.
@@ -87,8 +87,7 @@ def estimate_amplitude_std(moments: Moments) -> float:
 
     :param moments: Moments of images whose amplitudes vary.
     :return: Standard deviation of amplitudes relative to their mean; NaN, with a
-        warning, if the standard error of its square is 0.05 or more. (A warning instead
-        of an error keeps the averages of a long pass.)
+        warning, if the standard error of its square is 0.05 or more.
     """
     basis = moments.basis
     where = basis.zero_frequency

@@ -52,8 +52,8 @@ class MomentEstimator:
     Estimate first and second moments of a source's images as if they had no CTF, were
     centred and free of noise (eq. 30).
 
-    Images are read once, a batch at a time; each core that the process may use, which
-    OMP_NUM_THREADS limits, computes one. Products within a batch have the images'
+    Images are read once, a batch at a time, each of which a core computes;
+    OMP_NUM_THREADS limits their number. Products within a batch have the images'
     precision, integers counting as float32, sums over batches double precision. Under
     `torchrun`, within `aspire_mom.processes.joined`, each process reads a share of the
     images and all get the same moments.
@@ -235,9 +235,8 @@ class MomentEstimator:
 
     def estimate_with_halves(self) -> tuple[Moments, Moments, Moments]:
         """
-        Estimate moments of all images and of both halves of them in one pass.
-        Reconstructions from the halves share no noise. Each half has every other batch;
-        batches are made smaller where that makes halves equal.
+        Estimate moments of all images and of both halves of them in one pass. Each half
+        has every other batch; batches are made smaller where that makes halves equal.
 
         :return: The moments of all, of the first and of the second half.
         :raises ValueError: as :meth:`estimate`, or there are fewer than 4 images.
@@ -336,9 +335,8 @@ class MomentEstimator:
     @property
     def _half_batch(self) -> int:
         """Images per batch of halves, which are equal where that can be."""
-        n = self.source.n
-        rounds = math.ceil(n / (2 * self.streaming.batch_size))
-        return math.ceil(n / (2 * rounds))
+        half = self.source.n / 2
+        return math.ceil(half / math.ceil(half / self.streaming.batch_size))
 
     @property
     def _most_workers(self) -> int:

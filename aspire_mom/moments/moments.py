@@ -48,17 +48,14 @@ class Moments:
     :param second_error: The same for `second`.
     :param nyquist: False for even-sized images whose Nyquist row and column are zero,
         as ASPIRE's downsampling leaves them: noise is white in the other frequencies.
-    :param first_information: Number of images without a CTF that would determine each
-        of n frequencies as well, Σ H² over images: (n,), float64; None without a CTF.
-    :param second_information: The same for pairs of frequencies, Σ H² H'²: (orders, n,
-        n), where orders 0, 2, … are of the angle between them (see `Basis`) and order 0
-        is the number of images.
+    :param first_information: Σ H² over images (see `Basis`), (n,), float64; None
+        without a CTF.
+    :param second_information: The same for pairs of frequencies, (orders, n, n).
     :param corrections: What the moments are corrected for, and of which images.
     :param third_basis: `ThirdMomentBasis` of `third`, None without one.
     :param third_error: Standard error of `third`, see :meth:`ThirdMomentBasis.finish`.
-    :param noise_power: Power of the noise that was removed from each coefficient's own
-        second moment, after all corrections: `basis.power_shape`, float64; None where
-        it is not known.
+    :param noise_power: Power of the noise that was removed from E |f|², after all
+        corrections: `basis.power_shape`, float64; None where it is not known.
     :raises TypeError: `basis` is no basis, or a moment or an error no array.
     :raises ValueError: shapes that are not the basis's, values that are not finite, or
         numbers out of range.
@@ -124,8 +121,7 @@ class Moments:
 
     @property
     def shift_std(self) -> float | None:
-        """Standard deviation along each axis, pixels, of shifts that the images still
-        have, for the inversion to model; None if it is to estimate it."""
+        """Standard deviation of residual shifts, pixels; None if it is unknown."""
         return self.corrections.shift_std
 
     def with_corrections(self, **changes: object) -> Moments:
@@ -152,8 +148,7 @@ class Moments:
 
     def relative_error(self, estimate: Moments) -> tuple[float, float]:
         """
-        Relative errors ‖M - A‖ / ‖A‖ of the first and second moment, eq. 22, where A is
-        `estimate` and norms are the basis's, equal to Cartesian ones.
+        Relative errors ‖M - A‖ / ‖A‖ in the basis's norms, eq. 22.
 
         :param estimate: Moments A in the same basis.
         :return: Errors of the first and of the second moment.
@@ -179,9 +174,8 @@ class Moments:
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
         :raises TypeError: `other` is something else.
-        :raises ValueError: another basis, pixel size or state of the Nyquist row and
-            column, other shifts, exact moments (n_images = 0), third moments in another
-            basis, or third moments of images with CTFs.
+        :raises ValueError: the two do not fit, are exact (n_images = 0), or have third
+            moments of images with CTFs.
         """
         self.check_same_basis(other)
         _check_mergeable(self, other)
@@ -308,8 +302,7 @@ def _mean(parts: tuple[Moments, Moments], name: str) -> np.ndarray | None:
     values = [getattr(m, name) for m in parts]
     if any(value is None for value in values):
         return None
-    counts = [m.n_images for m in parts]
-    return (counts[0] * values[0] + counts[1] * values[1]) / sum(counts)
+    return np.average(values, axis=0, weights=[m.n_images for m in parts])
 
 
 def _error(

@@ -270,16 +270,14 @@ class ThirdMomentBasis:
             E c c conj c = E s s conj s + E s[m1] E x[m2] conj x[m3]
                          + E s[m2] E x[m1] conj x[m3] + conj E s[m3] E x[m1] x[m2],
 
-        m3 = m1 + m2. If in-plane angles are uniform, only E s[0] is not 0: m1 = 0 has
-        the first of the three terms, m1 = m2 = 0 all, and only noise of equal orders
-        matters, so the result is exact for any noise. If they are not, it is the moment
-        of the images turned by every angle, exact for noise that turning leaves alike,
-        as of a radial spectrum. (White noise on square pixels couples orders that
-        differ by multiples of 4, on rings near Nyquist.)
+        m3 = m1 + m2. If in-plane angles are uniform, only E s[0], the mean of the
+        images, is not 0: m1 = 0 has the first of the three terms, m1 = m2 = 0 all, and
+        the result is exact for any noise. If they are not, it is the moment of the
+        images turned by every angle, exact for noise of a radial spectrum.
 
-        E s[0] is the same images' mean. With H, every entry is the least-squares
-        solution, and the noise's share of Σ is that of H x: the mean over images of
-        a[0, r] H[s] H[t] times the noise before the second multiplication by H.
+        With H, every entry is the least-squares solution, and the noise's share is the
+        mean over images of a[0, r] H[s] H[t] times the noise before the second
+        multiplication by H.
 
         :param sums: What :meth:`sums` returned, added over batches, perhaps with more.
         :param n_images: Number of images.
@@ -288,9 +286,8 @@ class ThirdMomentBasis:
         :return: The third moment (size,), complex128, and its standard error, float64,
             or None for one image. The noise counts as known. With H the error is that
             of entries which are 0 and have no bias removed: where noise prevails, right
-            for m1 > 0, up to 60 % too large for m1 = 0. The denominators Σ H² H² H² are
-            at least 1e-8 of the largest, which shrinks poorly determined entries
-            towards zero.
+            for m1 > 0, up to 60 % too large for m1 = 0. Entries of which H lets hardly
+            anything pass shrink towards zero.
         """
         weighted = "third_information" in sums
         scale = np.float64(n_images)
@@ -309,8 +306,7 @@ class ThirdMomentBasis:
 
     def of_views(self, c: Tensor, probabilities: Tensor) -> Tensor:
         """
-        The third moment of a model's clean images, differentiable. Opposite views
-        show mirror images, whose coefficients are `c.conj()` up to turns.
+        The third moment of a model's clean images, differentiable.
 
         :param c: Coefficients (≥ max_order + 1, n_rings, n_views), complex.
         :param probabilities: Weights of the views (n_views,), real.
@@ -370,8 +366,7 @@ class ThirdMomentBasis:
         return share
 
     def _squares(self, sums: Sums, noise: list[np.ndarray]) -> np.ndarray:
-        """Σ |p - b|² over images, (size,), of products p = a a conj a and their noise's
-        share b, a[0] E x conj x for m1 = 0 and a sum of three such for m2 = 0."""
+        """Σ |p - b|² over images, for p = a a conj a and its noise's share b."""
         squares = sums["third_squares"].astype(np.float64)
         of_zeroth = sums["third_zeroth"]
         for m in self._zeroth_orders:
@@ -392,6 +387,5 @@ class ThirdMomentBasis:
 
 
 def _any_first(term: np.ndarray) -> np.ndarray:
-    """Sum of an array (i, j, k), symmetric in j and k, over which index comes first: of
-    three factors a[0], which are real, each may be the one set apart."""
+    """Sum of an array (i, j, k), symmetric in j and k, over which index comes first."""
     return term + term.transpose(1, 0, 2) + term.transpose(1, 2, 0)
