@@ -20,7 +20,7 @@ from aspire_mom.evaluation.fsc import (
 )
 from aspire_mom.evaluation.plots import plot_fsc
 from aspire_mom.evaluation.registration import Registration, register
-from aspire_mom.files import write_json
+from aspire_mom.files import contents_of, write_json
 
 # Fields that are saved as they are.
 SAVED = ("correlation", "relative_error", "mirrored", "pixel_size")
@@ -49,64 +49,47 @@ class Comparison(Registration):
 
     @property
     def box(self) -> float | None:
-        """
-        :return: Edge of the box in Ångström, None without a pixel size.
-        """
+        """Edge of the box in Ångström, None without a pixel size."""
         return self.pixel_size and self.aligned.resolution * self.pixel_size
 
     def resolution_shells(self, cutoff: float = 0.5) -> float:
         """
-        Return the resolution in shells, see :func:`resolution_in_shells`.
-
         :param cutoff: FSC at the resolution, between 0 and 1.
-        :return: A fractional shell, cycles per box.
-        :raises ValueError: The cutoff does not lie between 0 and 1.
+        :return: A fractional shell, as :func:`resolution_in_shells` finds it.
         """
         return resolution_in_shells(self.fsc, cutoff)
 
     def resolution(self, cutoff: float = 0.5) -> float:
         """
-        Return the resolution in Ångström.
-
         :param cutoff: FSC at the resolution, between 0 and 1.
-        :return: Edge of the box / shell of the resolution.
+        :return: Resolution in Ångström, the box / :meth:`resolution_shells`.
         :raises ValueError: There is no pixel size, or the cutoff is not in (0, 1).
         """
         if self.box is None:
-            raise ValueError(
-                "neither volume has a pixel size: ask for resolution_shells, or give "
-                "one of them its pixel_size"
-            )
+            raise ValueError("neither volume has a pixel size; one of them needs it")
         return self.box / self.resolution_shells(cutoff)
 
     def align_rotations(self, rotations: np.ndarray) -> np.ndarray:
         """
-        Map orientations from the volume's frame to the reference's, for example the
-        nodes of an orientation density. The volume's image at orientation Q is the
-        reference's at R Q, or at R J Q J if mirrored.
-
-        :param rotations: Rotation matrices Q (n, 3, 3).
-        :return: Rotation matrices (n, 3, 3), float64.
+        :param rotations: Orientations Q (n, 3, 3) in the volume's frame.
+        :return: Those in the reference's frame with the same images: R Q, or R J Q J if
+            mirrored, (n, 3, 3), float64.
         """
         rotations = J @ rotations @ J if self.mirrored else rotations
         return self.rotation.matrices[0].astype(np.float64) @ rotations
 
     def align_views(self, views: np.ndarray) -> np.ndarray:
         """
-        Map viewing directions from the volume's frame to the reference's.
-
-        :param views: Unit vectors (n, 3), xyz order.
-        :return: Unit vectors (n, 3), float64.
+        :param views: Viewing directions (n, 3) in the volume's frame, xyz order.
+        :return: The same in the reference's frame, (n, 3), float64.
         """
         views = -views @ J if self.mirrored else views
         return views @ self.rotation.matrices[0].T.astype(np.float64)
 
     def summary(self) -> dict:
         """
-        Return all results as plain numbers and lists, ready for JSON.
-
-        :return: Dictionary of this object's fields, and of resolutions at 0.5 and
-            0.143. Those in Ångström are None without a pixel size.
+        :return: This object's fields, and resolutions at 0.5 and 0.143, as plain
+            numbers and lists. Those in Ångström are None without a pixel size.
         """
         cutoffs, box = (0.5, 0.143), self.box
         shells = {c: self.resolution_shells(c) for c in cutoffs}
@@ -126,7 +109,6 @@ class Comparison(Registration):
         :param path: File to write, its name ending in .json; the volume's ends in .mrc.
         :param overwrite: Replace existing files.
         :raises ValueError: The name does not end in .json.
-        :raises FileExistsError: One of the files exists and `overwrite` is False.
         """
         path = Path(path)
         if path.suffix != ".json":
@@ -139,38 +121,29 @@ class Comparison(Registration):
     @classmethod
     def load(cls, path: str | PathLike) -> Comparison:
         """
-        Read what :meth:`save` wrote.
-
-        :param path: The .json file.
+        :param path: A .json file that :meth:`save` has written.
         :return: The comparison, its aligned volume in MRC's float32.
-        :raises FileNotFoundError: One of the files is missing.
-        :raises ValueError: The file is not a saved comparison.
         """
         path = Path(path)
-        try:
+        with contents_of(path):
             saved = json.loads(path.read_text())
             fields = {name: saved[name] for name in SAVED}
             fields |= {name: np.array(saved[name]) for name in ("fsc", "shift")}
             fields["rotation"] = Rotation(np.array(saved["rotation"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no saved Comparison: {error}") from error
         voxels = Volume.load(str(path.with_suffix(".mrc"))).asnumpy()
         return cls(**fields, aligned=Volume(voxels, pixel_size=fields["pixel_size"]))
 
     def plot(self, path: str | PathLike | None = None) -> Figure:
         """
-        Draw the FSC curve, see :func:`plot_fsc`.
-
         :param path: Image file to write, if any.
-        :return: matplotlib `Figure`.
+        :return: The FSC curve, as :func:`plot_fsc` draws it.
         """
         return plot_fsc(self.fsc, self.box, path)
 
 
 def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Comparison:
     """
-    Register a volume to a reference over rotations, mirror images and shifts, and
-    measure the agreement.
+    Register a volume to a reference, and measure the agreement.
 
     :param volume: One ASPIRE `Volume`, such as a reconstruction, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same size L, and pixel size if both
@@ -178,8 +151,6 @@ def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Com
     :param translate: Whether to shift the volume too, see :func:`register`.
     :return: The :class:`Comparison`. For even L the aligned volume has no Nyquist
         planes, so the reference's power there counts as error.
-    :raises TypeError: An argument is no real `Volume`.
-    :raises ValueError: The volumes cannot be compared (see :func:`check_pair`).
     """
     pixel_size = check_pair(volume, reference)
     found = register(volume, reference, translate=translate)

@@ -14,32 +14,24 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
     :param volume: One ASPIRE `Volume`.
     :param reference: Another one.
     :return: The pixel size of either in Ångström, None if neither has one.
-    :raises TypeError: An argument is no `Volume`, or holds complex numbers.
     :raises ValueError: An argument is a stack, smaller than 3 voxels, not finite or
         constant, or sizes or pixel sizes differ.
     """
     for name, one in (("volume", volume), ("reference", reference)):
         voxels = check_volume(name, one)
         if len(voxels) < 3:
-            raise ValueError(
-                f"{name} has {len(voxels)} voxels along an edge; at least 3 are needed"
-            )
+            raise ValueError(f"{name} has {len(voxels)}³ voxels; it needs at least 3³")
         if np.ptp(voxels) == 0:
-            raise ValueError(
-                f"{name} is {voxels.flat[0]} in all its voxels; it must not be constant"
-            )
-    if volume.resolution != reference.resolution:
-        raise ValueError(
-            f"volume has {volume.resolution} voxels along an edge and reference "
-            f"{reference.resolution}; they must have the same number"
-        )
-    sizes = [v.pixel_size for v in (volume, reference) if v.pixel_size is not None]
-    if len(sizes) == 2 and not np.isclose(*sizes, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
-        raise ValueError(
-            f"volume has a pixel size of {sizes[0]} Å and reference one of "
-            f"{sizes[1]} Å; they must be the same"
-        )
-    return sizes[0] if sizes else None
+            raise ValueError(f"{name} is {voxels.flat[0]} in all its voxels")
+    L, L_reference = volume.resolution, reference.resolution
+    if L_reference != L:
+        sizes = f"{L}³ voxels and reference {L_reference}³"
+        raise ValueError(f"volume has {sizes}; they must be the same")
+    found = [v.pixel_size for v in (volume, reference) if v.pixel_size is not None]
+    if len(found) == 2 and not np.isclose(*found, rtol=PIXEL_SIZE_TOLERANCE, atol=0):
+        sizes = f"a pixel size of {found[0]} Å and reference one of {found[1]} Å"
+        raise ValueError(f"volume has {sizes}; they must be the same")
+    return found[0] if found else None
 
 
 def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
@@ -52,8 +44,6 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
     :param a: One ASPIRE `Volume`.
     :param b: One ASPIRE `Volume` of the same size L and pixel size.
     :return: FSC of shells 0 to (L - 1)//2, float64; 0 where a volume has no power.
-    :raises TypeError: An argument is no real `Volume`.
-    :raises ValueError: The volumes cannot be compared (see :func:`check_pair`).
     """
     check_pair(a, b)
     L = a.resolution
@@ -75,13 +65,12 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
 
 def resolution_in_shells(fsc: np.ndarray, cutoff: float) -> float:
     """
-    Find where an FSC curve first falls below a cutoff (section 5.2). Interpolate
-    between shells. Take FSC(0), which only compares the signs of the means, as 1.
+    Find where an FSC curve first falls below a cutoff (section 5.2). FSC(0), which only
+    compares the signs of the means, counts as 1.
 
     :param fsc: FSC of shells 0, 1, 2, …
     :param cutoff: Between 0 and 1, for example 0.5 or 0.143.
-    :return: A fractional shell; the last one if the curve never falls below the cutoff,
-        so that the resolution is at least as good.
+    :return: A fractional shell; the last one if the curve never falls below the cutoff.
     :raises ValueError: The cutoff does not lie between 0 and 1.
     """
     if not 0 < cutoff < 1:

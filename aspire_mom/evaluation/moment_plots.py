@@ -67,13 +67,8 @@ def _plot_power(ax: Axes, report: RingReport) -> None:
     rings = np.arange(len(report.signal))
     above = report.signal > 0
     error = None if report.error is None else report.error[above]
-    ax.errorbar(
-        *(rings[above], report.signal[above], error),
-        color=BLUE,
-        marker="o",
-        ms=3,
-        label="signal",
-    )
+    style = {"color": BLUE, "marker": "o", "ms": 3, "label": "signal"}
+    ax.errorbar(rings[above], report.signal[above], error, **style)
     if report.noise is not None and (report.noise > 0).any():
         ax.plot(rings, report.noise, color=ORANGE, label="noise power per image")
     if above.any():
@@ -89,10 +84,7 @@ def _plot_ratio(ax: Axes, report: RingReport) -> None:
     if report.signal_to_error is None:
         ax.text(0.5, 0.5, "errors unknown", ha="center", transform=ax.transAxes)
     else:
-        finite = np.isfinite(report.signal_to_error)
-        ax.plot(
-            rings[finite], report.signal_to_error[finite], color=BLUE, marker="o", ms=3
-        )
+        ax.plot(rings, report.signal_to_error, color=BLUE, marker="o", ms=3)
         ax.axhline(0, color=INK, lw=0.6)
         ax.set_yscale("symlog", linthresh=1)
         _mark_last(ax, report)

@@ -77,7 +77,6 @@ def plot_slices(
     :param titles: A title for each volume.
     :param path: Image file to write, if any.
     :return: matplotlib `Figure`.
-    :raises ValueError: Not as many titles as volumes, or none.
     """
     _check_titles(volumes, titles)
     slices = []
@@ -90,9 +89,8 @@ def plot_slices(
     low, high = np.percentile(values, (0.5, 99.8))
     figure = Figure(figsize=(2.4 * len(volumes) + 0.4, 7.4), layout="constrained")
     axes = figure.subplots(3, len(volumes), squeeze=False)
-    for column, volume, title, planes in zip(
-        axes.T, volumes, titles, slices, strict=True
-    ):
+    panels = zip(axes.T, volumes, titles, slices, strict=True)
+    for column, volume, title, planes in panels:
         column[0].set_title(title)
         for ax, plane in zip(column, planes, strict=True):
             ax.imshow(plane, cmap="gray", vmin=low, vmax=high, origin="lower")
@@ -119,7 +117,6 @@ def plot_isosurfaces(
     :param contour: Surface level in standard deviations above the volume's mean, at
         most half way to the maximum.
     :return: matplotlib `Figure`.
-    :raises ValueError: Not as many titles as volumes, or none, or a volume is constant.
     """
     _check_titles(volumes, titles)
     surfaces = [_triangles(volume, contour) for volume in volumes]
@@ -163,7 +160,6 @@ def plot_views(
     :param path: Image file to write, if any.
     :param width: Width of the smoothing kernel, radians, about the views' spacing.
     :return: matplotlib `Figure`.
-    :raises ValueError: Titles, directions and probabilities differ in number.
     """
     _check_titles(views, titles)
     longitude = np.linspace(-np.pi, np.pi, 181)
@@ -171,9 +167,8 @@ def plot_views(
     maps = [_smooth_density(*pair, longitude, latitude, width) for pair in views]
     style = {"vmin": 0, "vmax": np.max(maps), "shading": "gouraud", "rasterized": True}
     figure = Figure(figsize=(4.6 * len(views) + 0.6, 3.0), layout="constrained")
-    axes = figure.subplots(
-        1, len(views), squeeze=False, subplot_kw={"projection": "mollweide"}
-    )[0]
+    map_axes = {"squeeze": False, "subplot_kw": {"projection": "mollweide"}}
+    axes = figure.subplots(1, len(views), **map_axes)[0]
     for ax, values, title in zip(axes, maps, titles, strict=True):
         image = ax.pcolormesh(longitude, latitude, values, **style)
         ax.grid(color="white", lw=0.4, alpha=0.5)
@@ -184,10 +179,9 @@ def plot_views(
 
 
 def _check_titles(items: Sequence, titles: Sequence[str]) -> None:
-    if len(items) == 0 or len(items) != len(titles):
-        raise ValueError(
-            f"each panel needs one title, not {len(titles)} titles for {len(items)}"
-        )
+    n = len(titles)
+    if n == 0 or len(items) != n:
+        raise ValueError(f"each panel needs a title, not {n} titles for {len(items)}")
 
 
 def _finish(figure: Figure, path: str | PathLike | None) -> Figure:
@@ -213,8 +207,6 @@ def _draw_scale_bar(ax: Axes, volume: Volume) -> None:
 def _triangles(volume: Volume, contour: float) -> np.ndarray:
     """Isosurface (n, 3 corners, xyz), counterclockwise as seen from outside."""
     voxels = check_volume("volume", volume).astype(np.float64)
-    if np.ptp(voxels) == 0:
-        raise ValueError(f"the volume is {voxels.flat[0]} in all voxels: no surface")
     mean = voxels.mean()
     level = min(mean + contour * voxels.std(), (mean + voxels.max()) / 2)
     scale = SURFACE_VOXELS / len(voxels)
@@ -225,26 +217,14 @@ def _triangles(volume: Volume, contour: float) -> np.ndarray:
     return corners[faces][..., ::-1] - len(voxels) / 2
 
 
-def _smooth_density(
-    directions: np.ndarray,
-    probabilities: np.ndarray,
-    longitude: np.ndarray,
-    latitude: np.ndarray,
-    width: float,
-) -> np.ndarray:
+def _smooth_density(directions, probabilities, longitude, latitude, width):
     """Density (latitude, longitude), uniform = 1, by von Mises-Fisher kernels."""
-    directions, probabilities = np.asarray(directions), np.asarray(probabilities)
-    if directions.ndim != 2 or directions.shape[1] != 3:
-        raise ValueError(f"directions must have shape (n, 3), not {directions.shape}")
-    if probabilities.shape != (len(directions),):
-        raise ValueError(
-            f"{len(directions)} directions need as many probabilities, not an array "
-            f"of shape {probabilities.shape}"
-        )
+    n = len(probabilities)
+    if directions.shape != (n, 3):
+        raise ValueError(f"directions have shape {directions.shape}, not ({n}, 3)")
     lat, lon = np.meshgrid(latitude, longitude, indexing="ij")
-    points = np.stack(
-        [np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1
-    )
+    across = np.cos(lat)
+    points = np.stack((across * np.cos(lon), across * np.sin(lon), np.sin(lat)), -1)
     kappa = 1 / width**2
     # exp(κ (cos - 1)) has mean (1 - exp(-2κ)) / 2κ over the sphere.
     kernel = np.exp(kappa * (points @ directions.T - 1))

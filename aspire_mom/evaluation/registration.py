@@ -16,9 +16,8 @@ from aspire_mom.evaluation.fsc import check_pair
 from aspire_mom.volumes.filters import mirror
 
 # The grid search uses few low shells, on which correlation peaks are about as wide as
-# the grid's steps and even poor reconstructions agree with the reference. On shell 16 a
-# rotation by one degree changes phases by up to about a radian, for density near the
-# edge of the box, so that more shells would only add time to the refinement.
+# the grid's steps and even poor reconstructions agree with the reference. Shell 16
+# determines the rotation well below one degree.
 SEARCH_SHELLS, REFINEMENT_SHELLS = 8, 16
 # Degrees below 24 hold all of shell 8 for a radius of 0.4 boxes (2π · 8 · 0.4 = 20).
 DEGREES = 24
@@ -59,8 +58,6 @@ class Registration:
         :param volume: One ASPIRE `Volume` of the size that was registered.
         :return: ASPIRE `Volume` of the same dtype and pixel size, without the Nyquist
             planes of even L, which `Volume.rotate` zeroes.
-        :raises TypeError: It is no real `Volume`.
-        :raises ValueError: It is a stack, or holds NaN or infinity.
         """
         check_volume("volume", volume)
         dtype = self.rotation.dtype
@@ -95,8 +92,6 @@ def register(
     :param translate: Whether to find a shift too. It may be of any length if the
         volumes agree well, up to about L/16 voxels if noise or solvent dominates.
     :return: The :class:`Registration` of highest correlation.
-    :raises TypeError: An argument is no real `Volume`.
-    :raises ValueError: The volumes cannot be compared (see :func:`check_pair`).
     """
     check_pair(volume, reference)
     L = volume.resolution
@@ -125,9 +120,8 @@ def register(
     poses = refine(poses, search_shells)
     best = refine(poses[:2], shells)[0]
     dtype = np.result_type(volume.dtype, np.float32)
-    return Registration(
-        Rotation(best.rotation.astype(dtype)), bool(best.hand < 0), best.shift * L
-    )
+    rotation = Rotation(best.rotation.astype(dtype))
+    return Registration(rotation, bool(best.hand < 0), best.shift * L)
 
 
 class _Pose(NamedTuple):
@@ -138,10 +132,8 @@ class _Pose(NamedTuple):
 
 
 def _fourier_spline(volume: Volume, shells: int) -> np.ndarray:
-    """
-    Cubic spline coefficients [kz, ky, kx] of a volume's Fourier transform at half
-    integers up to `shells`, zero frequency in the middle, positions from voxel L//2.
-    """
+    """Cubic spline coefficients [kz, ky, kx] of a volume's Fourier transform at half
+    integers up to `shells`, zero frequency in the middle, positions from voxel L//2."""
     L = volume.resolution
     edge = OVERSAMPLING * shells + MARGIN
     k = np.arange(-edge, edge + 1) / OVERSAMPLING
@@ -175,17 +167,15 @@ def _centre_of_power(volume: Volume) -> np.ndarray:
 
 
 def _shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.ndarray:
-    """
-    Coefficients s ∫ V(s n) conj Y_lm(n) dn [s - 1, l, m], m = 0, 1, …, -2, -1, about a
-    centre (3,) in boxes. The factor s makes sums over shells integrals over the ball.
-    """
+    """Coefficients s ∫ V(s n) conj Y_lm(n) dn [s - 1, l, m], m = 0, 1, …, -2, -1, about
+    a centre (3,) in boxes. The factor s makes sums over shells integrals over the
+    ball."""
     # A Gauss-Legendre rule in cos θ with equispaced φ is exact for these degrees.
     nodes, weights = np.polynomial.legendre.leggauss(DEGREES)
     phi = np.pi / DEGREES * np.arange(2 * DEGREES)
     theta, phi = np.meshgrid(np.arccos(nodes), phi, indexing="ij")
-    points = np.stack(
-        [np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], -1
-    ).reshape(-1, 3)
+    x, y = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi)
+    points = np.stack((x, y, np.cos(theta)), -1).reshape(-1, 3)
     s = np.arange(1, shells + 1)[:, None]
     k = (s[:, :, None] * points).reshape(-1, 3)
     values = _fourier_values(spline, k) * np.exp(2j * np.pi * k @ centre)
@@ -218,13 +208,9 @@ def _rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.fft.fftn(spectrum).real
 
 
-def _search(
-    moving: np.ndarray, fixed: np.ndarray, shells: int, centres: np.ndarray
-) -> list[_Pose]:
-    """
-    Return the highest peaks of the rotation correlation for both handednesses, about
-    one centre of each volume (2, 3).
-    """
+def _search(moving, fixed, shells: int, centres: np.ndarray) -> list[_Pose]:
+    """Highest peaks of the rotation correlation for both handednesses, about one centre
+    of each volume (2, 3)."""
     a = _shell_harmonics(moving, shells, centres[0])
     b = _shell_harmonics(fixed, shells, centres[1])
     # Y_lm(Jn) = (-1)^(l + m) Y_lm(n), and -m is as even or odd as m.
@@ -254,14 +240,9 @@ def _peaks(correlation: np.ndarray) -> np.ndarray:
     return np.array(peaks)
 
 
-def _refine(
-    pose: _Pose, moving: np.ndarray, k: np.ndarray, target: np.ndarray, translate: bool
-) -> _Pose:
-    """
-    Minimise Σ |V(J Rᵀk) exp(-2πi k·t) - target(k)|² by Levenberg-Marquardt. A volume's
-    norm does not change when it moves, so this maximises the correlation.
-    """
-    start = np.zeros(6 if translate else 3)
+def _refine(pose: _Pose, moving, k, target, translate: bool) -> _Pose:
+    """Minimise Σ |V(J Rᵀk) exp(-2πi k·t) - target(k)|². A volume's norm does not change
+    when it moves, so this maximises the correlation."""
 
     def moved(step: np.ndarray) -> _Pose:
         rotation = Rotations.from_rotvec(step[:3]).as_matrix() @ pose.rotation
@@ -281,14 +262,12 @@ def _refine(
             columns.extend(-2j * np.pi * k.T * values)
         return np.array(columns).view(np.float64).T
 
-    best = least_squares(
-        lambda step: (model(step) - target).view(np.float64),
-        start,
-        jac=jacobian,
-        method="lm",
-        xtol=1e-6,
-        max_nfev=MAX_EVALUATIONS,
-    ).x
+    def residual(step: np.ndarray) -> np.ndarray:
+        return (model(step) - target).view(np.float64)
+
+    start, options = np.zeros(6 if translate else 3), {"max_nfev": MAX_EVALUATIONS}
+    options |= {"method": "lm", "xtol": 1e-6}
+    best = least_squares(residual, start, jacobian, **options).x
     values = model(best)
     correlation = np.vdot(target, values).real / np.linalg.norm(values)
     return moved(best)._replace(correlation=float(correlation))

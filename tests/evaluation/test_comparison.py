@@ -208,7 +208,7 @@ def test_what_is_no_saved_comparison(text, tmp_path):
     with pytest.raises(FileNotFoundError):
         Comparison.load(path)
     path.write_text(text)
-    with pytest.raises(ValueError, match="is no saved Comparison"):
+    with pytest.raises(ValueError, match="comparison.json"):
         Comparison.load(path)
 
 

@@ -114,15 +114,15 @@ def with_nan(voxels):
         (broken(lambda v: 0 * v), ValueError, "is 0.0 in all its voxels"),
         (broken(lambda v: 0 * v + 2), ValueError, "is 2.0 in all its voxels"),
         (broken(lambda v: 1j * v), TypeError, "must be real, not complex128"),
-        (Volume(noise(9, 0)), ValueError, "9 voxels along an edge and reference 8"),
+        (Volume(noise(9, 0)), ValueError, "9³ voxels and reference 8³"),
         (Volume(noise(8, 0), pixel_size=3), ValueError, "pixel size of 3.0 Å"),
-        (Volume(noise(2, 0)), ValueError, "at least 3"),
+        (Volume(noise(2, 0)), ValueError, "it needs at least 3³"),
     ],
 )
 def test_unfit_volumes_are_refused(volume, error, match):
     with pytest.raises(error, match=match):
         check_pair(volume, blobs(8, pixel_size=2))
-    if "edge and" not in match and "pixel" not in match:
+    if "and reference" not in match and "pixel" not in match:
         with pytest.raises(error, match=match.replace("volume ", "reference ")):
             check_pair(blobs(8), volume)
 

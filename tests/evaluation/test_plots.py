@@ -128,9 +128,8 @@ def test_view_maps_have_their_peaks_where_the_views_are(tmp_path):
         (lambda: plot_slices([blobs(8)], []), "not 0 titles for 1"),
         (lambda: plot_slices([], []), "not 0 titles for 0"),
         (lambda: plot_isosurfaces([blobs(8)], ["a", "b"]), "not 2 titles for 1"),
-        (lambda: plot_isosurfaces([0 * blobs(8)], ["a"]), "no surface"),
-        (lambda: plot_views([(np.ones(3), np.ones(3))], ["a"]), r"shape \(n, 3\)"),
-        (lambda: plot_views([(np.eye(3), np.ones(2))], ["a"]), "3 directions need"),
+        (lambda: plot_views([(np.ones(3), np.ones(3))], ["a"]), r"not \(3, 3\)"),
+        (lambda: plot_views([(np.eye(3), np.ones(2))], ["a"]), r"not \(2, 3\)"),
         (
             lambda: plot_slices([Volume(np.zeros((2, 8, 8, 8)))], ["a"]),
             r"not a stack \(2,\)",
