@@ -84,7 +84,7 @@ def reconstruct(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom reconstruct moments.npz -o result --prior fouriernet
     """
-    from aspire_mom.volumes.filters import check_resolution
+    from aspire_mom.volumes.grid import check_resolution
 
     start = time.perf_counter()
     console.check_outputs([out / name for name in WRITTEN], overwrite)
@@ -162,7 +162,7 @@ def write_results(
     lowpass: float | None,
 ) -> None:
     """Write a reconstruction from moments, its mirror image, pictures and a report."""
-    from aspire_mom.volumes.filters import low_pass
+    from aspire_mom.volumes.grid import low_pass
 
     if lowpass:
         found = replace(found, volume=low_pass(found.volume, lowpass))

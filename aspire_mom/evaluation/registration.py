@@ -13,7 +13,7 @@ from scipy.special import sph_harm_y_all
 
 from aspire_mom.checks import check_volume
 from aspire_mom.evaluation.fsc import check_pair
-from aspire_mom.volumes.filters import mirror
+from aspire_mom.volumes.grid import mirror
 
 # The grid search uses few low shells, on which correlation peaks are about as wide as
 # the grid's steps and even poor reconstructions agree with the reference. Shell 16

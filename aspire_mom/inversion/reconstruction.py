@@ -12,7 +12,7 @@ from aspire.volume import Volume
 from aspire_mom.checks import check_new
 from aspire_mom.files import contents_of, load_arrays, save_arrays, staged, write_json
 from aspire_mom.rotations import SO3Quadrature
-from aspire_mom.volumes.filters import mirror
+from aspire_mom.volumes.grid import mirror
 
 FILES = ("volume.mrc", "reconstruction.npz", "reconstruction.json")
 FORMAT = "aspire_mom.Reconstruction.1"

@@ -38,6 +38,7 @@ class BallHarmonics(FourierVolume):
 
     The parameter `coefficients` (n_coefficients,) runs over l, then s, then m from
     -l to l. It starts random, with ‖a‖ = 1 and amplitudes that fall with z_ls.
+    Gradients reach it alone, not k.
 
     :param band_limit: K, cycles per box; L/2 is the Nyquist frequency of L voxels.
         There are about 17 (RK)³ coefficients.
@@ -59,30 +60,20 @@ class BallHarmonics(FourierVolume):
     ):
         super().__init__()
         if not 0 < support_radius <= 0.5:
-            raise ValueError(
-                f"support_radius must be in (0, 1/2] of the box, not {support_radius}"
-            )
+            raise ValueError(f"support_radius is {support_radius}, not in (0, 0.5]")
         check_positive("band_limit", band_limit)
         if degree is not None:
             check_integer("degree", degree, 0)
         self.band_limit, self.support_radius = float(band_limit), float(support_radius)
         self.zeros = _bessel_zeros(2 * np.pi * support_radius * band_limit, degree)
         if not self.zeros:
-            raise ValueError(
-                "band_limit must exceed 1/(2 support_radius) = "
-                f"{0.5 / support_radius} cycles per box, not {band_limit}"
-            )
+            least = f"1/(2 support_radius) = {0.5 / support_radius}"
+            raise ValueError(f"band_limit must exceed {least}, not {band_limit}")
         self.degree = len(self.zeros) - 1
         self.coefficients = torch.nn.Parameter(_random_coefficients(self.zeros, seed))
         self._rings: tuple | None = None
 
     def forward(self, k: Tensor) -> Tensor:
-        """
-        Evaluate V. Gradients reach the coefficients only.
-
-        :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype.
-        :return: V(k), shape (...), complex dtype of the coefficients' precision.
-        """
         return self._sum_degrees(_directions(k.detach()), k.detach())
 
     def slices(self, rotations: Tensor, frequencies: Tensor) -> Tensor:
@@ -92,15 +83,6 @@ class BallHarmonics(FourierVolume):
         return self._sum_degrees(directions, frequencies)
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
-        """
-        Evaluate V on the points radius × direction. Keep the harmonics and radial
-        functions of the last call, because an optimiser asks for the same ones
-        thousands of times. Gradients reach the coefficients only.
-
-        :param directions: Unit vectors (n, 3), xyz order.
-        :param radii: Non-negative radii (n_rings,) in cycles per box.
-        :return: V (n, n_rings), complex.
-        """
         even, odd, is_odd, radial = self._ring_factors(directions, radii)
         rings = [G @ a for G, a in zip(radial, self._blocks(), strict=True)]
         rings = torch.cat(rings, 1).T
@@ -139,7 +121,8 @@ class BallHarmonics(FourierVolume):
 
     @torch.no_grad()
     def _ring_factors(self, directions: Tensor, radii: Tensor) -> tuple:
-        """Even and odd harmonics (n, ·), which columns are odd, G_l (n_rings, ·)."""
+        """Even and odd harmonics (n, ·), which columns are odd, G_l (n_rings, ·). Those
+        of the last call are kept: an optimiser needs them thousands of times."""
         key = (directions, radii, self.coefficients[:0])
         if self._rings is None or not all(map(_identical, key, self._rings[0])):
             harmonics = real_spherical_harmonics(directions, self.degree)
@@ -170,19 +153,16 @@ class BallHarmonics(FourierVolume):
         """G_ls times (-i)^l for even l, (-i)^l / i for odd l, (n_radii, n_s), by l."""
         kappa = 2 * np.pi * self.support_radius * radii.double().cpu().numpy()
         scale = 4 * np.pi * np.sqrt(2 * self.support_radius**3)
-        return [
-            torch.from_numpy(
-                (1, -1, -1, 1)[l % 4] * scale * _radial_transform(l, z, kappa)
-            ).to(self.coefficients)
+        scaled = [
+            (1, -1, -1, 1)[l % 4] * scale * _radial_transform(l, z, kappa)
             for l, z in enumerate(self.zeros)
         ]
+        return [torch.from_numpy(G).to(self.coefficients) for G in scaled]
 
 
 def _half_sphere_quadrature(degree: int) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Directions (n, 3), z > 0, and weights that integrate even polynomials up to the
-    degree over the sphere.
-    """
+    """Directions (n, 3), z > 0, and weights that integrate even polynomials up to the
+    degree over the sphere."""
     n_heights = 2 * (degree // 4 + 1)  # even: no node at z = 0
     z, weights = np.polynomial.legendre.leggauss(n_heights)
     z, weights = z[z > 0, None], 2 * weights[z > 0, None]
@@ -221,10 +201,8 @@ def _bessel_zeros(bound: float, degree: int | None) -> list[np.ndarray]:
 
 
 def _random_coefficients(zeros: list[np.ndarray], seed: int) -> Tensor:
-    decay = [np.exp(-2 * z / zeros[0][-1]) for z in zeros]
-    amplitudes = np.concatenate(
-        [np.repeat(fall, 2 * l + 1) for l, fall in enumerate(decay)]
-    )
+    amplitudes = np.concatenate([np.repeat(z, 2 * l + 1) for l, z in enumerate(zeros)])
+    amplitudes = np.exp(-2 * amplitudes / zeros[0][-1])
     values = amplitudes * np.random.default_rng(seed).standard_normal(len(amplitudes))
     return torch.tensor(values / np.linalg.norm(values), dtype=torch.float32)
 

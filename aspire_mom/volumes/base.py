@@ -41,8 +41,6 @@ class FourierVolume(torch.nn.Module):
 
     def forward(self, k: Tensor) -> Tensor:
         """
-        Evaluate V.
-
         :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype.
         :return: V(k), shape (...), complex dtype of the same precision.
         """
@@ -50,42 +48,33 @@ class FourierVolume(torch.nn.Module):
 
     def variables(self) -> list[Tensor]:
         """
-        List the variables of the volume.
-
         :return: Tensors that Fourier values depend on, other than k.
         """
         return [*self.parameters()]
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
         """
-        Evaluate V on the points radius × direction.
-
         :param directions: Unit vectors (n, 3), xyz order.
         :param radii: Radii (n_rings,) in cycles per box, of the directions' dtype.
-        :return: V (n, n_rings), complex.
+        :return: V at radius × direction, (n, n_rings), complex.
         """
         return self(radii[None, :, None] * directions[:, None, :])
 
     def slices(self, rotations: Tensor, frequencies: Tensor) -> Tensor:
         """
-        Evaluate central slices, V(R (kx, ky, 0)ᵀ), by the Fourier slice theorem
-        (eq. 11 to 13).
-
         :param rotations: Rotation matrices (n, 3, 3) as in ASPIRE: R acts, not Rᵀ.
         :param frequencies: In-plane frequencies (p, 2) as (kx, ky), cycles per box.
-        :return: Slices (n, p), complex.
+        :return: Central slices V(R (kx, ky, 0)ᵀ), (n, p), complex (eq. 11 to 13).
         """
         return self(torch.einsum("nij,pj->npi", rotations[:, :, :2], frequencies))
 
     @torch.no_grad()
     def to_volume(self, L: int, pixel_size: float | None = None) -> Volume:
         """
-        Put the volume on a grid: evaluate integer frequencies and transform back. For
-        even L the Nyquist planes are zero, as ASPIRE has them.
-
         :param L: Voxels along an edge.
         :param pixel_size: Ångström per voxel.
-        :return: ASPIRE `Volume`, [z, y, x], float32.
+        :return: ASPIRE `Volume`, [z, y, x], float32, from V at integer frequencies. For
+            even L the Nyquist planes are zero, as ASPIRE has them.
         """
         check_integer("L", L, 1)
         if pixel_size is not None:
@@ -117,10 +106,9 @@ class FourierVolume(torch.nn.Module):
         each pair ±k. Corners, |k| >= L/2, are left out: not all slices reach them.
 
         Adam works on random batches, its learning rate falling to zero along a cosine.
-        It weights squared errors by 1/RMS of V on their shell: without weights, Adam
-        does not fit the weak outer shells, and with 1/power it fits the inner ones
-        badly. If the model has at most 5000 parameters, L-BFGS follows, on all
-        frequencies and without weights.
+        It weights squared errors by 1/RMS of V on their shell, a compromise between
+        weak outer shells and inner ones. If the model has at most 5000 parameters,
+        L-BFGS follows, on all frequencies and without weights.
 
         :param volume: One ASPIRE `Volume`, of odd or even size L.
         :param n_steps: Steps of Adam; L-BFGS takes at most a quarter as many.
@@ -164,10 +152,8 @@ class FourierVolume(torch.nn.Module):
 
     def relative_error(self, volume: Volume) -> float:
         """
-        Compare with a volume on its grid: eq. 27 without the rotation.
-
         :param volume: One ASPIRE `Volume` of size L.
-        :return: ‖to_volume(L) - v‖/‖v‖.
+        :return: ‖to_volume(L) - v‖/‖v‖, eq. 27 without the rotation.
         """
         truth = volume.asnumpy()[0]
         difference = self.to_volume(truth.shape[0]).asnumpy()[0] - truth

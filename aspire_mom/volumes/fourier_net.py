@@ -38,8 +38,7 @@ class FourierNet(FourierVolume):
     The paper does not state sizes and initial values. The rows of W are 2π times points
     drawn uniformly from a ball of radius 0.2 boxes, since a point at x contributes
     exp(-2πi k·x). The term -c|k/K|² of e, with c trained from 6, lets power decay from
-    the start, which halves the error of a fit to four Gaussians at 25³. Beyond the band
-    limit, where the network is not trained, V is zero.
+    the start. Beyond the band limit, where the network is not trained, V is zero.
 
     With an encoder, the latent variable z_v = ξ_θ^v(M̂¹, M̂²) is a further input
     (section 4.2), the same at all k. To keep the symmetry, z_v shifts the arguments of
@@ -87,7 +86,7 @@ class FourierNet(FourierVolume):
 
     def encode(self, first: Tensor, second: Tensor) -> None:
         """
-        Set z_v from moments, for all later evaluations. Without an encoder, do nothing.
+        Set z_v for all later evaluations, if there is an encoder.
 
         :param first: First moment, of the shape that the encoder was made for, complex.
         :param second: Second moment.
@@ -103,10 +102,7 @@ class FourierNet(FourierVolume):
 
     def forward(self, k: Tensor) -> Tensor:
         """
-        Evaluate V.
-
-        :param k: Frequencies (..., 3), xyz order, cycles per box, real dtype of the
-            parameters.
+        :param k: Frequencies (..., 3), xyz order, cycles per box.
         :return: V(k), shape (...), complex; zero for |k| > band_limit.
         :raises ValueError: there is an encoder, but :meth:`encode` was not called.
         """
@@ -116,9 +112,8 @@ class FourierNet(FourierVolume):
         radius2 = k.square().sum(-1) / self.band_limit**2
         amplitude = torch.exp(self.envelope(k, z) - self.decay * radius2)
         amplitude = torch.where(radius2 <= 1 + ROUNDING, self.scale * amplitude, 0)
-        return torch.complex(
-            amplitude * self.real(k, z), amplitude * self.imaginary(k, z)
-        )
+        real, imaginary = self.real(k, z), self.imaginary(k, z)
+        return torch.complex(amplitude * real, amplitude * imaginary)
 
     def __getstate__(self) -> dict:
         # z_v belongs to the graph that computed it, so it cannot be copied.

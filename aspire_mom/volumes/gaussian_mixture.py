@@ -53,9 +53,7 @@ class GaussianMixture(FourierVolume):
         check_positive("sigma", sigma)
         check_positive("total", total)
         if not 0 < support_radius <= 0.5:
-            raise ValueError(
-                f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"
-            )
+            raise ValueError(f"support_radius is {support_radius}, not in (0, 0.5]")
         generator = torch.Generator().manual_seed(seed)
         self.support_radius, self.signed = support_radius, signed
         self.scale = total / n_gaussians
@@ -92,9 +90,8 @@ class GaussianMixture(FourierVolume):
         phase = -2 * math.pi * k @ self.centres.T
         square = (k**2).sum(-1, keepdim=True)
         amplitude = self.weights * torch.exp(-2 * math.pi**2 * square * self.sigmas**2)
-        return torch.complex(
-            (amplitude * phase.cos()).sum(-1), (amplitude * phase.sin()).sum(-1)
-        )
+        real, imaginary = amplitude * phase.cos(), amplitude * phase.sin()
+        return torch.complex(real.sum(-1), imaginary.sum(-1))
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
         if not torch.equal(radii, torch.arange(len(radii)).to(radii)):
@@ -104,43 +101,15 @@ class GaussianMixture(FourierVolume):
         return RingSum.apply(phase, self.weights[:, None] * decay)
 
     @torch.no_grad()
-    def grown(self, n_more: int, seed: int = 0) -> GaussianMixture:
-        """
-        Split the `n_more` Gaussians of largest |w| σ in two along random directions,
-        which hardly changes V.
-
-        :param n_more: Gaussians to add, at most as many as there are.
-        :param seed: Seed of the directions.
-        :return: The larger mixture, on the same device.
-        :raises ValueError: `n_more` is not 1 … len(self).
-        """
-        if not 1 <= n_more <= len(self):
-            raise ValueError(f"n_more is {n_more}; it must be 1 to {len(self)}")
-        w, sigma, centres = self.weights.clone(), self.sigmas.clone(), self.centres
-        split = torch.argsort(w.abs() * sigma, descending=True)[:n_more]
-        w[split] /= 2
-        sigma[split] *= 0.75
-        generator = torch.Generator().manual_seed(seed)
-        offsets = torch.randn(n_more, 3, generator=generator).to(centres)
-        offsets *= sigma[split, None] / offsets.norm(dim=1, keepdim=True)
-        centres[split] -= offsets
-        return self.with_gaussians(
-            torch.cat((centres, centres[split] + 2 * offsets)),
-            torch.cat((sigma, sigma[split])),
-            torch.cat((w, w[split])),
-        )
-
-    @torch.no_grad()
     def with_gaussians(
         self, centres: Tensor, sigmas: Tensor, weights: Tensor
     ) -> GaussianMixture:
         """
-        Make a mixture of other Gaussians with this one's `support_radius` and `signed`.
-
         :param centres: Centres (n, 3), box units; moved inside the ball where outside.
         :param sigmas: Standard deviations (n,), box units.
         :param weights: Weights (n,), the integral of each Gaussian.
-        :return: The mixture, of the centres' dtype and on their device.
+        :return: A mixture of these with this one's `support_radius` and `signed`, of
+            the centres' dtype and on their device.
         """
         mixture = GaussianMixture(
             len(sigmas),

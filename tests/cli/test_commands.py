@@ -28,7 +28,7 @@ from aspire_mom.inversion.reconstruction import FILES
 from aspire_mom.moments import StreamingOptions
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.relion import ParticleSource
-from aspire_mom.volumes.filters import mirror
+from aspire_mom.volumes.grid import mirror
 from tests.cli.conftest import (
     IMAGES,
     PIXEL_SIZE,

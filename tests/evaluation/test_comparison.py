@@ -14,7 +14,7 @@ from aspire_mom.rotations import (
     SphericalDesign,
     VonMisesFisherMixture,
 )
-from aspire_mom.volumes.filters import mirror
+from aspire_mom.volumes.grid import mirror
 from tests.evaluation.blobs import blobs
 
 ROTATION = Rotations.from_euler("ZYZ", [0.4, 1.3, -2.1]).as_matrix()

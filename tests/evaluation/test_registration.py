@@ -15,7 +15,7 @@ from aspire_mom.evaluation.registration import (
     _half_ball,
     _rotation_correlation,
 )
-from aspire_mom.volumes.filters import mirror
+from aspire_mom.volumes.grid import mirror
 from tests.evaluation.blobs import angle_between, blobs, motion_back
 from tests.references.dft import volume_fourier_values
 
