@@ -9,7 +9,7 @@ import numpy as np
 # Images transformed at once.
 CHUNK = 32
 
-WeightedTransforms = Iterator[tuple[np.ndarray, np.ndarray | float]]
+Chunk = tuple[np.ndarray, np.ndarray | float]
 
 
 class NoiseTransforms:
@@ -28,7 +28,7 @@ class NoiseTransforms:
         # The wave of the Nyquist frequency, of unit norm.
         self.alternating = (-1.0) ** self.pixels / np.sqrt(L)
 
-    def white(self, averaged: bool) -> WeightedTransforms:
+    def white(self, averaged: bool) -> Iterator[Chunk]:
         """
         White noise of unit variance, as impulses.
 
@@ -65,7 +65,7 @@ class NoiseTransforms:
             points = largest * np.cos(nodes[j : j + CHUNK])
             yield np.exp(-1j * np.outer(points, kx)), weights[j : j + CHUNK]
 
-    def nyquist(self) -> WeightedTransforms:
+    def nyquist(self) -> Iterator[Chunk]:
         """
         The Nyquist row's and column's share of white noise. Its covariance is
         I - P ⊗ P = I ⊗ a aᵀ + a aᵀ ⊗ P, with a the wave of the Nyquist frequency and
@@ -85,7 +85,7 @@ class NoiseTransforms:
             columns = np.exp(-1j * np.outer(pixels[chunk], kx)) - np.outer(a[chunk], x)
             yield columns * y, 1.0
 
-    def stationary(self, spectrum: np.ndarray, nyquist: bool) -> WeightedTransforms:
+    def stationary(self, spectrum: np.ndarray, nyquist: bool) -> Iterator[Chunk]:
         """
         Noise of a power spectrum: cos(ω·x) and sin(ω·x), cut to the image.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar
@@ -13,7 +14,7 @@ import torch
 
 from aspire_mom.bases.base import MIN_SIZE, Basis
 from aspire_mom.bases.information import correlation
-from aspire_mom.bases.noise import NoiseTransforms, WeightedTransforms
+from aspire_mom.bases.noise import Chunk, NoiseTransforms
 from aspire_mom.bases.polar_transform import (
     Array,
     averaged_sums,
@@ -203,18 +204,13 @@ class PolarBasis(Basis):
         H: np.ndarray | None = None,
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
-        if device is not None:
-            return self._sums_on(device, images, H)
-        if self.inplane_average:
+        if not self.inplane_average:
+            return self.coefficient_sums(self.coefficients(images, H))
+        if device is None:
             return averaged_sums(*self._parts(check_images(images, self.L), H))
-        return self.coefficient_sums(self.coefficients(images, H))
-
-    @full_precision()
-    def _sums_on(
-        self, device: torch.device, images: np.ndarray, H: np.ndarray | None
-    ) -> tuple[np.ndarray, ...]:
         try:
-            sums = averaged_sums(*self._parts(images, H, device))
+            with full_precision():
+                sums = averaged_sums(*self._parts(images, H, device))
             return tuple(s.cpu().numpy() for s in sums)
         except torch.OutOfMemoryError as error:
             raise ValueError(
@@ -263,7 +259,7 @@ class PolarBasis(Basis):
         transforms = NoiseTransforms(self.L, self.half_rings)
         return self._second_of_transforms(transforms.stationary(spectrum, nyquist))
 
-    def _second_of_transforms(self, transforms: WeightedTransforms) -> np.ndarray:
+    def _second_of_transforms(self, transforms: Iterator[Chunk]) -> np.ndarray:
         """Σ w f f* over chunks of transforms on `half_rings`, with weights w."""
         second = 0
         for values, weights in transforms:
