@@ -95,8 +95,6 @@ def save_arrays(
     overwrite: bool = False,
 ) -> None:
     """
-    Write arrays and settings to one .npz file.
-
     :param path: File to write, its name ending in .npz.
     :param format: Kind and version of the contents, such as "aspire_mom.Moments.3".
     :param arrays: Arrays by name; those that are None are left out.
@@ -301,8 +299,7 @@ class Checkpoint:
             path = path.with_name(f"{path.name}.{processes.rank()}-of-{count}")
         self.path = path
         if self._writes:
-            # Delete what killed runs left, so that a process of theirs that is still
-            # alive cannot rename it over this run's checkpoint.
+            # A process of a killed run could rename its file over this run's.
             for partial in path.parent.glob(f"{escape(path.name)}.*.part"):
                 partial.unlink(missing_ok=True)
         if path.exists():

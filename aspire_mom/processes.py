@@ -90,10 +90,8 @@ def check_parent() -> None:
 
     :raises ConnectionError: `torchrun`, which started this process, has ended.
     """
-    if _started() and _parent is not None and os.getppid() != _parent:
-        raise ConnectionError(
-            "torchrun, which started this process, has ended; so does this process"
-        )
+    if _started() and _parent not in (None, os.getppid()):
+        raise ConnectionError("torchrun, which started this process, has ended")
 
 
 def local_rows(n: int) -> slice:

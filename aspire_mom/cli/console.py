@@ -123,8 +123,7 @@ def format_metrics(report: dict) -> str:
 
 
 class Command(click.Command):
-    """Command that reports OSError, ValueError and FloatingPointError as a one-line
-    message in place of a traceback."""
+    """Command that reports errors of input as a one-line message, not a traceback."""
 
     def invoke(self, ctx: click.Context):
         try:

@@ -84,13 +84,13 @@ def reconstruct(
         torchrun --nproc-per-node 4 --no-python \\
             aspire-mom reconstruct moments.npz -o result --prior fouriernet
     """
-    from aspire_mom.volumes.grid import check_resolution
+    from aspire_mom.volumes import grid
 
     start = time.perf_counter()
     console.check_outputs([out / name for name in WRITTEN], overwrite)
     estimate = aspire_mom.Moments.load(moments)
     if lowpass is not None:
-        check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
+        grid.check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
     checkpoint, processes = out / "checkpoint.pt", aspire_mom.processes
     options: dict[str, Any] = {"device": processes.own_device(device)}
     options["checkpoint"] = checkpoint
@@ -112,9 +112,12 @@ def reconstruct(
         found = _estimated(inversion, checkpoint, overwrite)
         if not processes.is_first():
             return
+    seconds = time.perf_counter() - start
+    if lowpass is not None:
+        found = replace(found, volume=grid.low_pass(found.volume, lowpass))
+    report = {"seconds": round(seconds, 1), "lowpass_angstrom": lowpass}
     with aspire_mom.files.staged(out) as folder:
-        seconds = time.perf_counter() - start
-        write_results(folder, found, estimate, seconds, lowpass)
+        write_results(folder, found, estimate, report)
     checkpoint.unlink(missing_ok=True)
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {seconds:.0f} s")
 
@@ -122,14 +125,10 @@ def reconstruct(
 def _in_boxes(radius: float, moments: Moments) -> float:
     """Convert the radius of the support from Ångström to boxes."""
     if moments.pixel_size is None:
-        raise ValueError(
-            f"--support-radius {radius:g} Å needs a pixel size; the moments have none"
-        )
+        raise ValueError("--support-radius needs a pixel size; the moments have none")
     box = moments.basis.L * moments.pixel_size
     if radius > box / 2:
-        raise ValueError(
-            f"--support-radius is {radius:g} Å; half the box is {box / 2:g} Å"
-        )
+        raise ValueError(f"--support-radius is {radius}; half the box is {box / 2:g} Å")
     return radius / box
 
 
@@ -155,44 +154,27 @@ def _estimated(
 
 
 def write_results(
-    folder: Path,
-    found: Reconstruction,
-    moments: Moments,
-    seconds: float,
-    lowpass: float | None,
+    folder: Path, found: Reconstruction, moments: Moments, report: dict
 ) -> None:
     """Write a reconstruction from moments, its mirror image, pictures and a report."""
-    from aspire_mom.volumes.grid import low_pass
-
-    if lowpass:
-        found = replace(found, volume=low_pass(found.volume, lowpass))
     found.save(folder)
     volumes = {"volume": found.volume, "mirror": found.mirror}
     volumes["mirror"].save(str(folder / "volume_mirror.mrc"))
     densities = {"recovered views": found.view_density}
     draw_results(folder, volumes, found.quadrature.views, densities)
-    report = {
-        "seconds": round(seconds, 1),
+    report |= {
         "n_images": moments.n_images,
         "noise_variance": moments.noise_variance,
         "box": moments.basis.L,
         "pixel_size": moments.pixel_size,
-        "lowpass_angstrom": lowpass,
-        "seed": found.seed,
-        "moment_errors": found.moment_errors,
-        "shift_std": found.shift_std,
-        "settings": found.settings,
-        "starts": found.starts,
-        "history": found.history,
     }
+    names = ("seed", "moment_errors", "shift_std", "settings", "starts", "history")
+    report |= {name: getattr(found, name) for name in names}
     aspire_mom.files.write_json(folder / "report.json", report)
 
 
 def draw_results(
-    folder: Path,
-    volumes: dict[str, Volume],
-    views: np.ndarray,
-    densities: dict[str, np.ndarray],
+    folder: Path, volumes: dict[str, Volume], views: np.ndarray, densities: dict
 ) -> None:
     """Draw volumes, and densities at the views (n, 3), each with its title."""
     evaluation, drawn = aspire_mom.evaluation, [*volumes.values()]

@@ -52,11 +52,8 @@ class PolarForward(torch.nn.Module):
             self.shifts = Shifts(self.n_rings, self.max_order, max_std)
         rotations = torch.from_numpy(quadrature.view_rotations)
         views, antipodes = rotations[:, :, 2].tensor_split(2)
-        self.antipodal = (
-            self.averaged
-            and len(views) == len(antipodes)
-            and torch.allclose(views, -antipodes)
-        )
+        pairs = self.averaged and len(views) == len(antipodes)
+        self.antipodal = pairs and torch.allclose(views, -antipodes)
         if self.antipodal:
             rotations = rotations[: len(views)]
         self.n_views = len(rotations)

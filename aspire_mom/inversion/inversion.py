@@ -40,14 +40,12 @@ STARTING_SIZES = (3, 4, 6, 8)
 STARTING_SIGMA = 0.1
 # Wide enough for the few shells that moments determine, and quick.
 NETWORK_WIDTH = 64
-# Numbers of rings that are solved for in turn: the first, and the factor between them.
 FIRST_RINGS, RING_GROWTH_FACTOR = 4, 1.35
 
 
 class MomentInversion:
     """
-    Find a volume and a density of rotations that have given moments (sections 3.2 and
-    4.2).
+    Find a volume and density of rotations with given moments (sections 3.2 and 4.2).
 
     By default the volume is a mixture of Gaussians, which grows while Akaike's
     information criterion falls, the density of viewing directions is smooth, and
@@ -62,16 +60,14 @@ class MomentInversion:
         the probabilities of the nodes; by default `DiscreteDensity(quadrature,
         degree=6)`, or one logit per node if the volume is a network.
     :param quadrature: Nodes on SO(3); by default those of :func:`default_quadrature`.
-    :param n_rings: Number of rings to use of a polar basis; by default those with
-        signal.
+    :param n_rings: Number of rings to use of a polar basis; by default all with signal.
     :param support_radius: Radius in boxes of a ball that holds the molecule.
     :param signed: Let Gaussians be negative; by default only where the mean of the
         images is too small for a non-negative volume.
     :param loss: How to measure the distance of moments.
     :param search: How to search: starts, steps, optimizer and seed.
     :param device: torch device.
-    :param status: Called every few steps with an `OptimizerStatus`; returning True
-        stops the inversion.
+    :param status: Called every few steps with an `OptimizerStatus`; True stops.
     :param checkpoint: File that keeps progress; an existing one is resumed. It stays
         when the inversion is complete and then gives the result at once.
     :raises TypeError: An argument is of another class.
@@ -157,8 +153,6 @@ class MomentInversion:
 
     def estimate(self) -> Reconstruction:
         """
-        Refine all starts and choose the best.
-
         :return: The reconstruction of the best start.
         :raises ValueError: The density does not have one probability per node.
         :raises InvalidCheckpoint: The checkpoint is of other moments or settings.
@@ -170,10 +164,13 @@ class MomentInversion:
         options, problems = self.search, [self._final_problem]
         n_threads = torch.get_num_threads()
         if options.optimizer == "lbfgs":
-            # Skip levels that do not cut the basis; they would repeat the final one.
-            levels = self._frequency_marching_rings()
-            inner = [n for n in levels if self._cut(n) != self._cut(self.n_rings)]
-            problems = [*map(self.problem, inner), *problems]
+            # Frequency marching: solve for 4, 6, 9, … rings in turn. Levels that do not
+            # cut the basis would repeat the final one.
+            inner, n = [], FIRST_RINGS
+            while n < self.n_rings and self._cut(n) != self._cut(self.n_rings):
+                inner.append(self.problem(n))
+                n = math.ceil(RING_GROWTH_FACTOR * n)
+            problems = [*inner, *problems]
             # Tensors of all but networks are so small that one thread is fastest.
             torch.set_num_threads(1)
         seeds = range(options.seed, options.seed + options.n_starts)
@@ -204,9 +201,9 @@ class MomentInversion:
         if isinstance(problem.loss, CartesianLoss):
             slices = problem.forward.slices(volume)
             errors = problem.loss.relative_errors(slices, probabilities)
-            return tuple(float(error) for error in errors)
-        open_std = shift_std if self.moments.shift_std is None else None
-        made = self._forward(self.moments.basis)(volume, probabilities, open_std)
+            return tuple(map(float, errors))
+        std = shift_std if self.moments.shift_std is None else None
+        made = self._forward(self.moments.basis)(volume, probabilities, std)
         first, second = (m.cpu().numpy().astype(np.complex128) for m in made)
         return Moments(first, second, self.moments.basis).relative_error(self.moments)
 
@@ -231,10 +228,8 @@ class MomentInversion:
         :param seed: Seed of a random volume; a volume model that was given is copied.
         :return: The start of the search that has this seed.
         """
-        if isinstance(self.volume, FourierVolume):
-            volume = copy.deepcopy(self.volume)
-        else:
-            volume = self._random_volume(seed)
+        given = isinstance(self.volume, FourierVolume)
+        volume = copy.deepcopy(self.volume) if given else self._random_volume(seed)
         density, shifts = copy.deepcopy(self.density), self.moments.shift_std is None
         return Candidate(seed, volume, density, shifts).to(self.device)
 
@@ -282,14 +277,6 @@ class MomentInversion:
             shift_std=shift_std,
             start_volumes=Volume(np.stack(volumes), pixel_size=pixel_size),
         )
-
-    def _frequency_marching_rings(self) -> list[int]:
-        """Numbers of rings to solve for in turn: 4, 6, 9, …, up to `n_rings`."""
-        levels = [min(FIRST_RINGS, self.n_rings)]
-        while levels[-1] < self.n_rings:
-            rings = math.ceil(RING_GROWTH_FACTOR * levels[-1])
-            levels.append(min(rings, self.n_rings))
-        return levels
 
     def _cut(self, n_rings: int) -> Basis:
         return start.cut_to_support(self.moments.basis, n_rings, self.support_radius)

@@ -23,8 +23,7 @@ TEXT = ("history", "starts", "settings", "seed", "moment_errors", "shift_std")
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
     """
-    A volume and a density of rotations, recovered from moments up to a rotation and the
-    handedness.
+    A volume and density of rotations, known up to a common rotation and the handedness.
 
     :param volume: ASPIRE `Volume` [z, y, x], float32, at the moments' size.
     :param density: Probabilities (n,) of the quadrature's nodes, float64, sum one.
@@ -37,8 +36,7 @@ class Reconstruction:
     :param seed: Seed of the search.
     :param moment_errors: Relative errors of its first and second moment against the
         estimates (eq. 22), noise included.
-    :param shift_std: Standard deviation of the images' shifts along each axis, pixels,
-        given or found.
+    :param shift_std: Standard deviation of the images' shifts along each axis, pixels.
     :param start_volumes: Volumes of `starts`, a stack in the same order.
     """
 

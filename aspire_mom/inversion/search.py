@@ -66,8 +66,6 @@ class LevelProblem(NamedTuple):
 
     def probabilities(self, volume: FourierVolume, density: nn.Module) -> Tensor:
         """
-        Run the encoders, if any, on the estimated moments.
-
         :param volume: Volume model; if it has an encoder, its latent variable is set.
         :param density: Density model.
         :return: Probabilities of the nodes (n,).

@@ -51,12 +51,9 @@ def default_quadrature(
 
 def zero_frequency_mean(moments: Moments) -> float:
     """
-    Return E f at zero frequency, the mean over images of their pixel sum. It is the
-    voxel sum of the volume divided by L.
-
     :param moments: The moments.
-    :return: The mean; with CTFs, |E f| on the innermost ring that has at least 1 % of
-        the largest information.
+    :return: E f at zero frequency, the voxel sum of the volume divided by L; with CTFs,
+        |E f| on the innermost ring that has at least 1 % of the largest information.
     """
     basis, information = moments.basis, moments.first_information
     on_rings = basis.ring_mean(basis.order_zero(moments.first).real)
@@ -68,11 +65,10 @@ def zero_frequency_mean(moments: Moments) -> float:
 
 def needs_signs(moments: Moments) -> bool:
     """
-    Tell whether the volume must be negative somewhere. A non-negative one has
-    |V(k)| ≤ V(0), so that no ring's RMS exceeds E f at zero frequency.
-
     :param moments: The moments.
-    :return: True if a ring's RMS does, by more than 5 %; False for images with CTFs.
+    :return: Whether the volume must be negative somewhere, since a ring's RMS exceeds
+        E f at zero frequency by more than 5 %, and a non-negative volume has
+        |V(k)| ≤ V(0). False for images with CTFs.
     """
     if moments.first_information is not None:
         return False
@@ -89,13 +85,11 @@ def predict(
 ) -> tuple[GaussianMixture, DiscreteDensity]:
     """
     Predict a volume and a density of viewing directions from moments by an encoder.
-    `MomentInversion(moments, *predict(moments))` starts from them.
-
-    Both are in one frame, close to the volume's principal axes, with either handedness.
+    `MomentInversion(moments, *predict(moments))` starts from them. Both are in one
+    frame, close to the volume's principal axes, with either handedness.
 
     :param moments: Moments in a polar basis that has the encoder's rings and orders.
-    :param quadrature: Nodes of the density; by default those of
-        `MomentInversion(moments)`.
+    :param quadrature: Nodes of the density; by default :func:`default_quadrature`.
     :param encoder: A trained encoder; by default the one that the package ships.
     :return: The volume and the smooth density.
     :raises TypeError: `moments` is no `Moments`.
