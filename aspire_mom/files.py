@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ def _check_folder(path: Path) -> None:
 
 
 @contextmanager
-def atomic(path: str | Path, mode: str = "wb") -> Iterator[IO]:
+def atomic(path: str | Path, mode: str = "wb") -> Iterator[Any]:
     """
     Write a file whole or not at all, even if the machine fails: write under another
     name, then rename.
@@ -114,9 +114,7 @@ def save_arrays(
 
 def load_arrays(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], dict]:
     """
-    Read what :func:`save_arrays` wrote.
-
-    :param path: An .npz file.
+    :param path: What :func:`save_arrays` wrote.
     :param format: Kind and version of the contents.
     :return: Arrays by name, and settings by name.
     :raises ValueError: the file is damaged, or holds something else.
@@ -202,9 +200,7 @@ def load_network(
     path: str | Path, kinds: Mapping[str, type[nn.Module]]
 ) -> tuple[nn.Module, dict]:
     """
-    Read what :func:`save_network` wrote.
-
-    :param path: An .npz file.
+    :param path: What :func:`save_network` wrote.
     :param kinds: Accepted classes of networks, by kind.
     :return: The network, float32, in evaluation mode; and how it was trained.
     :raises ValueError: the file is damaged, or holds something else.
@@ -359,9 +355,7 @@ class Checkpoint:
 
 def discard_checkpoint(path: str | Path) -> None:
     """
-    Remove a checkpoint with the files of all its processes.
-
-    :param path: As :class:`Checkpoint` was given it.
+    :param path: A checkpoint to remove, with the files of all its processes.
     """
     for file in _checkpoint_files(Path(path)):
         file.unlink(missing_ok=True)

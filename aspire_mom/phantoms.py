@@ -101,12 +101,6 @@ def simulate(
     :param seed: Seed of the `Simulation`.
     :return: ASPIRE `Simulation`.
     """
-    return Simulation(
-        vols=volume,
-        n=len(rotations),
-        angles=rotations.angles.astype(volume.dtype),
-        offsets=0,
-        amplitudes=1,
-        noise_adder=noise,
-        seed=seed,
-    )
+    angles = rotations.angles.astype(volume.dtype)
+    options = {"noise_adder": noise, "offsets": 0, "amplitudes": 1, "seed": seed}
+    return Simulation(vols=volume, n=len(rotations), angles=angles, **options)

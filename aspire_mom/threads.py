@@ -18,8 +18,8 @@ from threadpoolctl import ThreadpoolController
 def one_blas_thread() -> Iterator[None]:
     """
     Limit BLAS to one thread, as a context or a decorator: for small products, or where
-    several threads compute products already. The limit holds for the whole process,
-    from the first context that opens to the last that closes, in whichever threads.
+    several threads compute products. The limit holds for the whole process, from the
+    first context that opens to the last that closes, in whichever threads.
 
     :yield: Nothing.
     """
@@ -44,10 +44,8 @@ def n_workers() -> int:
     """
     :return: Cores that this process may use, or threads of BLAS if these are fewer.
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    linux = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
     # Of several libraries, some are built without threads.
     pools = [pool["num_threads"] for pool in _blas().info()]
     return min(cores, max(pools, default=cores))
@@ -55,11 +53,9 @@ def n_workers() -> int:
 
 def locked_lru_cache(make: Callable) -> Callable:
     """
-    Wrap a function in `lru_cache(maxsize=2)` with a lock, so that threads do not
-    compute the same result in parallel.
-
     :param make: A function of hashable arguments.
-    :return: The cached function.
+    :return: The function in `lru_cache(maxsize=2)`, with a lock, so that threads do not
+        compute the same result in parallel.
     """
     remembered, making = lru_cache(maxsize=2)(make), Lock()
 

@@ -82,9 +82,8 @@ def train_network(
     """
     Minimise a loss over a network's parameters by AdamW, with gradients clipped to norm
     1. The network ends in evaluation mode, with the parameters of the best validation.
-
-    Training that goes on from a checkpoint ends where uninterrupted training does, if
-    `loss` depends on nothing but the network and the step's number.
+    Resumed training ends where uninterrupted training does, if `loss` depends on
+    nothing but the network and the step's number.
 
     :param network: The network, on the device to use. Its `settings` identify it.
     :param training: Settings of the training.
@@ -137,12 +136,9 @@ def train_network(
         if value < best:
             best, best_at = value, step
             best_network = copy.deepcopy(network.state_dict())
-        saved.state = {
+        saved.state = {"step": step, "best": best, "best_at": best_at} | {
             "network": copy.deepcopy(network.state_dict()),
             "optimizer": copy.deepcopy(optimizer.state_dict()),
-            "step": step,
-            "best": best,
-            "best_at": best_at,
             "best_network": best_network,
         }
         saved.write_now_and_then()
