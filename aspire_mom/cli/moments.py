@@ -42,10 +42,10 @@ class NumberOrAuto(click.ParamType):
 )
 @click.option("--first", type=console.COUNT, help="Only this many particles.")
 @click.option(
-    "--random-subset", type=click.IntRange(1, 2), help="Only of this _rlnRandomSubset."
+    "--random-subset", type=click.IntRange(1, 2), help="Only this _rlnRandomSubset."
 )
 @click.option(
-    "--class", "class_number", type=console.COUNT, help="Only of this _rlnClassNumber."
+    "--class", "class_number", type=console.COUNT, help="Only this _rlnClassNumber."
 )
 @click.option(
     "--downsample", type=click.IntRange(4), help="Fourier-crop to this many pixels."
