@@ -101,6 +101,30 @@ class GaussianMixture(FourierVolume):
         return RingSum.apply(phase, self.weights[:, None] * decay)
 
     @torch.no_grad()
+    def grown(self, n_more: int, seed: int = 0) -> GaussianMixture:
+        """
+        Split Gaussians of largest |w| σ in two along random directions, which hardly
+        changes V.
+
+        :param n_more: Number of Gaussians to split, at most as many as there are.
+        :param seed: Seed of the directions.
+        :return: The larger mixture, on the same device.
+        """
+        w, sigma, centres = self.weights.clone(), self.sigmas.clone(), self.centres
+        split = torch.argsort(w.abs() * sigma, descending=True)[:n_more]
+        w[split] /= 2
+        sigma[split] *= 0.75
+        generator = torch.Generator().manual_seed(seed)
+        offsets = torch.randn(n_more, 3, generator=generator).to(centres)
+        offsets *= sigma[split, None] / offsets.norm(dim=1, keepdim=True)
+        centres[split] -= offsets
+        return self.with_gaussians(
+            torch.cat((centres, centres[split] + 2 * offsets)),
+            torch.cat((sigma, sigma[split])),
+            torch.cat((w, w[split])),
+        )
+
+    @torch.no_grad()
     def with_gaussians(
         self, centres: Tensor, sigmas: Tensor, weights: Tensor
     ) -> GaussianMixture:

@@ -144,6 +144,43 @@ def test_volume_is_gaussians_on_the_grid(L):
     )
 
 
+@DTYPES
+@pytest.mark.parametrize("n_more", [1, 3, 5])
+def test_grown_is_nearly_the_same_volume(dtype, tolerance, n_more):
+    model = mixture(dtype=dtype)
+    larger = model.grown(n_more, seed=3)
+    assert len(larger) == 5 + n_more
+    assert all(p.dtype == dtype for p in larger.parameters())
+    torch.testing.assert_close(larger.weights.sum(), model.weights.sum())
+    assert (torch.linalg.norm(larger.centres, dim=1) <= model.support_radius).all()
+    k = random_points(200, largest=3.0, dtype=dtype)
+    change = (larger(k) - model(k)).abs().max() / model(k).abs().max()
+    assert tolerance < change < 0.15
+    # Those not split, narrow and light, stay as they were.
+    split = torch.argsort(model.weights * model.sigmas, descending=True)[:n_more]
+    kept = [i for i in range(5) if i not in split.tolist()]
+    for name in ("weights", "sigmas", "centres"):
+        before, after = (getattr(m, name)[kept] for m in (model, larger))
+        torch.testing.assert_close(after, before)
+    assert all((larger.weights[i] < 0.51 * model.weights[i]).all() for i in split)
+
+
+def test_growth_depends_on_its_seed_alone():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    model = mixture(signed=True)
+    model.weight_parameters.data[1] = -2
+    grown = [model.grown(2, seed).state_dict() for seed in (1, 1, 2)]
+    assert torch.equal(state, torch.get_rng_state())
+    same, other = (
+        [torch.equal(grown[0][name], values[name]) for name in values]
+        for values in grown[1:]
+    )
+    assert all(same)
+    assert not all(other)
+    assert model.grown(2, 1).weights.min() < 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
