@@ -17,11 +17,10 @@ from aspire_mom.bases import Basis
 # `_nyquist_power`), below which they are empty. White noise has 2; a ramp subtracted
 # from images after downsampling leaves less than 1e-2.
 EMPTY_NYQUIST = 0.1
-# Fixed-point iterations that restore the covariance removed with empty Nyquist
-# frequencies. Each reduces the residual to 0.9 of its value or less (0.8 for L >= 8).
+# Iterations that restore the covariance removed with empty Nyquist frequencies. Each
+# reduces the residual to 0.9 of its value or less.
 NYQUIST_ITERATIONS = 50
-# The noise spectrum is estimated from every s-th of n images, s = n // 10,000, clipped
-# to 1 … 8.
+# The noise spectrum is estimated from every s-th of n images, s = n // 10,000, 1 … 8.
 IMAGES_PER_STEP, MAX_STEP = 10_000, 8
 
 
@@ -32,10 +31,8 @@ def filter_spectrum(noise_filter: Filter, source: ImageSource) -> np.ndarray:
     :return: Its values on 2L - 1 frequencies along each axis, float64.
     :raises ValueError: values that no power spectrum has.
     """
-    size = 2 * source.L - 1
-    values = noise_filter.evaluate_grid(
-        size, dtype=np.float64, pixel_size=source.pixel_size
-    )
+    options = {"dtype": np.float64, "pixel_size": source.pixel_size}
+    values = noise_filter.evaluate_grid(2 * source.L - 1, **options)
     if not (np.isfinite(values).all() and values.mean() >= 0):
         raise ValueError(
             f"the noise filter has values from {values.min():g} to {values.max():g}; a"

@@ -102,12 +102,8 @@ class MomentEstimator:
             )
         if corrections.shift_std is not None:
             checked_number("shift_std", corrections.shift_std, source.L / 4)
-        self.source = source
-        self.basis = basis
-        self.noise = noise
-        self.corrections = corrections
-        self.third = third
-        self.streaming = streaming
+        self.source, self.basis, self.third = source, basis, third
+        self.noise, self.corrections, self.streaming = noise, corrections, streaming
         self.noise_spectrum = None
         if isinstance(noise.spectrum, Filter):
             self.noise_spectrum = filter_spectrum(noise.spectrum, source)
@@ -352,7 +348,6 @@ class MomentEstimator:
         return check_images(images.asnumpy(), self.basis.L, start)
 
     def _batch_sums(self, images: np.ndarray, start: int) -> Sums:
-        """Sums over a batch: the basis's, those of the corners, and information."""
         basis = self.basis
         sums = {"n_images": np.array(float(len(images))), **corner_sums(images)}
         if self.noise.spectrum == "corners":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,12 +64,9 @@ def accumulate(
     )
     first = kept.state.get("next", own.start)
     totals = {name: t.numpy() for name, t in kept.state.get("sums", {}).items()}
-    batches = [
-        (start, min(start + batch_size, n)) for start in starts[first : own.stop]
-    ]
-    stream = _computed(
-        read, sums_of, batches, min(n_workers(), most_workers or math.inf)
-    )
+    batches = [(i, min(i + batch_size, n)) for i in starts[first : own.stop]]
+    workers = min(n_workers(), most_workers or n)
+    stream = _computed(read, sums_of, batches, workers)
     with one_blas_thread(), closing(stream):
         bar = tqdm(
             stream,

@@ -89,8 +89,8 @@ class Particles:
         """
         Check that the CTF can be corrected for.
 
-        :raises ValueError: Columns are missing, the images were multiplied by the CTF,
-            some but not all of them were phase-flipped, or a phase shift is not zero.
+        :raises ValueError: Columns are missing, or images were multiplied by the CTF,
+            phase-flipped in part, or taken with a phase plate.
         """
         if not self.has_ctf:
             return
@@ -149,12 +149,9 @@ class Particles:
 
 class ParticleSource(RelionSource):
     """
-    ASPIRE's `RelionSource` for particles that have been read and checked. It reads
-    their images; the STAR file is not read again.
-
-    Images are float32; ASPIRE casts all of them to the mode of the first stack.
-    Orientation angles in the file are ignored. There is one filter for each CTF
-    of `Particles.ctfs`.
+    ASPIRE's `RelionSource` for particles that have been read and checked. Images are
+    float32; ASPIRE casts all of them to the mode of the first stack. Orientation angles
+    in the file are ignored. There is one filter for each CTF of `Particles.ctfs`.
 
     :param particles: The particles.
     """

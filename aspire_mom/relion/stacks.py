@@ -67,21 +67,17 @@ def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
     directory; its STAR files usually are in subdirectories.
 
     :param table: The file's particles.
-    :param data_folder: Folder that relative paths start from. By default the first that
-        has the first of the stacks: the STAR file's, those above it, the current one.
+    :param data_folder: As for `read_particles`.
     :return: Paths of all stacks in the file, whether or not they exist.
     """
-    relative = [table.stacks[i] for i in np.unique(table.stack_indices)]
-    relative = [name for name in relative if not os.path.isabs(name)]
+    names = (table.stacks[i] for i in np.unique(table.stack_indices))
+    first = next((name for name in names if not os.path.isabs(name)), "")
     star = Path(os.path.abspath(table.path))
-    folders = [star.parent, *star.parents, Path.cwd(), *star.resolve().parents]
+    folders = [*star.parents, Path.cwd(), *star.resolve().parents]
     if data_folder is not None:
         folders = [data_folder]
-    base = folders[0]
-    if relative:
-        # A broken symlink counts as a match; `check_stacks` reports it.
-        matches = (f for f in folders if os.path.lexists(f / relative[0]))
-        base = next(matches, folders[0])
+    # A broken symlink counts as a match; `check_stacks` reports it.
+    base = next((f for f in folders if os.path.lexists(f / first)), folders[0])
     return tuple(base / stack for stack in table.stacks)
 
 
@@ -93,8 +89,8 @@ def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
     :param stacks: Paths of their stacks.
     :return: Pixels along the edge of all their images.
     :raises OSError: A stack is missing, or may not be read.
-    :raises ValueError: ASPIRE cannot read a stack, or a stack lacks an image that a
-        particle names, or has images of another size than the others.
+    :raises ValueError: ASPIRE cannot read a stack, or one lacks an image or has images
+        of another size than the others.
     """
     counts, L, model = np.zeros(len(stacks), dtype=np.int64), 0, None
     for index in np.unique(table.stack_indices):

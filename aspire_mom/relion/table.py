@@ -93,7 +93,7 @@ def read_table(path: Path) -> Table:
 
     :param path: A file of RELION 3.0 to 5, or of a program that writes the same format.
     :return: Its particles.
-    :raises OSError: No such file, or one that may not be read.
+    :raises OSError: The file cannot be read.
     :raises ValueError: Another or a damaged file, or no particles.
     """
     blocks = _blocks(path)
@@ -203,9 +203,9 @@ def _optics(
     """Names of optics groups by number, and columns (n,) of the optics table for n
     particles of a group each."""
     columns = _columns(block)
-    listed = columns.get(GROUP, np.empty(0))
-    if len(listed) == 0:
+    if GROUP not in columns:
         raise ValueError(f"its optics table has no {GROUP}s")
+    listed = columns[GROUP]
     known, place = np.unique(listed, return_index=True)
     if len(known) < len(listed):
         raise ValueError(f"its optics table lists an {GROUP} twice")
