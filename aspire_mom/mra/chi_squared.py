@@ -16,8 +16,7 @@ from scipy import optimize
 from aspire_mom.mra.moments import FourierMoments, to_samples
 from aspire_mom.mra.signals import Arrays, all_shifts
 
-# Least σ used in weights, relative to the root mean square of v; less makes the weights
-# span too many magnitudes.
+# Least σ used in weights, relative to the root mean square of v.
 LEAST_NOISE = 1e-3
 # Standard deviations of the prior about the start of least squares: of v relative to
 # its root mean square, and of ρ.

@@ -62,13 +62,13 @@ def score(
     :param batch_size: Problems that are solved at once.
     :return: The columns of HEADER: milliseconds per problem, and errors (eq. 21).
     """
-    network = method in NETWORKS
-    encoder = pretrained(NETWORKS[method].format(k=k)).double() if network else None
+    name = NETWORKS.get(method)
+    encoder = pretrained(name.format(k=k)).double() if name else None
     found, start = [], time.perf_counter()
     for i in range(0, len(v), batch_size):
         first, second = (x[i : i + batch_size] for x in (moments.first, moments.second))
         part = replace(moments, first=first, second=second)
-        if network:
+        if encoder:
             found.append(predict(encoder, part))
         else:
             noise = {"n_observations": part.n_observations, "sigma": part.sigma}

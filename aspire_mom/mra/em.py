@@ -36,10 +36,8 @@ def expectation_maximisation(
     observations, v = np.asarray(observations), np.asarray(v, float)
     n = observations.shape[-1] if observations.ndim else 0
     if observations.ndim != 2 or v.shape != (n,) or observations.size == 0:
-        raise ValueError(
-            f"observations and v have shapes {observations.shape} and {v.shape}; they"
-            " must be (N, n) and (n,), N at least 1"
-        )
+        shapes = f"shapes {observations.shape} and {v.shape}"
+        raise ValueError(f"observations and v have {shapes}, not (N, n) and (n,)")
     if not np.isfinite(observations).all():
         raise ValueError("observations have values that are NaN or infinite")
     check_positive("sigma", sigma)

@@ -285,9 +285,9 @@ def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
     spread = sigma**2 * (2 * np.sqrt(n / N) + n / N) if sigma else 0.0
     if least < -2 * spread - tolerance * total:
         raise ValueError(
-            f"second has negative power, {least:.3g} in some direction, which noise of"
-            f" sigma = {sigma:g} does not explain: sigma is larger than the data allow,"
-            " or was subtracted twice"
+            f"second has negative power, {least:.3g}, which noise of sigma = {sigma:g}"
+            " does not explain: sigma is larger than the data allow, or was subtracted"
+            " twice"
         )
     mean, power = first[0].real ** 2, second[0, 0].real
     # The mean's own noise is in both moments, so that only its sample variance counts.
@@ -312,8 +312,7 @@ def _check_determined(second, N, sigma, tolerance) -> None:
     varied = power > _significant_noise(N, sigma) + tolerance * power.sum()
     if not varied[1:].any():
         raise ValueError(
-            "the signal is constant to within noise: second has no power but at"
-            " frequency 0, so that rho cannot be found"
+            "the signal is constant to within noise, so that rho cannot be found"
         )
     k, lags = np.arange(n), np.arange(1, n // 2 + 1)
     l = (k - lags[:, None]) % n

@@ -67,6 +67,14 @@ class _March:
         self.v, self.rho = np.zeros((2, len(power)), complex)
         self.v[K], self.rho[K] = unit, 1
 
+    def estimate(self, known, at, to) -> tuple[complex, float]:
+        # x with known · x ≈ entries by weighted least squares, and its precision; 0
+        # where nothing is known.
+        weights = self.weights[at, to]
+        precision = (np.abs(known) ** 2 * weights).sum()
+        total = (known.conj() * weights * self.entries[at, to]).sum()
+        return total / precision if precision > 0 else 0j, precision
+
     def set_signal(self, k: int, l: np.ndarray) -> None:
         # Estimate v̂(k) from the entries (k, l).
         at, to = self.K + k, self.K + l
@@ -75,9 +83,7 @@ class _March:
         blind = k == 1 and len(l) == 1
         if not blind:
             known = known * self.rho[self.K + k - l]
-        z, precision = _weighted_least_squares(
-            known, self.entries[at, to], self.weights[at, to]
-        )
+        z, precision = self.estimate(known, at, to)
         size, own = np.abs(z), self.modulus_weight[at]
         value = 0
         if size**2 * precision > SIGNIFICANT**2 and own > 0:
@@ -89,9 +95,7 @@ class _March:
     def set_density(self, d: int, k: np.ndarray) -> None:
         # Estimate ρ̃(d) from the entries (k, k - d).
         at, to = self.K + k, self.K + k - d
-        z, precision = _weighted_least_squares(
-            self.v[at] * self.v[to].conj(), self.entries[at, to], self.weights[at, to]
-        )
+        z, precision = self.estimate(self.v[at] * self.v[to].conj(), at, to)
         # No probability distribution has a coefficient above 1.
         significant = np.abs(z) ** 2 * precision > SIGNIFICANT**2
         z = z / max(np.abs(z), 1) if significant else 0
@@ -124,10 +128,3 @@ def entry_variance(power: np.ndarray, moments: FourierMoments) -> np.ndarray:
     rounding = (ROUNDING * power.sum(-1)[..., None, None]) ** 2
     sums = power[..., :, None] + power[..., None, :]
     return moments.mean_variance * (sums + moments.sigma**2) + rounding
-
-
-def _weighted_least_squares(known, values, weights) -> tuple[complex, float]:
-    """x with known · x ≈ values, and its precision; 0 where nothing is known."""
-    precision = (np.abs(known) ** 2 * weights).sum()
-    total = (known.conj() * weights * values).sum()
-    return total / precision if precision > 0 else 0j, precision

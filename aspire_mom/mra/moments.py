@@ -9,8 +9,7 @@ exp(-2πi k s/n). With ρ̃(d) = Σ_s ρ[s] exp(-2πi d s/n),
     first[k] = E v̂_j(k) = v̂(k) ρ̃(k),
     second[k, l] = E v̂_j(k) conj v̂_j(l) = v̂(k) ρ̃(k - l) conj v̂(l)    (eq. 15).
 
-This is the sign of eq. 25. Eq. 4 and 5 have the other sign, and their units for k
-(radians per sample) and s (segments) do not match. Moments have no noise bias.
+This is the sign of eq. 25; eq. 4 and 5 have the other one. Moments have no noise bias.
 """
 
 from collections.abc import Iterable
@@ -163,10 +162,10 @@ def simulate_moments(
     highest: int | None = None,
 ) -> FourierMoments:
     """
-    Draw what :func:`estimate_moments` returns for N observations and a known σ, from
-    its exact distribution, at a cost independent of N. The number c_s of observations
-    with shift s is multinomial, the sum e_s of their noise Gaussian, and the scatter of
-    the noise about its means Wishart and independent of both:
+    Draw what :func:`estimate_moments` returns for N observations and a known σ, at a
+    cost independent of N. The number c_s of observations with shift s is multinomial,
+    the sum e_s of their noise Gaussian, and the scatter of the noise about its means
+    Wishart and independent of both:
 
         N M1 = Σ c_s v_s + e_s,
         N (M2 + σ²I) = Σ (c_s v_s + e_s)(c_s v_s + e_s)ᵀ / c_s + Wishart(N - #shifts).

@@ -14,8 +14,8 @@ class PaperEncoder(nn.Module):
     The paper's encoder ξ_θ = (ξ_θ^v, ξ_θ^ρ) of section 4.1 and appendix A.1: two
     networks of the architecture of Fig. A.11. Real and imaginary parts of moments are
     channels on n points; for the second moment, row k is the point and column l the
-    channel. Periodic convolutions bring each moment to 3 channels; these are stacked to
-    6, and more convolutions and fully connected layers follow, with LeakyReLU(0.02).
+    channel. Periodic convolutions bring each moment to 3 channels, stacked to 6; more
+    convolutions and fully connected layers follow, with LeakyReLU(0.02).
 
     The window, the width and the softmax on ρ are those of the authors' published code.
     Ours: two convolutions before stacking and two after, with 6 hidden channels; each

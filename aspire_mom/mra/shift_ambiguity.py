@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aspire_mom.mra.signals import Arrays, shift
+from aspire_mom.mra.signals import Array, Arrays, shift
 
 # Points per sample on which the correlation is first searched, and how many of its
 # highest peaks are refined: a peak's height on this grid is known to 0.5 %.
@@ -37,28 +37,16 @@ def shift_error(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
     return squared_errors(*_check(truth, estimate)).sqrt().numpy()
 
 
-def best_shift(truth: np.ndarray, estimate: np.ndarray) -> np.ndarray:
-    """
-    :param truth: Signals or densities (..., n), real.
-    :param estimate: Estimates (..., n).
-    :return: Shifts s (...,) of least error (eq. 21), in samples, in [-n/2, n/2).
-    """
-    return _best_shift(*_check(truth, estimate), PEAKS, NEWTON_STEPS).numpy()
-
-
-def squared_errors(
-    truth: Tensor, estimate: Tensor, n_peaks: int = PEAKS, n_steps: int = NEWTON_STEPS
-) -> Tensor:
+def squared_errors(truth: Tensor, estimate: Tensor, **search: int) -> Tensor:
     """
     :param truth: Signals (..., n), real.
     :param estimate: Estimates (..., n).
-    :param n_peaks: Peaks of the correlation that are compared.
-    :param n_steps: Newton steps to each.
+    :param search: Options of :func:`best_shift`.
     :return: Squared errors (...,) of eq. 21, with a gradient.
     """
     # The error's derivative by the best shift is 0, so that the shift is a constant.
     with torch.no_grad():
-        by = _best_shift(truth, estimate, n_peaks, n_steps)
+        by = best_shift(truth, estimate, **search)
     residual = shift(truth, by) - estimate
     return residual.square().sum(-1) / truth.square().sum(-1)
 
@@ -109,7 +97,18 @@ def to_distribution(rho: np.ndarray) -> np.ndarray:
     return projected / projected.sum(-1, keepdims=True)
 
 
-def _best_shift(truth: Tensor, estimate: Tensor, n_peaks: int, n_steps: int) -> Tensor:
+def best_shift(
+    truth: Array, estimate: Array, n_peaks: int = PEAKS, n_steps: int = NEWTON_STEPS
+) -> Array:
+    """
+    :param truth: Signals or densities (..., n), real, arrays or tensors.
+    :param estimate: Estimates (..., n).
+    :param n_peaks: Peaks of the correlation that are compared.
+    :param n_steps: Newton steps to each.
+    :return: Shifts s (...,) of least error (eq. 21), in samples, in [-n/2, n/2).
+    """
+    if not isinstance(truth, Tensor):
+        return best_shift(*_check(truth, estimate)).numpy()
     n = truth.shape[-1]
     k = torch.arange(n // 2 + 1, device=truth.device, dtype=truth.dtype)
     # ‖truth(· - s) - estimate‖² = const + b cos²(πs) - 2 Re Σ_k a_k exp(2πiks/n). At

@@ -81,8 +81,7 @@ def observe(
     batch_size: int = 20_000,
 ) -> Iterator[np.ndarray]:
     """
-    Draw observations v(· - s_j) + ε_j (eq. 23), with circular shifts by s_j samples
-    drawn from ρ, and white noise.
+    Draw observations v(· - s_j) + ε_j (eq. 23), circular shifts and white noise.
 
     :param v: Signal (n,).
     :param rho: Probability (n,) of each shift 0, 1, …, n - 1, in samples.
@@ -136,8 +135,7 @@ def check_pair(v: np.ndarray, rho: np.ndarray) -> Arrays:
     """
     v, rho = np.asarray(v, np.float64), np.asarray(rho, np.float64)
     if v.ndim == 0 or v.shape != rho.shape:
-        shapes = f"shapes {v.shape} and {rho.shape}"
-        raise ValueError(f"v and rho have {shapes}; they must be the same")
+        raise ValueError(f"v and rho have shapes {v.shape} and {rho.shape}")
     if not np.isfinite((v, rho)).all():
         raise ValueError("v or rho has values that are NaN or infinite")
     if rho.min() < 0 or not np.allclose(rho.sum(-1), 1, atol=1e-8):

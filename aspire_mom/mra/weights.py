@@ -5,13 +5,11 @@ from pathlib import Path
 
 from torch import nn
 
-from aspire_mom.checks import check_choice
 from aspire_mom.files import load_network, save_network
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
 from aspire_mom.mra.paper_encoder import PaperEncoder
 
 KINDS = {"mixture": MixtureEncoder, "paper": PaperEncoder}
-PRETRAINED = ("mixture", "paper-1", "paper-2", "paper-3")
 
 
 def save_weights(
@@ -46,6 +44,5 @@ def pretrained(name: str = "mixture") -> nn.Module:
     :return: The encoder, as :func:`load_weights` returns it. Its `training_info` has
         the command that made it, all settings, and the best validation loss.
     """
-    check_choice("name", name, PRETRAINED)
     with as_file(files("aspire_mom.mra") / "data" / f"{name}.npz") as path:
         return load_weights(path)

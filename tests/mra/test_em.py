@@ -57,11 +57,11 @@ def test_refusals():
         expectation_maximisation(y, 0.0, v)
     with pytest.raises(ValueError, match=r"shapes \(4000, 20\) and \(2, 20\)"):
         expectation_maximisation(y, 1.0, np.ones((2, 20)))
-    with pytest.raises(ValueError, match=r"shapes \(20,\) and \(19,\); they must be"):
+    with pytest.raises(ValueError, match=r"shapes \(20,\) and \(19,\)"):
         expectation_maximisation(y, 1.0, v, rho[1:])
     with pytest.raises(ValueError, match="it must be 0 or more and sum to one"):
         expectation_maximisation(y, 1.0, v, 2 * rho)
-    with pytest.raises(ValueError, match="N at least 1"):
+    with pytest.raises(ValueError, match=r"shapes \(0, 20\)"):
         expectation_maximisation(y[:0], 1.0, v)
     with pytest.raises(ValueError, match="observations have values that are NaN"):
         expectation_maximisation(np.where(y > 2, np.nan, y), 1.0, v)
