@@ -265,9 +265,10 @@ def _refine(pose: _Pose, moving, k, target, translate: bool) -> _Pose:
     def residual(step: np.ndarray) -> np.ndarray:
         return (model(step) - target).view(np.float64)
 
-    start, options = np.zeros(6 if translate else 3), {"max_nfev": MAX_EVALUATIONS}
-    options |= {"method": "lm", "xtol": 1e-6}
-    best = least_squares(residual, start, jacobian, **options).x
+    start = np.zeros(6 if translate else 3)
+    best = least_squares(
+        residual, start, jacobian, method="lm", xtol=1e-6, max_nfev=MAX_EVALUATIONS
+    ).x
     values = model(best)
     correlation = np.vdot(target, values).real / np.linalg.norm(values)
     return moved(best)._replace(correlation=float(correlation))

@@ -33,6 +33,7 @@ class WhitenedMoments:
 
     def __init__(self, moments: FourierMoments):
         N = moments.n_observations
+        assert N is not None
         first, second = to_samples(moments.first, moments.second)
         n = len(first)
         sigma = max(moments.sigma, LEAST_NOISE * np.sqrt(np.trace(second) / n))

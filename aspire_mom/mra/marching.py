@@ -21,26 +21,30 @@ def march(moments: FourierMoments) -> Arrays:
 
     With v̂ and ρ̃ known below k, v̂(k) follows from the entries (k, l), 0 < l < k, by
     weighted least squares, and then ρ̃(k) from all pairs of frequencies that lie k
-    apart. Coefficients below three standard errors are set to 0. The first moment
-    replaces row and column 0. Pairs more than n/2 apart, at which ρ̃ wraps around, only
-    serve to find the sub-sample part of the shift.
+    apart. The first moment replaces row and column 0. Pairs more than n/2 apart, at
+    which ρ̃ wraps around, only serve to find the sub-sample part of the shift.
 
     :param moments: Moments of one problem.
     :return: v and ρ, (n,) each, ρ a distribution. From exact moments both are exact as
         far as v̂ exceeds rounding, if v̂(1) and ρ̃(1) are not 0.
     """
-    n = len(moments.first)
-    state = _March(moments)
-    for k in range(1, n // 2 + 1):
+    state, K = _March(moments), len(moments.first) // 2
+    for k in range(1, K + 1):
         state.set_signal(k, np.arange(min(k - 1, 1), k))
         state.set_density(k, np.arange(k + 1))
         if k == 1:
             state.turn()
-    state.sweep()
-    state.v[n // 2] = moments.first[0].real
-    return from_half_spectra(
-        state.v[n // 2 :], state.rho[n // 2 :], moments.second, state.variance
-    )
+    # Estimate every coefficient again from all others.
+    for i in range(SWEEPS + 1):
+        for d in range(1, K + 1):
+            state.set_density(d, np.arange(d - K, K + 1))
+        state.turn()
+        for k in range(1, K + 1) if i < SWEEPS else ():
+            l = np.arange(k - K, K + 1)
+            state.set_signal(k, l[l != k])
+    state.v[K] = moments.first[0].real
+    halves = state.v[K:], state.rho[K:]
+    return from_half_spectra(*halves, moments.second, state.variance)
 
 
 class _March:
@@ -100,17 +104,6 @@ class _March:
         significant = np.abs(z) ** 2 * precision > SIGNIFICANT**2
         z = z / max(np.abs(z), 1) if significant else 0
         self.rho[self.K + d], self.rho[self.K - d] = z, np.conj(z)
-
-    def sweep(self) -> None:
-        # Estimate every coefficient again from all others.
-        K = self.K
-        for i in range(SWEEPS + 1):
-            for d in range(1, K + 1):
-                self.set_density(d, np.arange(d - K, K + 1))
-            self.turn()
-            for k in range(1, K + 1) if i < SWEEPS else ():
-                l = np.arange(k - K, K + 1)
-                self.set_signal(k, l[l != k])
 
     def turn(self) -> None:
         # Shift v and ρ so that arg ρ̃(1) = 0.

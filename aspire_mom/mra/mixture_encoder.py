@@ -50,12 +50,10 @@ class MixtureEncoder(nn.Module):
     """
     A residual network from moments to the parameters of k Gaussians for v and k for ρ.
 
-    1. v and ρ each come in a window of their own, at the ends of which the family cuts
-       them off. `predict` brings them to one shift.
+    1. v and ρ each come in a window of their own; `predict` brings them to one shift.
     2. Moments are scaled to mean 1 and shifted to arg first[1] = 0. Features are
        log |v̂(k)|² and the coherences second[k, l]/(|v̂(k)| |v̂(l)|), for frequencies up
-       to 9, and the noise level. They hardly depend on n: one network serves every n
-       from 19.
+       to 9, and the noise level. One network serves every n from 19.
     3. Data with Im second[2, 1] < 0 are reversed, and centres reversed back, so that
        reversing the data reverses the answer exactly.
     4. Curves with different windows or Gaussians can look alike. The network gives

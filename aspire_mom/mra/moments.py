@@ -86,7 +86,7 @@ def estimate_moments(
     :param sigma: Standard deviation of the noise; estimated if None.
     :return: The moments, with σ.
     :raises ValueError: no observations, too few to estimate σ (two batches of at least
-        n), shapes that differ, values that are not finite, a negative σ.
+        n), shapes that differ, or values that are not finite.
     """
     count, total, gram, n = np.zeros(2, int), 0.0, [0.0, 0.0], None
     for i, batch in enumerate(batches):
@@ -110,8 +110,6 @@ def estimate_moments(
                 f" estimate sigma, two sets of at least n = {n} are needed"
             )
         sigma = _noise_level(gram[0] / count[0], gram[1] / count[1])
-    if not 0 <= sigma < np.inf:
-        raise ValueError(f"sigma is {sigma}; it must be finite and 0 or more")
     second = (gram[0] + gram[1]) / N - sigma**2 * np.eye(n)
     return FourierMoments(*to_fourier(total / N, second), N, float(sigma))
 

@@ -42,9 +42,8 @@ def spectral(moments: FourierMoments) -> Arrays:
 def density_of_shifts(v: np.ndarray, moments: FourierMoments) -> np.ndarray:
     """
     Find the ρ ≥ 0 whose moments with a given signal are nearest in the Frobenius norm,
-    the first moment in units of the signal's root mean square. Both moments are linear
-    in ρ̃: this minimises Σ_d weight[d] |ρ̃(d) - total[d]/weight[d]|², where the entries
-    (k, k - d) determine ρ̃(d).
+    the first moment in units of the signal's root mean square. Both are linear in ρ̃:
+    this minimises Σ_d weight[d] |ρ̃(d) - total[d]/weight[d]|².
 
     :param v: Signal (n,).
     :param moments: Moments of one problem.
@@ -79,15 +78,14 @@ def density_of_shifts(v: np.ndarray, moments: FourierMoments) -> np.ndarray:
 
 def fit_density_and_subsample_shift(v: np.ndarray, moments: FourierMoments) -> Arrays:
     """
-    Find the sub-sample shift of a signal, and the ρ ≥ 0, that fit the moments best. Not
-    all such shifts are compatible with ρ ≥ 0.
+    Find the sub-sample shift of a signal, and the ρ ≥ 0, that fit the moments best.
 
     :param v: Signal (n,), known up to a shift.
     :param moments: Moments of one problem.
     :return: v and ρ.
     """
 
-    def pair(by):
+    def pair(by) -> Arrays:
         moved = shift(v, by)
         return moved, density_of_shifts(moved, moments)
 

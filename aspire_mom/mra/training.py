@@ -16,7 +16,7 @@ from aspire_mom.training import TrainingSettings, train_network
 
 # Streams of random numbers: training, validation and test problems share none.
 TRAINING, VALIDATION, TEST = 0, 1, 2
-# Problems of one batch come in this many groups, each of one noise level.
+# Noise levels in a batch.
 GROUPS = 8
 # Ranges of log10 σ and of log10 N/σ² where there is noise.
 LOG_SIGMA, LOG_RATIO = (-0.2, 1.1), (4.0, 8.0)
@@ -125,8 +125,7 @@ def _draw_pairs(training, count, rng) -> tuple[np.ndarray, ...]:
 
 
 def _draw_problems(training, count, stream, fixed=None, device="cpu") -> _Problems:
-    """Draw problems, float32, from TRAINING with the step or from VALIDATION; v and ρ
-    from a fixed set if there is one."""
+    """Draw problems, float32, v and ρ from a fixed set if there is one."""
     rng = np.random.default_rng((training.seed, *stream))
     if fixed is None:
         pairs = _draw_pairs(training, count, rng)

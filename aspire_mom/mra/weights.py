@@ -32,7 +32,8 @@ def load_weights(path: str | Path) -> nn.Module:
     :raises FileNotFoundError: no such file.
     :raises ValueError: the file is damaged or of another kind.
     """
-    encoder, encoder.training_info = load_network(path, KINDS)
+    encoder, training_info = load_network(path, KINDS)
+    encoder.training_info = training_info  # type: ignore[assignment]
     return encoder
 
 

@@ -53,6 +53,7 @@ class StartEncoder(nn.Module):
     :param seed: Seed of the initial parameters.
     """
 
+    training_info: dict
     real_entries: Tensor
     imaginary_entries: Tensor
     multiplicity: Tensor
@@ -119,7 +120,9 @@ class StartEncoder(nn.Module):
         :return: The encoder, float32, for evaluation, with the attribute
             `training_info`.
         """
-        encoder, encoder.training_info = load_network(path, {cls.__name__: cls})
+        encoder, training_info = load_network(path, {cls.__name__: cls})
+        assert isinstance(encoder, cls)
+        encoder.training_info = training_info
         return encoder
 
     def features(self, first: Tensor, second: Tensor, power_error: Tensor) -> Tensor:

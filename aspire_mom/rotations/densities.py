@@ -52,9 +52,8 @@ class DiscreteDensity(torch.nn.Module):
             return
         check_integer("degree", degree, 1)
         if not isinstance(nodes, SO3Quadrature):
-            raise ValueError(
-                f"nodes is {nodes!r}; a smooth density needs an SO3Quadrature"
-            )
+            found = f"nodes is {nodes!r}"
+            raise ValueError(f"{found}; a smooth density needs an SO3Quadrature")
         harmonics = log_density_harmonics(nodes.views, degree).float()
         l = torch.arange(1, degree + 1)
         l = l.repeat_interleave(2 * l + 1)
@@ -66,25 +65,21 @@ class DiscreteDensity(torch.nn.Module):
     @classmethod
     def from_probabilities(cls, probabilities: np.ndarray | Tensor) -> DiscreteDensity:
         """
-        Make a density with a logit per node from given probabilities.
-
         :param probabilities: Non-negative values (n_nodes,), normalised here. Zeros
             become the smallest positive number of their dtype, so that logits stay
-            finite. The density takes their dtype and device.
-        :return: The density.
+            finite.
+        :return: The density with these, a logit per node, of their dtype and device.
         :raises ValueError: values are negative, not finite, or all zero.
         """
         p = torch.as_tensor(probabilities).detach()
         if p.ndim != 1 or not p.is_floating_point():
+            found = f"{p.dtype} of shape {tuple(p.shape)}"
             raise ValueError(
-                "probabilities must be one-dimensional and real floating-point, got "
-                f"{p.dtype} of shape {tuple(p.shape)}"
+                f"probabilities must be real and 1-dimensional, not {found}"
             )
         if not (torch.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
-            raise ValueError(
-                "probabilities must be finite, non-negative and not all zero; their "
-                f"minimum is {p.min():g} and their sum {p.sum():g}"
-            )
+            found = f"a minimum of {p.min():g} and a sum of {p.sum():g}"
+            raise ValueError(f"probabilities have {found}; 0 or more are accepted")
         density = cls(len(p))
         logits = (p / p.sum()).clamp_min(torch.finfo(p.dtype).tiny).log()
         density.logits = torch.nn.Parameter(logits)
@@ -98,8 +93,6 @@ class DiscreteDensity(torch.nn.Module):
 
     def penalty(self) -> Tensor:
         """
-        Return the term of the prior in a χ² loss.
-
         :return: Minus twice the log-prior of a smooth density, Σ 2 l (l + 1) a_lm², up
             to a constant; zero without `degree`.
         """
@@ -120,11 +113,10 @@ class DiscreteDensity(torch.nn.Module):
 
 def log_density_harmonics(directions: np.ndarray, degree: int) -> Tensor:
     """
-    Evaluate the functions of which a `DiscreteDensity` has the coefficients.
-
     :param directions: Unit vectors (n, 3), xyz order.
     :param degree: Largest degree.
-    :return: √(4π) Y_lm, l = 1 … degree, (n, (degree + 1)² - 1), float64.
+    :return: √(4π) Y_lm, l = 1 … degree, (n, (degree + 1)² - 1), float64, of which a
+        `DiscreteDensity` has the coefficients.
     """
     harmonics = list(real_spherical_harmonics(torch.tensor(directions), degree))[1:]
     return np.sqrt(4 * np.pi) * torch.cat(harmonics, 1)
@@ -221,16 +213,12 @@ class VonMisesFisherMixture:
         component = rng.choice(len(self.weights), size=n, p=self.weights)
         directions, means = np.empty((n, 3)), self.means
         for k, kappa in enumerate(self.concentrations):
-            chosen = component == k
-            uniform = kappa < UNIFORM_BELOW
-            drawn = (
-                uniform_direction(3) if uniform else vonmises_fisher(means[k], kappa)
-            )
+            chosen, drawn = component == k, uniform_direction(3)
+            if kappa >= UNIFORM_BELOW:
+                drawn = vonmises_fisher(means[k], kappa)
             directions[chosen] = drawn.rvs(chosen.sum(), random_state=rng)
-        in_plane = rng.uniform(0, 2 * np.pi, n)
-        return Rotation(
-            viewing_rotations(directions, in_plane), gimble_lock_warnings=False
-        )
+        rotations = viewing_rotations(directions, rng.uniform(0, 2 * np.pi, n))
+        return Rotation(rotations, gimble_lock_warnings=False)
 
     def on(self, quadrature: SO3Quadrature) -> np.ndarray:
         """

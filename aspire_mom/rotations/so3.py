@@ -13,18 +13,19 @@ from aspire_mom.files import contents_of, load_arrays, save_arrays
 from aspire_mom.rotations.sphere import SphericalDesign
 
 FORMAT = "aspire_mom.SO3Quadrature.1"
+# Fields that are integers.
+COUNTS = "degree", "n_inplane"
 
 
 def viewing_rotations(
     directions: np.ndarray, in_plane: np.ndarray | float = 0.0
 ) -> np.ndarray:
     """
-    Make rotations from viewing directions: R = Rz(φ) Ry(θ) Rz(α), ASPIRE's intrinsic
-    ZYZ Euler angles, with azimuth φ and polar angle θ of the viewing direction R[:, 2].
-
-    :param directions: Unit vectors (n, 3), xyz order; at the poles φ = 0.
+    :param directions: Unit vectors (n, 3), xyz order, of azimuths φ (0 at the poles)
+        and polar angles θ.
     :param in_plane: In-plane angles α, radians, (n,) or one for all.
-    :return: Rotation matrices (n, 3, 3), float64.
+    :return: Rotations R = Rz(φ) Ry(θ) Rz(α) (n, 3, 3), float64, with these viewing
+        directions R[:, 2].
     """
     x, y, z = np.asarray(directions, dtype=np.float64).T
     polar, azimuth = np.arctan2(np.hypot(x, y), z), np.arctan2(y, x)
@@ -58,18 +59,14 @@ class SO3Quadrature:
             raise ValueError(
                 f"{n} nodes are not a multiple of n_inplane = {self.n_inplane}"
             )
-        if self.weights.shape != (n,):
-            raise ValueError(f"expected {n} weights, got shape {self.weights.shape}")
-        if not (np.all(self.weights > 0) and np.isclose(self.weights.sum(), 1)):
-            raise ValueError(
-                "weights must be positive and sum to one; their minimum is "
-                f"{self.weights.min()} and their sum {self.weights.sum()}"
-            )
+        w = self.weights
+        if w.shape != (n,) or not np.all(w > 0) or not np.isclose(w.sum(), 1):
+            found = f"shape {w.shape}, minimum {w.min()} and sum {w.sum()}"
+            raise ValueError(f"weights of {found} are not {n} positive ones of sum one")
         views = matrices[:: self.n_inplane]
-        orthogonal = np.allclose(
-            views @ views.transpose(0, 2, 1), np.eye(3), atol=1e-10
-        )
-        if not orthogonal or not np.allclose(np.linalg.det(views), 1):
+        squares = views @ views.transpose(0, 2, 1)
+        proper = np.allclose(np.linalg.det(views), 1)
+        if not proper or not np.allclose(squares, np.eye(3), atol=1e-10):
             raise ValueError("rotations must be orthogonal matrices of determinant 1")
         if not np.allclose(matrices, _with_inplane(views, self.n_inplane), atol=1e-10):
             raise ValueError(
@@ -97,12 +94,9 @@ class SO3Quadrature:
         check_integer("n_inplane", n_inplane, 1)
         n = len(design) * n_inplane
         matrices = _with_inplane(viewing_rotations(design.points), n_inplane)
-        return cls(
-            rotations=Rotation(matrices, gimble_lock_warnings=False),
-            weights=np.full(n, 1 / n),
-            degree=min(design.degree, n_inplane - 1),
-            n_inplane=n_inplane,
-        )
+        rotations = Rotation(matrices, gimble_lock_warnings=False)
+        degree = min(design.degree, n_inplane - 1)
+        return cls(rotations, np.full(n, 1 / n), degree, n_inplane)
 
     @property
     def view_rotations(self) -> np.ndarray:
@@ -122,33 +116,21 @@ class SO3Quadrature:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """All fields as arrays, by name."""
-        return {
-            "rotations": self.rotations.matrices,
-            "weights": self.weights,
-            "degree": np.array(self.degree),
-            "n_inplane": np.array(self.n_inplane),
-        }
+        counts = {name: np.array(getattr(self, name)) for name in COUNTS}
+        return {"rotations": self.rotations.matrices, "weights": self.weights, **counts}
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> SO3Quadrature:
         """
-        Make a quadrature from its :attr:`arrays`.
-
-        :param arrays: Arrays by name; other names are ignored.
+        :param arrays: :attr:`arrays` of a quadrature; other names are ignored.
         :return: The quadrature.
         """
-        return cls(
-            rotations=Rotation(arrays["rotations"], gimble_lock_warnings=False),
-            weights=arrays["weights"],
-            degree=int(arrays["degree"]),
-            n_inplane=int(arrays["n_inplane"]),
-        )
+        rotations = Rotation(arrays["rotations"], gimble_lock_warnings=False)
+        return cls(rotations, arrays["weights"], *(int(arrays[k]) for k in COUNTS))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """
-        Write all fields to one .npz file (see :func:`~aspire_mom.files.save_arrays`).
-
-        :param path: File to write, its name ending in .npz.
+        :param path: File to write (.npz).
         :param overwrite: Replace an existing file.
         """
         save_arrays(path, FORMAT, self.arrays, overwrite=overwrite)
@@ -156,9 +138,7 @@ class SO3Quadrature:
     @classmethod
     def load(cls, path: str | Path) -> SO3Quadrature:
         """
-        Read what :meth:`save` wrote.
-
-        :param path: The .npz file.
+        :param path: A file that :meth:`save` has written.
         :return: The quadrature.
         """
         arrays, _ = load_arrays(path, FORMAT)

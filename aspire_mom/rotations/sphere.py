@@ -39,10 +39,10 @@ class SphericalDesign:
         fitting = [(n, t) for t, n in shipped if t >= degree and n_points in (None, n)]
         if not fitting:
             points = "" if n_points is None else f" of {n_points!r} points"
+            known = ", ".join(f"{t}: {n}" for t, n in shipped)
             raise ValueError(
-                f"no shipped spherical design{points} has degree {degree} or higher; "
-                "available are (degree: points) "
-                + ", ".join(f"{t}: {n}" for t, n in shipped)
+                f"no shipped spherical design{points} has degree {degree} or higher;"
+                f" available are (degree: points) {known}"
             )
         self.n_points, self.degree = min(fitting)
         with np.load(DATA) as designs:
@@ -77,9 +77,8 @@ def real_spherical_harmonics(directions: Tensor, degree: int) -> Iterator[Tensor
         float64.
     """
     x, y, z = directions.double()[..., None, :].unbind(-1)
-    azimuthal = torch.complex(x, y).expand(*x.shape[:-1], degree).cumprod(-1) * np.sqrt(
-        2
-    )
+    powers = torch.complex(x, y).expand(*x.shape[:-1], degree).cumprod(-1)
+    azimuthal = np.sqrt(2) * powers
     cosines, sines = azimuthal.real.contiguous(), azimuthal.imag.contiguous()
     # Normalised Legendre functions over sin^m θ, of degrees l - 2 and l - 1.
     legendre_2 = torch.zeros_like(z[..., :0])

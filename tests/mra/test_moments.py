@@ -184,7 +184,6 @@ def test_relative_errors_are_equation_22():
         ([np.ones(4)], 1.0, r"batch 0 has shape \(4,\)"),
         ([np.full((2, 4), np.inf)], 1.0, "batch 0 has values that are NaN or inf"),
         ([np.ones((9, 4))], None, "batches of 9 and 0 observations"),
-        ([np.ones((9, 4))], -1.0, "sigma is -1.0; it must be finite and 0 or more"),
     ],
 )
 def test_observations_without_moments(batches, sigma, message):

@@ -66,11 +66,11 @@ def test_learns_a_density(nodes, dtype):
 @pytest.mark.parametrize(
     ("probabilities", "message"),
     [
-        ([0.5, -0.1], "minimum is -0.1"),
-        ([0.5, np.nan], "finite, non-negative"),
-        ([0.0, 0.0], "not all zero"),
-        ([[0.5, 0.5]], "one-dimensional"),
-        ([1, 2], "floating-point"),
+        ([0.5, -0.1], "minimum of -0.1"),
+        ([0.5, np.nan], "minimum of nan"),
+        ([0.0, 0.0], "sum of 0;"),
+        ([[0.5, 0.5]], r"shape \(1, 2\)"),
+        ([1, 2], "must be real and 1-dimensional, not torch.int"),
     ],
 )
 def test_refuses_what_are_no_probabilities(probabilities, message):

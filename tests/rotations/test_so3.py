@@ -151,9 +151,9 @@ def test_refuses_bad_fields(paper):
     R = paper.rotations.matrices
     with pytest.raises(ValueError, match="1200 nodes are not a multiple of"):
         replace(paper, n_inplane=7)
-    with pytest.raises(ValueError, match="expected 1200 weights"):
+    with pytest.raises(ValueError, match="are not 1200 positive ones"):
         replace(paper, weights=np.full(100, 0.01))
-    with pytest.raises(ValueError, match="positive and sum to one"):
+    with pytest.raises(ValueError, match="positive ones of sum one"):
         replace(paper, weights=2 * paper.weights)
     with pytest.raises(ValueError, match="orthogonal matrices of determinant 1"):
         replace(paper, rotations=Rotation(R * [1, 1, -1]))
