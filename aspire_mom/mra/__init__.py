@@ -1,7 +1,7 @@
 """Multireference alignment, section 5.1 of the paper: the problem in one dimension."""
 
 from aspire_mom.mra.em import expectation_maximisation
-from aspire_mom.mra.inversion import MRAInversion, MRASolution, solve
+from aspire_mom.mra.inversion import Method, MRAInversion, MRASolution, solve
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
 from aspire_mom.mra.moments import (
     FourierMoments,
@@ -23,6 +23,7 @@ __all__ = [
     "GaussianFamily",
     "MRAInversion",
     "MRASolution",
+    "Method",
     "MixtureEncoder",
     "PaperEncoder",
     "Training",
