@@ -227,9 +227,9 @@ def solve(
     """
     first, second = np.asarray(first), np.asarray(second)
     if first.shape[:-1] != second.shape[:-2]:
+        shapes = f"shapes {first.shape} and {second.shape}"
         raise ValueError(
-            f"first and second have shapes {first.shape} and {second.shape}; they must"
-            " be (..., n) and (..., n, n)"
+            f"first and second have {shapes}, not (..., n) and (..., n, n)"
         )
     v, rho = np.empty((2, *first.shape))
     for i in np.ndindex(first.shape[:-1]):

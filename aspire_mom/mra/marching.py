@@ -8,10 +8,9 @@ from aspire_mom.mra.signals import Arrays
 
 # Rounding of exact moments relative to the signal's power, which acts like noise.
 ROUNDING = 1e-15
-# Estimates below this many standard errors are set to 0.
-SIGNIFICANT = 3.0
-# Rounds in which every coefficient is estimated again from all others.
-SWEEPS = 2
+# Estimates below this many standard errors are set to 0. Rounds in which every
+# coefficient is estimated again from all others.
+SIGNIFICANT, SWEEPS = 3.0, 2
 
 
 def march(moments: FourierMoments) -> Arrays:

@@ -10,10 +10,8 @@ from aspire_mom.checks import check_integer
 
 # Highest frequency in use, where the reference family has no power left.
 HIGHEST = 9
-# Least power relative to the mean's, about the rounding of float32.
-LEAST_POWER = 1e-6
-# Least σ relative to the mean, and least σ²/N relative to its square.
-LEAST_LEVEL, LEAST_VARIANCE = 1e-2, 1e-12
+# Least σ relative to the mean, and least σ²/N and power relative to its square.
+LEAST_LEVEL, LEAST_VARIANCE, LEAST_POWER = 1e-2, 1e-12, 1e-6
 MIN_SIZE = 2 * HIGHEST + 1
 # Bounds of standard deviations, and margin of centres beyond the window, in units of n.
 WIDTHS, MARGIN = (1 / 40, 1 / 6), 1 / 20

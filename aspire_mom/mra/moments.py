@@ -105,10 +105,8 @@ def estimate_moments(
         raise ValueError("there are no observations; at least 1 is needed")
     if sigma is None:
         if min(count) < n:
-            raise ValueError(
-                f"there are batches of {count[0]} and {count[1]} observations; to"
-                f" estimate sigma, two sets of at least n = {n} are needed"
-            )
+            found = f"batches of {count[0]} and {count[1]} observations"
+            raise ValueError(f"to estimate sigma, {found} are too few; n is {n}")
         sigma = _noise_level(gram[0] / count[0], gram[1] / count[1])
     second = (gram[0] + gram[1]) / N - sigma**2 * np.eye(n)
     return FourierMoments(*to_fourier(total / N, second), N, float(sigma))

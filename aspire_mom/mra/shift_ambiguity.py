@@ -18,11 +18,9 @@ from torch import Tensor
 
 from aspire_mom.mra.signals import Array, Arrays, shift
 
-# Points per sample on which the correlation is first searched, and how many of its
-# highest peaks are refined: a peak's height on this grid is known to 0.5 %.
-OVERSAMPLING = 8
-PEAKS = 6
-NEWTON_STEPS = 12
+# Points per sample on which the correlation is first searched, where a peak's height is
+# known to 0.5 %; peaks refined, and Newton steps.
+OVERSAMPLING, PEAKS, NEWTON_STEPS = 8, 6, 12
 # Standard errors by which wrapped entries must stand out to decide.
 DECISIVE = 4.0
 

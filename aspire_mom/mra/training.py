@@ -37,8 +37,7 @@ class Training(TrainingSettings):
     :param ks: Numbers of Gaussians in v and ρ, in equal parts.
     :param n: Sample points.
     :param exact_share: Fraction of problems with exact moments; 1 for no noise.
-    :param highest: Highest frequency of noisy moments, less than n/2; others are 0. All
-        if None.
+    :param highest: Highest frequency of noisy moments; others are 0. All if None.
     :param set_size: Size of a fixed training set; None draws every problem anew.
     """
 

@@ -28,9 +28,8 @@ class DiscreteDensity(torch.nn.Module):
     Without `degree` every node has a logit of its own. With it, the log-density is a
     smooth function of the viewing direction alone (in-plane angles uniform),
     log ρ(d) = Σ_{l=1}^{degree} Σ_m a_lm √(4π) Y_lm(d) + const, and :meth:`penalty` is
-    the prior under which a_lm is normal of variance 1 / (2 l (l + 1)). The log-density
-    then has the prior variance Σ_l (2l + 1) / (2 l (l + 1)), about 2 at degree 6. The
-    prior regularises components of the density that the moments do not determine.
+    the prior under which a_lm is normal of variance 1 / (2 l (l + 1)). It regularises
+    what the moments do not determine.
 
     :param nodes: The quadrature; the number of its nodes suffices without `degree`.
         With `degree`, nodes must have equal weights, as `SO3Quadrature.product` has.
@@ -166,13 +165,10 @@ class VonMisesFisherMixture:
     @classmethod
     def random(cls, n_components: int = 8, *, seed: int = 0) -> VonMisesFisherMixture:
         """
-        Draw a mixture that is clearly not uniform: means uniform on the sphere,
-        concentrations uniform in [2, 10] (wide enough for eight components to cover the
-        sphere), weights Dirichlet(5, …, 5), so that none is negligible.
-
         :param n_components: Number of components.
         :param seed: Seed of the draw.
-        :return: The mixture.
+        :return: A mixture that is clearly not uniform: means uniform on the sphere,
+            concentrations uniform in [2, 10], weights Dirichlet(5, …, 5).
         """
         check_integer("n_components", n_components, 1)
         rng = np.random.default_rng(seed)
@@ -202,8 +198,6 @@ class VonMisesFisherMixture:
 
     def sample(self, n: int, *, seed: int = 0) -> Rotation:
         """
-        Draw rotations; concentrations below 1e-6 are drawn as uniform.
-
         :param n: Number of rotations.
         :param seed: Seed of the draw.
         :return: ASPIRE `Rotation` of n independent draws, float64. `Simulation` takes
@@ -222,11 +216,9 @@ class VonMisesFisherMixture:
 
     def on(self, quadrature: SO3Quadrature) -> np.ndarray:
         """
-        Return quadrature weight times density at each node, normalised to sum to one:
-        the paper's z_ρ (section 4.2, eq. 20) for this density.
-
         :param quadrature: The quadrature.
-        :return: Probabilities (n_nodes,), float64, summing to one.
+        :return: Weight times density at each node (n_nodes,), float64, normalised to
+            sum to one: the paper's z_ρ (section 4.2, eq. 20).
         :raises ValueError: the density is zero on every node (κ far too large).
         """
         density = np.repeat(self.pdf(quadrature.views), quadrature.n_inplane)

@@ -56,9 +56,7 @@ class SphericalDesign:
 
 def shipped_designs() -> list[tuple[int, int]]:
     """
-    List the designs that come with the package.
-
-    :return: Pairs (degree, number of points), ascending.
+    :return: Degree and number of points of each design in the package, ascending.
     """
     with np.load(DATA) as designs:
         pairs = [name.split("_") for name in designs.files]

@@ -14,12 +14,10 @@ from tqdm import tqdm
 from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.grid import volume_transform
 
-# Frequencies evaluated at once when a whole grid is asked for.
-GRID_CHUNK = 2**13
+# Frequencies evaluated at once, for a whole grid and in a fit.
+GRID_CHUNK, POINTS_PER_CHUNK = 2**13, 2**11
 # Models with no more parameters than this are polished with L-BFGS.
 SMALL_MODEL = 5000
-# Frequencies evaluated at once: as many as keep a network's layers in cache.
-POINTS_PER_CHUNK = 2**11
 # Added to the mean power of each shell, as a fraction of the strongest shell's, to
 # bound the weights of weak shells in a fit.
 ADDED_POWER = 1e-6
@@ -102,8 +100,7 @@ class FourierVolume(torch.nn.Module):
     ) -> float:
         """
         Fit to a volume, as for the "neural ground truth" of the paper's section 5.2:
-        least squares on the Fourier values at the integer frequencies |k| < L/2, one of
-        each pair ±k. Corners, |k| >= L/2, are left out: not all slices reach them.
+        least squares on the Fourier values at the integer frequencies |k| < L/2.
 
         Adam works on random batches, its learning rate falling to zero along a cosine.
         It weights squared errors by 1/RMS of V on their shell, a compromise between

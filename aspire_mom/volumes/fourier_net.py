@@ -121,9 +121,7 @@ class FourierNet(FourierVolume):
 
     def fit(self, volume: Volume, **options) -> float:
         """
-        Set the scale to the volume's largest |V|, then call :meth:`FourierVolume.fit`.
-
-        :param volume: One ASPIRE `Volume`.
+        :param volume: One ASPIRE `Volume`, whose largest |V| becomes the scale.
         :param options: Options of :meth:`FourierVolume.fit`.
         :return: :meth:`relative_error`.
         :raises ValueError: there is an encoder, which one volume cannot train.

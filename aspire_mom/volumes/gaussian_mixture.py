@@ -11,8 +11,7 @@ from torch.nn.functional import softplus
 from aspire_mom.checks import check_integer, check_positive
 from aspire_mom.volumes.base import FourierVolume
 
-# `with_gaussians` moves centres within this fraction of the support radius, because the
-# parameters of a centre at the radius itself are infinite.
+# Largest radius of centres in `with_gaussians`, relative to the support's.
 MAX_RADIUS = 0.97
 SMALLEST_WEIGHT = 1e-4
 
@@ -157,8 +156,7 @@ class GaussianMixture(FourierVolume):
 class RingSum(torch.autograd.Function):
     """
     Sums Σ_g a[g, r] exp(i r φ[n, g]) (n, n_rings), r = 0, 1, …, of real φ (n,
-    n_gaussians) and a (n_gaussians, n_rings), by powers of exp(iφ). The gradient keeps
-    only φ and a, nothing of size directions × rings × Gaussians.
+    n_gaussians) and a (n_gaussians, n_rings). The gradient keeps only φ and a.
     """
 
     @staticmethod
