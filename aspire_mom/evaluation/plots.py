@@ -1,8 +1,4 @@
-"""
-Pictures of volumes, FSC curves and viewing directions.
-
-Figures are made without pyplot: no window opens and no global state changes.
-"""
+"""Pictures of volumes, FSC curves and viewing directions, made without pyplot."""
 
 from collections.abc import Sequence
 from os import PathLike

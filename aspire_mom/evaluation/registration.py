@@ -20,18 +20,15 @@ from aspire_mom.volumes.grid import mirror
 # determines the rotation well below one degree.
 SEARCH_SHELLS, REFINEMENT_SHELLS = 8, 16
 # Degrees below 24 hold all of shell 8 for a radius of 0.4 boxes (2π · 8 · 0.4 = 20).
-DEGREES = 24
-# Number of Euler angles on a full circle in the search.
-SEARCH_ANGLES = 64
+# Euler angles on a full circle in the search.
+DEGREES, SEARCH_ANGLES = 24, 64
 # Peaks refined for either handedness, farther apart than the width of one.
 PEAKS, PEAK_SEPARATION = 4, np.radians(15)
 # Cubic splines on half integers have a relative error below 1e-3. The margin keeps
 # their ends away from the shells.
 OVERSAMPLING, MARGIN = 2, 4
-# Levenberg-Marquardt evaluations for each pose; near the optimum two or three suffice.
-MAX_EVALUATIONS = 6
-# Radians of the finite differences in the rotation.
-ROTATION_STEP = 1e-6
+# Levenberg-Marquardt evaluations for each pose, and radians of finite differences.
+MAX_EVALUATIONS, ROTATION_STEP = 6, 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +49,8 @@ class Registration:
 
     def apply(self, volume: Volume) -> Volume:
         """
-        Move a volume onto the reference by exact trigonometric interpolation.
-        Fourier values that the rotation would take from outside the cube become zero.
+        Move a volume onto the reference by trigonometric interpolation. Fourier values
+        that the rotation would take from outside the cube become zero.
 
         :param volume: One ASPIRE `Volume` of the size that was registered.
         :return: ASPIRE `Volume` of the same dtype and pixel size, without the Nyquist
@@ -82,10 +79,10 @@ def register(
     """
     Register a volume to a reference over rotations, mirror images and shifts.
 
-    The two volumes are correlated on a grid of rotations, by their spherical harmonic
-    expansions on a few low shells, about the middle of the box and about the centres of
-    power. The highest peaks for either handedness are refined together with shifts, and
-    the best two once more on more shells.
+    The volumes are correlated on a grid of rotations, by their spherical harmonics on a
+    few low shells, about the middle of the box and about the centres of power. The
+    highest peaks for either handedness are refined together with shifts, and the best
+    two once more on more shells.
 
     :param volume: One ASPIRE `Volume`, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same size L and pixel size.

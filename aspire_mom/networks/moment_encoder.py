@@ -141,10 +141,8 @@ class LatentEncoder(nn.Module):
         """
         Make an encoder of moments of all L² Fourier pixels (eq. 14), with periodic
         padding. The first moment is (L²,), the second (L², L²), whose left pixel is the
-        channel and right pixel the point of the field (the paper's input1D_{n,n}).
-
-        The first convolution of the second moment has 2 L² · window² · channels
-        parameters, 10.7 million (43 MB in float32) at L = 63 and the defaults.
+        channel and right pixel the point of the field (the paper's input1D_{n,n}). It
+        has more than 2 L² · window² · channels parameters, 10.7 million at L = 63.
 
         :param L: Pixels along an edge of the images.
         :param n_outputs: Length of z.

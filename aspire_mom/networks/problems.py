@@ -22,8 +22,7 @@ TRAINING, VALIDATION, STANDARDISATION = 0, 1, 2
 # Expanding a volume costs more than moments of another density of its views.
 DENSITIES_PER_VOLUME = 4
 # Fraction of problems without noise. For the others, ranges of log10 of the number of
-# images, and of log10 of the noise power in c[0, 0] over V(0)², which is about
-# 5 / (L² SNR) for a molecule that fills a quarter of its image.
+# images, and of the noise power in c[0, 0] over V(0)², about 5 / (L² SNR).
 EXACT_SHARE = 0.25
 LOG_IMAGES, LOG_NOISE = (4.0, 6.0), (-3.0, 0.0)
 # Ranges of `gaussian_phantom` and `chain_phantom`, in boxes, and of the scale of the
@@ -75,14 +74,12 @@ def draw_problems(
     training: Training, count: int, stream: tuple[int, ...], exact: ExactMoments
 ) -> Problems:
     """
-    Draw problems; the same stream gives the same ones.
-
     :param training: Settings with the seed.
     :param count: Number of problems, a multiple of 8.
     :param stream: Stream of random numbers: TRAINING with the step, VALIDATION or
         STANDARDISATION.
     :param exact: Forward model, on the device to use.
-    :return: The problems, float32.
+    :return: The problems, float32; the same stream gives the same ones.
     """
     rng = np.random.default_rng((training.seed, *stream))
     device = exact.radii.device
@@ -107,8 +104,7 @@ def add_noise(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
     Add the sampling noise of moments averaged over N images: an entry, the mean of N
-    products f_r conj f_r', has variance E|f_r|² E|f_r'|² / N, where E|f|² is the power
-    of signal and noise. Entries are independent.
+    products f_r conj f_r', has the variance E|f_r|² E|f_r'|² / N, noise included.
 
     :param first: Exact first moments (batch, n_rings), complex.
     :param second: Exact second moments (batch, max_order + 1, n_rings, n_rings).

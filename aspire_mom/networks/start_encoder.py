@@ -13,16 +13,13 @@ from aspire_mom.checks import check_integer
 from aspire_mom.files import load_network, save_network
 
 DATA = Path(__file__).with_name("data") / "start.npz"
-# Its square is added to the powers of rings relative to the strongest, and it is added
-# to the relative errors of powers, so that their logarithms are finite.
-SOFTENING = 1e-3
-# Bound of the standardised features.
-CLIP = 5.0
+# Added to RMS and relative errors of rings, so that their logarithms are finite; bound
+# of the standardised features.
+SOFTENING, CLIP = 1e-3, 5.0
 SUPPORT_RADIUS = 0.4
 # About the middle of the widths of Gaussians in training.
 START_SIGMA = 0.07
-# Assumed radius of the object, in boxes. Ring r has signal up to about the order
-# 2π r OBJECT_RADIUS; higher orders are noise.
+# Radius of the object in boxes: ring r has signal up to the order 2π r OBJECT_RADIUS.
 OBJECT_RADIUS = 0.4
 
 
@@ -32,10 +29,9 @@ class StartEncoder(nn.Module):
     in-plane averaged moments of the innermost rings, and gives a mixture of Gaussians
     and a smooth log-density of views, in one frame.
 
-    The paper has convolutions over Fourier pixels. Moments of rings and orders have no
-    translation symmetry, so this is a residual network of fully connected layers. Its
-    features, which depend neither on the scale of the data nor on the size of the
-    images, are
+    Moments of rings and orders have no translation symmetry, so this is a residual
+    network of fully connected layers. Its features, which depend neither on the scale
+    of the data nor on the size of the images, are
 
     - the logarithm of each ring's RMS, relative to the innermost,
     - the first moment over the RMS of its rings, and the second over that of both,
