@@ -22,7 +22,9 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
         if len(voxels) < 3:
             raise ValueError(f"{name} has {len(voxels)}³ voxels; it needs at least 3³")
         if np.ptp(voxels) == 0:
-            raise ValueError(f"{name} is {voxels.flat[0]} in all its voxels")
+            raise ValueError(
+                f"{name} is {voxels.flat[0]} in all its voxels, a constant"
+            )
     L, L_reference = volume.resolution, reference.resolution
     if L_reference != L:
         sizes = f"{L}³ voxels and reference {L_reference}³"

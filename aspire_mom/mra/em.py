@@ -37,7 +37,7 @@ def expectation_maximisation(
     n = observations.shape[-1] if observations.ndim else 0
     if observations.ndim != 2 or v.shape != (n,) or observations.size == 0:
         shapes = f"shapes {observations.shape} and {v.shape}"
-        raise ValueError(f"observations and v have {shapes}, not (N, n) and (n,)")
+        raise ValueError(f"observations and v have {shapes}, not (N > 0, n) and (n,)")
     if not np.isfinite(observations).all():
         raise ValueError("observations have values that are NaN or infinite")
     check_positive("sigma", sigma)

@@ -135,7 +135,7 @@ def check_pair(v: np.ndarray, rho: np.ndarray) -> Arrays:
     """
     v, rho = np.asarray(v, np.float64), np.asarray(rho, np.float64)
     if v.ndim == 0 or v.shape != rho.shape:
-        raise ValueError(f"v and rho have shapes {v.shape} and {rho.shape}")
+        raise ValueError(f"v and rho have different shapes {v.shape} and {rho.shape}")
     if not np.isfinite((v, rho)).all():
         raise ValueError("v or rho has values that are NaN or infinite")
     if rho.min() < 0 or not np.allclose(rho.sum(-1), 1, atol=1e-8):

@@ -78,7 +78,9 @@ class DiscreteDensity(torch.nn.Module):
             )
         if not (torch.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
             found = f"a minimum of {p.min():g} and a sum of {p.sum():g}"
-            raise ValueError(f"probabilities have {found}; 0 or more are accepted")
+            raise ValueError(
+                f"probabilities have {found}; they must be finite, 0 or more, not all 0"
+            )
         density = cls(len(p))
         logits = (p / p.sum()).clamp_min(torch.finfo(p.dtype).tiny).log()
         density.logits = torch.nn.Parameter(logits)
