@@ -204,6 +204,15 @@ class PolarBasis(Basis):
         H: np.ndarray | None = None,
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
+        """
+        Sum over images, see :meth:`Basis.sums`.
+
+        :param images: As there.
+        :param H: As there.
+        :param device: As there.
+        :return: As there.
+        :raises ValueError: The device has too little memory.
+        """
         if not self.inplane_average:
             return self.coefficient_sums(self.coefficients(images, H))
         if device is None:
