@@ -21,7 +21,7 @@ def check_integer(name: str, value: int, least: int) -> int:
     :param value: Its value.
     :param least: Smallest one accepted.
     :return: The value as a plain integer.
-    :raises ValueError: the value is no integer, or smaller.
+    :raises ValueError: the value is no integer, or smaller than `least`.
     """
     if not isinstance(value, int | np.integer) or value < least:
         raise ValueError(
@@ -67,7 +67,8 @@ def check_kind(name: str, value: object, kind: type) -> None:
 def checked_device(device: str | torch.device) -> torch.device:
     """
     :param device: A torch device or its name.
-    :return: The device, by number if it is a GPU, since "cuda" depends on the thread.
+    :return: The device, with its number if it is a GPU: "cuda" without a number means
+        different GPUs in different threads.
     :raises ValueError: the device does not exist here, or computes no values ("meta").
     """
     try:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ NETWORK = "aspire_mom.Network.1"
 CHECKPOINT = b"aspire_mom.Checkpoint.1\n"
 HEADER_SIZE = len(CHECKPOINT) + 32
 PLAIN = bool | int | float | str
+Network = TypeVar("Network", bound=nn.Module)
 ANEW = "remove it, or name another file, to start anew"
 
 
@@ -143,7 +144,7 @@ def load_npz(path: str | Path) -> dict[str, np.ndarray]:
         try:
             with np.load(file, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
-        except Exception as error:  # damage shows as any of a dozen kinds
+        except Exception as error:  # damaged files raise errors of many classes
             raise ValueError(f"{path} is damaged, or is not an .npz file") from error
 
 
@@ -181,7 +182,7 @@ def save_network(
 
     :param path: File to write, its name ending in .npz.
     :param network: The network.
-    :param kind: Key by which :func:`load_network` selects the network's class.
+    :param kind: Name of the network's class, by which :func:`load_network` finds it.
     :param settings: Arguments of its class, values that JSON can hold.
     :param training_info: How it was trained, values that JSON can hold.
     :param overwrite: Replace an existing file.
@@ -196,13 +197,12 @@ def save_network(
     save_arrays(path, NETWORK, arrays, about, overwrite=overwrite)
 
 
-def load_network(
-    path: str | Path, kinds: Mapping[str, type[nn.Module]]
-) -> tuple[nn.Module, dict]:
+def load_network(path: str | Path, kinds: Mapping[str, type[Network]]) -> Network:
     """
     :param path: What :func:`save_network` wrote.
     :param kinds: Accepted classes of networks, by kind.
-    :return: The network, float32, in evaluation mode; and how it was trained.
+    :return: The network, float32, in evaluation mode, with the attribute
+        `training_info`.
     :raises ValueError: the file is damaged, or holds something else.
     """
     arrays, about = load_arrays(path, NETWORK)
@@ -214,13 +214,14 @@ def load_network(
             )
         network = kinds[kind](**about["settings"])
         network.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
-        return network.eval(), about["how"]
+        network.training_info = about["how"]  # type: ignore[assignment]
+        return network.eval()
 
 
 def digest(*values: object) -> str:
     """
-    :param values: Arrays, tensors, models (whose tensors and plain attributes count),
-        what `repr` shows in full, and lists and dictionaries of these.
+    :param values: Arrays, tensors, models (of which tensors and plain attributes
+        count), lists and dictionaries of these, or objects whose `repr` is complete.
     :return: A short text that differs where a value, shape or type does.
     """
     sha = hashlib.sha256()
@@ -370,7 +371,7 @@ def _checkpoint_files(path: Path) -> dict[Path, int]:
 
 
 def _tensors(value: object) -> object:
-    """The same with tensors in place of arrays, which share memory."""
+    """Replace arrays, also nested ones, by tensors that share their memory."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.asarray(value, order="C"))
     if isinstance(value, dict):

@@ -50,7 +50,7 @@ def gaussian_phantom(L: int = 25, *, seed: int = 0, pixel_size: float = 1.0) -> 
     :return: ASPIRE `Volume` of unit norm, float32.
     """
     rng, scale, thickness = np.random.default_rng(seed), L / 25, 0.0
-    while thickness <= 1.5:
+    while thickness <= 1.5:  # until the centres lie well off one plane
         directions = rng.standard_normal((4, 3))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         centres = directions * rng.uniform(2, 6, (4, 1))

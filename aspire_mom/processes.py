@@ -1,5 +1,6 @@
 """
-Share work among processes that `torchrun` has started; a single process does all.
+Share work among processes that `torchrun` has started. Without `torchrun`, one process
+does all the work.
 
 In an inversion each process evaluates the volume at its share of the quadrature's nodes
 and sends the values to all others; each computes the moments, which costs little. In an
@@ -19,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The process that had started this one when this one joined the others.
+# Process number of the parent at the time of :func:`joined`.
 _parent: int | None = None
 
 
@@ -48,7 +49,8 @@ def is_first() -> bool:
 def joined(device: str | torch.device) -> Iterator[None]:
     """
     Join the processes that `torchrun` has started, if any, while the context lasts.
-    Open it around `MomentInversion(…).estimate()`; :func:`is_first` writes results.
+    Open it around `MomentInversion(…).estimate()`; then write results where
+    :func:`is_first` is true.
 
     :param device: Device of the tensors that are exchanged.
     :yield: Nothing.
@@ -96,8 +98,8 @@ def check_parent() -> None:
 
 def local_rows(n: int) -> slice:
     """
-    :param n: Rows of work.
-    :return: The rows of this process.
+    :param n: Number of rows of an array that all processes compute together.
+    :return: The rows that this process computes.
     """
     each = math.ceil(n / n_processes())
     return slice(*(min(i * each, n) for i in (rank(), rank() + 1)))
@@ -138,7 +140,8 @@ def combine_gradients(
 
 def all_reduce_sum(array: np.ndarray) -> None:
     """
-    Replace an array by its sum over all processes, the same in every run with as many.
+    Replace an array by its sum over all processes. The result is the same in every run
+    with the same number of processes.
 
     :param array: Real or complex numbers, of one shape and type; changed in place.
     """

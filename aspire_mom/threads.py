@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import lru_cache, wraps
 from threading import Event, Lock, Thread
 
-# Libraries are found once they are loaded.
+# threadpoolctl finds only libraries that are loaded.
 import numpy  # noqa: F401
 import scipy.linalg  # noqa: F401
 from threadpoolctl import ThreadpoolController
@@ -74,8 +74,8 @@ def _blas() -> ThreadpoolController:
 
 class _Limit(Thread):
     """
-    A thread that holds the limit: OpenBLAS lets only the thread that set a limit end
-    it, and the thread of the first context may be busy when the last one closes.
+    A thread that sets the limit and ends it. OpenBLAS accepts the end of a limit only
+    from the thread that set it, and contexts may open and close in different threads.
     """
 
     def __init__(self):

@@ -82,12 +82,12 @@ def train_network(
     """
     Minimise a loss over a network's parameters by AdamW, with gradients clipped to norm
     1. The network ends in evaluation mode, with the parameters of the best validation.
-    Resumed training ends where uninterrupted training does, if `loss` depends on
+    Resumed training has the same result as uninterrupted training if `loss` depends on
     nothing but the network and the step's number.
 
     :param network: The network, on the device to use. Its `settings` identify it.
     :param training: Settings of the training.
-    :param loss: Loss of the problems of a step, from the step's number.
+    :param loss: Function of a step's number that returns the loss of its problems.
     :param validate: Loss over the validation's problems, and other errors by name;
         called without gradients, the network in evaluation mode.
     :param checkpoint: File that keeps the state; training goes on from an existing one.
@@ -119,7 +119,7 @@ def train_network(
         optimizer.zero_grad()
         loss(step).backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
-        # One problem among millions may overflow single precision.
+        # Skip a step in which one problem among millions overflows single precision.
         if torch.isfinite(norm):
             optimizer.step()
         step += 1

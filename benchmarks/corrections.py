@@ -108,7 +108,7 @@ def shifts(
     report("white noise, no shifts", clean + noise, exact)
     report(f"shifts of {SHIFT_STD:g} pixels left out", noisy, exact)
     std = SHIFT_STD / L
-    model = Shifts(exact.basis.n_rings, exact.basis.max_order, most=std)
+    model = Shifts(exact.basis.n_rings, exact.basis.max_order, max_std=std)
     first, second = model(
         torch.from_numpy(exact.first), torch.from_numpy(exact.second), std
     )

@@ -129,8 +129,8 @@ def test_networks_come_back(tmp_path):
     network.running_mean += 0.1
     network.num_batches_tracked += 7
     save_network(path, network, "norm", {"num_features": 3}, {"steps": 5})
-    found, how = load_network(path, {"norm": torch.nn.BatchNorm1d})
-    assert how == {"steps": 5}
+    found = load_network(path, {"norm": torch.nn.BatchNorm1d})
+    assert found.training_info == {"steps": 5}
     assert not found.training
     for name, value in network.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name

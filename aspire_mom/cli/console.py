@@ -130,12 +130,12 @@ class Command(click.Command):
             import aspire  # noqa: F401, its log must exist before it is moved
 
             with _logs_on_stderr(), warnings.catch_warnings():
-                # mrcfile warns of marks that not all programs write in MRC headers;
-                # what makes a file unusable is an error here.
+                # mrcfile warns of unusual MRC headers, which do no harm. Files that
+                # cannot be used raise errors.
                 warnings.filterwarnings("ignore", module="mrcfile")
                 return super().invoke(ctx)
         except OSError as error:
-            # Python's own errors have the reason and the file apart.
+            # Errors of the operating system hold the reason and the file separately.
             reason = (error.strerror, error.filename) if error.filename else error.args
             message = ": ".join(str(part) for part in reason)
         except (ValueError, FloatingPointError) as error:
@@ -179,8 +179,8 @@ class LazyGroup(Group):
     """
     A group that imports the module of a command when the command is asked for.
 
-    By name of each command, `modules` has the module in `aspire_mom.cli` that defines
-    it, and what the `--help` of the group says of it.
+    `modules` maps the name of each command to the module in `aspire_mom.cli` that
+    defines it, and to its line in the help of the group.
     """
 
     def __init__(self, *, modules: dict[str, tuple[str, str]], **options: object):
@@ -204,11 +204,9 @@ class LazyGroup(Group):
 
 def _configure_aspire() -> None:
     """
-    Keep ASPIRE from writing to the working directory once it is imported: by default it
-    makes ./logs, and its `sys.excepthook` writes ./aspire.err.log. It gets a
-    configuration folder with the user's settings and, for those that the user has not
-    made, logs in a temporary folder, Python's own excepthook, and progress bars on
-    terminals only.
+    Keep ASPIRE from writing ./logs and ./aspire.err.log once it is imported. Where the
+    user's configuration does not say otherwise, send its logs to a temporary folder,
+    keep Python's own excepthook, and show progress bars on terminals only.
     """
     if "aspire" in sys.modules:
         return

@@ -48,7 +48,7 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
     console.check_outputs([out / name for name in FILES], overwrite)
     aspire_mom.checks.checked_device(device)
     phantoms, times = aspire_mom.phantoms, [time.perf_counter()]
-    # Different seeds: with one, the views' means would lie on the Gaussians.
+    # With one seed for both, the density would peak in the directions of the Gaussians.
     truth = phantoms.gaussian_phantom(L, seed=seed)
     density = aspire_mom.VonMisesFisherMixture.random(seed=seed + 1)
     rotations = density.sample(images, seed=seed + 2)
@@ -66,7 +66,7 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
 
     views = comparison.align_views(found.quadrature.views)
     true = found.quadrature.view_weights * density.pdf(views)
-    # 500 images tell the SNR to a few per cent.
+    # 500 images determine the SNR to a few per cent.
     snr = float(source.true_snr(sample_n=min(500, images)))
     report = {
         **comparison.summary(),

@@ -37,8 +37,8 @@ class NumberOrAuto(click.ParamType):
 @click.option(
     "--data-folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that paths of stacks start from.  [default: the first that has the"
-    " first stack: the STAR file's, those above it, the current one]",
+    help="Folder to which paths of stacks are relative.  [default: the STAR file's, one"
+    " above it, or the current one: the first in which the first stack is found]",
 )
 @click.option("--first", type=console.COUNT, help="Only this many particles.")
 @click.option(
@@ -97,7 +97,7 @@ class NumberOrAuto(click.ParamType):
     "--batch-size",
     type=console.COUNT,
     default=512,
-    help="Images per batch, of which each core has one. Reduce it if memory is short.",
+    help="Images per batch. Each core holds one batch; reduce it if memory is short.",
 )
 @console.device_option
 @click.option(
@@ -125,8 +125,8 @@ def moments(
     """
     Average the moments of PARTICLES, a RELION STAR file, in one pass.
 
-    Files of RELION 3.0 to 5 are read, and cryoSPARC's as pyem's csparc2star.py converts
-    them. Angles in the file are not used; CTFs are corrected for and origins centred.
+    PARTICLES may be of RELION 3.0 to 5, or of cryoSPARC, converted by csparc2star.py of
+    pyem. Angles in the file are not used; CTFs are corrected for and origins centred.
     A summary of the particle file (particles, CTFs, shifts) is printed to stderr before
     averaging starts. The noise is estimated from the pixels outside the inscribed disc,
     and its share of the second moment is removed.
@@ -159,14 +159,14 @@ def moments(
                 f"--downsample is {downsample}; the images have {source.L} pixels"
             )
         source = source.downsample(downsample)
-    coefficients = getattr(aspire_mom, BASES[basis])(source.L)
+    images_basis = getattr(aspire_mom, BASES[basis])(source.L)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     third = None
     if third_rings is not None:
-        third = aspire_mom.ThirdMomentBasis.rings(coefficients, third_rings)
+        third = aspire_mom.ThirdMomentBasis.rings(images_basis, third_rings)
     estimator = aspire_mom.MomentEstimator(
         source,
-        coefficients,
+        images_basis,
         noise=aspire_mom.Noise(spectrum="corners" if noise == "coloured" else None),
         corrections=aspire_mom.CorrectionOptions(
             phase_flipped=read.phase_flipped or None, **corrections
@@ -192,7 +192,7 @@ def moments(
                 estimator.estimate_with_halves() if halves else [estimator.estimate()]
             )
         except KeyboardInterrupt as error:
-            what = "the same command goes on" if resume else "--resume keeps the sums"
+            what = "the same command goes on" if resume else "--resume would keep sums"
             raise click.ClickException(f"interrupted; {what}") from error
         if not processes.is_first():
             return

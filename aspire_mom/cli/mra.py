@@ -35,7 +35,7 @@ def mra() -> None:
     default=(1, 2, 3),
     help="Gaussians in v and in ρ; may be given several times.",
 )
-@click.option("--n", type=click.IntRange(min=8), default=41)
+@click.option("--n", type=click.IntRange(min=8), default=41, help="Samples of v and ρ.")
 @click.option("--steps", "n_steps", type=console.COUNT, default=7000)
 @click.option(
     "--batch-size",
@@ -60,10 +60,10 @@ def train_command(
     out: Path, encoder: str, n: int, device: str, overwrite: bool, **options
 ) -> None:
     """
-    Train an encoder on problems drawn as it goes, and write its weights.
+    Train an encoder on problems drawn while it runs, and write its parameters.
 
-    Progress is kept in a file beside the weights whose name ends in .checkpoint: the
-    same command goes on where a stopped one was.
+    Progress is kept beside OUT in OUT.checkpoint: the same command goes on where a
+    stopped one was.
 
     \b
     Example:
@@ -147,7 +147,11 @@ def solve_command(
 @mra.command("benchmark")
 @click.option("--gaussians", type=click.IntRange(1, 3), default=2)
 @click.option("--instances", type=console.COUNT, default=50)
-@click.option("--observations", type=console.COUNT, help="N.  [default: exact moments]")
+@click.option(
+    "--observations",
+    type=console.COUNT,
+    help="Observations of each signal.  [default: exact moments]",
+)
 @click.option("--sigma", type=console.Positive(), default=1.0)
 @click.option(
     "--scale",

@@ -135,17 +135,17 @@ def _in_boxes(radius: float, moments: Moments) -> float:
 def _estimated(
     inversion: MomentInversion, checkpoint: Path, overwrite: bool
 ) -> Reconstruction:
-    """Run an inversion, which starts anew where its checkpoint is of something else and
-    may be overwritten."""
+    """Run an inversion. If its checkpoint is of something else, start anew where
+    `overwrite` allows it."""
     try:
         try:
             return inversion.estimate()
         except aspire_mom.files.InvalidCheckpoint as error:
             if not overwrite:
                 raise ValueError(f"{error}, or pass --overwrite") from error
-        aspire_mom.processes.wait()  # until all have read it
+        aspire_mom.processes.wait()  # until all processes have read the checkpoint
         checkpoint.unlink(missing_ok=True)
-        aspire_mom.processes.wait()  # so that none reads it again
+        aspire_mom.processes.wait()  # until it is gone for all of them
         return inversion.estimate()
     except KeyboardInterrupt as error:
         raise click.ClickException(

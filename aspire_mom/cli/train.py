@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 @console.run_options
 def train(out: Path, gaussians: int, device: str, overwrite: bool, **options) -> None:
     """
-    Train an encoder that finds a volume and a density of views from moments at once.
+    Train an encoder that predicts a volume and a density of views from moments.
 
-    It learns on random Gaussian mixtures and protein-like chains, drawn as it goes.
-    Progress is kept in a file beside the weights whose name ends in .checkpoint: the
-    same command goes on where a stopped one was.
+    Training problems, random Gaussian mixtures and protein-like chains, are drawn while
+    it runs. Progress is kept beside OUT in OUT.checkpoint: the same command goes on
+    where a stopped one was.
 
     \b
     Example:

@@ -20,9 +20,9 @@ from aspire_mom.processes import all_gather_rows, local_rows
 from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes import FourierVolume
 
-# Fourier values evaluated at once: a CPU's cache must hold a network's layers, and a
-# GPU needs more to be busy.
-POINTS_PER_CHUNK = {"cpu": 2**12, "elsewhere": 2**14}
+# Fourier values evaluated at once: few enough for a CPU's cache to hold a network's
+# layers, and on a GPU enough to keep it busy.
+POINTS_PER_CHUNK = {"cpu": 2**12, "gpu": 2**14}
 # Up to this many points, a network's intermediate values are kept for the gradient (1.5
 # GB for the paper's network); above it, the backward pass evaluates each chunk again.
 POINTS_KEPT = 2**17
@@ -32,8 +32,8 @@ class CartesianForward(torch.nn.Module):
     """
     Slices and moments of all Fourier pixels by eq. 20, for any density on SO(3).
 
-    In-plane angles that differ by 90° have the same points of the slice, so if their
-    number is a multiple of four, a quarter of the nodes is evaluated.
+    A turn by 90° maps pixels to pixels, so if the number of in-plane angles is a
+    multiple of four, the volume is evaluated for a quarter of the nodes only.
 
     :param basis: `CartesianBasis` of the moments.
     :param quadrature: Nodes on SO(3), view-major.
@@ -58,7 +58,8 @@ class CartesianForward(torch.nn.Module):
         rotations = torch.from_numpy(quadrature.rotations.matrices)
         rotations = rotations.unflatten(0, (-1, n))[:, : self.n_angles]
         self.register_buffer("rotations", rotations.flatten(0, 1))
-        # Where Rz(90°) takes each pixel: the pair, and -1 if to its second pixel.
+        # Rz(90°) takes pair i to pair turn[i]. Where it takes the first pixel of a pair
+        # to a second one, the value is conjugated: flip[i] = -1 is its imaginary sign.
         L = basis.L
         x, y = frequencies[pixels].T.round().long()
         turned = (x + L // 2) * L - y + L // 2
@@ -98,12 +99,6 @@ class CartesianForward(torch.nn.Module):
     def forward(
         self, volume: FourierVolume, probabilities: Tensor, std: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """
-        :param volume: The volume model.
-        :param probabilities: Weights of the quadrature's nodes, (n,).
-        :param std: Standard deviation of shifts where the constructor had None.
-        :return: First moment (L²,) and second (L², L²), complex.
-        """
         half = self._half_slices(volume)
         slices = half.new_zeros((self.n_nodes, self.L**2))
         slices[:, self.friedel_mates] = half.conj()
@@ -177,11 +172,6 @@ class CartesianLoss(torch.nn.Module):
         return (first + tiny).sqrt(), (second + tiny).sqrt().to(first.dtype)
 
     def forward(self, slices: Tensor, probabilities: Tensor) -> Tensor:
-        """
-        :param slices: Of :meth:`CartesianForward.slices`, (n, n_kept).
-        :param probabilities: Weights of the nodes, (n,).
-        :return: The loss, a real scalar.
-        """
         first, second = self.relative_errors(slices, probabilities)
         return first + self.lam * second
 
@@ -214,17 +204,17 @@ def in_chunks(
     points: Tensor,
 ) -> Tensor:
     """
-    Evaluate rows × points in chunks that fit into cache. Gradients are those of the
-    volume's variables alone.
+    Evaluate rows × points in chunks that fit into cache. Only the volume's variables
+    get gradients.
 
     :param volume: The volume model.
-    :param evaluate: Its method, (rows (r, ...), points (p, ...)) ↦ (r, p), complex.
+    :param evaluate: A method of it, (rows (r, ...), points (p, ...)) ↦ (r, p), complex.
     :param rows: Rows (n, ...).
     :param points: Points (p, ...).
     :return: Values (n, p).
     """
-    where = "cpu" if rows.device.type == "cpu" else "elsewhere"
-    chunks = rows.split(max(1, POINTS_PER_CHUNK[where] // len(points)))
+    device = "cpu" if rows.device.type == "cpu" else "gpu"
+    chunks = rows.split(max(1, POINTS_PER_CHUNK[device] // len(points)))
     variables = [v for v in volume.variables() if v.requires_grad]
     kept = len(rows) * len(points) <= POINTS_KEPT and torch.is_grad_enabled()
     return _InChunks.apply(

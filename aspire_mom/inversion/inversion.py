@@ -35,7 +35,7 @@ from aspire_mom.volumes import BallHarmonics, FourierNet, FourierVolume, Gaussia
 logger = logging.getLogger(__name__)
 
 LOG_DENSITY_DEGREE = 6
-# Numbers of Gaussians of the starts in turn.
+# Number of Gaussians in a start, chosen by its seed.
 STARTING_SIZES = (3, 4, 6, 8)
 STARTING_SIGMA = 0.1
 # Wide enough for the few shells that moments determine, and quick.
@@ -214,7 +214,8 @@ class MomentInversion:
         """
         moments, inner = self.moments, self._cut(n_rings)
         forward = self._forward(inner)
-        # `CartesianLoss` has no pairs of pixels, which shifts and information need.
+        # `CartesianLoss` never forms the second moment, whose entries shifts and
+        # information change one by one.
         pairs = moments.shift_std != 0 or moments.second_information is not None
         fast = isinstance(forward, CartesianForward) and not pairs
         if fast and self.loss.weighting == "none":
@@ -288,7 +289,7 @@ class MomentInversion:
 
     @cached_property
     def _final_problem(self) -> LevelProblem:
-        """The last level; cached because preparing Cartesian moments takes seconds."""
+        # Cached because preparing Cartesian moments takes seconds.
         return self.problem(self.n_rings)
 
     @cached_property

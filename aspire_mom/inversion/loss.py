@@ -26,11 +26,11 @@ class MomentLoss(torch.nn.Module):
 
     - "none": ‖M̂¹ - M¹‖ + λ ‖M̂² - M²‖, eq. 28, in the basis's norms and divided by those
       of the estimates.
-    - "rings": the squares of relative errors after every stored entry is divided by the
-      RMS that follows from the powers of its rings.
-    - "noise": Σ |M̂ - M|² / variance, where the variance is the squared standard error
-      plus the square of 0.3 % of the rings' RMS, for errors of the model (alone, for
-      exact moments): minus twice the log-likelihood, if errors were independent.
+    - "rings": the sum of both squared relative errors, ‖M̂¹ - M¹‖² + λ ‖M̂² - M²‖²,
+      where each entry is divided by the RMS that the powers of its rings imply.
+    - "noise": Σ |M̂ - M|² / variance, which is −2 log-likelihood if errors are
+      independent. The variance is the squared standard error (0 for exact moments) plus
+      the square of 0.3 % of the rings' RMS, an allowance for errors of the model.
 
     :param moments: The estimates.
     :param inner: The part of the basis in use, from `Basis.cut`; by default all of it.
@@ -75,9 +75,10 @@ class MomentLoss(torch.nn.Module):
                 error = getattr(moments, f"{name}_error")
                 if error is not None:
                     variance = variance + (basis.cut_array(error, inner) / unit) ** 2
-                # A complex number counts 2 |difference|² / variance. Pixels k and -k
-                # are one number, and so are an entry of the second moment and its
-                # transpose. An entry of an order m > 0 stands for -m as well.
+                # An independent complex number adds 2 |difference|² / variance. Entries
+                # of the first moment come in conjugate pairs, which share this, and
+                # entries of the second moment in conjugate and transposed pairs. An
+                # entry of an order m > 0 also stands for its conjugate, order -m.
                 weights = (relative > 0) / variance / (k + 1)
                 if value.ndim > k + 1:
                     weights[1:] *= 2

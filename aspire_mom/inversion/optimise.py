@@ -75,7 +75,8 @@ def minimise(
     :param status: Called every few steps; returning True stops.
     :param state: A state that `save` received, to resume from.
     :param save: Called every few steps with a state to resume from.
-    :param split: Parameters whose gradients :func:`combine_gradients` adds up.
+    :param split: Parameters of a model that each process evaluates in part (see
+        :func:`combine_gradients`).
     :return: The final loss.
     :raises StoppedByUser: `status` returned True; the parameters keep their values.
     :raises FloatingPointError: The loss is not finite.

@@ -33,9 +33,9 @@ def paper_inversion(
     probabilities from the encoder ξ_θ^ρ and the volume a `FourierNet`, both optimised
     by Adam on eq. 28, with learning rate 1e-5 and then 1e-6.
 
-    The paper leaves open the following. λ is 1 with each norm divided by that of the
-    estimate. `FourierNet` has 128 wide layers, ω = 5, the strongest RMS of the three
-    innermost rings as its scale, and frequencies up to the corners of the Fourier
+    The paper does not say the following. λ is 1, and each norm is divided by that of
+    the estimate. `FourierNet` has layers of width 128, ω = 5, the largest RMS of the
+    three innermost rings as its scale, and frequencies up to the corners of the Fourier
     square, √2 · n/2 cycles per box.
 
     :param moments: Moments in a `CartesianBasis`.

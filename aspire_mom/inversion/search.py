@@ -53,7 +53,8 @@ class LevelProblem(NamedTuple):
         :param volume: Volume model.
         :param density: Density model.
         :param shift_std: Standard deviation of shifts, pixels, where it is unknown.
-        :return: The loss, plus the density's penalty if it is −2 log-likelihood.
+        :return: The loss; where that is −2 log-likelihood, the density's penalty is
+            added.
         """
         probabilities = self.probabilities(volume, density)
         if isinstance(self.loss, CartesianLoss):
@@ -90,20 +91,20 @@ class Candidate(nn.Module):
     :param seed: Seed of its random volume.
     :param volume: Volume model.
     :param density: Density model.
-    :param shifts: The standard deviation of the images' shifts is unknown, and found.
+    :param find_shift_std: Whether to find the standard deviation of the images' shifts.
     """
 
-    #: Loss at its last level. The criterion is Akaike's, loss + 2 p for p parameters of
-    #: the volume, where the loss is −2 log posterior; else the loss.
+    #: Loss on the last level so far. Where the loss is −2 log posterior, the criterion
+    #: is Akaike's, loss + 2 p for p parameters of the volume; otherwise it is the loss.
     loss = criterion = math.inf
 
     def __init__(
-        self, seed: int, volume: FourierVolume, density: nn.Module, shifts: bool
+        self, seed: int, volume: FourierVolume, density: nn.Module, find_shift_std: bool
     ):
         super().__init__()
         self.seed, self.volume, self.density = seed, volume, density
         first = torch.tensor(FIRST_SHIFT_STD / SHIFT_UNIT)
-        self.shift_std = nn.Parameter(first) if shifts else None
+        self.shift_std = nn.Parameter(first) if find_shift_std else None
         #: Stages so far: dicts of stage, n_rings, loss and criterion.
         self.history: list[dict] = []
 
@@ -182,7 +183,7 @@ class Search(NamedTuple):
 
         :param candidate: The candidate, changed in place.
         :param problem: The level.
-        :param label: What tells the stage from others on this level.
+        :param label: End of the stage's name.
         :param n_steps: Number of steps.
         """
         volume, density = candidate.volume, candidate.density

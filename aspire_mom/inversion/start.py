@@ -1,4 +1,4 @@
-"""What moments tell before a search, and what a trained encoder predicts."""
+"""How inversions start: defaults from the moments, and a trained encoder."""
 
 from __future__ import annotations
 

@@ -32,9 +32,7 @@ def load_weights(path: str | Path) -> nn.Module:
     :raises FileNotFoundError: no such file.
     :raises ValueError: the file is damaged or of another kind.
     """
-    encoder, training_info = load_network(path, KINDS)
-    encoder.training_info = training_info  # type: ignore[assignment]
-    return encoder
+    return load_network(path, KINDS)
 
 
 def pretrained(name: str = "mixture") -> nn.Module:

@@ -116,10 +116,7 @@ class StartEncoder(nn.Module):
         :return: The encoder, float32, for evaluation, with the attribute
             `training_info`.
         """
-        encoder, training_info = load_network(path, {cls.__name__: cls})
-        assert isinstance(encoder, cls)
-        encoder.training_info = training_info
-        return encoder
+        return load_network(path, {cls.__name__: cls})
 
     def features(self, first: Tensor, second: Tensor, power_error: Tensor) -> Tensor:
         """

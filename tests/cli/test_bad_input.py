@@ -237,7 +237,7 @@ def test_contradicting_voxel_size_names_both(tmp_path, volume):
 @pytest.mark.parametrize(
     ("other", "word"),
     [
-        (gaussian_phantom(L + 1, pixel_size=PIXEL_SIZE), "same number"),
+        (gaussian_phantom(L + 1, pixel_size=PIXEL_SIZE), "must be the same"),
         (gaussian_phantom(L, pixel_size=1.5), "1.5 Å"),
     ],
 )
