@@ -23,14 +23,16 @@ class Basis(ABC):
     several *orders* m ≥ 0 at each frequency, where m > 0 stands for -m too. A Cartesian
     basis has one.
 
-    CTFs are corrected for by least squares, entry by entry. For images f = H c + noise,
+    CTFs are corrected for by least squares, entry by entry. An image with CTF H has the
+    coefficients g = H f + noise. On average, with sums over images,
 
-        Σ H(k) f(k)              = Σ H(k)²         E c(k)
-        Σ H(k) H(k') f(k) f(k')* = Σ H(k)² H(k')² E c(k) c(k')* + noise.
+        Σ H(k) g(k)              = Σ H(k)²         E f(k)
+        Σ H(k) H(k') g(k) g(k')* = Σ H(k)² H(k')² E f(k) f(k')* + noise.
 
-    The sums over images of squared H, called *information* here, are (n,) for the first
-    moment and (n_harmonics, n, n) for the second: Fourier coefficients of even order 0,
-    2, … in the angle between k and k' (only order 0 if all H are radial).
+    The factors before E are called *information* here. That of the first moment has
+    the shape (n,). That of the second is stored as its Fourier coefficients of order
+    0, 2, … in the angle between k and k', (n_harmonics, n, n); n_harmonics is 1 if all
+    H are radial.
     """
 
     #: Pixels along an image's edge.
@@ -41,7 +43,7 @@ class Basis(ABC):
     max_order: int
     #: Whether moments are averaged over in-plane angles.
     inplane_average: bool
-    #: What a frequency is called in figures.
+    #: Name of a frequency in figures.
     frequency_name: str
     #: Shape of first moments.
     first_shape: tuple[int, ...]
@@ -62,7 +64,7 @@ class Basis(ABC):
     corrects_astigmatism: bool
     #: The largest frequency in use, cycles per box.
     largest_frequency: float
-    #: Number of even angular orders of CTFs that matter; 1 where they are not used.
+    #: Largest n_harmonics that the basis can use; 1 if it needs no angular orders.
     max_harmonics: int
 
     @property
@@ -111,7 +113,7 @@ class Basis(ABC):
     def image(self, first: np.ndarray) -> np.ndarray | None:
         """
         :param first: First moment.
-        :return: The same as a picture of Fourier space (L, L), if it is one.
+        :return: Its values on the Fourier pixels (L, L); None for a polar basis.
         """
         return None
 
@@ -127,7 +129,7 @@ class Basis(ABC):
         """
         :param n_rings: Number of rings to keep at most; None for all.
         :param max_order: Largest order to keep at most; None for all.
-        :return: The basis of these; a Cartesian basis itself.
+        :return: The basis with these rings and orders; a Cartesian basis is not cut.
         """
 
     @abstractmethod
@@ -197,7 +199,7 @@ class Basis(ABC):
     def entry_scales(self, rms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
         :param rms: Square roots of :meth:`ring_power`.
-        :return: The RMS of the moments' entries that follows, of the moments' shapes.
+        :return: The RMS to expect in each entry of the first and second moment.
         """
 
     # Sums over images
@@ -296,7 +298,8 @@ class Basis(ABC):
     def expand(self, information: np.ndarray) -> np.ndarray:
         """
         :param information: Information of pairs of frequencies, (·, n, n).
-        :return: Its mean over the angle between them, broadcast to the second moment.
+        :return: Its mean over the angle between two frequencies, of a shape that
+            broadcasts to the second moment.
         """
         return self._aligned(information)[0].real
 
@@ -322,7 +325,7 @@ class Basis(ABC):
         return divide(second, self._aligned(information), n_images)
 
     def _aligned(self, information: np.ndarray) -> np.ndarray:
-        """Information whose axes behind the first are those of the second moment."""
+        """Reshape information (·, n, n) to broadcast to second moments."""
         return information
 
     def _set_integers(self, **least: int) -> None:

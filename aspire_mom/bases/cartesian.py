@@ -113,8 +113,8 @@ class CartesianBasis(Basis):
         H: np.ndarray | None = None,
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
-        # Sum x xᵀ over pixels, which is real and takes no transform per batch, and
-        # |f|² |f'|² over half of the frequencies.
+        # Sum x xᵀ of the pixels x, which is real and needs no transform per batch, and
+        # |f|² |f'|² for the half of the frequencies that rfft2 returns.
         images = check_images(images, self.L)
         if H is not None:
             filtered = fft.centered_fft2(images) * H.astype(images.dtype)
@@ -128,7 +128,7 @@ class CartesianBasis(Basis):
         image, gram, power = sums
         L = self.L
         second = _transformed(gram.reshape(L, L, L, L))
-        # The frequency ±(kx, ky) of each pixel that rfft2 has.
+        # Index in rfft2's output of (kx, ky) or (-kx, -ky).
         kx, ky = self.frequencies.T
         sign = np.where(kx < 0, -1, 1)
         half_plane = (sign * ky) % L * (L // 2 + 1) + sign * kx

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Entries that fewer images than this share of all determine are set to zero.
+# Entries with less information than this share of the images' number are set to zero.
 LEAST_SHARE = 1e-8
 # Limit and relative residual at which the iteration in `divide` stops.
 MAX_ITERATIONS = 50
@@ -45,10 +45,12 @@ def multiply(values: np.ndarray, information: np.ndarray) -> np.ndarray:
 
 def divide(values: np.ndarray, information: np.ndarray, n_images: int) -> np.ndarray:
     """
-    :param values: What :func:`multiply` returned.
-    :param information: What it was given.
+    Invert :func:`multiply`.
+
+    :param values: Orders 0, 1, … of the product along the first axis.
+    :param information: Even orders 0, 2, … of information along it.
     :param n_images: As for :func:`solve_entries`.
-    :return: The values that it was given.
+    :return: Orders of the values before multiplication.
     """
     if len(information) == 1:
         return solve_entries(values, information[0].real, n_images)

@@ -14,9 +14,9 @@ Chunk = tuple[np.ndarray, np.ndarray | float]
 
 class NoiseTransforms:
     """
-    Images whose sum Σ w f f*, with weights w, is the second moment of noise. Methods
-    yield them in chunks: their Fourier transforms on half rings, (n, points), and w, a
-    number or (n,).
+    Express second moments of noise as weighted sums Σ w f f* over fixed images. Each
+    method yields, in chunks, the Fourier transforms of such images on half rings,
+    (n, points), and their weights w, a number or (n,).
 
     :param L: Pixels along an image's edge.
     :param half_rings: kx and ky of the points, radians per pixel.
@@ -30,7 +30,7 @@ class NoiseTransforms:
 
     def white(self, averaged: bool) -> Iterator[Chunk]:
         """
-        White noise of unit variance, as impulses.
+        Yield images for white noise of unit variance.
 
         Without averaging, these are unit impulses in all pixels. Averaged over in-plane
         angles, the second moment Σ_x J_m(2πr|x|/L) J_m(2πr'|x|/L) is a sum over pixels
@@ -67,9 +67,9 @@ class NoiseTransforms:
 
     def nyquist(self) -> Iterator[Chunk]:
         """
-        The Nyquist row's and column's share of white noise. Its covariance is
-        I - P ⊗ P = I ⊗ a aᵀ + a aᵀ ⊗ P, with a the wave of the Nyquist frequency and
-        P = I - a aᵀ.
+        Yield images for the part of white noise that lies on the Nyquist row and
+        column. Its covariance is I - P ⊗ P = I ⊗ a aᵀ + a aᵀ ⊗ P, where a is the wave
+        of the Nyquist frequency and P = I - a aᵀ.
 
         :yield: Chunks of transforms and their weights.
         """
@@ -87,7 +87,7 @@ class NoiseTransforms:
 
     def stationary(self, spectrum: np.ndarray, nyquist: bool) -> Iterator[Chunk]:
         """
-        Noise of a power spectrum: cos(ω·x) and sin(ω·x), cut to the image.
+        Yield images for noise of a power spectrum: cos(ω·x) and sin(ω·x).
 
         :param spectrum: As for `Basis.stationary_noise_second`.
         :param nyquist: As for `Basis.stationary_noise_second`.

@@ -146,7 +146,7 @@ class PolarBasis(Basis):
 
     @cached_property
     def n_angles(self) -> int:
-        """:return: Number of samples on half a ring for aliases below 1e-10."""
+        """:return: Number of samples on half a ring that keeps aliases below 1e-10."""
         # A pixel at a distance d from the centre has orders up to about 2πrd/L.
         corner = math.sqrt(2) * math.pi * (self.n_rings - 1)
         return math.ceil((self.max_order + corner + 4 + 7 * corner ** (1 / 3)) / 2)
@@ -187,7 +187,7 @@ class PolarBasis(Basis):
         :param half: Half rings (n, n_rings, n_angles) of Fourier values / (2 n_angles).
         :return: Coefficients c (n, max_order + 1, n_rings).
         """
-        # The other half is the conjugate.
+        # Real images: opposite points of a ring have conjugate values.
         rings = np.concatenate((half, half.conj()), axis=-1)
         orders = scipy.fft.fft(rings, overwrite_x=True)
         return orders[..., : self.max_order + 1].transpose(0, 2, 1)
@@ -204,19 +204,15 @@ class PolarBasis(Basis):
         H: np.ndarray | None = None,
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
-        """
-        Sum over images, see :meth:`Basis.sums`.
-
-        :param images: As there.
-        :param H: As there.
-        :param device: As there.
-        :return: As there.
-        :raises ValueError: The device has too little memory.
-        """
         if not self.inplane_average:
             return self.coefficient_sums(self.coefficients(images, H))
         if device is None:
             return averaged_sums(*self._parts(check_images(images, self.L), H))
+        return self._sums_on(device, images, H)
+
+    def _sums_on(
+        self, device: torch.device, images: np.ndarray, H: np.ndarray | None
+    ) -> tuple[np.ndarray, ...]:
         try:
             with full_precision():
                 sums = averaged_sums(*self._parts(images, H, device))

@@ -28,12 +28,11 @@ class PolarTransform:
 
     At the crossings of rings with a line of constant ky, the image's transform
     separates into a 1-D transform along y, shared by all rings, and a 1-D transform
-    along x. Rows of the matrices then have O(L) entries instead of O(L²). Lines are
-    dense enough that a ring's crossings with |ky| ≤ |kx|, and those with lines of
-    constant kx, i.e. of constant ky in the image mirrored in x = y, determine its
-    coefficients: they are at most half a period of the highest order apart. A
-    pseudo-inverse for each ring gives the coefficients, exact to rounding. The work
-    grows as L³.
+    along x. Rows of the matrices then have O(L) entries instead of O(L²). Crossings
+    with |ky| ≤ |kx| are used. The image mirrored in x = y has the crossings with lines
+    of constant kx. Lines are so dense that neighbouring crossings on a ring are at most
+    half a period of its highest order apart. They determine its coefficients, which a
+    pseudo-inverse for each ring computes, exact to rounding. The work grows as L³.
 
     The square's symmetries save work. Images are split into parts even and odd in x and
     y, with a quarter of the pixels and real transforms (oe: odd in x, even in y):
@@ -42,9 +41,9 @@ class PolarTransform:
         ee = 2 Σ Re c[m] cos mθ,  oo =  2 Σ Im c[m] sin mθ    over even m (m = 0 once),
         oe = -2 Σ Im c[m] cos mθ, eo = -2 Σ Re c[m] sin mθ    over odd m.
 
-    Mirroring in x = y turns θ into π/2 - θ. Sums and differences of ee or oo and its
-    mirror image have every fourth order only, and mirrored oe gives oe in the other
-    octant.
+    Mirroring in x = y replaces θ by π/2 - θ. So sums and differences of ee or oo and
+    its mirror image have every fourth order only, and the transform of the mirrored eo
+    or oe on one octant is that of eo or oe itself on the other.
 
     :param L: Pixels along an image's edge.
     :param n_rings: Number of rings.

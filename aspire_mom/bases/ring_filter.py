@@ -14,8 +14,8 @@ class RingFilter:
 
     H are real functions of period π along rings, with orders 0, 2, …, K - 1, given at
     angles πj/K, K odd. Orders of H F up to M depend on orders of F up to M + K - 1. H
-    and F are multiplied on n angles of a half ring, enough for each block of rings that
-    aliases of the product fall above the orders that are returned.
+    and F are multiplied at n angles on half a ring. n is chosen for each block of rings
+    such that aliases of the product fall above the orders that are returned.
 
     Since c[-m] = (-1)^m conj c[m], even orders make up the real part of F and odd
     orders its imaginary part, so real matrices suffice:

@@ -147,10 +147,10 @@ class Command(click.Command):
         command-line options."""
         for option in self.params:
             if isinstance(option, click.Option):
-                name, negated = option.name, option.name.removeprefix("ignore_")
+                name = option.name
                 in_message = (
                     rf"^{name}(?= is )|(?<=pass ){name}(=True)?\b"
-                    rf"|(?<=pass a smaller ){name}\b|(?<=pass ){negated}=False\b"
+                    rf"|(?<=pass a smaller ){name}\b"
                 )
                 message = re.sub(in_message, max(option.opts, key=len), message)
         return message

@@ -21,13 +21,12 @@ MAX_VARIANCE_ERROR = 0.05
 
 def is_dark(moments: Moments) -> bool:
     """
-    ASPIRE's CTF is negative at low frequencies, where RELION's is positive, so
-    correcting bright particles of RELION's for it leaves them dark: then the mean image
-    is darker in the middle than around it. Turned by all angles, it is
-    Σ_r 2πr f(r) J_0(2πr|x|/L) up to a factor.
+    Compare the middle of the mean image with its surroundings. Images with bright
+    molecules from RELION become dark when corrected for ASPIRE's CTF, which is negative
+    at low frequencies, where RELION's is positive.
 
     :param moments: Moments of images that were corrected for CTFs.
-    :return: Whether molecules are dark.
+    :return: Whether the middle is darker.
     """
     basis = moments.basis
     profile = basis.ring_mean(basis.order_zero(moments.first).real)
@@ -38,6 +37,7 @@ def is_dark(moments: Moments) -> bool:
         power = profile**2
         total = power + basis.ring_error(basis.order_zero(moments.first_error)) ** 2
         weights *= np.divide(power, total, where=total > 0, out=np.zeros_like(power))
+    # The mean image averaged over in-plane angles is Σ_r 2πr f(r) J_0(2πr|x|/L).
     distances = np.linspace(0, 1, 101)
     image = j0(np.pi * np.outer(distances, r)) @ (weights * profile)
     inside, around = (
@@ -50,7 +50,7 @@ def is_dark(moments: Moments) -> bool:
 def inverted(moments: Moments) -> Moments:
     """
     :param moments: Moments of images.
-    :return: Those of their negatives.
+    :return: Moments of the same images with inverted contrast.
     """
     third = None if moments.third is None else -moments.third
     negative = replace(moments, first=-moments.first, third=third)

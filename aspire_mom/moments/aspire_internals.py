@@ -1,4 +1,4 @@
-"""Private attributes of ASPIRE that have no public names: of filters and caches."""
+"""The only place that reads private attributes of ASPIRE (of filters and caches)."""
 
 from __future__ import annotations
 

@@ -119,7 +119,9 @@ def leading_eigenvectors(moments: Any, budget_bytes: int) -> Vectors:
     values, vectors = values[:, ::-1], roots[:, None] * vectors[:, :, ::-1]
     least = ROUNDING * values.max()
     if n:
-        level = (vectors.conj() * (noise_second(moments) @ vectors)).sum(1).real
+        level = (
+            (vectors.conj() * (estimated_noise_second(moments) @ vectors)).sum(1).real
+        )
         least = np.maximum(least, _largest_excess(basis.n_rings, n) * level)
     orders, ranks = np.nonzero(values > least)
     orders = orders[np.argsort(-values[orders, ranks], kind="stable")]
@@ -137,10 +139,10 @@ def leading_eigenvectors(moments: Any, budget_bytes: int) -> Vectors:
     return tuple(U[:, :q] for U, q in zip(vectors, counts, strict=False))
 
 
-def noise_second(moments: Any) -> np.ndarray:
+def estimated_noise_second(moments: Any) -> np.ndarray:
     """
-    Scale white noise's second moment on both sides to the power that the noise had:
-    right for smooth spectra, since only neighbouring rings overlap.
+    Scale the second moment of white noise so that its diagonal is `noise_power`. This
+    is accurate for smooth spectra, since noise correlates neighbouring rings only.
 
     :param moments: In-plane averaged polar `Moments`.
     :return: Second moment of their noise.
@@ -156,9 +158,9 @@ def noise_second(moments: Any) -> np.ndarray:
 
 def _largest_excess(n_rings: int, n_images: int) -> float:
     """
-    How far the largest eigenvalue of a sample covariance is above 1, for R numbers of
-    variance 1 in N images: (1 + √γ)² - 1, γ = R/N (Marchenko and Pastur), and twice the
-    scale of its scatter (Tracy and Widom), which one order in 10⁴ exceeds.
+    Bound on λ - 1, λ the largest eigenvalue of the sample covariance of N vectors of R
+    values of variance 1: (1 + √γ)² - 1 with γ = R/N (Marchenko and Pastur), plus twice
+    the scale of its scatter (Tracy and Widom). Noise exceeds it once in 10⁴ orders.
     """
     root = np.sqrt(n_rings / n_images)
     scatter = n_images ** (-2 / 3) * root ** (-1 / 3) * (1 + root) ** (4 / 3)

@@ -89,8 +89,8 @@ def measure_noise(
 
 def corner_power(images: np.ndarray, start: int, n_images: int) -> dict:
     """
-    Power of images' corners, |FFT(mask · image)|², padded so that its transform has the
-    covariances of pixels up to a third of an edge apart. Only every s-th image counts.
+    Sum |FFT(mask · image)|² of images' corners, zero-padded so that its transform gives
+    the covariances of pixels up to L/3 apart. Only every s-th image is used.
 
     :param images: Images (n, L, L), real, of a batch.
     :param start: Number of the first.
@@ -108,9 +108,10 @@ def corner_spectrum(
     power: np.ndarray, n_images: float, L: int, nyquist: bool
 ) -> np.ndarray:
     """
-    Isotropic power spectrum of noise: the transform of means of products of pixels at
-    each distance. As in ASPIRE's `LegacyNoiseEstimator` the pixels' mean stays in; but
-    all pairs count, where it takes one quadrant's, and no window smears the spectrum.
+    Compute an isotropic power spectrum of noise: the transform of the mean product of
+    two pixels as a function of their distance. The mean of the pixels is not
+    subtracted, as in ASPIRE's `LegacyNoiseEstimator`; unlike there, pairs of pixels in
+    all directions are used, not in one quadrant, and no window smears the spectrum.
 
     Where downsampling has left the Nyquist row and column empty, the covariances lack
     what these frequencies of a periodic image would add. The spectrum tells how much
@@ -135,7 +136,7 @@ def corner_spectrum(
         sums = np.bincount(which.ravel(), products.ravel())
         return (sums / counts)[: len(distances)]
 
-    # The transform of the covariances on a grid; they are 0 beyond the last.
+    # The transform of the covariances, taken as 0 beyond the largest distance.
     def spectrum_on(axis: np.ndarray) -> np.ndarray:
         apart = np.hypot(axis[:, None], axis)
         return fft.centered_fft2(np.interp(apart, distances, covariances, right=0))
@@ -143,7 +144,7 @@ def corner_spectrum(
     covariances, inner = by_distance(products), np.ix_(lags + L // 2, lags + L // 2)
     for _ in range(0 if nyquist else NYQUIST_ITERATIONS):
         spectrum = spectrum_on(np.arange(L) - L // 2)
-        spectrum[1:, 1:] = 0  # but the Nyquist row and column
+        spectrum[1:, 1:] = 0  # keep only the Nyquist row and column
         missing = fft.centered_ifft2(spectrum).real[inner]
         covariances = by_distance(products + pairs * missing)
     return spectrum_on(np.arange(1 - L, L)).real

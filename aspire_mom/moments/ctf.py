@@ -90,13 +90,13 @@ class TransferFunctions:
 
     @cached_property
     def radial(self) -> bool:
-        """:return: Whether all filters are functions of the radius, or as good as."""
+        """:return: Whether all filters depend on the radius only, or nearly so."""
         return self._largest_astigmatism < ROUND
 
     @cached_property
     def n_harmonics(self) -> int:
         """:return: Number of even orders of the filters' squares on the last ring."""
-        # Those of cos(2δ cos 2φ), δ the largest astigmatic phase.
+        # The squares vary as cos(2δ cos 2φ), with δ the largest astigmatic phase.
         most, reach = self.basis.max_harmonics, 2 * self._largest_astigmatism
         if self.radial or most == 1:
             return 1

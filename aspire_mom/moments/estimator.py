@@ -52,9 +52,9 @@ class MomentEstimator:
     Estimate first and second moments of a source's images as if they had no CTF, were
     centred and free of noise (eq. 30).
 
-    Images are read once, a batch at a time, each of which a core computes;
-    OMP_NUM_THREADS limits their number. Products within a batch have the images'
-    precision, integers counting as float32, sums over batches double precision. Under
+    Images are read once, in batches. Each core sums over one batch at a time;
+    OMP_NUM_THREADS limits the number of cores. Sums over a batch are computed in the
+    images' precision (float32 for integers) and added up in double precision. Under
     `torchrun`, within `aspire_mom.processes.joined`, each process reads a share of the
     images and all get the same moments.
 
@@ -270,7 +270,7 @@ class MomentEstimator:
             groups[0], self._noise_basis, noise.variance, self.noise_spectrum
         )
         found = [self._moments(sums, *noise, half) for half, sums in enumerate(groups)]
-        # What all images tell of contrast and amplitudes holds for each group.
+        # Contrast and amplitudes are estimated from all images, for each group too.
         if self.transfer is not None and is_dark(found[0]):
             found = [inverted(moments) for moments in found]
         std = self.corrections.amplitude_std

@@ -134,7 +134,7 @@ class Moments:
     @property
     def effective_images(self) -> np.ndarray:
         """Number of images without a CTF that would determine an entry of the second
-        moment as well, on average over the angle between two frequencies, (n, n)."""
+        moment equally well, averaged over the angle between frequencies, (n, n)."""
         if self.second_information is not None:
             return self.second_information[0].real
         n = self.basis.n_frequencies
@@ -168,8 +168,8 @@ class Moments:
     def merge(self, other: Moments) -> Moments:
         """
         Merge the moments of two disjoint sets of images, errors included: the same as
-        if all had been averaged at once with the mean noise variance. From third
-        moments each set's own noise stays removed.
+        if all had been averaged at once with the mean noise variance. Third moments
+        keep the noise correction of each set.
 
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
@@ -186,7 +186,7 @@ class Moments:
         if any(m.first_information is not None for m in parts):
             merged = _merged_with_ctf(parts)
         else:
-            # Entries of f f* scatter about their mean, noise included.
+            # The scatter of f f* is that before noise was subtracted.
             noise = self.basis.noise_second(self.nyquist)
             raw = [m.second + m.noise_variance * noise for m in parts]
             merged = {
@@ -197,7 +197,7 @@ class Moments:
                 "second_error": _error(parts, "second_error", raw[0] - raw[1]),
             }
         if self.third is not None:
-            # Its scatter, unlike the second's, is that with the noise's share removed.
+            # Its scatter is that after noise was subtracted.
             apart = self.third - other.third
             merged["third"] = _mean(parts, "third")
             merged["third_error"] = _error(parts, "third_error", apart)
@@ -308,8 +308,8 @@ def _mean(parts: tuple[Moments, Moments], name: str) -> np.ndarray | None:
 def _error(
     parts: tuple[Moments, Moments], name: str, difference: np.ndarray
 ) -> np.ndarray | None:
-    """Standard error of the mean of two sets from their scatter, the sum of squared
-    deviations, about their own means and that of the means about each other."""
+    """Standard error of the mean over two sets, from the sum of squared deviations
+    within each set and between the two means."""
     counts = [m.n_images for m in parts]
     n = sum(counts)
     scatter = counts[0] * counts[1] / n * np.abs(difference) ** 2
@@ -328,10 +328,9 @@ def _merged_with_ctf(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | N
     basis, n = parts[0].basis, sum(m.n_images for m in parts)
     firsts, seconds = [], []
     for m in parts:
-        plain = m.first_information is None
-        every = m.effective_images
-        firsts.append(every.diagonal() if plain else m.first_information)
-        seconds.append(every[None] if plain else m.second_information)
+        has_ctf, counts = m.first_information is not None, m.effective_images
+        firsts.append(m.first_information if has_ctf else counts.diagonal())
+        seconds.append(m.second_information if has_ctf else counts[None])
     # Orders beyond the last are zero.
     most = max(map(len, seconds))
     seconds = [np.pad(i, ((0, most - len(i)), (0, 0), (0, 0))) for i in seconds]

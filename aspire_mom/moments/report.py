@@ -26,11 +26,12 @@ class RingReport:
     :param moments: The moments reported on.
     :param signal: Power less that of the noise.
     :param noise: Power of the noise that was removed, after CTFs are undone.
-    :param error: Standard error of `signal`, as of independent orders.
-    :param reduced_chi2: Mean over a ring's entries, with all rings, of |second moment|²
-        / (standard error)²: about 1 for pure noise.
+    :param error: Standard error of `signal`, with orders taken as independent.
+    :param reduced_chi2: Mean of |second moment|² / (standard error)² over the entries
+        that pair this ring with any ring: about 1 for pure noise.
     :param agreement: Correlation of the second moments of two halves of the data.
-    :param effective: Number of images without a CTF that would determine it as well.
+    :param effective: Number of images without a CTF that would determine the ring's
+        power equally well.
     """
 
     moments: Moments
@@ -210,9 +211,9 @@ def informative_rings(moments: Moments) -> int:
 
 def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
     """
-    Correlation of the second moments of two halves of the data, over each ring's
-    entries with all rings: 0 on average where there is noise alone, as in a Fourier
-    shell correlation of half maps.
+    Correlate the second moments of two halves of the data, over the entries that pair a
+    ring with any ring: 0 on average for noise alone, as in a Fourier shell correlation
+    of half maps.
 
     :param one: Moments of some images.
     :param other: Moments of others in the same basis.
@@ -238,8 +239,7 @@ def _ring_power(moments: Moments) -> np.ndarray:
 
 
 def _ring_chi2(moments: Moments) -> np.ndarray | None:
-    """Mean on each ring of |second moment|² / (standard error)² over its entries with
-    all rings; None where errors are unknown."""
+    """Reduced χ² of each ring (see `RingReport`); None where errors are unknown."""
     basis = moments.basis
     if moments.second_error is None:
         return None

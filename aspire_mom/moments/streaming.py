@@ -98,8 +98,8 @@ def _computed(
     batches: list[tuple[int, int]],
     workers: int,
 ) -> Iterator[Sums]:
-    """Sums over the batches in turn; others are computed and the next one is read
-    meanwhile. Errors are raised here, in turn; threads end with the generator."""
+    """Yield the sums of each batch in order, while threads compute later batches and
+    read the next one. Errors are raised in order; threads end with the generator."""
 
     def compute(images: list[Future], start: int) -> Sums:
         return sums_of(images.pop().result(), start)

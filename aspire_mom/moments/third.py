@@ -100,10 +100,10 @@ class ThirdMomentBasis:
     ) -> ThirdMomentBasis:
         """
         Compress to the eigenvectors of second moments, in the rings' metric, that
-        belong to the largest eigenvalues of all orders together, as many as fit. An
-        eigenvalue counts only if it exceeds what the scatter of noise alone would give
-        it. Noise counts as having the power on each ring in `moments.noise_power`, and
-        white noise's correlations between rings.
+        belong to the largest eigenvalues of all orders together, as many as fit.
+        Eigenvalues that the scatter of noise alone could produce are left out. Noise is
+        taken to have the power `moments.noise_power` and to be correlated between rings
+        like white noise.
 
         :param moments: In-plane averaged polar `Moments`, of a few thousand images.
         :param budget_bytes: Largest size of the third moment.
@@ -284,10 +284,10 @@ class ThirdMomentBasis:
         :param noise_second: Second moment of the noise of f (of H f + noise, with H),
             alike in all images, its variance included.
         :return: The third moment (size,), complex128, and its standard error, float64,
-            or None for one image. The noise counts as known. With H the error is that
-            of entries which are 0 and have no bias removed: where noise prevails, right
-            for m1 > 0, up to 60 % too large for m1 = 0. Entries of which H lets hardly
-            anything pass shrink towards zero.
+            or None for one image. The error takes the noise as known. With H it also
+            neglects the signal and the removed bias: if noise prevails it is right for
+            m1 > 0 and up to 60 % too large for m1 = 0. Entries for which H is close to
+            0 in all images shrink towards zero.
         """
         weighted = "third_information" in sums
         scale = np.float64(n_images)
@@ -324,7 +324,7 @@ class ThirdMomentBasis:
         self, parts: Sequence, conjugates: Sequence, firsts: Sequence | None = None
     ) -> Iterator:
         """Flat blocks Σ a[m1] a[m2] conj a[m1 + m2] over the last axis, of NumPy arrays
-        or tensors, for those m1 that there are `firsts` of."""
+        or tensors. `firsts` replace a[m1], which ends at their highest order."""
         firsts = parts if firsts is None else firsts
         for m1, m2 in self.pairs:
             if m1 >= len(firsts):

@@ -17,8 +17,8 @@ from aspire_mom.relion.table import B_FACTOR, CTF_COLUMNS, GROUP, Table, read_ta
 
 logger = logging.getLogger(__name__)
 
-# Aberrations that are ignored: their columns, and the values that mean no aberration.
-UNCORRECTED = {
+# Aberrations that are not corrected for. Columns with other values cause a warning.
+NO_ABERRATION = {
     "beam tilt": {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0},
     "anisotropic magnification": {
         "_rlnMagMat00": 1.0,
@@ -76,7 +76,8 @@ class Particles:
 
     @cached_property
     def shifts(self) -> np.ndarray:
-        """:return: Shifts (n, 2) as x, y in pixels, of the sign of _rlnOriginX."""
+        """:return: Shifts (n, 2) as x, y in pixels, with RELION's sign (_rlnOriginX):
+        shifting an image by them centres the particle."""
         columns, shifts = self.table.columns, np.zeros((len(self), 2))
         for axis, name in enumerate(("_rlnOriginX", "_rlnOriginY")):
             if f"{name}Angst" in columns:
@@ -108,8 +109,8 @@ class Particles:
             problem = f"phase shifts of up to {phase:g}° (_rlnPhaseShift)"
         if problem:
             raise ValueError(
-                f"{self.table.path} has {problem}, so that its CTF cannot be corrected"
-                " for; pass ctf=False to ignore it"
+                f"{self.table.path} has {problem}, so its CTF cannot be corrected for;"
+                " pass ignore_ctf=True to ignore it"
             )
 
     def summary(self) -> str:
@@ -168,10 +169,10 @@ class ParticleSource(RelionSource):
                 for voltage, u, v, angle, cs, contrast, b in ctfs
             ]
             self.filter_indices = indices
-        del self._particles  # copies of the source need not have them
+        del self._particles  # only `populate_metadata` needs them; saves memory
 
     def populate_metadata(self) -> dict[str, np.ndarray]:
-        """:return: What ASPIRE keeps of a STAR file, by column."""
+        """:return: The columns of the STAR file that ASPIRE uses, by name."""
         particles, table = self._particles, self._particles.table
         shifts = particles.shifts * particles.pixel_size
         paths = np.array([str(path) for path in particles.stacks], dtype=object)
@@ -202,8 +203,9 @@ def read_particles(
 
     :param path: STAR file of RELION 3.0 to 5.
     :param pixel_size: Ångström per pixel, where the STAR file has none.
-    :param data_folder: Folder that paths of stacks are relative to. By default the
-        first that has the first stack: the STAR file's, those above, the current one.
+    :param data_folder: Folder that paths of stacks are relative to. By default, the
+        STAR file's folder, one above it or the current one: the first of these in which
+        the first stack exists.
     :param first: Take this many particles, or all where there are fewer.
     :param random_subset: Take the particles of this half set (_rlnRandomSubset).
     :param class_number: Take the particles of this class (_rlnClassNumber).
@@ -291,14 +293,13 @@ def _distinct_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _warn_of_uncorrected(table: Table) -> None:
-    for what, columns in UNCORRECTED.items():
-        there = {
-            name: values
-            for name, none in columns.items()
-            if ((values := table.columns.get(name, np.full(1, none))) != none).any()
-        }
-        if there:
-            spans = ", ".join(f"{name} {_span(v)}" for name, v in there.items())
+    for what, columns in NO_ABERRATION.items():
+        spans = ", ".join(
+            f"{name} {_span(table.columns[name])}"
+            for name, neutral in columns.items()
+            if np.any(table.columns.get(name, neutral) != neutral)
+        )
+        if spans:
             logger.warning(f"{table.path} lists {what} ({spans}), not corrected for")
 
 

@@ -17,7 +17,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"PK": "
 
 
 def _check_stack(path: Path) -> tuple[int, int]:
-    """Check that ASPIRE can read a stack; its number of images, and their edge."""
+    """Check that ASPIRE can read a stack. Return the number and the edge of images."""
     with open(path, "rb") as file:
         head = file.read(HEADER_DTYPE.itemsize)
     for mark, program in COMPRESSED.items():
@@ -28,7 +28,7 @@ def _check_stack(path: Path) -> tuple[int, int]:
             f"{path} has {len(head)} bytes; a stack of images has a header of"
             f" {HEADER_DTYPE.itemsize} bytes"
         )
-    # A size in the other byte order is 2^16 or more.
+    # Read in the wrong byte order, a size below 2^16 is 2^16 or more.
     orders = (np.frombuffer(head, HEADER_DTYPE.newbyteorder(o))[0] for o in "<>")
     header = min(orders, key=lambda h: abs(int(h["nx"])))
     nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
@@ -104,9 +104,9 @@ def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
                 " only images of one size can be averaged together"
             )
     available = counts[table.stack_indices]
-    lost = (table.numbers < 1) | (table.numbers > available)
-    if lost.any():
-        first = int(np.argmax(lost))
+    missing = (table.numbers < 1) | (table.numbers > available)
+    if missing.any():
+        first = int(np.argmax(missing))
         path = stacks[table.stack_indices[first]]
         raise ValueError(
             f"{table.path}: row {table.rows[first]} names image"

@@ -11,7 +11,7 @@ from gemmi import cif
 
 IMAGE, GROUP, GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
 NO_CTF = "_aspireNoCTF"  # ASPIRE marks placeholder optics without a CTF
-# In ASPIRE's order.
+# In the order of `CTFFilter`'s arguments.
 CTF_COLUMNS = (
     "_rlnVoltage",
     "_rlnDefocusU",
@@ -21,8 +21,7 @@ CTF_COLUMNS = (
     "_rlnAmplitudeContrast",
 )
 B_FACTOR = "_rlnCtfBfactor"  # B of exp(-B s² / 4) in Å²
-# A value outside these ranges means a damaged file. Units: kV, Å, degrees, mm, pixels,
-# Å², mrad.
+# A value outside these ranges means a damaged file. Units are RELION's.
 RANGES = {
     "_rlnVoltage": (1, 10_000),
     **dict.fromkeys(("_rlnDefocusU", "_rlnDefocusV"), (-1e6, 1e6)),
@@ -102,8 +101,8 @@ def read_table(path: Path) -> Table:
         raise ValueError(f"{path} has no column {IMAGE}, which names the images")
     if len(naming) > 1 and "particles" not in naming:
         raise ValueError(
-            f"{path} names images in {len(naming)} tables, {', '.join(naming)}; the one"
-            " of particles must be named data_particles"
+            f"{path} names images in {len(naming)} tables, {', '.join(naming)}; the"
+            " table of particles must be named data_particles"
         )
     particles = naming.get("particles") or next(iter(naming.values()))
     optics = blocks.get("optics")
@@ -200,13 +199,13 @@ def _images(block: cif.Block) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 def _optics(
     block: cif.Block, group: np.ndarray | None, n: int
 ) -> tuple[dict[int, str], dict[str, np.ndarray]]:
-    """Names of optics groups by number, and columns (n,) of the optics table for n
-    particles of a group each."""
+    """Return the names of optics groups by number, and the optics table's columns with
+    the value of each particle's group, (n,)."""
     columns = _columns(block)
     if GROUP not in columns:
         raise ValueError(f"its optics table has no {GROUP}s")
     listed = columns[GROUP]
-    known, place = np.unique(listed, return_index=True)
+    known, rows = np.unique(listed, return_index=True)
     if len(known) < len(listed):
         raise ValueError(f"its optics table lists an {GROUP} twice")
     if group is None:
@@ -216,13 +215,13 @@ def _optics(
             )
         group = np.full(n, known[0])
     at = np.searchsorted(known, group).clip(max=len(known) - 1)
-    lost = known[at] != group
-    if lost.any():
-        row = int(np.argmax(lost))
+    missing = known[at] != group
+    if missing.any():
+        row = int(np.argmax(missing))
         raise ValueError(
             f"row {row + 1} is of optics group {group[row]:g}, which is not in the"
             f" optics table; there are {', '.join(f'{k:g}' for k in known[:8])}"
         )
     names = _texts(block, GROUP_NAME) or [f"{number:g}" for number in listed]
     groups = dict(zip(listed.tolist(), names, strict=True))
-    return groups, {name: values[place[at]] for name, values in columns.items()}
+    return groups, {name: values[rows[at]] for name, values in columns.items()}

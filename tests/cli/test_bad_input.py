@@ -395,7 +395,6 @@ def test_bugs_keep_their_traceback(tmp_path, monkeypatch, volume):
     [
         ("pixel_size is 3", "--pixel-size is 3"),
         ("p.star exists; pass ignore_ctf=True", "p.star exists; pass --ignore-ctf"),
-        ("pass ctf=False to go on", "pass --ignore-ctf to go on"),
         ("pass a smaller batch_size or none", "pass a smaller --batch-size or none"),
         ("p.star has no class_number", "p.star has no class_number"),
         ("first has shape (3,)", "first has shape (3,)"),

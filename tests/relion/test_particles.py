@@ -250,7 +250,7 @@ def test_ctfs_that_cannot_be_corrected_for(tmp_path, options, words):
     found = flagged(tmp_path, **options)
     with pytest.raises(ValueError, match=words) as error:
         found.check_ctf()
-    assert "pass ctf=False" in str(error.value)
+    assert "pass ignore_ctf=True" in str(error.value)
 
 
 def test_b_factors_damp_ctfs_as_in_relion(tmp_path):
