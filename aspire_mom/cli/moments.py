@@ -239,7 +239,7 @@ def inspect(
         aspire-mom inspect moments.npz --plot moments.png
         aspire-mom inspect half1.npz half2.npz
     """
-    from aspire_mom.evaluation.moment_plots import plot_moments
+    from aspire_mom.evaluation import plot_moments
     from aspire_mom.moments.report import RingReport
 
     console.check_outputs([plot] if plot else [], overwrite)

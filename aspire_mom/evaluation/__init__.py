@@ -5,6 +5,7 @@ from aspire_mom.evaluation.fsc import fourier_shell_correlation
 from aspire_mom.evaluation.plots import (
     plot_fsc,
     plot_isosurfaces,
+    plot_moments,
     plot_slices,
     plot_views,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "fourier_shell_correlation",
     "plot_fsc",
     "plot_isosurfaces",
+    "plot_moments",
     "plot_slices",
     "plot_views",
     "register",

@@ -1,4 +1,4 @@
-"""Pictures of volumes, FSC curves and viewing directions, made without pyplot."""
+"""Plots of volumes, FSC curves, viewing directions and moments, without pyplot."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -14,12 +14,16 @@ from skimage.measure import marching_cubes
 
 from aspire_mom.checks import check_volume
 from aspire_mom.evaluation.fsc import resolution_in_shells
+from aspire_mom.moments import Moments
+from aspire_mom.moments.report import RingReport
 
 INK, BLUE, ORANGE, GREEN = "#333333", "#0072b2", "#d55e00", "#009e73"
 SURFACE = "#8cb3d9"
 # Surfaces are drawn from about this many voxels along an edge: smooth, yet quick.
 SURFACE_VOXELS = 110
 ELEVATION, AZIMUTHS = 20, (-60, 30)
+# Angular orders of the second moment that are drawn.
+ORDERS = (0, 1, 2, 4, 8)
 
 
 def plot_fsc(
@@ -122,8 +126,8 @@ def plot_isosurfaces(
         for row, azimuth in enumerate(AZIMUTHS):
             place = row * len(volumes) + column + 1
             ax = figure.add_subplot(2, len(volumes), place, projection="3d")
-            # From above the viewer's left shoulder; the azimuth of light is counted
-            # clockwise from the y axis.
+            # Light comes from above the viewer's left shoulder. LightSource counts
+            # azimuths clockwise from the y axis.
             light = LightSource(azdeg=140 - azimuth, altdeg=ELEVATION + 30)
             style = {"facecolors": SURFACE, "edgecolors": SURFACE, "lw": 0.2}
             style |= {"shade": True, "lightsource": light}
@@ -174,10 +178,42 @@ def plot_views(
     return _finish(figure, path)
 
 
+def plot_moments(
+    moments: Moments, report: RingReport, path: str | PathLike | None = None
+) -> Figure:
+    """
+    Plot the first moment, the power of each ring, signal over standard error, and the
+    second moment: its orders 0, 1, 2, 4 and 8, or all pairs of Fourier pixels.
+
+    :param moments: The moments.
+    :param report: The report on them.
+    :param path: Image file to write, if any.
+    :return: matplotlib `Figure`.
+    """
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    top, bottom = figure.subfigures(2, 1)
+    first, power, ratio = top.subplots(1, 3)
+    _plot_first(first, moments)
+    _plot_power(power, report)
+    _plot_ratio(ratio, report)
+    blocks = moments.basis.equal_order_blocks(moments.second)
+    orders = [m for m in ORDERS if m < len(blocks)]
+    name = moments.basis.frequency_name
+    bottom.suptitle("square root of |second moment|")
+    axes = bottom.subplots(1, len(orders), squeeze=False)[0]
+    for ax, m in zip(axes, orders, strict=True):
+        # The square root shows weak rings beside strong ones.
+        ax.imshow(np.sqrt(np.abs(blocks[m])), cmap="viridis", origin="lower")
+        title = f"order {m}" if len(blocks) > 1 else "all frequencies"
+        ax.set(title=title, xlabel=name, ylabel=name)
+    return _finish(figure, path)
+
+
 def _check_titles(items: Sequence, titles: Sequence[str]) -> None:
     n = len(titles)
     if n == 0 or len(items) != n:
-        raise ValueError(f"each panel needs a title, not {n} titles for {len(items)}")
+        found = f"{len(items)} items to plot and {n} titles"
+        raise ValueError(f"got {found}; there must be as many of both, at least 1")
 
 
 def _finish(figure: Figure, path: str | PathLike | None) -> Figure:
@@ -226,3 +262,56 @@ def _smooth_density(directions, probabilities, longitude, latitude, width):
     kernel = np.exp(kappa * (points @ directions.T - 1))
     mean = -np.expm1(-2 * kappa) / (2 * kappa)
     return kernel @ probabilities / (probabilities.sum() * mean)
+
+
+def _plot_first(ax: Axes, moments: Moments) -> None:
+    basis, errors = moments.basis, moments.first_error
+    ax.set_title("first moment")
+    image = basis.image(moments.first)
+    if image is not None:
+        ax.imshow(np.sqrt(np.abs(image)), origin="lower")
+        ax.set(xlabel="kx", ylabel="ky", xticks=[], yticks=[])
+        return
+    profile = basis.order_zero(moments.first).real
+    if errors is not None:
+        errors = basis.order_zero(errors)
+    ax.axhline(0, color=INK, lw=0.6)
+    ax.errorbar(basis.rings, profile, errors, color=BLUE, fmt="o", ms=3)
+    ax.set(xlabel="ring (cycles per box)", ylabel="E c[0, r]")
+    ax.set_yscale("symlog", linthresh=1e-2 * np.abs(profile).max() or 1)
+
+
+def _plot_power(ax: Axes, report: RingReport) -> None:
+    rings = np.arange(len(report.signal))
+    above = report.signal > 0
+    error = None if report.error is None else report.error[above]
+    style = {"color": BLUE, "marker": "o", "ms": 3, "label": "signal"}
+    ax.errorbar(rings[above], report.signal[above], error, **style)
+    if report.noise is not None and (report.noise > 0).any():
+        ax.plot(rings, report.noise, color=ORANGE, label="noise power per image")
+    if above.any():
+        ax.set_yscale("log")
+    ax.set(title="ring power", xlabel="ring (cycles per box)")
+    ax.legend(frameon=False)
+    _mark_last(ax, report)
+
+
+def _plot_ratio(ax: Axes, report: RingReport) -> None:
+    rings = np.arange(len(report.signal))
+    ax.set(title="signal / standard error", xlabel="ring (cycles per box)")
+    if report.signal_to_error is None:
+        ax.text(0.5, 0.5, "errors unknown", ha="center", transform=ax.transAxes)
+    else:
+        ax.plot(rings, report.signal_to_error, color=BLUE, marker="o", ms=3)
+        ax.axhline(0, color=INK, lw=0.6)
+        ax.set_yscale("symlog", linthresh=1)
+        _mark_last(ax, report)
+    if report.agreement is not None:
+        right = ax.twinx()
+        right.plot(rings, report.agreement, color=GREEN, ls="--")
+        right.set(ylim=(-0.1, 1.05), ylabel="half-set correlation (dashed)")
+
+
+def _mark_last(ax: Axes, report: RingReport) -> None:
+    if report.last_ring is not None:
+        ax.axvline(report.last_ring, color=GREEN, lw=1, ls=":")

@@ -11,8 +11,8 @@ from aspire_mom.bases import Basis
 from aspire_mom.checks import check_kind, describe_shift_std
 from aspire_mom.moments import Moments
 from aspire_mom.moments.report import informative_rings, ring_rms
-from aspire_mom.networks.problems import power_errors
 from aspire_mom.networks.start_encoder import StartEncoder, pretrained
+from aspire_mom.networks.training import power_errors
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
 from aspire_mom.volumes import GaussianMixture
 

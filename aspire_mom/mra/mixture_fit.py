@@ -46,21 +46,14 @@ PERIODIC = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
-    """
-    k Gaussians on a window of n samples, cut off at its ends.
+class _Mixture:
+    """k Gaussians on a window of n samples, cut off at its ends."""
 
-    :param parameters: Centres, logarithms of standard deviations, both in samples, and
-        logarithms of masses, (3, k).
-    :param window: First sample of the window, or PERIODIC.
-    :param n: Samples.
-    :param density: Whether the curve is divided by its sum.
-    """
-
+    # Centres, log standard deviations, both in samples, and log masses, (3, k).
     parameters: np.ndarray
-    window: int
+    window: int  # its first sample, or PERIODIC
     n: int
-    density: bool
+    density: bool  # whether the curve is divided by its sum
 
     @cached_property
     def _terms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -80,33 +73,25 @@ class Mixture:
 
     @cached_property
     def curve(self) -> np.ndarray:
-        """
-        :return: Values (n,).
-        """
         curve = self._terms[0].sum(0)
         return curve / curve.sum() if self.density else curve
 
     def derivatives(self) -> np.ndarray:
-        """
-        :return: Derivatives of the curve by its parameters, (3k, n).
-        """
+        """Derivatives of the curve by its parameters, (3k, n)."""
         terms, z, narrowness = self._terms
         by = np.concatenate((terms * z * narrowness, terms * (z**2 - 1), terms))
         if self.density:
             by = (by - by.sum(-1, keepdims=True) * self.curve) / terms.sum()
         return by
 
-    def in_window(self, window: int) -> Mixture:
-        """
-        :param window: First sample, or PERIODIC.
-        :return: The same Gaussians, cut off at the ends of that window.
-        """
+    def in_window(self, window: int) -> _Mixture:
+        """The same Gaussians, cut off at the ends of another window."""
         start, parameters = window - 0.5, self.parameters.copy()
         parameters[0] = start + (parameters[0] - start) % self.n
         return replace(self, parameters=parameters, window=window)
 
 
-Pair = tuple[Mixture, Mixture]
+_Pair = tuple[_Mixture, _Mixture]
 
 
 class MixtureFit(NamedTuple):
@@ -118,7 +103,7 @@ class MixtureFit(NamedTuple):
     :param jacobian: Derivatives of the whitened residuals by what was fitted, (m, P).
     """
 
-    pair: Pair
+    pair: _Pair
     sampling: ShiftSampling
     jacobian: np.ndarray
 
@@ -147,7 +132,8 @@ def fit_mixture(
     n, sign = len(moments.first), np.sign(moments.first[0].real)
     if n < MIN_SIZE or sign == 0:
         return None
-    # Gaussians are positive. Data and their reverse take the same path.
+    # Gaussians are positive, so data of negative mean are negated. Reversed data give
+    # exactly the reversed answer, because one of the two is always reversed here.
     first, second = sign * moments.first, moments.second
     backward = (second[2, 1] * np.exp(-1j * np.angle(first[1]))).imag < 0
     if backward:
@@ -192,13 +178,13 @@ def _alternatives(moments: FourierMoments) -> tuple[np.ndarray, list]:
         centres, widths, log_p = (x[0].numpy() for x in hypotheses)
         parameters = (centres + 0.5) * n - 0.5, widths + np.log(n), 0 * widths
         chosen = log_p >= min(np.log(MIN_PROBABILITY), log_p.max())
-        return [Mixture(p, 0, n, density) for p in np.stack(parameters, 1)[chosen]]
+        return [_Mixture(p, 0, n, density) for p in np.stack(parameters, 1)[chosen]]
 
     found = [(likely(v, False), likely(rho, True)) for v, rho in pairs]
     return counts[0].exp().numpy(), found
 
 
-def _starts(data: WhitenedMoments, total: float, signals, densities) -> list[Pair]:
+def _starts(data: WhitenedMoments, total: float, signals, densities) -> list[_Pair]:
     """Pairs in order of χ², v with a given sum, ρ in the window that fits the second
     moment best."""
     starts = []
@@ -214,7 +200,7 @@ def _starts(data: WhitenedMoments, total: float, signals, densities) -> list[Pai
     return [pair for _, pair in sorted(starts, key=lambda start: start[0])]
 
 
-def _fit(data: WhitenedMoments, pair: Pair, stops: tuple = (ROUGH,)) -> MixtureFit:
+def _fit(data: WhitenedMoments, pair: _Pair, stops: tuple = (ROUGH,)) -> MixtureFit:
     """Minimise χ² from a pair, with Gaussians of equal masses."""
     n, k = pair[0].n, pair[0].parameters.shape[1]
     # Rows: all centres and widths, and the mass of v.
@@ -252,7 +238,7 @@ def _fit(data: WhitenedMoments, pair: Pair, stops: tuple = (ROUGH,)) -> MixtureF
     return MixtureFit(pair, ShiftSampling(data, *(m.curve for m in pair)), by)
 
 
-def _fit_with_windows(data: WhitenedMoments, start: Pair) -> MixtureFit:
+def _fit_with_windows(data: WhitenedMoments, start: _Pair) -> MixtureFit:
     """Fit, and fit again with v's or ρ's window elsewhere, as long as that helps."""
     best = _fit(data, start)
     for _ in range(ROUNDS):
@@ -266,7 +252,7 @@ def _fit_with_windows(data: WhitenedMoments, start: Pair) -> MixtureFit:
     return best
 
 
-def _better_windows(data: WhitenedMoments, fit: MixtureFit) -> Iterator[Pair]:
+def _better_windows(data: WhitenedMoments, fit: MixtureFit) -> Iterator[_Pair]:
     """Pairs with one other window whose χ², minimised over the parameters to first
     order, is less than that of a fit."""
     v, rho = fit.pair

@@ -1,15 +1,17 @@
 """Encoders on disk, and those that come with the package."""
 
-from importlib.resources import as_file, files
 from pathlib import Path
 
 from torch import nn
 
+from aspire_mom.checks import check_choice
 from aspire_mom.files import load_network, save_network
 from aspire_mom.mra.mixture_encoder import MixtureEncoder
 from aspire_mom.mra.paper_encoder import PaperEncoder
 
+DATA = Path(__file__).with_name("data")
 KINDS = {"mixture": MixtureEncoder, "paper": PaperEncoder}
+SHIPPED = "mixture", "paper-1", "paper-2", "paper-3"
 
 
 def save_weights(
@@ -42,6 +44,7 @@ def pretrained(name: str = "mixture") -> nn.Module:
         each for one k and exact moments of n = 41 samples.
     :return: The encoder, as :func:`load_weights` returns it. Its `training_info` has
         the command that made it, all settings, and the best validation loss.
+    :raises ValueError: no such encoder comes with the package.
     """
-    with as_file(files("aspire_mom.mra") / "data" / f"{name}.npz") as path:
-        return load_weights(path)
+    check_choice("name", name, SHIPPED)
+    return load_weights(DATA / f"{name}.npz")

@@ -28,8 +28,8 @@ ANGLES = np.deg2rad([[-60], [-30], [30], [60], [90]])
 AXIS_ROTATIONS = Rotation.from_rotvec(
     np.concatenate((np.zeros((1, 3)), np.kron(np.eye(3), ANGLES)))
 ).as_matrix()
-# Rings that choose the rotation. Added in quadrature to the RMS of shells, relative to
-# V(0), so that weak shells weigh less.
+# Rings on which the rotation is chosen. Added in quadrature to the RMS of shells,
+# relative to V(0), so that weak shells weigh less.
 COARSE_RINGS, ADDED_RMS = 4, 3e-3
 
 
@@ -62,9 +62,9 @@ def parity_transform(
 
 class InvariantErrors(nn.Module):
     """
-    Errors of predictions under the best of eight choices of signs and of rotations
-    about the principal axes by multiples of 30°, since two nearly equal moments of
-    inertia hardly determine the axes. The rotation is chosen on the innermost shells.
+    Errors of predictions for the best of the eight choices of signs, after the best
+    rotation about one principal axis by 0°, ±30°, ±60° or 90°: two nearly equal moments
+    of inertia hardly determine the axes. The rotation is chosen on the inner shells.
 
     :param n_rings: Number of rings; shells 1 … n_rings - 1 are compared.
     :param points: Viewing directions (n_points, 3) of the densities.

@@ -92,9 +92,10 @@ class ExactMoments(nn.Module):
             n_densities, max_order + 1, n_rings, n_rings), complex, L and L² times those
             of `PolarBasis`.
         """
-        ahead, behind = probabilities.float().chunk(2, -1)
-        # Opposite views have conjugate second moments and the same first one.
-        even, odd = ahead + behind, ahead - behind
+        # The points' second half is opposite to the first. Opposite views have the same
+        # first moment and conjugate second moments.
+        half, opposite = probabilities.float().chunk(2, -1)
+        even, odd = half + opposite, half - opposite
         rows = a.transpose(1, 2)
         blocks = []
         for m in range(self.max_order + 1):

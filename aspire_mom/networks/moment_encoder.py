@@ -17,18 +17,14 @@ STACKED_CHANNELS = 6
 MANY_CHANNELS = 64
 
 
-class PeriodicConv2d(nn.Conv2d):
+class _PeriodicConv2d(nn.Conv2d):
     """
-    `torch.nn.Conv2d` with periodic padding. Where a field has many channels, as second
-    moments of n × n images do (2 n²), it goes through Fourier space: a window of w × w
-    then costs n² w products per pair of channels in place of n² w².
+    `torch.nn.Conv2d` with periodic padding, of n × n fields. With many channels, as
+    second moments of images have (2 n²), it goes through Fourier space: a window of
+    w × w then costs n² w products per pair of channels in place of n² w².
 
     Kernels are transformed along x, multiplied by the field's transform and summed over
     channels for each of their rows, and transformed along y last.
-
-    :param in_channels: Input channels.
-    :param out_channels: Output channels.
-    :param kernel_size: Window w, odd.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
@@ -36,10 +32,6 @@ class PeriodicConv2d(nn.Conv2d):
         super().__init__(*sizes, padding="same", padding_mode="circular")
 
     def forward(self, field: Tensor) -> Tensor:
-        """
-        :param field: (batch, in_channels, n, n), real.
-        :return: (batch, out_channels, n, n).
-        """
         n, window = field.shape[-1], self.kernel_size[0]
         if self.in_channels < MANY_CHANNELS or window > n:
             return super().forward(field)
@@ -101,10 +93,8 @@ class LatentEncoder(nn.Module):
         for name, size in sizes.items():
             check_integer(name, size, 1)
         if window % 2 == 0 or not 1 <= window <= 2 * side - 1:
-            raise ValueError(
-                f"window must be odd and at most {2 * side - 1} for fields of "
-                f"{side} x {side} points, got {window}"
-            )
+            accepted = f"odd and at most {2 * side - 1} for {side} x {side} points"
+            raise ValueError(f"window is {window}; it must be {accepted}")
         self.side, self.first_shape, self.second_shape = side, first_shape, second_shape
         self.n_outputs = n_outputs
 
@@ -112,7 +102,7 @@ class LatentEncoder(nn.Module):
             layers = []
             for before, after in itertools.pairwise(sizes):
                 if periodic:
-                    conv = PeriodicConv2d(before, after, window)
+                    conv = _PeriodicConv2d(before, after, window)
                 else:
                     conv = nn.Conv2d(before, after, window, padding="same")
                 layers += [conv, nn.LeakyReLU(SLOPE)]

@@ -13,8 +13,8 @@ from aspire_mom.checks import check_integer
 from aspire_mom.files import load_network, save_network
 
 DATA = Path(__file__).with_name("data") / "start.npz"
-# Added to RMS and relative errors of rings, so that their logarithms are finite; bound
-# of the standardised features.
+# Added to relative errors of rings, and in quadrature to their RMS, so that logarithms
+# are finite. Bound of the standardised features.
 SOFTENING, CLIP = 1e-3, 5.0
 SUPPORT_RADIUS = 0.4
 # About the middle of the widths of Gaussians in training.
@@ -35,7 +35,7 @@ class StartEncoder(nn.Module):
 
     - the logarithm of each ring's RMS, relative to the innermost,
     - the first moment over the RMS of its rings, and the second over that of both,
-      Re for r ≥ r', Im for r > r', for the orders that an object in the box has,
+      real for r ≥ r', imaginary for r > r', for the orders of an object of 0.4 boxes,
     - the logarithm of the relative errors of the rings' powers,
 
     all standardised over the distribution of training problems.
@@ -68,14 +68,9 @@ class StartEncoder(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        self.settings = {
-            "n_gaussians": n_gaussians,
-            "n_rings": n_rings,
-            "max_order": max_order,
-            "degree": degree,
-            "width": width,
-            "n_blocks": n_blocks,
-        }
+        self.settings = {"n_gaussians": n_gaussians, "n_rings": n_rings}
+        self.settings |= {"max_order": max_order, "degree": degree}
+        self.settings |= {"width": width, "n_blocks": n_blocks}
         check_integer("n_gaussians", n_gaussians, 1)
         self.n_gaussians, self.n_rings, self.max_order = n_gaussians, n_rings, max_order
         self.degree = degree
@@ -93,7 +88,7 @@ class StartEncoder(nn.Module):
             self.enter = nn.Linear(n_features, width)
             self.blocks = nn.Sequential(*(_Block(width) for _ in range(n_blocks)))
             self.leave = nn.Linear(width, 5 * n_gaussians + n_density)
-            # Gaussians that start apart move apart.
+            # Gaussians with equal centres would get equal gradients and stay together.
             self.leave.weight.data *= 0.1
             self.leave.bias.data.zero_()
             self.leave.bias.data[: 3 * n_gaussians].normal_(std=0.5)

@@ -7,7 +7,7 @@ import pytest
 from aspire.operators import FunctionFilter
 
 from aspire_mom import CartesianBasis, MomentEstimator, Moments, PolarBasis
-from aspire_mom.evaluation.moment_plots import plot_moments
+from aspire_mom.evaluation import plot_moments
 from aspire_mom.moments import CorrectionOptions, Noise
 from aspire_mom.moments.report import (
     RingReport,

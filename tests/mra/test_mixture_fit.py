@@ -14,7 +14,7 @@ from aspire_mom.mra import (
     solve,
 )
 from aspire_mom.mra.chi_squared import ShiftSampling, WhitenedMoments
-from aspire_mom.mra.mixture_fit import PERIODIC, Mixture, fit_mixture
+from aspire_mom.mra.mixture_fit import PERIODIC, _Mixture, fit_mixture
 
 NOISE = {"n_observations": 10**6, "sigma": 1.0}
 GOALS = {1: (0.0032, 0.006), 2: (0.0065, 0.011), 3: (0.010, 0.016)}
@@ -23,7 +23,7 @@ GOALS = {1: (0.0032, 0.006), 2: (0.0065, 0.011), 3: (0.010, 0.016)}
 def two_gaussians(n, window=0, density=False):
     """Of standard deviations 2 and 2.5, and masses √2π and 2√2π."""
     parameters = np.array([[9.0, 13.0], np.log([2.0, 2.5]), np.log([1.0, 2.0])])
-    return Mixture(parameters, 0, n, density).in_window(window)
+    return _Mixture(parameters, 0, n, density).in_window(window)
 
 
 @pytest.mark.parametrize("density", [False, True])

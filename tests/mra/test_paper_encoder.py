@@ -112,7 +112,7 @@ def test_weights_round_trip(tmp_path, encoder):
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="n is 5; it must be an integer of at least 8"):
         PaperEncoder(5)
-    with pytest.raises(FileNotFoundError, match="papers.npz: no such file"):
+    with pytest.raises(ValueError, match="name is 'papers'; it must be mixture or"):
         pretrained("papers")
     with pytest.raises(ValueError, match="n is 15; the encoder is for n = 41"):
         predict(PaperEncoder(), problems(n=15)[2])

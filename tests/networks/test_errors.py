@@ -13,7 +13,7 @@ from aspire_mom.networks.errors import (
     parity_transform,
 )
 from aspire_mom.networks.exact import ExactMoments
-from aspire_mom.networks.problems import draw_mixtures
+from aspire_mom.networks.training import _draw_mixtures
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign, log_density_harmonics
 from aspire_mom.volumes import GaussianMixture
 
@@ -21,7 +21,7 @@ DEGREE = 4
 DESIGN = SphericalDesign(31)
 rng = np.random.default_rng(0)
 COEFFICIENTS = 0.1 * torch.from_numpy(rng.standard_normal((DEGREE + 1) ** 2 - 1))
-MIXTURE = draw_mixtures(1, rng).in_principal_axes()
+MIXTURE = _draw_mixtures(1, rng).in_principal_axes()
 KEEP = MIXTURE.weights[0] > 0
 VOLUME = [
     torch.from_numpy(a[:, KEEP])

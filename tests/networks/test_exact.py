@@ -7,7 +7,7 @@ import torch
 from aspire_mom.bases import PolarBasis
 from aspire_mom.inversion.forward import forward_model
 from aspire_mom.networks.exact import ExactMoments
-from aspire_mom.networks.problems import draw_chains, draw_mixtures, draw_views
+from aspire_mom.networks.training import _draw_chains, _draw_mixtures, _draw_views
 from aspire_mom.rotations import SO3Quadrature, SphericalDesign, VonMisesFisherMixture
 from aspire_mom.volumes import GaussianMixture
 
@@ -28,12 +28,12 @@ def as_volume(centres, sigmas, weights):
     )
 
 
-@pytest.mark.parametrize("draw", [draw_mixtures, draw_chains])
+@pytest.mark.parametrize("draw", [_draw_mixtures, _draw_chains])
 def test_batches_agree_with_the_forward_model(draw):
     rng = np.random.default_rng(0)
     exact = ExactMoments(n_rings=7, max_order=12, degree=20, design_degree=15)
     volumes = tensors(draw(3, rng))
-    p = torch.from_numpy(draw_views(6, exact.points, rng)).reshape(3, 2, -1)
+    p = torch.from_numpy(_draw_views(6, exact.points, rng)).reshape(3, 2, -1)
     first, second = exact(exact.expand(*volumes), p)
     assert first.shape == (3, 2, 7)
     assert second.shape == (3, 2, 13, 7, 7)
@@ -78,11 +78,11 @@ def test_views_are_those_of_the_package_s_mixtures(monkeypatch):
             return truth.weights.reshape(count, -1)
 
     quadrature = SO3Quadrature.product(SphericalDesign(9), 1)
-    p = draw_views(1, quadrature.views, Fixed())
+    p = _draw_views(1, quadrature.views, Fixed())
     np.testing.assert_allclose(p[0], truth.on(quadrature), rtol=1e-10)
 
 
-@pytest.mark.parametrize("draw", [draw_mixtures, draw_chains])
+@pytest.mark.parametrize("draw", [_draw_mixtures, _draw_chains])
 def test_families_are_real_volumes_in_their_principal_axes(draw):
     mixtures = draw(20, np.random.default_rng(1))
     turned = mixtures.in_principal_axes()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aspire_mom.networks.moment_encoder import MANY_CHANNELS, PeriodicConv2d
+from aspire_mom.networks.moment_encoder import MANY_CHANNELS, _PeriodicConv2d
 
 
 @pytest.mark.parametrize("n", [8, 9])
@@ -11,7 +11,7 @@ def test_is_pytorchs_periodic_convolution(n, window, before):
     """Values and gradients, whichever way they are computed."""
     generator = torch.Generator().manual_seed(0)
     field = torch.randn(2, before, n, n, generator=generator).double()
-    ours = PeriodicConv2d(before, 3, window).double()
+    ours = _PeriodicConv2d(before, 3, window).double()
     theirs = torch.nn.Conv2d(
         before, 3, window, padding="same", padding_mode="circular"
     ).double()
@@ -28,7 +28,7 @@ def test_is_pytorchs_periodic_convolution(n, window, before):
 
 
 def test_windows_wider_than_the_field_wrap_as_pytorchs_do():
-    convolution = PeriodicConv2d(MANY_CHANNELS, 2, 9)
+    convolution = _PeriodicConv2d(MANY_CHANNELS, 2, 9)
     field = torch.randn(1, MANY_CHANNELS, 5, 5)
     expected = torch.nn.Conv2d.forward(convolution, field)
     torch.testing.assert_close(convolution(field), expected)

@@ -11,14 +11,14 @@ from aspire_mom.files import InvalidCheckpoint
 from aspire_mom.networks import StartEncoder, Training, train
 from aspire_mom.networks.errors import InvariantErrors
 from aspire_mom.networks.exact import ExactMoments
-from aspire_mom.networks.problems import (
+from aspire_mom.networks.training import (
     STANDARDISATION,
     TRAINING,
     VALIDATION,
-    add_noise,
-    draw_problems,
+    _add_noise,
+    _draw_problems,
+    _ring_noise,
     power_errors,
-    ring_noise,
 )
 
 SMALL = Training(
@@ -35,8 +35,8 @@ def test_training_lowers_the_loss():
     encoder = small_encoder()
     exact = ExactMoments(4, 5)
     errors = InvariantErrors(4, exact.points, encoder.degree)
-    validation = draw_problems(SMALL, 64, (VALIDATION,), exact)
-    family = draw_problems(SMALL, 64, (STANDARDISATION,), exact)
+    validation = _draw_problems(SMALL, 64, (VALIDATION,), exact)
+    family = _draw_problems(SMALL, 64, (STANDARDISATION,), exact)
     encoder.standardise(*family.moments)
 
     def loss():
@@ -81,12 +81,12 @@ def test_nothing_is_shared():
     streams = [(TRAINING, 0), (TRAINING, 1), (VALIDATION,), (STANDARDISATION,)]
     volumes, views = set(), set()
     for stream in streams:
-        problems = draw_problems(SMALL, 32, stream, exact)
+        problems = _draw_problems(SMALL, 32, stream, exact)
         volumes |= {tuple(v.flatten().tolist()) for v in problems.truth[0]}
         views |= {tuple(p.tolist()) for p in problems.truth[1]}
     assert len(volumes) == 4 * 8  # each volume has four densities
     assert len(views) == 4 * 32
-    first, second = (draw_problems(SMALL, 32, streams[0], exact) for _ in range(2))
+    first, second = (_draw_problems(SMALL, 32, streams[0], exact) for _ in range(2))
     torch.testing.assert_close(first.moments[1], second.moments[1])
 
 
@@ -94,10 +94,10 @@ def test_noise_has_the_errors_it_claims():
     """Many draws of one problem, levels fixed by the ranges' shared limits."""
     exact = ExactMoments(4, 5)
     rng = np.random.default_rng(0)
-    first_exact, exactly, _ = draw_problems(SMALL, 8, (VALIDATION,), exact).moments
+    first_exact, exactly, _ = _draw_problems(SMALL, 8, (VALIDATION,), exact).moments
     # What matters is that entries stay Hermitian and scatter as their errors say.
     n = 4000
-    first, second, error = add_noise(
+    first, second, error = _add_noise(
         first_exact[:1].expand(n, -1), exactly[:1].expand(n, -1, -1, -1), rng
     )
     torch.testing.assert_close(second, second.mH)
@@ -116,7 +116,7 @@ def test_noise_has_the_errors_it_claims():
 
 
 def test_ring_noise_is_the_basis_s_and_of_any_size():
-    noise = ring_noise(6, 4)
+    noise = _ring_noise(6, 4)
     for L in (24, 41):
         second = PolarBasis(L, n_rings=4, max_order=5).noise_second()
         own = np.einsum("mrr->mr", second).real / L**2
