@@ -14,17 +14,16 @@ def check_pair(volume: Volume, reference: Volume) -> float | None:
     :param volume: One ASPIRE `Volume`.
     :param reference: Another one.
     :return: The pixel size of either in Ångström, None if neither has one.
-    :raises ValueError: An argument is a stack, smaller than 3 voxels, not finite or
-        constant, or sizes or pixel sizes differ.
+    :raises TypeError: one of them is no real ASPIRE `Volume`.
+    :raises ValueError: one is a stack, smaller than 3³ voxels, constant, or holds NaN
+        or infinity; or their sizes or pixel sizes differ.
     """
     for name, one in (("volume", volume), ("reference", reference)):
         voxels = check_volume(name, one)
         if len(voxels) < 3:
             raise ValueError(f"{name} has {len(voxels)}³ voxels; it needs at least 3³")
         if np.ptp(voxels) == 0:
-            raise ValueError(
-                f"{name} is {voxels.flat[0]} in all its voxels, a constant"
-            )
+            raise ValueError(f"{name} is {voxels.flat[0]} everywhere; it must vary")
     L, L_reference = volume.resolution, reference.resolution
     if L_reference != L:
         sizes = f"{L}³ voxels and reference {L_reference}³"

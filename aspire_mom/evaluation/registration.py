@@ -19,15 +19,15 @@ from aspire_mom.volumes.grid import mirror
 # the grid's steps and even poor reconstructions agree with the reference. Shell 16
 # determines the rotation well below one degree.
 SEARCH_SHELLS, REFINEMENT_SHELLS = 8, 16
-# Degrees below 24 hold all of shell 8 for a radius of 0.4 boxes (2π · 8 · 0.4 = 20).
-# Euler angles on a full circle in the search.
+# Spherical harmonics of degrees below 24 represent shell 8 of an object of radius 0.4
+# boxes (2π · 8 · 0.4 = 20). Steps of each Euler angle in the search, on a full circle.
 DEGREES, SEARCH_ANGLES = 24, 64
-# Peaks refined for either handedness, farther apart than the width of one.
+# Peaks refined for either handedness, and their least angle apart, a peak's width.
 PEAKS, PEAK_SEPARATION = 4, np.radians(15)
 # Cubic splines on half integers have a relative error below 1e-3. The margin keeps
 # their ends away from the shells.
 OVERSAMPLING, MARGIN = 2, 4
-# Levenberg-Marquardt evaluations for each pose, and radians of finite differences.
+# Levenberg-Marquardt evaluations for each pose; step of finite differences, radians.
 MAX_EVALUATIONS, ROTATION_STEP = 6, 1e-6
 
 
@@ -86,8 +86,8 @@ def register(
 
     :param volume: One ASPIRE `Volume`, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same size L and pixel size.
-    :param translate: Whether to find a shift too. It may be of any length if the
-        volumes agree well, up to about L/16 voxels if noise or solvent dominates.
+    :param translate: Whether to find a shift, too. Any shift is found if the volumes
+        agree well, one of up to about L/16 voxels if noise or solvent dominates.
     :return: The :class:`Registration` of highest correlation.
     """
     check_pair(volume, reference)

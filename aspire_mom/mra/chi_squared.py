@@ -1,11 +1,11 @@
 """
 The χ² of a signal and a density of shifts, given noisy moments.
 
-The errors of the observations' mean and covariance are uncorrelated in the axes in
-which this covariance is diagonal, with entries λ: there, noise gives entry (a, b) the
-variance (σ²(λ_a + λ_b) + σ⁴)/N, twice that on the diagonal, and the mean σ²/N. The N
-shifts drawn from ρ are a second source of errors. Its covariance has the rank n - 1,
-and :class:`ShiftSampling` divides it out.
+Let λ be the eigenvalues of the observations' covariance, noise bias removed. Along its
+eigenvectors, noise causes uncorrelated errors, of variance σ²/N in the mean and
+(σ²(λ_a + λ_b) + σ⁴)/N in entry (a, b) of the covariance, twice that if a = b. Drawing N
+shifts from ρ causes errors, too. Their covariance has the rank n - 1, and
+:class:`ShiftSampling` whitens them.
 """
 
 from contextlib import suppress
@@ -62,7 +62,8 @@ class WhitenedMoments:
     def power_along_shifts(self, v: np.ndarray) -> np.ndarray:
         """
         :param v: Signal (n,).
-        :return: Power of the observations along each shift of v less its mean, (n,).
+        :return: uᵀ M2 u for each shift u of v minus its mean, (n,), with the second
+            moment M2.
         """
         shifted = all_shifts(v - v.mean()) @ self.axes
         return shifted**2 @ self.powers + (shifted @ self.mean) ** 2

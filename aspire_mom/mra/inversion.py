@@ -42,12 +42,14 @@ FIT_TOLERANCE = 1e-6
 # tries another start.
 MAX_MEAN_SQUARE, RANDOM_STARTS = 2.0, 20
 NO_FIT = "No v and ρ were found that fit the moments within their noise."
-# Rounding of exact moments relative to their total power.
-ROUNDING, SINGLE_ROUNDING, LOOSE = 1e-9, 1e-6, 1e-6
+# Rounding of exact moments relative to their total power, in double and in single
+# precision; and the largest deviation from symmetry and from equal means.
+ROUNDING, SINGLE_ROUNDING, MAX_DEVIATION = 1e-9, 1e-6, 1e-6
 # Standard errors beyond which a deviation is not noise.
 BEYOND_NOISE = 6.0
-# Squared coherence, in units of that of a uniform ρ, above which ρ is not uniform. A
-# weighted mean of exponential variables exceeds t with a chance below t exp(1 - t).
+# ρ counts as not uniform if the squared coherence exceeds its mean for a uniform ρ by
+# this factor. Noise alone does so with a probability below 16 exp(1 - 16) = 5e-6, the
+# bound for a weighted mean of exponential variables.
 COHERENT = 16.0
 
 
@@ -95,8 +97,8 @@ class MRAInversion:
     """
     Find the signal and the density of shifts that given moments belong to.
 
-    Any (v(· - t), ρ(· + t)) has the same moments. The pair is returned whose ρ has its
-    circular mean within half a sample of shift 0. Methods:
+    If t is a whole number of samples, (v(· - t), ρ(· + t)) has the same moments. The
+    pair whose ρ has its circular mean within half a sample of 0 is returned. Methods:
 
     - "auto", "mixture": from exact moments marching, and if its result does not fit
       them, least squares from other starts. From noisy ones, one to three Gaussians for
@@ -122,7 +124,7 @@ class MRAInversion:
         :return: v, of mean first[0]/√n, and ρ.
         """
         v, rho = self._pair()
-        # The mean is known best from the first moment alone.
+        # The first moment alone determines the mean best.
         mean = self.moments.first[0].real / np.sqrt(len(v))
         return MRASolution(v + (mean - v.mean()), rho)
 
@@ -146,8 +148,8 @@ class MRAInversion:
         return centre_density(v, to_distribution(rho))
 
     def _solve_exact(self, v, rho) -> Arrays:
-        """The first that fits the exact moments: marching's result, this with the
-        density fitted again, or the result of least squares from other starts."""
+        """Return the first of these that fits the exact moments: marching's result, the
+        same with the density fitted again, or least squares from other starts."""
         if self._fits(v, rho):
             return v, rho
         pair = fit_density_and_subsample_shift(v, self.moments)
@@ -265,7 +267,7 @@ def _checked(moments: FourierMoments) -> FourierMoments:
     real_first, real_second = to_fourier(*to_samples(first, second))
     off = np.abs(second - real_second).max(), np.abs(first - real_first).max() ** 2
     asymmetry = np.abs(second - second.conj().T).max()
-    if max(*off, asymmetry) > LOOSE * np.abs(second).max():
+    if max(*off, asymmetry) > MAX_DEVIATION * np.abs(second).max():
         raise ValueError(
             "the moments are not those of real signals in numpy.fft.fftfreq order:"
             " values at opposite frequencies must be complex conjugates, and second"
@@ -291,7 +293,7 @@ def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
         )
     mean, power = first[0].real ** 2, second[0, 0].real
     # The mean's own noise is in both moments, so that only its sample variance counts.
-    error = LOOSE * total + _significant_noise(N, sigma)
+    error = MAX_DEVIATION * total + _significant_noise(N, sigma)
     if not -error - sigma**2 <= power - mean <= error + sigma**2 / 2:
         raise ValueError(
             f"first and second do not belong together: |first[0]|² is {mean:.6g} and"

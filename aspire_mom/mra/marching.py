@@ -32,12 +32,12 @@ def march(moments: FourierMoments) -> Arrays:
         state.set_signal(k, np.arange(min(k - 1, 1), k))
         state.set_density(k, np.arange(k + 1))
         if k == 1:
-            state.turn()
+            state.normalise_shift()
     # Estimate every coefficient again from all others.
     for i in range(SWEEPS + 1):
         for d in range(1, K + 1):
             state.set_density(d, np.arange(d - K, K + 1))
-        state.turn()
+        state.normalise_shift()
         for k in range(1, K + 1) if i < SWEEPS else ():
             l = np.arange(k - K, K + 1)
             state.set_signal(k, l[l != k])
@@ -82,15 +82,15 @@ class _March:
         # Estimate v̂(k) from the entries (k, l).
         at, to = self.K + k, self.K + l
         known = self.v[to].conj()
-        # At first no ρ̃ is known, only that ρ̃(1) is positive.
-        blind = k == 1 and len(l) == 1
-        if not blind:
+        # v̂(1) is estimated before ρ̃(1), which is positive: only the phase counts then.
+        phase_only = k == 1 and len(l) == 1
+        if not phase_only:
             known = known * self.rho[self.K + k - l]
         z, precision = self.estimate(known, at, to)
         size, own = np.abs(z), self.modulus_weight[at]
         value = 0
         if size**2 * precision > SIGNIFICANT**2 and own > 0:
-            counted = 0 if blind else precision
+            counted = 0 if phase_only else precision
             modulus = (size * counted + self.modulus[at] * own) / (counted + own)
             value = z / size * modulus
         self.v[at], self.v[self.K - k] = value, np.conj(value)
@@ -104,7 +104,7 @@ class _March:
         z = z / max(np.abs(z), 1) if significant else 0
         self.rho[self.K + d], self.rho[self.K - d] = z, np.conj(z)
 
-    def turn(self) -> None:
+    def normalise_shift(self) -> None:
         # Shift v and ρ so that arg ρ̃(1) = 0.
         phase = np.exp(-1j * np.angle(self.rho[self.K + 1]) * self.signed)
         self.rho, self.v = self.rho * phase, self.v * phase.conj()

@@ -79,8 +79,9 @@ def estimate_moments(
     Average the moments of observations in one pass (eq. 24).
 
     If σ is not given, σ² is the mean power along the n/8 weakest eigenvectors of the
-    second moment: too large if these hold signal. Eigenvectors are those of even
-    batches and powers those of odd ones, and vice versa, which avoids a low bias.
+    second moment, which is too large if they hold signal. Eigenvectors are taken from
+    even batches and powers from odd ones, and vice versa: from the same data, the
+    smallest powers would be too low.
 
     :param batches: Arrays of observations (any number, n), real.
     :param sigma: Standard deviation of the noise; estimated if None.
@@ -116,8 +117,8 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     """
     :param path: Moments (.npz) with `first`, `second` and maybe `n_observations` and
         `sigma`; or raw observations (.npy), real, (N, n).
-    :param sigma: Standard deviation of the noise, where the file does not say;
-        observations without it have it estimated.
+    :param sigma: Standard deviation of the noise, if the file does not hold it. None
+        estimates it from raw observations.
     :return: The moments, noise bias removed.
     :raises ValueError: the file cannot be read, or its arrays are of another kind.
     """

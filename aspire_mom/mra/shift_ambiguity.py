@@ -1,13 +1,12 @@
 """
-The shift ambiguity: (v(· - t), ρ(· + t)) has the same moments for every t. Errors
-(eq. 21) do not depend on t. Methods return the pair whose ρ has its circular mean,
--arg ρ̃(1), nearest to shift 0. Shifting the data by whole samples then shifts v alone,
-and reversing the data reverses both.
+The shift ambiguity: (v(· - t), ρ(· + t)) has the same moments for every whole number t
+of samples. Errors (eq. 21) do not depend on t. Methods return the pair whose ρ has its
+circular mean, -arg ρ̃(1), nearest to shift 0. Shifting the data by whole samples then
+shifts v alone, and reversing the data reverses both.
 
-Only shifts by whole samples keep all moments exactly. Others change the entries (k, l)
-with |k - l| > n/2, at which ρ̃ wraps around. Where these entries determine the
-sub-sample part of t, the circular mean lies within half a sample of 0; otherwise it is
-exactly 0.
+Other shifts change only the entries (k, l) with |k - l| > n/2, at which ρ̃ wraps
+around. Where these entries determine the sub-sample part of t, the circular mean lies
+within half a sample of 0; otherwise it is exactly 0.
 """
 
 import math
@@ -21,7 +20,7 @@ from aspire_mom.mra.signals import Array, Arrays, shift
 # Points per sample on which the correlation is first searched, where a peak's height is
 # known to 0.5 %; peaks refined, and Newton steps.
 OVERSAMPLING, PEAKS, NEWTON_STEPS = 8, 6, 12
-# Standard errors by which wrapped entries must stand out to decide.
+# Standard errors by which wrapped entries must differ from 0 to determine a shift.
 DECISIVE = 4.0
 
 
@@ -67,7 +66,8 @@ def from_half_spectra(
     v_hat: np.ndarray, rho_hat: np.ndarray, second: np.ndarray, variance: np.ndarray
 ) -> Arrays:
     """
-    Find the sub-sample shift of pairs whose coefficients are known up to a shift.
+    Shift pairs that are known up to a shift so that the second moment's wrapped entries
+    fit best.
 
     :param v_hat: v̂(0) … v̂(n//2), (..., n//2 + 1).
     :param rho_hat: ρ̃ at the same frequencies; ρ̃(0) = 1.

@@ -23,7 +23,7 @@ LOG_SIGMA, LOG_RATIO = (-0.2, 1.1), (4.0, 8.0)
 # Likelihood of errors; MEAN_WEIGHT is the share in the loss of the mean over
 # alternatives, which gives all of them gradients.
 TAIL_EXPONENT, ERROR_SCALE, MEAN_WEIGHT = 2.0, 1e-2, 0.03
-# Distances of parameters that count as much as a factor e^(1/TAIL_EXPONENT) in error.
+# Units of distances between the Gaussians' centres, and between log widths.
 CENTRES, LOG_WIDTHS = 0.1, 0.3
 # Accuracy of best shifts in training.
 SEARCH = {"n_peaks": 1, "n_steps": 3}

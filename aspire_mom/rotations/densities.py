@@ -25,14 +25,14 @@ class DiscreteDensity(torch.nn.Module):
     Learnable probabilities on the nodes of a quadrature: the paper's z_ρ (section 4.2)
     without an encoder. They are the softmax of logits and start equal.
 
-    Without `degree` every node has a logit of its own. With it, the log-density is a
-    smooth function of the viewing direction alone (in-plane angles uniform),
-    log ρ(d) = Σ_{l=1}^{degree} Σ_m a_lm √(4π) Y_lm(d) + const, and :meth:`penalty` is
-    the prior under which a_lm is normal of variance 1 / (2 l (l + 1)). It regularises
-    what the moments do not determine.
+    Without `degree` every node has a logit of its own. With `degree` the density is
+    smooth in the viewing direction d, and in-plane angles are uniform:
+    log ρ(d) = Σ_{l=1}^{degree} Σ_m a_lm √(4π) Y_lm(d) + const. :meth:`penalty` is the
+    prior under which a_lm is normal of variance 1 / (2 l (l + 1)). It regularises what
+    the moments do not determine.
 
-    :param nodes: The quadrature; the number of its nodes suffices without `degree`.
-        With `degree`, nodes must have equal weights, as `SO3Quadrature.product` has.
+    :param nodes: A quadrature, or without `degree` its number of nodes. With `degree`,
+        its weights must be equal, as those of `SO3Quadrature.product` are.
     :param degree: Largest degree of the log-density's spherical harmonics.
     :raises ValueError: the number of nodes or the degree is below 1, or there is a
         degree without a quadrature.
@@ -67,7 +67,7 @@ class DiscreteDensity(torch.nn.Module):
         :param probabilities: Non-negative values (n_nodes,), normalised here. Zeros
             become the smallest positive number of their dtype, so that logits stay
             finite.
-        :return: The density with these, a logit per node, of their dtype and device.
+        :return: The density with these probabilities, of the same dtype and device.
         :raises ValueError: values are negative, not finite, or all zero.
         """
         p = torch.as_tensor(probabilities).detach()
@@ -183,7 +183,7 @@ class VonMisesFisherMixture:
     def pdf(self, directions: np.ndarray) -> np.ndarray:
         """
         Evaluate the density of viewing directions, Σ w exp(κ (μ·x - 1)) κ / (2π (1 -
-        exp(-2κ))), in a form that holds for every κ ≥ 0.
+        exp(-2κ))), where κ = 0 gives the limit w / 4π.
 
         :param directions: Unit vectors (..., 3), xyz order.
         :return: Density (...), float64, per steradian.
@@ -202,8 +202,8 @@ class VonMisesFisherMixture:
         """
         :param n: Number of rotations.
         :param seed: Seed of the draw.
-        :return: ASPIRE `Rotation` of n independent draws, float64. `Simulation` takes
-            its `angles`.
+        :return: ASPIRE `Rotation` of n independent draws, float64. Pass its `angles` to
+            `Simulation`.
         """
         rng = np.random.default_rng(seed)
         component = rng.choice(len(self.weights), size=n, p=self.weights)

@@ -62,7 +62,7 @@ class SO3Quadrature:
         w = self.weights
         if w.shape != (n,) or not np.all(w > 0) or not np.isclose(w.sum(), 1):
             found = f"shape {w.shape}, minimum {w.min()} and sum {w.sum()}"
-            raise ValueError(f"weights of {found} are not {n} positive ones of sum one")
+            raise ValueError(f"weights have {found}; not ({n},), positive, of sum one")
         views = matrices[:: self.n_inplane]
         squares = views @ views.transpose(0, 2, 1)
         proper = np.allclose(np.linalg.det(views), 1)
@@ -70,7 +70,7 @@ class SO3Quadrature:
             raise ValueError("rotations must be orthogonal matrices of determinant 1")
         if not np.allclose(matrices, _with_inplane(views, self.n_inplane), atol=1e-10):
             raise ValueError(
-                "nodes must be R(view) Rz(2πj / n_inplane), view-major, j = 0 first"
+                "node view * n_inplane + j must be R(view) Rz(2πj / n_inplane)"
             )
 
     def __len__(self) -> int:

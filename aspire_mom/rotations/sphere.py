@@ -17,8 +17,8 @@ class SphericalDesign:
     Spherical t-design: N points over which the plain mean of any polynomial of degree
     t or less is its mean over the sphere (section 5.2).
 
-    All shipped designs are antipodal: -x is a point if x is. Odd polynomials then sum
-    to zero exactly, t is odd, and N is about t²/2 + t/2.
+    All shipped designs are antipodal: -x is a point if x is. Therefore odd polynomials
+    sum to zero exactly, and t is odd. N is about t²/2 + t/2.
     ``benchmarks/make_spherical_designs.py`` computed them as zeros of the spherical
     harmonic sums, after R. S. Womersley, "Efficient spherical designs with good
     geometric properties", in Contemporary Computational Mathematics, Springer 2018. The
@@ -26,7 +26,7 @@ class SphericalDesign:
     ``SphericalDesign(13, n_points=100)`` is a design of that size.
 
     The attribute `points` (N, 3) holds unit vectors, xyz order, float64, read-only;
-    point j + N/2 is -(point j). `degree` is t, which may exceed the one asked for.
+    point j + N/2 is -(point j). `degree` is t, which may exceed the argument.
 
     :param degree: Least t; the shipped design with the fewest points is selected.
     :param n_points: Number of points N; any if None.

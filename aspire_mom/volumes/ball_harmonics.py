@@ -14,7 +14,7 @@ from aspire_mom.rotations import real_spherical_harmonics
 from aspire_mom.volumes.base import FourierVolume
 from aspire_mom.volumes.grid import volume_at
 
-# Nearer than this to a zero of the Bessel function, the quotient is a Taylor series.
+# Distance to a zero z of j_l within which j_l(κ)/(κ - z) is a Taylor series.
 NEAR_ZERO = 1e-4
 
 
@@ -38,7 +38,7 @@ class BallHarmonics(FourierVolume):
 
     The parameter `coefficients` (n_coefficients,) runs over l, then s, then m from
     -l to l. It starts random, with ‖a‖ = 1 and amplitudes that fall with z_ls.
-    Gradients reach it alone, not k.
+    Only it gets gradients, k does not.
 
     :param band_limit: K, cycles per box; L/2 is the Nyquist frequency of L voxels.
         There are about 17 (RK)³ coefficients.

@@ -34,7 +34,8 @@ class FourierVolume(torch.nn.Module):
     A subclass defines :meth:`forward`; real volumes need V(-k) = conj V(k).
     """
 
-    #: Whether the gradient of :meth:`on_rings` at all points together fits in memory.
+    #: Whether :meth:`on_rings` may take all points at once in a gradient: it needs
+    #: little memory.
     rings_at_once = False
 
     def forward(self, k: Tensor) -> Tensor:
@@ -103,9 +104,9 @@ class FourierVolume(torch.nn.Module):
         least squares on the Fourier values at the integer frequencies |k| < L/2.
 
         Adam works on random batches, its learning rate falling to zero along a cosine.
-        It weights squared errors by 1/RMS of V on their shell, a compromise between
-        weak outer shells and inner ones. If the model has at most 5000 parameters,
-        L-BFGS follows, on all frequencies and without weights.
+        Squared errors have the weight 1/RMS of V on their shell, which lets weak outer
+        shells count without letting them dominate. If the model has at most 5000
+        parameters, L-BFGS follows, on all frequencies and without weights.
 
         :param volume: One ASPIRE `Volume`, of odd or even size L.
         :param n_steps: Steps of Adam; L-BFGS takes at most a quarter as many.
@@ -114,7 +115,7 @@ class FourierVolume(torch.nn.Module):
         :param seed: Seed of the batches.
         :param callback: Called after each step of Adam with the step and the relative
             loss Σ w |ΔV|² / Σ w |V|², w the weights; returning True stops.
-        :return: :meth:`relative_error`, which counts the corners, too.
+        :return: :meth:`relative_error`, in which frequencies |k| ≥ L/2 count, too.
         :raises ValueError: the volume is zero at the frequencies of the fit.
         """
         k, target = _integer_frequencies(volume, next(self.parameters()))

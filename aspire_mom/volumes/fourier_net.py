@@ -48,8 +48,8 @@ class FourierNet(FourierVolume):
         an L-pixel image, L/√2 with the corners of its transform.
     :param hidden: Width of the hidden layers.
     :param layers: Number of hidden layers.
-    :param omega: Factor ω in the hidden sines, by which initial hidden parameters are
-        divided: it sets how fast V changes under the optimiser.
+    :param omega: Factor ω in the hidden sines. Initial hidden parameters are divided by
+        it, so that ω sets how fast the optimiser changes V, not the initial V.
     :param scale: s, the largest |V| of the data, which is V(0) for non-negative
         volumes. :meth:`fit` sets it.
     :param encoder: ξ_θ^v, from moments to z_v, such as a `LatentEncoder`.

@@ -22,15 +22,15 @@ class GaussianMixture(FourierVolume):
 
         V(k) = Σ_g w_g exp(-2π² σ_g² |k|²) exp(-2πi k·μ_g),
 
-    non-negative, smooth and of bounded support. The second moment determines sums of
+    smooth and, unless `signed`, non-negative. The second moment determines sums of
     Gaussians even where all views are equally likely (arXiv 2209.10531).
 
     :param n_gaussians: Number of Gaussians.
     :param support_radius: Radius of the ball that holds the centres, box units.
     :param sigma: Standard deviation of all Gaussians at the start, box units.
     :param signed: Let weights be negative, for maps whose solvent is not at zero.
-    :param total: Scale of the initial weights: about their sum, or about twice their
-        sum if `signed`.
+    :param total: Scale of the initial weights, which sum to about `total`, or to about
+        half of it if `signed`.
     :param seed: Seed of the random start.
     :raises ValueError: a number is out of range.
     """
@@ -75,8 +75,8 @@ class GaussianMixture(FourierVolume):
     @property
     def sigmas(self) -> Tensor:
         """Standard deviations σ (n,), box units, at most 1."""
-        # Where σ = 1, V(k) is below 3e-9 w at any integer k but 0: wider Gaussians are
-        # the same, until exp() overflows and V(0) is 0 · ∞.
+        # At σ = 1, V(k) is below 3e-9 w at all integer k but 0, so larger σ change
+        # nothing. Without the bound, exp() could overflow and V(0) become NaN.
         return self.log_sigmas.clamp(max=0).exp()
 
     @property
@@ -102,8 +102,8 @@ class GaussianMixture(FourierVolume):
     @torch.no_grad()
     def grown(self, n_more: int, seed: int = 0) -> GaussianMixture:
         """
-        Split Gaussians of largest |w| σ in two along random directions, which hardly
-        changes V.
+        Split the Gaussians of largest |w| σ in two along random directions. V hardly
+        changes.
 
         :param n_more: Number of Gaussians to split, at most as many as there are.
         :param seed: Seed of the directions.

@@ -57,8 +57,8 @@ def check_resolution(resolution: float, L: int, pixel_size: float | None) -> Non
 
 def low_pass(volume: Volume, resolution: float) -> Volume:
     """
-    Apply a low-pass filter: it is 1 up to one shell before box / resolution, 0 from one
-    shell after it, and a raised cosine in between.
+    Apply a low-pass filter with a raised-cosine edge: with s = box / resolution, it is
+    1 up to shell s - 1 and 0 from shell s + 1 on.
 
     :param volume: One ASPIRE `Volume` with a pixel size.
     :param resolution: Resolution in Ångström, where the filter is one half.

@@ -125,9 +125,12 @@ def test_view_maps_have_their_peaks_where_the_views_are(tmp_path):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: plot_slices([blobs(8)], []), "1 items to plot and 0 titles"),
-        (lambda: plot_slices([], []), "not 0 titles for 0"),
-        (lambda: plot_isosurfaces([blobs(8)], ["a", "b"]), "not 2 titles for 1"),
+        (lambda: plot_slices([blobs(8)], []), "1 items .* 0 titles"),
+        (lambda: plot_slices([], []), "0 items .* 0 titles"),
+        (
+            lambda: plot_isosurfaces([blobs(8)], ["a", "b"]),
+            "1 items .* 2 titles",
+        ),
         (lambda: plot_views([(np.ones(3), np.ones(3))], ["a"]), r"not \(3, 3\)"),
         (lambda: plot_views([(np.eye(3), np.ones(2))], ["a"]), r"not \(2, 3\)"),
         (
