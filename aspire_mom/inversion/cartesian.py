@@ -37,9 +37,8 @@ class CartesianForward(torch.nn.Module):
 
     :param basis: `CartesianBasis` of the moments.
     :param quadrature: Nodes on SO(3), view-major.
-    :param shift_std: Standard deviation along each axis, pixels, of the images'
-        Gaussian shifts, which multiply E f(k) f(k')* by exp(-2π² (std/L)² |k - k'|²);
-        None where every call is given it.
+    :param shift_std: As for :func:`forward_model`. Gaussian shifts multiply
+        E f(k) f(k')* by exp(-2π² (std/L)² |k - k'|²).
     """
 
     def __init__(
@@ -69,10 +68,7 @@ class CartesianForward(torch.nn.Module):
         self.register_buffer("flip", 1.0 - 2.0 * (pixels[place[turned]] != turned))
 
     def _half_slices(self, volume: FourierVolume) -> Tensor:
-        """
-        Return f(k) of every node, complex, (n_nodes, number of pairs ±k + 1), one k of
-        each pair, k = 0 last.
-        """
+        """Return f(k), complex, (n_nodes, pairs ±k), one k of each; k = 0 is last."""
         dtype = next(volume.parameters()).dtype
         frequencies, n = self.frequencies.to(dtype), len(self.rotations)
         rotations = self.rotations.to(dtype)[local_rows(n)]

@@ -29,8 +29,7 @@ class PolarForward(torch.nn.Module):
 
     :param basis: `PolarBasis` of the moments.
     :param quadrature: Nodes on SO(3), view-major.
-    :param shift_std: Standard deviation of the images' shifts along each axis, pixels
-        (see :class:`Shifts`); None where every call is given it.
+    :param shift_std: As for :func:`forward_model` (see :class:`Shifts`).
     :raises ValueError: Images have shifts and the basis is not averaged in plane.
     """
 
@@ -76,12 +75,6 @@ class PolarForward(torch.nn.Module):
     def forward(
         self, volume: FourierVolume, probabilities: Tensor, std: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """
-        :param volume: The volume model.
-        :param probabilities: Weights of the quadrature's nodes, (n,).
-        :param std: Standard deviation of shifts where the constructor had None.
-        :return: First and second moment in the basis's shapes.
-        """
         c = self._coefficients(volume)
         p = probabilities.to(c.real.dtype).reshape(-1, self.n_inplane)
         if not self.averaged:
@@ -93,10 +86,8 @@ class PolarForward(torch.nn.Module):
         return self.shifts(first, second, std / self.L)
 
     def _coefficients(self, volume: FourierVolume) -> Tensor:
-        """
-        Return coefficients (max_order + 1, n_rings, n_views), complex, of the clean
-        images of the views at in-plane angle 0.
-        """
+        """Return coefficients (max_order + 1, n_rings, n_views), complex, of the clean
+        images at in-plane angle 0."""
         dtype, n = next(volume.parameters()).dtype, len(self.directions)
         radii = self.radii.to(dtype)
         directions = self.directions.to(dtype)[local_rows(n)]
@@ -203,9 +194,10 @@ def forward_model(
     :param basis: `CartesianBasis` or `PolarBasis`.
     :param quadrature: Nodes on SO(3).
     :param shift_std: Standard deviation along each axis, pixels, of the images' shifts;
-        None where every call is given it.
-    :return: A module to call with a volume model, the nodes' probabilities and, if
-        `shift_std` is None, the standard deviation of shifts.
+        None to give it in every call.
+    :return: A module to call with a volume model, probabilities (n,) of the nodes and,
+        if `shift_std` is None, the standard deviation of shifts. It returns the first
+        and the second moment, complex, in the basis's shapes.
     """
     model = CartesianForward if isinstance(basis, CartesianBasis) else PolarForward
     return model(basis, quadrature, shift_std)

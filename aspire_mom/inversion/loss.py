@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,6 +19,25 @@ Weighting = Literal["noise", "rings", "none"]
 # rings. Its square is added to the variance of the entry, so that entries with tiny
 # standard errors do not dominate the loss.
 MODEL_ERROR = 0.003
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """
+    How to measure the distance of moments (see `MomentLoss`).
+
+    :param weighting: "noise", "rings" or "none"; by default "none" (eq. 28) for
+        networks, else "noise".
+    :param lam: λ of eq. 28, the weight of the second moment.
+    :raises ValueError: An option is out of range.
+    """
+
+    weighting: Weighting | None = None
+    lam: float = 1.0
+
+    def __post_init__(self):
+        check_choice("weighting", self.weighting, get_args(Weighting))
+        check_positive("lam", self.lam)
 
 
 class MomentLoss(torch.nn.Module):

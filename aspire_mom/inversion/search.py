@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -12,16 +12,24 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor, nn
 
+from aspire_mom.checks import check_choice, check_integer
 from aspire_mom.files import Checkpoint
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.forward import MAX_SHIFT_STD, CartesianForward, PolarForward
 from aspire_mom.inversion.loss import MomentLoss
-from aspire_mom.inversion.optimise import OptimizerStatus, StatusCallback, minimise
-from aspire_mom.inversion.options import SearchOptions
+from aspire_mom.inversion.optimise import (
+    Optimizer,
+    OptimizerStatus,
+    StatusCallback,
+    minimise,
+)
 from aspire_mom.networks import MomentEncoder
 from aspire_mom.processes import is_first
 from aspire_mom.volumes import FourierVolume, GaussianMixture
 
+# Default number of random starts of each volume model.
+N_STARTS = {"gaussians": 16, "fouriernet": 1, "harmonics": 4}
+STEPS = {"lbfgs": 400, "adam": 1000}
 SURVIVORS = 4
 STEPS_PER_LEVEL = 80
 # Scale of the parameter shift_std, in box lengths, chosen so that optimizer steps are
@@ -29,6 +37,41 @@ STEPS_PER_LEVEL = 80
 # pixel in a box of 50).
 SHIFT_UNIT = 0.1
 FIRST_SHIFT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """
+    How to search for the best volume and density.
+
+    :param n_starts: Number of starts; by default 16 for Gaussians, 4 for harmonics,
+        else 1.
+    :param n_steps: Steps of the last refinement of each start; by default 400 of L-BFGS
+        or 1,000 of Adam.
+    :param optimizer: "lbfgs" or "adam"; by default Adam for networks, else L-BFGS.
+    :param learning_rates: Adam's learning rates, each for an equal share of the steps.
+    :param max_gaussians: Largest number of Gaussians in a mixture.
+    :param seed: Seed of the first start; the others have the seeds that follow.
+    :raises ValueError: An option is out of range.
+    """
+
+    n_starts: int | None = None
+    n_steps: int | None = None
+    optimizer: Optimizer | None = None
+    learning_rates: tuple[float, ...] = (2e-3, 2e-4)
+    max_gaussians: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("n_starts", "n_steps", "max_gaussians", "seed"):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name), int(name != "seed"))
+        check_choice("optimizer", self.optimizer, STEPS)
+        rates = self.learning_rates
+        if not rates or not all(0 < rate < math.inf for rate in rates):
+            raise ValueError(
+                f"learning_rates are {rates}; there must be at least one, all positive"
+            )
 
 
 class LevelProblem(NamedTuple):

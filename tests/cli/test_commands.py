@@ -23,8 +23,8 @@ from aspire_mom import (
 )
 from aspire_mom.cli.main import COMMANDS
 from aspire_mom.cli.reconstruct import WRITTEN, reconstruct
-from aspire_mom.inversion.options import N_STARTS
 from aspire_mom.inversion.reconstruction import FILES
+from aspire_mom.inversion.search import N_STARTS
 from aspire_mom.moments import StreamingOptions
 from aspire_mom.phantoms import gaussian_phantom
 from aspire_mom.relion import ParticleSource
