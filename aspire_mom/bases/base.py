@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -58,12 +57,8 @@ class Basis(ABC):
     #: Mask of the entries of :meth:`equal_order_blocks` in which an object of radius
     #: 0.4 box lengths has significant power.
     order_support: np.ndarray
-    #: Whether :meth:`sums` computes on other devices than the CPU.
-    runs_on_devices: bool
     #: Whether the basis can correct CTFs that vary along rings.
     corrects_astigmatism: bool
-    #: The largest frequency in use, cycles per box.
-    largest_frequency: float
     #: Largest n_harmonics that the basis can use; 1 if it needs no angular orders.
     max_harmonics: int
 
@@ -71,11 +66,6 @@ class Basis(ABC):
     def n_frequencies(self) -> int:
         """Number n of frequencies."""
         return len(self.rings)
-
-    @property
-    def zero_frequency(self) -> int:
-        """Index of the frequency 0."""
-        return int(np.argmin(self.rings))
 
     @property
     def power_shape(self) -> tuple[int, int]:
@@ -146,14 +136,6 @@ class Basis(ABC):
         :return: E |f|² of single coefficients, (max_order + 1, n), float64.
         """
         return np.einsum("mrr->mr", self.equal_order_blocks(second)).real
-
-    def first_power(self, second: np.ndarray) -> np.ndarray:
-        """
-        :param second: Second moment, or its errors.
-        :return: E |f|² of the first moment's entries, of its shape.
-        """
-        own = self.diagonal_power(second).ravel()
-        return own[: math.prod(self.first_shape)].reshape(self.first_shape)
 
     # Rings
 
@@ -228,7 +210,7 @@ class Basis(ABC):
         :param images: Images (n, L, L), real; not checked where a device is given.
         :param H: Real, even functions that multiply the images' transforms, as
             :meth:`filter_values` returns them; radial ones where a device is given.
-        :param device: Where torch computes, if the basis `runs_on_devices`.
+        :param device: Where torch computes; only moments averaged over in-plane angles.
         :return: Sums, to be added over batches in double precision.
         :raises ValueError: Wrong images, or more than fit into the device's memory.
         """

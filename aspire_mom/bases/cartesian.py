@@ -32,7 +32,6 @@ class CartesianBasis(Basis):
     frequency_name: ClassVar = "Fourier pixel"
     max_order: ClassVar = 0
     inplane_average: ClassVar = False
-    runs_on_devices: ClassVar = False
     corrects_astigmatism: ClassVar = True
     max_harmonics: ClassVar = 1
 
@@ -156,10 +155,6 @@ class CartesianBasis(Basis):
             for i in range(4):
                 pairs = np.moveaxis(np.tensordot(kept, pairs, (1, i)), 0, i)
         return _transformed(pairs.astype(np.complex128))
-
-    @property
-    def largest_frequency(self) -> float:
-        return float(np.linalg.norm(self.frequencies, axis=1).max())
 
     def filter_points(self, n_angles: int) -> np.ndarray:
         return 2 * np.pi / self.L * self.frequencies.T

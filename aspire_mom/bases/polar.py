@@ -194,10 +194,6 @@ class PolarBasis(Basis):
 
     # Sums over images
 
-    @property
-    def runs_on_devices(self) -> bool:
-        return self.inplane_average
-
     def sums(
         self,
         images: np.ndarray,
@@ -247,7 +243,7 @@ class PolarBasis(Basis):
             by_order = np.ascontiguousarray(c.transpose(1, 2, 0))
             return by_order, by_order
         n = len(c)
-        return c.reshape(n, -1).T, signed_orders(c).reshape(n, -1).T
+        return c.reshape(n, -1).T, _signed_orders(c).reshape(n, -1).T
 
     def _product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """Sum over images of f f*, of the second moment's shape."""
@@ -274,10 +270,6 @@ class PolarBasis(Basis):
         return second
 
     # Filters, CTFs
-
-    @property
-    def largest_frequency(self) -> float:
-        return self.n_rings - 1.0
 
     @property
     def max_harmonics(self) -> int:
@@ -313,11 +305,8 @@ class PolarBasis(Basis):
         return information[:, None, :, None, :]
 
 
-def signed_orders(c: np.ndarray) -> np.ndarray:
-    """
-    :param c: Polar coefficients (n, max_order + 1, n_rings) of real images.
-    :return: The same for m = -max_order … max_order: (n, 2 max_order + 1, n_rings).
-    """
+def _signed_orders(c: np.ndarray) -> np.ndarray:
+    """Coefficients (n, 2 max_order + 1, n_rings) of orders -max_order … max_order."""
     signs = (-1.0) ** np.arange(1, c.shape[1])
     negative = (signs[:, None] * c[:, 1:].conj()).astype(c.dtype)
     return np.concatenate((negative[:, ::-1], c), axis=1)

@@ -90,7 +90,7 @@ def estimate_amplitude_std(moments: Moments) -> float:
         warning, if the standard error of its square is 0.05 or more.
     """
     basis = moments.basis
-    where = basis.zero_frequency
+    where = int(np.argmin(basis.rings))
     mean = np.abs(basis.order_zero(moments.first)[where]) ** 2
     second = basis.diagonal_power(moments.second)[0, where]
     error = np.inf

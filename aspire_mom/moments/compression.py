@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aspire_mom.bases import Basis, PolarBasis
-from aspire_mom.checks import check_integer
+from aspire_mom.checks import check_integer, check_kind
 
 BYTES = np.dtype(np.complex128).itemsize
 # Share of the largest eigenvalue below which others are rounding.
@@ -21,13 +21,9 @@ Vectors = tuple[np.ndarray, ...]
 def check_basis(basis: Basis) -> None:
     """
     :param basis: What should be an in-plane averaged polar basis.
-    :raises TypeError: it is no basis.
     :raises ValueError: it is another one.
     """
-    if not isinstance(basis, Basis):
-        raise TypeError(
-            f"basis is a {type(basis).__name__}; third moments are of a PolarBasis"
-        )
+    check_kind("basis", basis, Basis)
     if not basis.inplane_average:
         raise ValueError(
             f"basis is {basis}; third moments are averaged over in-plane angles, of a"

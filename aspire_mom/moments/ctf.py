@@ -166,19 +166,25 @@ class TransferFunctions:
 
     @cached_property
     def _largest_astigmatism(self) -> float:
-        return max(map(self._astigmatism, self.filters))
-
-    def _astigmatism(self, image_filter: Filter) -> float:
         """Largest phase in radians by which a CTF differs along the outermost ring from
         its mean; infinite for other filters that are not radial."""
-        image_filter, _ = unscaled(image_filter)
-        if isinstance(image_filter, MultiplicativeFilter):
-            return max(map(self._astigmatism, factors(image_filter)))
-        if not isinstance(image_filter, CTFFilter):
-            return 0.0 if image_filter.radial else math.inf
-        difference = abs(image_filter.defocus_u - image_filter.defocus_v)
-        largest = self.basis.largest_frequency / self.basis.L / self.pixel_size
-        return np.pi / 2 * image_filter.wavelength * difference * largest**2
+        largest = np.hypot(*self.basis.filter_points(1)).max() / (2 * np.pi)
+        astigmatism = max(map(_astigmatism, self.filters))
+        if math.isinf(astigmatism):
+            return math.inf
+        return np.pi / 2 * (largest / self.pixel_size) ** 2 * astigmatism
+
+
+def _astigmatism(image_filter: Filter) -> float:
+    """Wavelength times difference of defocus; infinite for other non-radial filters."""
+    image_filter, _ = unscaled(image_filter)
+    if isinstance(image_filter, MultiplicativeFilter):
+        return max(map(_astigmatism, factors(image_filter)))
+    if not isinstance(image_filter, CTFFilter):
+        return 0.0 if image_filter.radial else math.inf
+    return image_filter.wavelength * abs(
+        image_filter.defocus_u - image_filter.defocus_v
+    )
 
 
 def ctf_parameters(filters: list[Filter]) -> np.ndarray:

@@ -158,7 +158,7 @@ class MomentEstimator:
     def _check_device(self, device: torch.device) -> None:
         """Raise for what is computed on the CPU only."""
         limited = self.astigmatic or self.third is not None
-        on_gpu = device.type == "cuda" and self.basis.runs_on_devices and not limited
+        on_gpu = device.type == "cuda" and self.basis.inplane_average and not limited
         if device.type != "cpu" and not on_gpu:
             raise ValueError(
                 f"device is {device}; averages are computed on cpu or cuda, and on cuda"
@@ -296,7 +296,8 @@ class MomentEstimator:
         names = "first", "second", "squares"
         first, second, squares = basis.finish(tuple(sums[name] for name in names))
         # Squared deviations from the mean product, which varying CTFs add a little to.
-        first_squares = basis.first_power(second) - np.abs(first) ** 2 / n
+        own = basis.diagonal_power(second).ravel()[: first.size].reshape(first.shape)
+        first_squares = own - np.abs(first) ** 2 / n
         squares -= np.abs(second) ** 2 / n
         second -= noise
         power = basis.diagonal_power(noise)

@@ -216,8 +216,6 @@ def read_particles(
         or pixel sizes, no pixel size, or one that contradicts `pixel_size`.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     if path.suffix == ".cs":
         raise ValueError(
             f"{path} is a cryoSPARC file; convert it to a STAR file by pyem's"

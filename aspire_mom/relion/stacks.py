@@ -16,8 +16,8 @@ MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16"}
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"PK": "zip"}
 
 
-def _check_stack(path: Path) -> tuple[int, int]:
-    """Check that ASPIRE can read a stack. Return the number and the edge of images."""
+def _stack_size(path: Path) -> tuple[int, int]:
+    """Number and edge of a stack's images; raise if ASPIRE cannot read it."""
     with open(path, "rb") as file:
         head = file.read(HEADER_DTYPE.itemsize)
     for mark, program in COMPRESSED.items():
@@ -95,7 +95,7 @@ def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
     counts, L, model = np.zeros(len(stacks), dtype=np.int64), 0, None
     for index in np.unique(table.stack_indices):
         path = stacks[index]
-        counts[index], size = _checked(table.path, path)
+        counts[index], size = _listed_stack_size(table.path, path)
         if model is None:
             L, model = size, path
         if size != L:
@@ -116,9 +116,9 @@ def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
     return L
 
 
-def _checked(star: Path, path: Path) -> tuple[int, int]:
+def _listed_stack_size(star: Path, path: Path) -> tuple[int, int]:
     try:
-        return _check_stack(path)
+        return _stack_size(path)
     except FileNotFoundError as error:
         where = "is missing"
         if path.is_symlink():

@@ -372,7 +372,7 @@ def test_stack_that_may_not_be_read(tmp_path, monkeypatch):
     def denied(path, *args):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("aspire_mom.relion.stacks._check_stack", denied)
+    monkeypatch.setattr("aspire_mom.relion.stacks._stack_size", denied)
     with pytest.raises(OSError, match=r"a\.mrcs, a stack that .* Permission denied"):
         read_particles(star)
 
