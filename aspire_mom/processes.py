@@ -140,8 +140,8 @@ def combine_gradients(
 
 def all_reduce_sum(array: np.ndarray) -> None:
     """
-    Replace an array by its sum over all processes. The result is the same in every run
-    with the same number of processes.
+    Replace an array by its sum over all processes; runs with the same number of
+    processes get the same result.
 
     :param array: Real or complex numbers, of one shape and type; changed in place.
     """

@@ -63,6 +63,7 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
     comparison = aspire_mom.compare(found.volume, truth)
     times.append(time.perf_counter())
     steps = ("simulation and moments", "inversion", "comparison")
+    seconds = np.diff(times).round(1).tolist()
 
     views = comparison.align_views(found.quadrature.views)
     true = found.quadrature.view_weights * density.pdf(views)
@@ -80,9 +81,7 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
         "starts": found.starts,
         "settings": found.settings,
         "seconds": round(times[-1] - times[0], 1),
-        "seconds_of_steps": dict(
-            zip(steps, np.diff(times).round(1).tolist(), strict=True)
-        ),
+        "seconds_of_steps": dict(zip(steps, seconds, strict=True)),
     }
     with aspire_mom.files.staged(out) as folder:
         found.save(folder)

@@ -70,10 +70,11 @@ def reconstruct(
     """
     Find a volume and a density of views that have MOMENTS, an .npz file.
 
-    The folder gets volume.mrc and volume_mirror.mrc, which moments cannot tell apart,
-    the density of views (reconstruction.npz), pictures and report.json. While it runs,
-    progress is kept in checkpoint.pt there: the same command goes on where a killed one
-    stopped. A checkpoint of other moments or options is refused without --overwrite.
+    The folder gets volume.mrc, its mirror image volume_mirror.mrc, which has the same
+    moments, the density of views (reconstruction.npz), pictures and report.json. While
+    it runs, progress is kept in checkpoint.pt there: the same command goes on where a
+    killed one stopped. A checkpoint of other moments or options is refused without
+    --overwrite.
 
     Networks can use several processes, or GPUs with --device cuda, each of which
     evaluates a part of the views: start the command by torchrun --no-python.

@@ -115,18 +115,17 @@ def evaluate(
         with aspire_mom.files.staged(plot.parent) as folder:
             comparison.plot(folder / plot.name)
     report = {**comparison.summary(), "seconds": time.perf_counter() - start}
-    click.echo(
-        json.dumps(report, indent=2) if as_json else console.format_metrics(report)
-    )
+    text = json.dumps(report, indent=2) if as_json else console.format_metrics(report)
+    click.echo(text)
 
 
 def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
     """
-    Read an MRC file of one cubic volume [z, y, x], float32, as leniently as ASPIRE.
+    Read an MRC file of one cubic volume [z, y, x]; headers may deviate from the format.
 
     :param path: The file.
     :param pixel_size: Ångström per voxel, where the header has none.
-    :return: ASPIRE `Volume`, whose pixel size may be None.
+    :return: ASPIRE `Volume`, float32, whose pixel size may be None.
     :raises ValueError: The file is damaged, its volume not cubic, not finite or the
         same in all voxels, or its header contradicts `pixel_size`.
     """

@@ -240,8 +240,9 @@ class MomentInversion:
         """
         given = isinstance(self.volume, FourierVolume)
         volume = copy.deepcopy(self.volume) if given else self._random_volume(seed)
-        density, shifts = copy.deepcopy(self.density), self.moments.shift_std is None
-        return Candidate(seed, volume, density, shifts).to(self.device)
+        find_shift_std = self.moments.shift_std is None
+        density = copy.deepcopy(self.density)
+        return Candidate(seed, volume, density, find_shift_std).to(self.device)
 
     def _random_volume(self, seed: int) -> FourierVolume:
         """Draw a volume, float32, scaled to the power of the moments."""
@@ -254,9 +255,8 @@ class MomentInversion:
             model = BallHarmonics(band_limit, **options)
             model.coefficients.data *= scale
             return model
-        total = (
-            2 * scale if self.signed else L * abs(start.zero_frequency_mean(moments))
-        )
+        mean = abs(start.zero_frequency_mean(moments))
+        total = 2 * scale if self.signed else L * mean
         options |= {"sigma": STARTING_SIGMA, "signed": self.signed, "total": total}
         return GaussianMixture(STARTING_SIZES[seed % len(STARTING_SIZES)], **options)
 
@@ -307,9 +307,8 @@ class MomentInversion:
         encoded = getattr(self.volume, "encoder", None) is not None
         if not encoded and not isinstance(self.density, MomentEncoder):
             return ()
-        options = {"dtype": torch.complex64, "device": self.device}
-        moments = (self.moments.first, self.moments.second)
-        return tuple(torch.tensor(value, **options) for value in moments)
+        values = (self.moments.first, self.moments.second)
+        return tuple(torch.tensor(v).to(self.device, torch.complex64) for v in values)
 
     def _fingerprint(self) -> dict[str, str]:
         """What decides the result, by name; the device does not."""

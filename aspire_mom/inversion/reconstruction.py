@@ -34,8 +34,8 @@ class Reconstruction:
         criterion and loss, and shift_std where it was unknown.
     :param settings: Options of the inversion.
     :param seed: Seed of the search.
-    :param moment_errors: Relative errors of its first and second moment against the
-        estimates (eq. 22), noise included.
+    :param moment_errors: Relative differences of its first and second moment from the
+        estimates (eq. 22), which include the noise of these.
     :param shift_std: Standard deviation of the images' shifts along each axis, pixels.
     :param start_volumes: Volumes of `starts`, a stack in the same order.
     """

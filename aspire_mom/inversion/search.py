@@ -161,11 +161,10 @@ class Candidate(nn.Module):
 
 def _schedule(n_starts: int, n_levels: int) -> list[int]:
     """
-    How many candidates are refined on each level, and how many to the end.
-
-    The first rings tell little about a start, so all starts go on to the second level.
-    Each later level drops the worse half. The last level has 0 if all that reach it are
-    refined to the end.
+    Return how many candidates are refined on each level, and how many to the end. The
+    first rings say little about a start, so all starts reach the second level. Each
+    later level drops the worse half. On the last level the count is 0 if the same
+    candidates are refined to the end.
     """
     counts = [n_starts] * min(n_levels, 2)
     while len(counts) < n_levels:

@@ -85,8 +85,8 @@ def predict(
 ) -> tuple[GaussianMixture, DiscreteDensity]:
     """
     Predict a volume and a density of viewing directions from moments by an encoder.
-    `MomentInversion(moments, *predict(moments))` starts from them. Both are in one
-    frame, close to the volume's principal axes, with either handedness.
+    `MomentInversion(moments, *predict(moments))` starts from them. The axes are close
+    to the volume's principal ones, and the handedness is arbitrary.
 
     :param moments: Moments in a polar basis that has the encoder's rings and orders.
     :param quadrature: Nodes of the density; by default :func:`default_quadrature`.
