@@ -230,9 +230,7 @@ def solve(
     first, second = np.asarray(first), np.asarray(second)
     if first.shape[:-1] != second.shape[:-2]:
         shapes = f"shapes {first.shape} and {second.shape}"
-        raise ValueError(
-            f"first and second have {shapes}, not (..., n) and (..., n, n)"
-        )
+        raise ValueError(f"first and second have {shapes}, not (..., n), (..., n, n)")
     v, rho = np.empty((2, *first.shape))
     for i in np.ndindex(first.shape[:-1]):
         moments = FourierMoments(first[i], second[i], n_observations, sigma)
@@ -313,9 +311,7 @@ def _check_determined(second, N, sigma, tolerance) -> None:
     power = np.diag(second).real.clip(0)
     varied = power > _significant_noise(N, sigma) + tolerance * power.sum()
     if not varied[1:].any():
-        raise ValueError(
-            "the signal is constant to within noise, so that rho cannot be found"
-        )
+        raise ValueError("the signal is constant to within noise; rho cannot be found")
     k, lags = np.arange(n), np.arange(1, n // 2 + 1)
     l = (k - lags[:, None]) % n
     squares = np.abs(second[k, l]) ** 2

@@ -47,9 +47,8 @@ PERIODIC = -1
 
 @dataclass(frozen=True, eq=False)
 class _Mixture:
-    """k Gaussians on a window of n samples, cut off at its ends."""
-
-    # Centres, log standard deviations, both in samples, and log masses, (3, k).
+    # k Gaussians on a window of n samples, cut off at its ends. Parameters are
+    # centres, log standard deviations, both in samples, and log masses, (3, k).
     parameters: np.ndarray
     window: int  # its first sample, or PERIODIC
     n: int
@@ -77,7 +76,7 @@ class _Mixture:
         return curve / curve.sum() if self.density else curve
 
     def derivatives(self) -> np.ndarray:
-        """Derivatives of the curve by its parameters, (3k, n)."""
+        # Derivatives of the curve by its parameters, (3k, n).
         terms, z, narrowness = self._terms
         by = np.concatenate((terms * z * narrowness, terms * (z**2 - 1), terms))
         if self.density:
@@ -85,7 +84,7 @@ class _Mixture:
         return by
 
     def in_window(self, window: int) -> _Mixture:
-        """The same Gaussians, cut off at the ends of another window."""
+        # The same Gaussians, cut off at the ends of another window.
         start, parameters = window - 0.5, self.parameters.copy()
         parameters[0] = start + (parameters[0] - start) % self.n
         return replace(self, parameters=parameters, window=window)
@@ -95,13 +94,8 @@ _Pair = tuple[_Mixture, _Mixture]
 
 
 class MixtureFit(NamedTuple):
-    """
-    A signal and a density that are mixtures, fitted to moments.
-
-    :param pair: v and ρ.
-    :param sampling: Errors from drawing shifts, for this pair.
-    :param jacobian: Derivatives of the whitened residuals by what was fitted, (m, P).
-    """
+    """Fitted mixtures v and ρ, the errors from drawing shifts for this pair, and the
+    derivatives of the whitened residuals by what was fitted, (m, P)."""
 
     pair: _Pair
     sampling: ShiftSampling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +19,11 @@ MANY_CHANNELS = 64
 
 
 class _PeriodicConv2d(nn.Conv2d):
-    """
-    `torch.nn.Conv2d` with periodic padding, of n × n fields. With many channels, as
-    second moments of images have (2 n²), it goes through Fourier space: a window of
-    w × w then costs n² w products per pair of channels in place of n² w².
-
-    Kernels are transformed along x, multiplied by the field's transform and summed over
-    channels for each of their rows, and transformed along y last.
-    """
-
+    # `torch.nn.Conv2d` with periodic padding, of n × n fields. With many channels, as
+    # second moments of images have (2 n²), it goes through Fourier space: a window of
+    # w × w then costs n² w products per pair of channels in place of n² w². Kernels are
+    # transformed along x, multiplied by the field's transform and summed over channels
+    # for each of their rows, and transformed along y last.
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         sizes = in_channels, out_channels, kernel_size
         super().__init__(*sizes, padding="same", padding_mode="circular")
@@ -98,24 +95,21 @@ class LatentEncoder(nn.Module):
         self.side, self.first_shape, self.second_shape = side, first_shape, second_shape
         self.n_outputs = n_outputs
 
+        conv = _PeriodicConv2d if periodic else partial(nn.Conv2d, padding="same")
+
         def convolutions(*sizes: int) -> nn.Sequential:
-            layers = []
+            layers: list[nn.Module] = []
             for before, after in itertools.pairwise(sizes):
-                if periodic:
-                    conv = _PeriodicConv2d(before, after, window)
-                else:
-                    conv = nn.Conv2d(before, after, window, padding="same")
-                layers += [conv, nn.LeakyReLU(SLOPE)]
+                layers += [conv(before, after, window), nn.LeakyReLU(SLOPE)]
             return nn.Sequential(*layers)
 
         second_channels = 2 * math.prod(second_shape) // side**2
         # Seed the CPU's generator only, and restore its state.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.first_branch = convolutions(2, channels, STACKED_CHANNELS // 2)
-            self.second_branch = convolutions(
-                second_channels, channels, STACKED_CHANNELS // 2
-            )
+            half = STACKED_CHANNELS // 2
+            self.first_branch = convolutions(2, channels, half)
+            self.second_branch = convolutions(second_channels, channels, half)
             self.joint = nn.Sequential(
                 *convolutions(STACKED_CHANNELS, channels, channels),
                 nn.Flatten(),
@@ -170,24 +164,19 @@ class LatentEncoder(nn.Module):
         :raises ValueError: shapes or leading axes do not fit, or moments are real.
         """
         batch = first.shape[: -len(self.first_shape)]
-        for name, moment, own in (
-            ("first moment", first, self.first_shape),
-            ("second moment", second, self.second_shape),
-        ):
-            shape = *batch, *own
-            if not moment.is_complex() or moment.shape != shape:
-                raise ValueError(
-                    f"{name} is {moment.dtype} of shape {tuple(moment.shape)}; it must"
-                    f" be complex of shape {shape}"
-                )
-        branches = (
-            self.first_branch(self._field(first, self.first_shape)),
-            self.second_branch(self._field(second, self.second_shape)),
+        fields = (
+            self._field("first moment", first, batch, self.first_shape),
+            self._field("second moment", second, batch, self.second_shape),
         )
+        branches = self.first_branch(fields[0]), self.second_branch(fields[1])
         return self.joint(torch.cat(branches, dim=1)).reshape(*batch, -1)
 
-    def _field(self, moment: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _field(self, name: str, moment: Tensor, batch, shape) -> Tensor:
         """Moment as real fields (batch, channels, side, side) of unit RMS."""
+        if not moment.is_complex() or moment.shape != (*batch, *shape):
+            found = f"{moment.dtype} of shape {tuple(moment.shape)}"
+            wanted = f"complex of shape {(*batch, *shape)}"
+            raise ValueError(f"{name} is {found}; it must be {wanted}")
         side, size = self.side, math.prod(shape)
         moment = moment.reshape(-1, size)
         norm = torch.linalg.vector_norm(moment, dim=1, keepdim=True)

@@ -63,7 +63,7 @@ class _Problems(NamedTuple):
     """Moments and standard errors as `StartEncoder` takes them, and volumes in their
     principal axes and densities as `InvariantErrors` takes them; V(0) = 1."""
 
-    moments: tuple[Tensor, Tensor, Tensor]
+    moments: tuple[Tensor, ...]
     truth: tuple[Tensor, Tensor]
 
 
@@ -111,9 +111,7 @@ def train(
     return train_network(encoder, training, loss, validate, **options)
 
 
-def _draw_problems(
-    training: Training, count: int, stream: tuple[int, ...], exact: ExactMoments
-) -> _Problems:
+def _draw_problems(training, count, stream, exact: ExactMoments) -> _Problems:
     """Draw problems, float32, on the device of the forward model. The same stream
     (TRAINING and the step, VALIDATION or STANDARDISATION) gives the same ones."""
     rng = np.random.default_rng((training.seed, *stream))
@@ -133,9 +131,7 @@ def _draw_problems(
     return _Problems(noisy, (volumes, p))
 
 
-def _add_noise(
-    first: Tensor, second: Tensor, rng: Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def _add_noise(first: Tensor, second: Tensor, rng: Generator) -> tuple[Tensor, ...]:
     """Add the sampling noise of moments averaged over N images, and return them with
     the standard errors of the rings' powers. An entry, the mean of N products f_r conj
     f_r', has the variance E|f_r|² E|f_r'|² / N, noise included."""
@@ -188,8 +184,8 @@ class _Mixtures(NamedTuple):
     weights: np.ndarray
 
     def in_principal_axes(self) -> _Mixtures:
-        """Turn each volume so that the second moment of its mass about the box's
-        centre is diagonal, largest along x. The axes' signs are arbitrary."""
+        # Turn each volume so that the second moment of its mass about the box's centre
+        # is diagonal, largest along x. The axes' signs are arbitrary.
         weighted = self.weights[..., None] * self.centres
         second = np.swapaxes(weighted, 1, 2) @ self.centres
         # Widths of the Gaussians would add a multiple of the identity.

@@ -73,14 +73,10 @@ class DiscreteDensity(torch.nn.Module):
         p = torch.as_tensor(probabilities).detach()
         if p.ndim != 1 or not p.is_floating_point():
             found = f"{p.dtype} of shape {tuple(p.shape)}"
-            raise ValueError(
-                f"probabilities must be real and 1-dimensional, not {found}"
-            )
+            raise ValueError(f"probabilities are {found}; they must be real and (n,)")
         if not (torch.isfinite(p).all() and (p >= 0).all() and p.sum() > 0):
             found = f"a minimum of {p.min():g} and a sum of {p.sum():g}"
-            raise ValueError(
-                f"probabilities have {found}; they must be finite, 0 or more, not all 0"
-            )
+            raise ValueError(f"probabilities have {found}; they must be ≥ 0, not all 0")
         density = cls(len(p))
         logits = (p / p.sum()).clamp_min(torch.finfo(p.dtype).tiny).log()
         density.logits = torch.nn.Parameter(logits)

@@ -56,9 +56,7 @@ class SO3Quadrature:
     def __post_init__(self):
         n, matrices = len(self.rotations), self.rotations.matrices
         if self.n_inplane < 1 or n % self.n_inplane:
-            raise ValueError(
-                f"{n} nodes are not a multiple of n_inplane = {self.n_inplane}"
-            )
+            raise ValueError(f"{n} nodes are no multiple of n_inplane {self.n_inplane}")
         w = self.weights
         if w.shape != (n,) or not np.all(w > 0) or not np.isclose(w.sum(), 1):
             found = f"shape {w.shape}, minimum {w.min()} and sum {w.sum()}"
@@ -69,9 +67,7 @@ class SO3Quadrature:
         if not proper or not np.allclose(squares, np.eye(3), atol=1e-10):
             raise ValueError("rotations must be orthogonal matrices of determinant 1")
         if not np.allclose(matrices, _with_inplane(views, self.n_inplane), atol=1e-10):
-            raise ValueError(
-                "node view * n_inplane + j must be R(view) Rz(2πj / n_inplane)"
-            )
+            raise ValueError("nodes must be R(view) Rz(2πj / n_inplane), j fastest")
 
     def __len__(self) -> int:
         return len(self.weights)
