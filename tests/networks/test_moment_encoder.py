@@ -116,7 +116,12 @@ def test_cartesian_fields_are_periodic():
     """Convolutions commute with cyclic shifts of the right pixel."""
     encoder = make("cartesian-6")
     _, second = moments(encoder)
-    field = encoder._field(second, encoder.second_shape)
+    field = encoder._field(
+        "moment",
+        second,
+        second.shape[: -len(encoder.second_shape)],
+        encoder.second_shape,
+    )
     shifted = encoder.second_branch(field.roll((2, 3), (-2, -1)))
     rolled = encoder.second_branch(field).roll((2, 3), (-2, -1))
     torch.testing.assert_close(shifted, rolled)
