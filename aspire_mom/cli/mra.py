@@ -36,7 +36,7 @@ def mra() -> None:
     help="Gaussians in v and in ρ; may be given several times.",
 )
 @click.option("--n", type=click.IntRange(min=8), default=41, help="Samples of v and ρ.")
-@click.option("--steps", "n_steps", type=console.COUNT, default=7000)
+@click.option("--steps", "n_steps", type=console.COUNT, default=7000, help="Steps.")
 @click.option(
     "--batch-size",
     type=console.COUNT,
@@ -67,7 +67,7 @@ def train_command(
 
     \b
     Example:
-        aspire-mom mra train --steps 1000 -o weights.npz
+        aspire-mom mra train --steps 1000 -o encoder.npz
     """
     from aspire_mom.mra.mixture_encoder import HIGHEST, MIN_SIZE
 
@@ -101,7 +101,7 @@ def train_command(
 @click.option(
     "--weights",
     type=console.INPUT,
-    help="Weights of an encoder (.npz) for --method network.  [default: the package's]",
+    help="Trained encoder (.npz) for --method network.  [default: the package's]",
 )
 @console.overwrite_option
 def solve_command(
@@ -145,8 +145,10 @@ def solve_command(
 
 
 @mra.command("benchmark")
-@click.option("--gaussians", type=click.IntRange(1, 3), default=2)
-@click.option("--instances", type=console.COUNT, default=50)
+@click.option(
+    "--gaussians", type=click.IntRange(1, 3), default=2, help="Gaussians in v and in ρ."
+)
+@click.option("--instances", type=console.COUNT, default=50, help="Problems.")
 @click.option(
     "--observations",
     type=console.COUNT,

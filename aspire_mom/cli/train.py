@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=console.Command)
 @console.out_option("File to write (.npz).", ".npz")
-@click.option("--steps", "n_steps", type=console.COUNT, default=3000)
+@click.option("--steps", "n_steps", type=console.COUNT, default=3000, help="Steps.")
 @click.option(
     "--batch-size",
     type=console.COUNT,
@@ -52,7 +52,7 @@ def train(out: Path, gaussians: int, device: str, overwrite: bool, **options) ->
 
     \b
     Example:
-        aspire-mom train --steps 500 -o weights.npz
+        aspire-mom train --steps 500 -o encoder.npz
     """
     console.check_outputs([out], overwrite)
     networks = aspire_mom.networks
