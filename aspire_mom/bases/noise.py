@@ -33,11 +33,10 @@ class NoiseTransforms:
         Yield images for white noise of unit variance.
 
         Without averaging, these are unit impulses in all pixels. Averaged over in-plane
-        angles, the second moment Σ_x J_m(2πr|x|/L) J_m(2πr'|x|/L) is a sum over pixels
-        of an even function of |x| that equals a polynomial up to rounding error. It is
-        therefore computed by quadrature: unit impulses at the positive Chebyshev nodes
-        of (-D, D), D the largest distance from the centre, with weights Σ_x ℓ_j(|x|),
-        where ℓ_j is the even polynomial that is 1 at node j and 0 at the others.
+        angles, the second moment Σ_x J_m(2πr|x|/L) J_m(2πr'|x|/L) sums an even function
+        of |x| that is a polynomial up to rounding. So impulses at the positive
+        Chebyshev nodes of (-D, D) suffice, D the largest |x|, with weights Σ_x ℓ_j(|x|)
+        (ℓ_j: the even polynomial that is 1 at node j and 0 at the others).
 
         :param averaged: Whether the moments are averaged over in-plane angles.
         :yield: Chunks of transforms and their weights.

@@ -289,10 +289,10 @@ def _lines(reach: np.ndarray) -> np.ndarray:
 
 
 def _inverses(angles: np.ndarray, reach: int, max_order: int) -> list[np.ndarray]:
-    """Matrices from values at a ring's crossings, at angles in the octant, to orders up
-    to max_order of those up to reach: from ee ± its mirror image to Re c[m], m = 0, 4,
-    … or 2, 6, …; from oo to Im c[m]; and for odd m, with two numbers for each crossing,
-    from oe to Im c[m] and from eo to Re c[m]."""
+    """Matrices from values at a ring's crossings (at angles in the octant) to its
+    coefficients: ee ± its mirror image to Re c[m], m = 0, 4, … or 2, 6, …; oo to Im
+    c[m]; and for odd m, with two values for each crossing, oe to Im c[m] and eo to Re
+    c[m]. Orders up to reach are solved for and those up to max_order are returned."""
     inverses = []
     for wave in (np.cos, np.sin):
         for first in (0, 2):
@@ -318,11 +318,9 @@ def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> Non
 
 def _stacked(matrices: tuple[np.ndarray, ...]) -> np.ndarray:
     """Matrices of several sizes in one array, padded with zeros."""
-    shape = np.max([matrix.shape for matrix in matrices], axis=0)
-    stacked = np.zeros((len(matrices), *shape))
-    for place, matrix in zip(stacked, matrices, strict=True):
-        place[: matrix.shape[0], : matrix.shape[1]] = matrix
-    return stacked
+    rows, columns = np.max([m.shape for m in matrices], axis=0)
+    sizes = (((0, rows - len(m)), (0, columns - m.shape[1])) for m in matrices)
+    return np.stack(list(map(np.pad, matrices, sizes)))
 
 
 #: Remembered transforms of the same arguments as :class:`PolarTransform`'s.

@@ -58,16 +58,15 @@ class MomentEstimator:
     `torchrun`, within `aspire_mom.processes.joined`, each process reads a share of the
     images and all get the same moments.
 
-    - CTFs and other filters of the source, one for all images or one for each, are
-      corrected for by least squares: every entry of a moment has its own normal
-      equation, so no image is divided by its CTF. Molecules come out bright.
+    - CTFs and other filters are corrected for by least squares, one normal equation for
+      each entry of a moment. Molecules come out bright.
     - Shifts that the source knows are undone by ASPIRE's `Image.shift`. The inversion
       models those that remain.
     - Amplitudes of relative spread s multiply the second moment by 1 + s², which is
-      divided out; the first moment is that of the mean amplitude.
-    - The second moment of the noise is subtracted. Where the Nyquist row and column of
-      even-sized images are empty, as ASPIRE's downsampling leaves them, noise is taken
-      to lie within the other frequencies.
+      divided out.
+    - The second moment of the noise is subtracted. ASPIRE's downsampling leaves the
+      Nyquist row and column of even-sized images empty; noise is then taken to lie
+      within the other frequencies.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: `CartesianBasis` or `PolarBasis` of the source's image size.

@@ -33,12 +33,10 @@ def accumulate(
     """
     Read images once, batch by batch, and add up what is computed of each batch.
 
-    Each core that the process may use computes a batch, with one thread for its matrix
-    products; OMP_NUM_THREADS limits both. Another thread reads the next batch. Sums are
-    added in double precision in the order of the batches: if `sums_of` is reproducible,
-    they are the same to the last bit with any number of cores, interrupted or not.
-    Under `torchrun` each process has a contiguous share of the batches, and all get the
-    sums of all.
+    Each core computes one batch at a time while another thread reads the next one.
+    Sums are added in double precision in the order of the batches, so that they depend
+    neither on the number of cores nor on interruptions. Under `torchrun` each process
+    has a contiguous share of the batches, and all get the sums of all.
 
     :param n: Number of images, 1 or more.
     :param batch_size: Images per batch; the last may have fewer.

@@ -20,13 +20,12 @@ from aspire_mom.moments.compression import (
     ring_vectors,
     third_size,
 )
+from aspire_mom.moments.streaming import Sums
 
 # Bytes of a third moment unless asked otherwise: a million complex numbers.
 BUDGET = 16 * 10**6
 # Lower bound on the denominators Σ H² H² H², relative to the largest.
 FLOOR = 1e-8
-
-Sums = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +41,10 @@ class ThirdMomentBasis:
     is kept for all 0 ≤ m1 ≤ m2 with m1 + m2 ≤ max_order (the bispectrum), in one flat
     array of complex128, block after block in the order of `pairs`.
 
-    No other pairs are needed. Turning an image by α multiplies a[m1] a[m2] a[m3] by
-    exp(-i(m1 + m2 + m3)α), so only m1 + m2 + m3 = 0 has an in-plane average. This is
-    symmetric in its three factors, and changing all three signs conjugates it, as
-    c[-m] = (-1)^m conj c[m]. Of three orders of sum 0, two have one sign: make it
-    positive by conjugation, sort these two, and the third is -(m1 + m2).
+    Other pairs follow. Turning an image by α multiplies a[m1] a[m2] a[m3] by
+    exp(-i(m1 + m2 + m3)α), so its in-plane average is 0 unless the orders add up to 0.
+    Then two of them have one sign, which conjugation makes positive, as c[-m] =
+    (-1)^m conj c[m].
 
     With `weights`, ‖T‖ is the Cartesian norm of the moment that it stands for.
 

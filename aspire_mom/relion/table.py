@@ -122,8 +122,7 @@ def read_table(path: Path) -> Table:
         # If DefocusV is missing, RELION uses DefocusU for both, with angle 0.
         columns.setdefault("_rlnDefocusV", columns["_rlnDefocusU"])
         columns.setdefault("_rlnDefocusAngle", np.zeros(n))
-    rows = np.arange(1, n + 1)
-    return Table(path, rows, numbers, indices, stacks, columns, groups)
+    return Table(path, np.arange(1, n + 1), numbers, indices, stacks, columns, groups)
 
 
 def _blocks(path: Path) -> dict[str, cif.Block]:
