@@ -34,8 +34,9 @@ class StartEncoder(nn.Module):
     of the data nor on the size of the images, are
 
     - the logarithm of each ring's RMS, relative to the innermost,
-    - the first moment over the RMS of its rings, and the second over that of both,
-      real for r ≥ r', imaginary for r > r', for the orders of an object of 0.4 boxes,
+    - the first moment over the RMS of its ring, and the second over that of both rings:
+      real parts for r ≥ r', imaginary ones for r > r', up to the largest order that an
+      object of radius 0.4 boxes has there,
     - the logarithm of the relative errors of the rings' powers,
 
     all standardised over the distribution of training problems.

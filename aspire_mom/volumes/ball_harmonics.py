@@ -38,7 +38,7 @@ class BallHarmonics(FourierVolume):
 
     The parameter `coefficients` (n_coefficients,) runs over l, then s, then m from
     -l to l. It starts random, with ‖a‖ = 1 and amplitudes that fall with z_ls.
-    Only it gets gradients, k does not.
+    It gets gradients; k does not.
 
     :param band_limit: K, cycles per box; L/2 is the Nyquist frequency of L voxels.
         There are about 17 (RK)³ coefficients.
