@@ -65,9 +65,8 @@ MODULES += ["inversion", "evaluation", "mra", "relion"]
 MODULES += ["checks", "files", "phantoms", "processes"]
 
 
-# Modules and names are imported when first used (PEP 562), so that importing this
-# package does not wait for PyTorch, nor import ASPIRE before its configuration is
-# chosen.
+# Modules and names are imported when first used (PEP 562), so that this package does
+# not wait for PyTorch, nor import ASPIRE before its configuration is chosen.
 def __getattr__(name: str):
     if name in MODULES:
         return import_module(f"{__name__}.{name}")

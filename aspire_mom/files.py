@@ -42,8 +42,7 @@ def _check_folder(path: Path) -> None:
 @contextmanager
 def atomic(path: str | Path, mode: str = "wb") -> Iterator[Any]:
     """
-    Write a file whole or not at all, even if the machine fails: write under another
-    name, then rename.
+    Write a file whole or not at all: under another name, then rename it.
 
     :param path: File to write or to replace.
     :param mode: "wb", or "w" for text.
@@ -201,8 +200,7 @@ def load_network(path: str | Path, kinds: Mapping[str, type[Network]]) -> Networ
     """
     :param path: What :func:`save_network` wrote.
     :param kinds: Accepted classes of networks, by kind.
-    :return: The network, float32, in evaluation mode, with the attribute
-        `training_info`.
+    :return: The network, float32, in evaluation mode, with `training_info`.
     :raises ValueError: the file is damaged, or holds something else.
     """
     arrays, about = load_arrays(path, NETWORK)
@@ -316,10 +314,9 @@ class Checkpoint:
             with atomic(self.path, "w+b") as file:
                 file.write(CHECKPOINT.ljust(HEADER_SIZE))
                 torch.save(contents, file)
-                file.seek(HEADER_SIZE)
-                sha = hashlib.file_digest(file, "sha256")
+                sha = _sha256_of_contents(file)
                 file.seek(len(CHECKPOINT))
-                file.write(sha.digest())
+                file.write(sha)
         except OSError as error:
             reason = f"the checkpoint could not be written ({error.strerror or error})"
             if self.path.exists():
@@ -334,9 +331,7 @@ class Checkpoint:
 
     def _read(self, path: Path) -> dict:
         with open(path, "rb") as file:
-            header = file.read(HEADER_SIZE)
-            sha = hashlib.file_digest(file, "sha256")
-            if header != CHECKPOINT + sha.digest():
+            if file.read(HEADER_SIZE) != CHECKPOINT + _sha256_of_contents(file):
                 raise InvalidCheckpoint(
                     f"{path} is no checkpoint, or a damaged one, or of another"
                     f" version of aspire_mom; {ANEW}"
@@ -355,9 +350,7 @@ class Checkpoint:
 
 
 def discard_checkpoint(path: str | Path) -> None:
-    """
-    :param path: A checkpoint to remove, with the files of all its processes.
-    """
+    """:param path: A checkpoint to remove, with the files of all its processes."""
     for file in _checkpoint_files(Path(path)):
         file.unlink(missing_ok=True)
 
@@ -368,6 +361,14 @@ def _checkpoint_files(path: Path) -> dict[Path, int]:
     matches = {file: pattern.fullmatch(file.name) for file in path.parent.iterdir()}
     found = {file: int(match[1]) for file, match in matches.items() if match}
     return found | ({path: 1} if path.exists() else {})
+
+
+def _sha256_of_contents(file) -> bytes:
+    file.seek(HEADER_SIZE)
+    sha = hashlib.sha256()
+    while part := file.read(2**20):
+        sha.update(part)
+    return sha.digest()
 
 
 def _tensors(value: object) -> object:

@@ -1,10 +1,7 @@
 """
-Share work among processes that `torchrun` has started. Without `torchrun`, one process
-does all the work.
-
-In an inversion each process evaluates the volume at its share of the quadrature's nodes
-and sends the values to all others; each computes the moments, which costs little. In an
-average over images each process reads its share, and sums are added at the end.
+Share work among the processes that `torchrun` has started, if any. In an inversion each
+evaluates the volume at its share of the quadrature's nodes and sends the values to all
+others. In an average over images each reads its share, and sums are added at the end.
 """
 
 from __future__ import annotations
@@ -25,23 +22,17 @@ _parent: int | None = None
 
 
 def n_processes() -> int:
-    """
-    :return: Number of processes that share the work.
-    """
+    """:return: Number of processes that share the work."""
     return dist.get_world_size() if _started() else 1
 
 
 def rank() -> int:
-    """
-    :return: Number of this process, from 0.
-    """
+    """:return: Number of this process, from 0."""
     return dist.get_rank() if _started() else 0
 
 
 def is_first() -> bool:
-    """
-    :return: Whether this is the process that writes files and reports.
-    """
+    """:return: Whether this is the process that writes files and reports."""
     return rank() == 0
 
 

@@ -41,9 +41,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def n_workers() -> int:
-    """
-    :return: Cores that this process may use, or threads of BLAS if these are fewer.
-    """
+    """:return: Cores that this process may use, or BLAS threads if these are fewer."""
     linux = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
     # Of several libraries, some are built without threads.

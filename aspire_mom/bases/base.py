@@ -15,12 +15,10 @@ MIN_SIZE = 4
 
 class Basis(ABC):
     """
-    A linear map from real images to coefficients f, whose moments E f and E f f* are
-    estimated and matched.
+    A linear map from real images to coefficients f, of moments E f and E f f*.
 
     Coefficients belong to n *frequencies*: Fourier pixels, or rings. A polar basis has
-    several *orders* m ≥ 0 at each frequency, where m > 0 stands for -m too. A Cartesian
-    basis has one.
+    *orders* m ≥ 0 at each, where m > 0 stands for -m too; a Cartesian basis has one.
 
     CTFs are corrected for by least squares, entry by entry. An image with CTF H has the
     coefficients g = H f + noise. On average, with sums over images,
@@ -30,8 +28,7 @@ class Basis(ABC):
 
     The factors before E are called *information* here. That of the first moment has
     the shape (n,). That of the second is stored as its Fourier coefficients of order
-    0, 2, … in the angle between k and k', (n_harmonics, n, n); n_harmonics is 1 if all
-    H are radial.
+    0, 2, … in the angle between k and k', (n_harmonics, n, n), one if H are radial.
     """
 
     #: Pixels along an image's edge.
@@ -219,8 +216,7 @@ class Basis(ABC):
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         """
         :param sums: What :meth:`sums` returned, added over batches.
-        :return: Sums over images of f, f f* and |entries of f f*|², of the moments'
-            shapes.
+        :return: Sums over images of f, f f* and |entries of f f*|².
         """
 
     # Noise

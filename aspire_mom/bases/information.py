@@ -75,8 +75,7 @@ def correlation(values: np.ndarray, n_harmonics: int) -> np.ndarray:
 
     :param values: Values on half rings, (images, n_rings, angles), of period π.
     :param n_harmonics: Number of orders wanted.
-    :return: Orders 0, 2, …, (n_harmonics, n_rings, n_rings), complex; order 0 alone,
-        real, of one angle.
+    :return: Orders 0, 2, …, (n_harmonics, n_rings, n_rings), complex; real if one.
     """
     K = values.shape[-1]
     if K == 1:

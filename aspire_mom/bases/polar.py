@@ -43,8 +43,7 @@ class PolarBasis(Basis):
     second (max_order + 1, n_rings, 2 max_order + 1, n_rings), with m' = -max_order …
     max_order along its third axis.
 
-    With `first_weights` and `second_weights`, norms equal the Cartesian ones over the
-    disc.
+    Norms with its weights equal the Cartesian ones over the disc.
 
     :param L: Pixels along an image's edge.
     :param n_rings: Number of rings; by default all within Nyquist, (L + 1)//2.

@@ -55,8 +55,7 @@ class RingFilter:
         """
         :param images: Images (n, L, L) of the filter's type.
         :param H: Functions' values (n, n_rings, K).
-        :return: Real and imaginary parts of coefficients, (2, max_order + 1, n_rings,
-            n), of that type.
+        :return: Real and imaginary parts (2, max_order + 1, n_rings, n), of that type.
         """
         n, chunk = len(images), self.transform.chunk
         wide = self.transform(images)

@@ -143,8 +143,7 @@ class Command(click.Command):
         raise click.ClickException(self._with_option_names(message))
 
     def _with_option_names(self, message: str) -> str:
-        """Replace the names of library arguments in an error message by the names of
-        command-line options."""
+        """Replace library arguments in an error message by names of options."""
         for option in self.params:
             if isinstance(option, click.Option):
                 name = option.name

@@ -136,8 +136,7 @@ def _in_boxes(radius: float, moments: Moments) -> float:
 def _estimated(
     inversion: MomentInversion, checkpoint: Path, overwrite: bool
 ) -> Reconstruction:
-    """Run an inversion. If its checkpoint is of something else, start anew where
-    `overwrite` allows it."""
+    """Run an inversion; with `overwrite`, anew if the checkpoint is another's."""
     try:
         try:
             return inversion.estimate()

@@ -33,11 +33,9 @@ class Comparison(Registration):
     The registration of a volume to a reference, and how well the two agree.
 
     :param fsc: Fourier shell correlation of shells 0 to (L - 1)//2, float64.
-    :param correlation: ⟨u, v⟩ / (|u| |v|) of the aligned volume u and the reference v,
-        means included.
+    :param correlation: ⟨u, v⟩ / (|u| |v|) of the aligned volume u and the reference v.
     :param relative_error: |v - u| / |v| (eq. 27), without scaling u.
-    :param aligned: The volume mirrored, rotated and shifted onto the reference, an
-        ASPIRE `Volume`.
+    :param aligned: ASPIRE `Volume` mirrored, rotated and shifted onto the reference.
     :param pixel_size: Ångström per voxel, or None.
     """
 
@@ -87,10 +85,8 @@ class Comparison(Registration):
         return views @ self.rotation.matrices[0].T.astype(np.float64)
 
     def summary(self) -> dict:
-        """
-        :return: All fields but `aligned`, and the resolutions at 0.5 and 0.143, as
-            plain numbers and lists. Resolutions in Å are None without a pixel size.
-        """
+        """:return: All fields but `aligned`, and the resolutions at 0.5 and 0.143, as
+        plain numbers and lists. Resolutions in Å are None without a pixel size."""
         cutoffs, box = (0.5, 0.143), self.box
         shells = {c: self.resolution_shells(c) for c in cutoffs}
         return {
@@ -146,8 +142,7 @@ def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Com
     Register a volume to a reference, and measure the agreement.
 
     :param volume: One ASPIRE `Volume`, such as a reconstruction, [z, y, x].
-    :param reference: One ASPIRE `Volume` of the same size L, and pixel size if both
-        have one.
+    :param reference: One ASPIRE `Volume` of the same size L and pixel size, if known.
     :param translate: Whether to shift the volume too, see :func:`register`.
     :return: The :class:`Comparison`. For even L the aligned volume has no Nyquist
         planes, so the reference's power there counts as error.

@@ -39,8 +39,7 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
     """
     Return the Fourier shell correlation of two volumes, without registration:
     FSC(s) = Re Σ A conj(B) / sqrt(Σ |A|² Σ |B|²) over the Fourier voxels k with
-    round(|k|) = s cycles per box. Nyquist planes of even L are left out, since ASPIRE
-    zeroes them.
+    round(|k|) = s cycles per box, without Nyquist planes, which ASPIRE zeroes.
 
     :param a: One ASPIRE `Volume`.
     :param b: One ASPIRE `Volume` of the same size L and pixel size.

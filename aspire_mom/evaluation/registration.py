@@ -37,8 +37,7 @@ class Registration:
     The motion that takes a volume onto a reference: mirror, then rotate, then shift.
     reference(x) ≈ volume(J Rᵀ (x - t)), J = diag(1, 1, -1) if mirrored, else 1.
 
-    :param rotation: One ASPIRE `Rotation` R of the volume's dtype, as `Volume.rotate`
-        takes it.
+    :param rotation: One ASPIRE `Rotation` R of the volume's dtype.
     :param mirrored: Whether the volume has opposite handedness (see :func:`mirror`).
     :param shift: Shift t (3,) in voxels, xyz order, float64.
     """
@@ -62,8 +61,7 @@ class Registration:
         # A new volume has no symmetry group, about which `Volume.rotate` would warn.
         voxels = Volume(voxels.asnumpy(), dtype).rotate(self.rotation).asnumpy()[0]
         spectrum = np.fft.fftn(voxels.astype(np.float64))
-        # The DFT is periodic, so `Volume.rotate` has filled the corners with aliased
-        # low frequencies.
+        # The DFT is periodic: `Volume.rotate` fills corners with low frequencies.
         L = volume.resolution
         axis = np.fft.fftfreq(L, 1 / L)
         kz, ky, kx = np.ix_(axis, axis, axis)
@@ -165,8 +163,7 @@ def _centre_of_power(volume: Volume) -> np.ndarray:
 
 def _shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.ndarray:
     """Coefficients s ∫ V(s n) conj Y_lm(n) dn [s - 1, l, m], m = 0, 1, …, -2, -1, about
-    a centre (3,) in boxes. The factor s makes sums over shells integrals over the
-    ball."""
+    a centre (3,) in boxes. With the factor s, sums over shells are over the ball."""
     # A Gauss-Legendre rule in cos θ with equispaced φ is exact for these degrees.
     nodes, weights = np.polynomial.legendre.leggauss(DEGREES)
     phi = np.pi / DEGREES * np.arange(2 * DEGREES)
@@ -184,9 +181,8 @@ def _shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.
 
 def _rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
-    Correlation Re Σ_s ∫ a_s(Rᵀn) conj b_s(n) dn at R = Rz(α) Ry(β) Rz(γ), [α, β, γ],
-    each angle 2π/`SEARCH_ANGLES` times its index, of functions with coefficients
-    [s, l, m].
+    Correlation Re Σ_s ∫ a_s(Rᵀn) conj b_s(n) dn at R = Rz(α) Ry(β) Rz(γ), [α, β, γ], in
+    steps of 2π/`SEARCH_ANGLES`, of functions with coefficients [s, l, m].
 
     It is Σ_l Σ_mm' exp(-imα) d^l_mm'(β) exp(-im'γ) Σ_s a_slm' conj b_slm. The
     eigenvalues of the angular momentum J_y are integers, so in its eigenvectors β is a
@@ -206,8 +202,7 @@ def _rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _search(moving, fixed, shells: int, centres: np.ndarray) -> list[_Pose]:
-    """Highest peaks of the rotation correlation for both handednesses, about one centre
-    of each volume (2, 3)."""
+    """Highest peaks of the correlation for both hands, about two centres (2, 3)."""
     a = _shell_harmonics(moving, shells, centres[0])
     b = _shell_harmonics(fixed, shells, centres[1])
     # Y_lm(Jn) = (-1)^(l + m) Y_lm(n), and -m is as even or odd as m.

@@ -60,8 +60,7 @@ def inverted(moments: Moments) -> Moments:
 def correct_amplitudes(moments: Moments, std: float) -> Moments:
     """
     Scatter of the amplitudes multiplies second moments by 1 + std², and third moments
-    by 1 + 3 std² if the amplitude distribution has zero skewness. Divide these factors
-    out.
+    by 1 + 3 std² if their distribution has zero skewness. Divide by these factors.
 
     :param moments: Moments of such images.
     :param std: Standard deviation of amplitudes relative to their mean; NaN, which

@@ -63,8 +63,7 @@ def ring_vectors(
     :param max_order: As there.
     :param budget_bytes: As there.
     :return: Vectors that select the innermost rings, times the roots of their areas.
-    :raises ValueError: more rings or orders than the basis has, or rings that do not
-        fit into the budget.
+    :raises ValueError: more rings or orders than there are, or than fit the budget.
     """
     check_integer("budget_bytes", budget_bytes, BYTES)
     limit = basis.max_order if max_order is None else max_order
@@ -101,8 +100,7 @@ def leading_eigenvectors(moments: Any, budget_bytes: int) -> Vectors:
     :param moments: As for `ThirdMomentBasis.from_moments`.
     :param budget_bytes: Largest size of the third moment.
     :return: Eigenvectors of its second moment, as many as fit.
-    :raises ValueError: a budget too small for one entry, or no eigenvalue above the
-        noise.
+    :raises ValueError: a budget too small for one entry, or only noise.
     """
     check_integer("budget_bytes", budget_bytes, BYTES)
     basis, n = moments.basis, moments.n_images

@@ -181,8 +181,7 @@ def _background(L: int) -> np.ndarray:
 
 
 def _nyquist_power(images: np.ndarray) -> np.ndarray:
-    """Power on the Nyquist row and column of an even size, and on the next ones'
-    cosines: (2,)."""
+    """Power (2,) on an even size's Nyquist row and column, and on the next cosines."""
     L = images.shape[-1]
     k = np.array([[L // 2], [L // 2 - 1]])
     waves = np.cos(2 * np.pi / L * k * np.arange(L)).astype(images.dtype)

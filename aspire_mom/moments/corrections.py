@@ -74,8 +74,7 @@ class Corrections:
     :param largest_shift: The largest shift undone along an axis, pixels.
     :param shift_std: As in `CorrectionOptions`.
     :param noise: "none", "white", "given spectrum" or "corners".
-    :param noise_given: The variance given, or a digest of the spectrum; None where it
-        is estimated.
+    :param noise_given: The given variance or digest of the spectrum; None if estimated.
     :param amplitude_std_given: `amplitude_std` of `CorrectionOptions`.
     :param noise_variance: Variance of the noise per pixel of the images.
     :param amplitude_std: Relative standard deviation of the amplitudes corrected for;

@@ -1,11 +1,9 @@
 """
-Transfer functions of images: CTF, phase flips and whitening in one real factor per
-frequency.
+Transfer functions of images: real factors of CTF, phase flips and whitening.
 
 `source.downsample` of ASPIRE 0.14 wraps CTFs in a `ScaledFilter` *and* scales the pixel
 size that they are evaluated at (its issue 1395): half of the signs are wrong after 64 →
-32. A CTF is a function of physical frequency: here it is taken out of its wrapping and
-evaluated with the images' present pixel size, which is right whatever ASPIRE does.
+32. Here a CTF is unwrapped and evaluated with the images' present pixel size.
 """
 
 from __future__ import annotations
@@ -137,8 +135,7 @@ class TransferFunctions:
 
     @cached_property
     def _terms(self) -> np.ndarray:
-        """What phases are linear in, (n, 5): s⁴, s², s² cos 2φ, s² sin 2φ and 1, s in
-        cycles per nanometre."""
+        """What phases are linear in, (n, 5): s⁴, s², s² cos 2φ, s² sin 2φ, 1 (s in nm⁻¹)."""
         kx, ky = self._omega / (2 * np.pi) * (10 / self.pixel_size)
         squares = kx**2 + ky**2
         terms = squares**2, squares, kx**2 - ky**2, 2 * kx * ky, np.ones_like(kx)

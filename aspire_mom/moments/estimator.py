@@ -62,11 +62,9 @@ class MomentEstimator:
       each entry of a moment. Molecules come out bright.
     - Shifts that the source knows are undone by ASPIRE's `Image.shift`. The inversion
       models those that remain.
-    - Amplitudes of relative spread s multiply the second moment by 1 + s², which is
-      divided out.
-    - The second moment of the noise is subtracted. ASPIRE's downsampling leaves the
-      Nyquist row and column of even-sized images empty; noise is then taken to lie
-      within the other frequencies.
+    - The second moment is divided by 1 + s², s the amplitudes' relative spread.
+    - The second moment of the noise is subtracted, without the Nyquist row and column
+      where ASPIRE's downsampling of even-sized images has left them empty.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: `CartesianBasis` or `PolarBasis` of the source's image size.

@@ -41,15 +41,13 @@ class Moments:
     :param basis: The basis of the coefficients f.
     :param n_images: Number of images averaged; 0 for exact moments.
     :param pixel_size: Ångström per pixel, None where unknown.
-    :param third: Third moment less the noise's share, (third_basis.size,), complex128,
-        or None.
+    :param third: Third moment less the noise's share, (third_basis.size,), or None.
     :param first_error: Standard error of each entry of `first` (the root of the
         variance of its complex value), float64, or None where unknown.
     :param second_error: The same for `second`.
     :param nyquist: False for even-sized images whose Nyquist row and column are zero,
         as ASPIRE's downsampling leaves them: noise is white in the other frequencies.
-    :param first_information: Σ H² over images (see `Basis`), (n,), float64; None
-        without a CTF.
+    :param first_information: Σ H² over images (see `Basis`), (n,); None without CTFs.
     :param second_information: The same for pairs of frequencies, (orders, n, n).
     :param corrections: What the moments are corrected for, and of which images.
     :param third_basis: `ThirdMomentBasis` of `third`, None without one.
@@ -57,8 +55,7 @@ class Moments:
     :param noise_power: Power of the noise that was removed from E |f|², after all
         corrections: `basis.power_shape`, float64; None where it is not known.
     :raises TypeError: `basis` is no basis, or a moment or an error no array.
-    :raises ValueError: shapes that are not the basis's, values that are not finite, or
-        numbers out of range.
+    :raises ValueError: wrong shapes, values that are not finite, numbers out of range.
     """
 
     first: np.ndarray
@@ -323,8 +320,7 @@ def _error(
 
 
 def _merged_with_ctf(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | None]:
-    """Solve the normal equations of both sets together; errors are those of independent
-    sets."""
+    """Solve both sets' normal equations together; their errors are independent."""
     basis, n = parts[0].basis, sum(m.n_images for m in parts)
     firsts, seconds = [], []
     for m in parts:

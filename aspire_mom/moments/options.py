@@ -25,10 +25,8 @@ class Noise:
     :param variance: Variance per pixel of white noise; an ASPIRE `NoiseEstimator`,
         which reads the images once more; or None to measure it.
     :param spectrum: Power spectrum of noise that is not white, variance per pixel and
-        frequency, as an ASPIRE `Filter`; "corners" to measure a radially symmetric one
-        outside the disc.
-    :raises ValueError: both are given, `spectrum` is something else, or `variance` is
-        no number of 0 or more.
+        frequency, a `Filter`; "corners" to measure a radial one outside the disc.
+    :raises ValueError: both are given, one is of another kind, or below 0.
     """
 
     variance: float | NoiseEstimator | None = None

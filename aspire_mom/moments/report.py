@@ -30,8 +30,7 @@ class RingReport:
     :param reduced_chi2: Mean of |second moment|² / (standard error)² over the entries
         that pair this ring with any ring: about 1 for pure noise.
     :param agreement: Correlation of the second moments of two halves of the data.
-    :param effective: Number of images without a CTF that would determine the ring's
-        power equally well.
+    :param effective: Images without a CTF that would determine the power as well.
     """
 
     moments: Moments
@@ -196,8 +195,7 @@ def informative_rings(moments: Moments) -> int:
     least 1e-4 of the largest).
 
     :param moments: Moments in any basis.
-    :return: A number of rings, at least 4 where the basis has them; all of a basis that
-        cannot be cut to fewer.
+    :return: A number, at least 4 if there are so many; all if the basis is not cut.
     """
     chi2 = _ring_chi2(moments)
     if chi2 is None:
@@ -211,9 +209,8 @@ def informative_rings(moments: Moments) -> int:
 
 def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
     """
-    Correlate the second moments of two halves of the data, over the entries that pair a
-    ring with any ring: 0 on average for noise alone, as in a Fourier shell correlation
-    of half maps.
+    Correlate second moments of two halves of the data, over the entries that pair a
+    ring with any ring: 0 on average for noise alone, like an FSC of half maps.
 
     :param one: Moments of some images.
     :param other: Moments of others in the same basis.

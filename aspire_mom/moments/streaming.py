@@ -49,8 +49,7 @@ def accumulate(
     :param fingerprint: What identifies these images and sums, by name.
     :param every: Seconds between writings of the checkpoint.
     :param most_workers: Batches computed at once, at most.
-    :return: One dictionary of sums per group, float64 or complex128; zeros for a group
-        without batches.
+    :return: Sums of each group, float64 or complex128; zeros if it has no batch.
     :raises InvalidCheckpoint: the checkpoint is damaged or of something else.
     :raises OSError: the checkpoint cannot be written; the former one is still there.
     """

@@ -99,9 +99,8 @@ class ThirdMomentBasis:
         """
         Compress to the eigenvectors of second moments, in the rings' metric, that
         belong to the largest eigenvalues of all orders together, as many as fit.
-        Eigenvalues that the scatter of noise alone could produce are left out. Noise is
-        taken to have the power `moments.noise_power` and to be correlated between rings
-        like white noise.
+        Eigenvalues that noise of the power `moments.noise_power`, correlated between
+        rings like white noise, could produce are left out.
 
         :param moments: In-plane averaged polar `Moments`, of a few thousand images.
         :param budget_bytes: Largest size of the third moment.
@@ -195,10 +194,8 @@ class ThirdMomentBasis:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """
-        :return: Weights of ‖·‖² over all signs and permutations of orders, (size,): 12
-            for 0 < m1 < m2, half where m1 = m2 or m1 = 0, 1 where both are 0.
-        """
+        """:return: Weights of ‖·‖² over all signs and permutations of orders, (size,):
+        12 for 0 < m1 < m2, half where m1 = m2 or m1 = 0, 1 where both are 0."""
         weights = np.empty(self.size)
         for m1, m2 in self.pairs:
             weight = 12 / ((1 + (m1 == m2)) * (1 + (m1 == 0)))
@@ -229,8 +226,7 @@ class ThirdMomentBasis:
         """
         Sums over images, to be added over batches in double precision.
 
-        :param c: Coefficients (n, ≥ max_order + 1, n_rings) as the basis has them,
-            times H where given.
+        :param c: Coefficients (n, ≥ max_order + 1, n_rings), times H where given.
         :param H: Real factors (n, n_rings) on each image's rings (a CTF), once in
             formation and once since, for least squares: c = H (H f + noise). They need
             `ring_indices`: eigenvectors mix rings of unlike factors.
@@ -273,9 +269,8 @@ class ThirdMomentBasis:
         the result is exact for any noise. If they are not, it is the moment of the
         images turned by every angle, exact for noise of a radial spectrum.
 
-        With H, every entry is the least-squares solution, and the noise's share is the
-        mean over images of a[0, r] H[s] H[t] times the noise before the second
-        multiplication by H.
+        With H, entries are least-squares solutions, and the noise's share is the mean
+        over images of a[0, r] H[s] H[t] times that of the noise in H f + noise.
 
         :param sums: What :meth:`sums` returned, added over batches, perhaps with more.
         :param n_images: Number of images.

@@ -62,8 +62,7 @@ class WhitenedMoments:
     def power_along_shifts(self, v: np.ndarray) -> np.ndarray:
         """
         :param v: Signal (n,).
-        :return: uᵀ M2 u for each shift u of v minus its mean, (n,), with the second
-            moment M2.
+        :return: uᵀ M2 u (n,), M2 the second moment, for all shifts u of v - mean(v).
         """
         shifted = all_shifts(v - v.mean()) @ self.axes
         return shifted**2 @ self.powers + (shifted @ self.mean) ** 2

@@ -38,8 +38,7 @@ Method = Literal["auto", "spectral", "marching", "least-squares", "mixture"]
 STAGES = (10**6, 1.0), (10**9, 0.1), (10**12, 0.0)
 # Largest relative error with which a signal and a density fit exact moments.
 FIT_TOLERANCE = 1e-6
-# Mean squared residual, in standard deviations of the noise, above which least squares
-# tries another start.
+# Mean squared residual, in units of the noise, above which another start is tried.
 MAX_MEAN_SQUARE, RANDOM_STARTS = 2.0, 20
 NO_FIT = "No v and ρ were found that fit the moments within their noise."
 # Rounding of exact moments relative to their total power, in double and in single
@@ -81,9 +80,7 @@ class MRASolution:
         return cls(**load_arrays(path, FORMAT)[0])
 
     def plot(self) -> Figure:
-        """
-        :return: A picture of the signal and of the density.
-        """
+        """:return: A picture of the signal and of the density."""
         figure = Figure(figsize=(8, 3), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.plot(self.v, "o-", ms=3)
@@ -120,9 +117,7 @@ class MRAInversion:
 
     @one_blas_thread()
     def estimate(self) -> MRASolution:
-        """
-        :return: v, of mean first[0]/√n, and ρ.
-        """
+        """:return: v, of mean first[0]/√n, and ρ."""
         v, rho = self._pair()
         # The first moment alone determines the mean best.
         mean = self.moments.first[0].real / np.sqrt(len(v))

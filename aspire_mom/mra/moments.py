@@ -1,6 +1,5 @@
 """
-Fourier moments of multireference alignment: exact, estimated from observations, and
-simulated.
+Fourier moments of multireference alignment: exact, estimated and simulated ones.
 
 The DFT is unitary, v̂(k) = n^(-1/2) Σ_j v[j] exp(-2πi k j/n), with frequencies in the
 order of `numpy.fft.fftfreq`. A shift v(· - s) by s samples multiplies v̂(k) by

@@ -52,8 +52,7 @@ def centre_density(v: np.ndarray, rho: np.ndarray) -> Arrays:
     """
     :param v: Signals (..., n).
     :param rho: Densities (..., n).
-    :return: v and ρ, rolled in opposite directions so that ρ's circular mean is within
-        half a sample of 0.
+    :return: v and ρ, rolled oppositely: ρ's circular mean is within 1/2 sample of 0.
     """
     n = v.shape[-1]
     mean = -np.angle(np.fft.fft(rho)[..., 1]) * n / (2 * np.pi)
@@ -66,8 +65,7 @@ def from_half_spectra(
     v_hat: np.ndarray, rho_hat: np.ndarray, second: np.ndarray, variance: np.ndarray
 ) -> Arrays:
     """
-    Shift pairs that are known up to a shift so that the second moment's wrapped entries
-    fit best.
+    Shift pairs (v, ρ) such that the second moment's wrapped entries fit best.
 
     :param v_hat: v̂(0) … v̂(n//2), (..., n//2 + 1).
     :param rho_hat: ρ̃ at the same frequencies; ρ̃(0) = 1.

@@ -16,9 +16,8 @@ RIDGE, OFFSETS = 1e-7, 16
 def spectral(moments: FourierMoments) -> Arrays:
     """
     Find v from an eigenvector of the second moment with its power spectrum divided out
-    (eq. 16; arXiv 1710.02590, algorithm 1), then ρ by linear least squares. Frequencies
-    whose power is within three standard errors of 0 are left out: only rough signals
-    suit.
+    (eq. 16; arXiv 1710.02590, algorithm 1), then ρ by linear least squares. It suits
+    rough signals: frequencies of a power below three standard errors are left out.
 
     :param moments: Moments of one problem.
     :return: v and ρ, (n,) each, ρ a distribution.

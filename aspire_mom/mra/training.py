@@ -189,8 +189,7 @@ def _negative_log_likelihood(encoder: MixtureEncoder, problems: _Problems) -> Te
 
 
 def _distances(alternatives: Hypotheses, where: Tensor) -> Tensor:
-    """From parameters (batch, 2, k), whose order does not matter: (batch,
-    alternatives)."""
+    """(batch, alternatives), from parameters (batch, 2, k) in any order."""
     orders = torch.tensor(list(permutations(range(where.shape[-1]))))
     centres, widths = where[:, :, orders.to(where.device)].unbind(1)
     off = (alternatives.centres[:, :, None] - centres[:, None]) / CENTRES

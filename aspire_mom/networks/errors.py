@@ -38,8 +38,7 @@ def parity_transform(
 ) -> Tensor:
     """
     Split V(k) of sums of Gaussians at integer frequencies into eight parts, even or odd
-    in each axis. A part's value carries a factor of -i for each axis in which it is
-    odd.
+    in each axis. A part has a factor of -i for each axis in which it is odd.
 
     :param centres: Centres (batch, n, 3), box units, xyz order.
     :param sigmas: Standard deviations (batch, n).

@@ -89,8 +89,7 @@ class ExactMoments(nn.Module):
         :param a: Expansions (batch, (degree + 1)², n_rings).
         :param probabilities: Densities (batch, n_densities, n_points) on `points`.
         :return: First moment (batch, n_densities, n_rings) and second (batch,
-            n_densities, max_order + 1, n_rings, n_rings), complex, L and L² times those
-            of `PolarBasis`.
+            n_densities, max_order + 1, n_rings, n_rings), L, L² times `PolarBasis`'s.
         """
         # The points' second half is opposite to the first. Opposite views have the same
         # first moment and conjugate second moments.

@@ -109,8 +109,7 @@ class StartEncoder(nn.Module):
     def load(cls, path: str | Path) -> StartEncoder:
         """
         :param path: A file that :meth:`save` has written.
-        :return: The encoder, float32, for evaluation, with the attribute
-            `training_info`.
+        :return: The encoder, float32, for evaluation, with `training_info`.
         """
         return load_network(path, {cls.__name__: cls})
 

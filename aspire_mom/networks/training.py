@@ -158,8 +158,7 @@ def _add_noise(first: Tensor, second: Tensor, rng: Generator) -> tuple[Tensor, .
 def power_errors(own_errors: Tensor) -> Tensor:
     """
     :param own_errors: Standard errors of E|c[m, r]|², (batch, max_order + 1, n_rings).
-    :return: Standard errors of the powers, sums over positive and negative orders,
-        (batch, n_rings).
+    :return: Standard errors of the powers of orders ±m together, (batch, n_rings).
     """
     twice = torch.full((own_errors.shape[1], 1), 2.0).to(own_errors)
     twice[0] = 1

@@ -21,10 +21,8 @@ logger = logging.getLogger(__name__)
 NO_ABERRATION = {
     "beam tilt": {"_rlnBeamTiltX": 0.0, "_rlnBeamTiltY": 0.0},
     "anisotropic magnification": {
-        "_rlnMagMat00": 1.0,
-        "_rlnMagMat01": 0.0,
-        "_rlnMagMat10": 0.0,
-        "_rlnMagMat11": 1.0,
+        **dict.fromkeys(("_rlnMagMat00", "_rlnMagMat11"), 1.0),
+        **dict.fromkeys(("_rlnMagMat01", "_rlnMagMat10"), 0.0),
     },
     "CTF scale factors": {"_rlnCtfScalefactor": 1.0},
 }
@@ -204,8 +202,7 @@ def read_particles(
     :param path: STAR file of RELION 3.0 to 5.
     :param pixel_size: Ångström per pixel, where the STAR file has none.
     :param data_folder: Folder that paths of stacks are relative to. By default, the
-        STAR file's folder, one above it or the current one: the first of these in which
-        the first stack exists.
+        first of the STAR file's, those above it and the current one with such a stack.
     :param first: Take this many particles, or all where there are fewer.
     :param random_subset: Take the particles of this half set (_rlnRandomSubset).
     :param class_number: Take the particles of this class (_rlnClassNumber).

@@ -65,8 +65,7 @@ class DiscreteDensity(torch.nn.Module):
     def from_probabilities(cls, probabilities: np.ndarray | Tensor) -> DiscreteDensity:
         """
         :param probabilities: Non-negative values (n_nodes,), normalised here. Zeros
-            become the smallest positive number of their dtype, so that logits stay
-            finite.
+            become the dtype's smallest positive number, to keep logits finite.
         :return: The density with these probabilities, of the same dtype and device.
         :raises ValueError: values are negative, not finite, or all zero.
         """
@@ -83,16 +82,12 @@ class DiscreteDensity(torch.nn.Module):
         return density
 
     def forward(self) -> Tensor:
-        """
-        :return: Probabilities (n_nodes,), non-negative, summing to one.
-        """
+        """:return: Probabilities (n_nodes,), non-negative, summing to one."""
         return torch.softmax(self._logits(), dim=0)
 
     def penalty(self) -> Tensor:
-        """
-        :return: Minus twice the log-prior of a smooth density, Σ 2 l (l + 1) a_lm², up
-            to a constant; zero without `degree`.
-        """
+        """:return: Minus twice the log-prior of a smooth density, Σ 2 l (l + 1) a_lm²,
+        up to a constant; zero without `degree`."""
         if self.coefficients is None:
             return self.logits.new_zeros(())
         return (self.precision * self.coefficients**2).sum()
@@ -198,8 +193,7 @@ class VonMisesFisherMixture:
         """
         :param n: Number of rotations.
         :param seed: Seed of the draw.
-        :return: ASPIRE `Rotation` of n independent draws, float64. Pass its `angles` to
-            `Simulation`.
+        :return: ASPIRE `Rotation`, float64; its `angles` suit `Simulation`.
         """
         rng = np.random.default_rng(seed)
         component = rng.choice(len(self.weights), size=n, p=self.weights)

@@ -21,11 +21,9 @@ def viewing_rotations(
     directions: np.ndarray, in_plane: np.ndarray | float = 0.0
 ) -> np.ndarray:
     """
-    :param directions: Unit vectors (n, 3), xyz order, of azimuths φ (0 at the poles)
-        and polar angles θ.
+    :param directions: Unit vectors (n, 3), xyz; azimuths φ (0 at the poles), angles θ.
     :param in_plane: In-plane angles α, radians, (n,) or one for all.
-    :return: Rotations R = Rz(φ) Ry(θ) Rz(α) (n, 3, 3), float64, with these viewing
-        directions R[:, 2].
+    :return: R = Rz(φ) Ry(θ) Rz(α) (n, 3, 3), float64: R[:, 2] are the directions.
     """
     x, y, z = np.asarray(directions, dtype=np.float64).T
     polar, azimuth = np.arctan2(np.hypot(x, y), z), np.arctan2(y, x)

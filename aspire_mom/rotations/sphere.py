@@ -55,9 +55,7 @@ class SphericalDesign:
 
 
 def shipped_designs() -> list[tuple[int, int]]:
-    """
-    :return: Degree and number of points of each design in the package, ascending.
-    """
+    """:return: Degree and number of points of each shipped design, ascending."""
     with np.load(DATA) as designs:
         pairs = [name.split("_") for name in designs.files]
     return sorted((int(degree), int(n_points)) for degree, n_points in pairs)
@@ -71,8 +69,7 @@ def real_spherical_harmonics(directions: Tensor, degree: int) -> Iterator[Tensor
 
     :param directions: Unit vectors (..., 3), xyz order.
     :param degree: Largest degree.
-    :yield: Y_l (..., 2l + 1) for l = 0, …, degree, m from -l (sines) to l (cosines),
-        float64.
+    :yield: Y_l (..., 2l + 1), l = 0 … degree, m from -l (sines) to l (cosines).
     """
     x, y, z = directions.double()[..., None, :].unbind(-1)
     powers = torch.complex(x, y).expand(*x.shape[:-1], degree).cumprod(-1)
