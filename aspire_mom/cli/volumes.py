@@ -120,15 +120,8 @@ def evaluate(
 
 
 def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
-    """
-    Read an MRC file of one cubic volume [z, y, x]; headers may deviate from the format.
-
-    :param path: The file.
-    :param pixel_size: Ångström per voxel, where the header has none.
-    :return: ASPIRE `Volume`, float32, whose pixel size may be None.
-    :raises ValueError: The file is damaged, its volume not cubic, not finite or the
-        same in all voxels, or its header contradicts `pixel_size`.
-    """
+    """Read an MRC file of one cubic volume [z, y, x] as float32, perhaps without pixel
+    size; headers may deviate from the format."""
     from aspire.volume import Volume
 
     checks = aspire_mom.checks

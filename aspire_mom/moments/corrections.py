@@ -109,20 +109,13 @@ class Corrections:
         if self == Corrections():
             return ""
         kind = "astigmatic " if self.astigmatic else ""
-        largest = f"{self.largest_shift:.3g} pixels"
         flipped = ", phases flipped" if self.phase_flipped else ""
-        words = [
-            {
-                "none": "no CTF",
-                "ignored": "CTFs ignored",
-                "corrected": f"corrected for {self.n_filters} {kind}filter(s){flipped}",
-            }.get(self.ctf, "CTFs: mixed"),
-            {
-                "none": "",
-                "ignored": "known shifts ignored",
-                "centred": f"centred by shifts of up to {largest}",
-            }.get(self.shifts, "known shifts: mixed"),
-        ]
+        corrected = f"corrected for {self.n_filters} {kind}filter(s){flipped}"
+        ctfs = {"none": "no CTF", "ignored": "CTFs ignored", "corrected": corrected}
+        centred = f"centred by shifts of up to {self.largest_shift:.3g} pixels"
+        shifts = {"none": "", "ignored": "known shifts ignored", "centred": centred}
+        words = [ctfs.get(self.ctf, "CTFs: mixed")]
+        words.append(shifts.get(self.shifts, "known shifts: mixed"))
         if self.shift_std != 0:
             words.append(
                 f"residual shifts of {describe_shift_std(self.shift_std)} modelled"

@@ -135,7 +135,7 @@ class TransferFunctions:
 
     @cached_property
     def _terms(self) -> np.ndarray:
-        """What phases are linear in, (n, 5): s⁴, s², s² cos 2φ, s² sin 2φ, 1 (s in nm⁻¹)."""
+        """Terms of phases, (n, 5): s⁴, s², s² cos 2φ, s² sin 2φ and 1; s in 1/nm."""
         kx, ky = self._omega / (2 * np.pi) * (10 / self.pixel_size)
         squares = kx**2 + ky**2
         terms = squares**2, squares, kx**2 - ky**2, 2 * kx * ky, np.ones_like(kx)

@@ -201,8 +201,8 @@ def read_particles(
 
     :param path: STAR file of RELION 3.0 to 5.
     :param pixel_size: Ångström per pixel, where the STAR file has none.
-    :param data_folder: Folder that paths of stacks are relative to. By default, the
-        first of the STAR file's, those above it and the current one with such a stack.
+    :param data_folder: Folder that paths of stacks are relative to. By default,
+        the one with the first stack: the STAR file's, one above it or the current one.
     :param first: Take this many particles, or all where there are fewer.
     :param random_subset: Take the particles of this half set (_rlnRandomSubset).
     :param class_number: Take the particles of this class (_rlnClassNumber).
