@@ -203,6 +203,9 @@ class PolarBasis(Basis):
             return self.coefficient_sums(self.coefficients(images, H))
         if device is None:
             return averaged_sums(*self._parts(check_images(images, self.L), H))
+        return self._sums_on(device, images, H)
+
+    def _sums_on(self, device: torch.device, images: np.ndarray, H: np.ndarray | None):
         try:
             with full_precision():
                 sums = averaged_sums(*self._parts(images, H, device))
