@@ -67,8 +67,7 @@ def check_kind(name: str, value: object, kind: type) -> None:
 def checked_device(device: str | torch.device) -> torch.device:
     """
     :param device: A torch device or its name.
-    :return: The device, with its number if it is a GPU: "cuda" without a number means
-        different GPUs in different threads.
+    :return: The device, with a GPU's number: plain "cuda" depends on the thread.
     :raises ValueError: the device does not exist here, or computes no values ("meta").
     """
     try:

@@ -64,8 +64,7 @@ def atomic(path: str | Path, mode: str = "wb") -> Iterator[Any]:
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """
-    Write files that must appear in a folder together: they move there at the end of the
-    block, or vanish if it ends in an error.
+    Write files together: they move to a folder at the end, or vanish after an error.
 
     :param folder: The folder, made if it does not exist.
     :yield: A temporary folder on the same file system.

@@ -113,8 +113,7 @@ def combine_gradients(
     Combine gradients, so that all processes have those of the full loss.
 
     :param split: Parameters whose gradients cover a process's own rows: summed.
-    :param same: Parameters whose full gradient every process has computed: averaged, so
-        that rounding does not make processes differ.
+    :param same: Parameters of equal gradients: averaged, since rounding may differ.
     """
     if not _started():
         return

@@ -52,8 +52,7 @@ def n_workers() -> int:
 def locked_lru_cache(make: Callable) -> Callable:
     """
     :param make: A function of hashable arguments.
-    :return: The function in `lru_cache(maxsize=2)`, with a lock, so that threads do not
-        compute the same result in parallel.
+    :return: It in `lru_cache(maxsize=2)`, locked: no result is computed twice at once.
     """
     remembered, making = lru_cache(maxsize=2)(make), Lock()
 

@@ -160,15 +160,13 @@ class Basis(ABC):
     def ring_power(self, power: np.ndarray) -> np.ndarray:
         """
         :param power: What :meth:`diagonal_power` returns.
-        :return: Σ_m E|c[m, r]|² over all orders m and -m of each ring, or the mean of
-            E|f|² over the pixels nearest to it.
+        :return: Σ E|c[m, r]|² over all ±m, or the mean of E|f|² over nearest pixels.
         """
         return self.ring_mean(self.block_multiplicity @ power)
 
     def ring_power_error(self, error: np.ndarray) -> np.ndarray:
         """
-        :param error: Standard errors of the second moment's entries, taken as
-            independent, save those of opposite pixels.
+        :param error: Standard errors of the second moment, independent save for ±k.
         :return: Standard errors of :meth:`ring_power`.
         """
         own = self.block_multiplicity[:, None] * self.diagonal_power(error)
@@ -276,8 +274,7 @@ class Basis(ABC):
     def expand(self, information: np.ndarray) -> np.ndarray:
         """
         :param information: Information of pairs of frequencies, (·, n, n).
-        :return: Its mean over the angle between two frequencies, of a shape that
-            broadcasts to the second moment.
+        :return: Its mean over the angle between both; it broadcasts to second moments.
         """
         return self._aligned(information)[0].real
 

@@ -55,8 +55,7 @@ def divide(values: np.ndarray, information: np.ndarray, n_images: int) -> np.nda
     if len(information) == 1:
         return solve_entries(values, information[0].real, n_images)
     # Solve at every angle separately, truncate to the stored orders, and iterate on the
-    # residual until `multiply` returns `values`. Merging the moments of subsets then
-    # gives the moments of all images.
+    # residual until `multiply` returns `values`, so that subsets can be merged exactly.
     n = _n_angles(values, information)
     on_angles = _on_angles(information, n, 2)
     solution, rest = np.zeros_like(values), values

@@ -47,8 +47,7 @@ class PolarBasis(Basis):
 
     :param L: Pixels along an image's edge.
     :param n_rings: Number of rings; by default all within Nyquist, (L + 1)//2.
-    :param max_order: Largest angular order; by default ⌈π (n_rings - 1)⌉, the largest
-        of an object within the inscribed disc.
+    :param max_order: Largest angular order; by default ⌈π (n_rings - 1)⌉, the disc's.
     :param inplane_average: Average over in-plane angles.
     :raises ValueError: A number is out of range.
     """
@@ -169,8 +168,7 @@ class PolarBasis(Basis):
         H: np.ndarray | None,
         device: torch.device | None = None,
     ) -> tuple[Array, np.ndarray]:
-        """Real and imaginary parts of coefficients, (2, max_order + 1, n_rings, n), and
-        the largest order of each ring that is not 0."""
+        """Parts of c, (2, max_order + 1, n_rings, n); largest order of each ring."""
         size, dtype = (self.L, self.n_rings, self.max_order), images.dtype
         if H is not None and H.shape[-1] > 1:
             multiply = ring_filter(*size, H.shape[-1], dtype.name)

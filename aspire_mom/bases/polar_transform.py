@@ -106,8 +106,7 @@ class PolarTransform:
     def __call__(self, images: Array) -> Array:
         """
         :param images: Images (n, L, L) of the transform's type, on its device.
-        :return: Real and imaginary parts of their coefficients, (2, max_order + 1,
-            n_rings, n), of that type.
+        :return: Real and imaginary parts (2, max_order + 1, n_rings, n), of that type.
         """
         n = len(images)
         c = _zeros((2, self.max_order + 1, self.n_rings, n), images)
@@ -244,8 +243,7 @@ def averaged_sums(parts: Array, reach: np.ndarray) -> tuple[Array, ...]:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """
-    Multiply float32 on a GPU in float32, not in TF32, whose errors of 1e-3 are similar
-    for all images and would not average out.
+    Multiply float32 on a GPU not in TF32, whose errors of 1e-3 do not average out.
 
     :yield: Nothing.
     """

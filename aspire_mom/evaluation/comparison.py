@@ -70,8 +70,7 @@ class Comparison(Registration):
     def align_rotations(self, rotations: np.ndarray) -> np.ndarray:
         """
         :param rotations: Orientations Q (n, 3, 3) in the volume's frame.
-        :return: Those in the reference's frame with the same images: R Q, or R J Q J if
-            mirrored, (n, 3, 3), float64.
+        :return: Those in the reference's frame: R Q, or R J Q J if mirrored, float64.
         """
         rotations = J @ rotations @ J if self.mirrored else rotations
         return self.rotation.matrices[0].astype(np.float64) @ rotations

@@ -65,8 +65,7 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
 
 def resolution_in_shells(fsc: np.ndarray, cutoff: float) -> float:
     """
-    Find where an FSC curve first falls below a cutoff (section 5.2). FSC(0), which only
-    compares the signs of the means, counts as 1.
+    Find where an FSC curve first falls below a cutoff (section 5.2), with FSC(0) = 1.
 
     :param fsc: FSC of shells 0, 1, 2, …
     :param cutoff: Between 0 and 1, for example 0.5 or 0.143.

@@ -126,8 +126,7 @@ def plot_isosurfaces(
         for row, azimuth in enumerate(AZIMUTHS):
             place = row * len(volumes) + column + 1
             ax = figure.add_subplot(2, len(volumes), place, projection="3d")
-            # Light comes from above the viewer's left shoulder. LightSource counts
-            # azimuths clockwise from the y axis.
+            # Light from the upper left; azimuths are clockwise from the y axis.
             light = LightSource(azdeg=140 - azimuth, altdeg=ELEVATION + 30)
             style = {"facecolors": SURFACE, "edgecolors": SURFACE, "lw": 0.2}
             style |= {"shade": True, "lightsource": light}
@@ -154,8 +153,7 @@ def plot_views(
     Draw densities of viewing directions, relative to the uniform density, on Mollweide
     maps side by side, on one scale. The x axis is in the middle, z at the top.
 
-    :param views: Pairs of unit vectors (n, 3), xyz order, and their probabilities (n,),
-        which need not be normalised.
+    :param views: Pairs of unit vectors (n, 3), xyz, and probabilities (n,) of any sum.
     :param titles: A title for each pair.
     :param path: Image file to write, if any.
     :param width: Width of the smoothing kernel, radians, about the views' spacing.

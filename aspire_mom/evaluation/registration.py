@@ -24,8 +24,7 @@ SEARCH_SHELLS, REFINEMENT_SHELLS = 8, 16
 DEGREES, SEARCH_ANGLES = 24, 64
 # Peaks refined for either handedness, and their least angle apart, a peak's width.
 PEAKS, PEAK_SEPARATION = 4, np.radians(15)
-# Cubic splines on half integers have a relative error below 1e-3. The margin keeps
-# their ends away from the shells.
+# Cubic splines on half integers are good to 1e-3, away from their ends (margin).
 OVERSAMPLING, MARGIN = 2, 4
 # Levenberg-Marquardt evaluations for each pose; step of finite differences, radians.
 MAX_EVALUATIONS, ROTATION_STEP = 6, 1e-6
@@ -91,8 +90,7 @@ def register(
     check_pair(volume, reference)
     L = volume.resolution
     shells = min(REFINEMENT_SHELLS, (L - 1) // 2)
-    # Subtract the median, the solvent level, because the transform of a constant box
-    # would dominate the correlation.
+    # Without the solvent level (median), whose transform would dominate.
     volume, reference = (
         Volume(v.asnumpy() - np.median(v.asnumpy())) for v in (volume, reference)
     )

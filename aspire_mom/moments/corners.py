@@ -95,8 +95,7 @@ def corner_power(images: np.ndarray, start: int, n_images: int) -> dict:
     :param images: Images (n, L, L), real, of a batch.
     :param start: Number of the first.
     :param n_images: Number of images in all.
-    :return: Sums over the batch: "corner_power", (p, p // 2 + 1), float64, and
-        "corner_images", how many counted.
+    :return: "corner_power", (p, p // 2 + 1), float64, and their number "corner_images".
     """
     step = min(max(n_images // IMAGES_PER_STEP, 1), MAX_STEP)
     mask = _background(images.shape[-1]).astype(images.dtype)
@@ -174,8 +173,7 @@ def _outside(L: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _background(L: int) -> np.ndarray:
-    """1 at the pixels that `LegacyNoiseEstimator` looks at, else 0: those outside, and
-    a pixel's width of the disc's margin."""
+    """1 at pixels of `LegacyNoiseEstimator`: outside and on the disc's rim; else 0."""
     r = grid_2d(L, normalized=False, shifted=True)["r"]
     return (r >= L // 2 - 1).astype(np.float64)
 

@@ -157,8 +157,7 @@ class Corrections:
 
     def sum_settings(self) -> dict[str, object]:
         """
-        Select what sums over images depend on. Noise variance, amplitudes and residual
-        shifts are used later, and are not included.
+        Select what sums over images depend on; not what is only used after the pass.
 
         :return: The settings by name.
         """
@@ -196,8 +195,7 @@ def _file_state(path: str) -> str:
 
 
 def _parameters(value: object) -> object:
-    """A filter's parameters by name, its components' too; numbers, text and arrays as
-    they are; only the type of anything else."""
+    """Parameters of filters, by name; plain values; types of anything else."""
     if isinstance(value, Filter):
         fields = {name: _parameters(v) for name, v in sorted(vars(value).items())}
         return {"type": type(value).__name__, **fields}

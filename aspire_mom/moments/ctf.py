@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 # Spread of a filter's values, relative to the largest, below which it is flat.
 FLAT = 1e-4
-# Astigmatism below which a CTF is a function of the radius alone: phase at the largest
-# frequency in use, radians.
+# Astigmatism (phase on the last ring, radians) below which a CTF counts as radial.
 ROUND = 1e-3
 # Share of frequencies at which signs may differ by rounding.
 SAME_SIGNS = 0.01
@@ -197,10 +196,8 @@ def ctf_parameters(filters: list[Filter]) -> np.ndarray:
 def is_phase_flipped(source: ImageSource) -> bool:
     """
     :param source: ASPIRE `ImageSource`.
-    :return: Whether `source.phase_flip()` is in its pipeline, or in that of the source
-        that it is a selection of.
-    :raises ValueError: phases were flipped with wrong signs, as ASPIRE 0.14 does after
-        a downsampling that is cached.
+    :return: Whether `source.phase_flip()` is in its pipeline, or its parent's.
+    :raises ValueError: phases were flipped with wrong signs, after cached downsampling.
     """
     xforms = source.generation_pipeline.xforms
     downsampled = any(isinstance(xform, Downsample) for xform in xforms)

@@ -49,8 +49,7 @@ RESULTS = 2**30
 
 class MomentEstimator:
     """
-    Estimate first and second moments of a source's images as if they had no CTF, were
-    centred and free of noise (eq. 30).
+    Estimate moments of images as if without CTF, shifts and noise (eq. 30).
 
     Images are read once, in batches. Each core sums over one batch at a time;
     OMP_NUM_THREADS limits the number of cores. Sums over a batch are computed in the
@@ -220,8 +219,7 @@ class MomentEstimator:
 
         :return: The source's `Moments`. Standard errors are those of averaging images,
             None for one image; noise counts as known, even if it was measured.
-        :raises ValueError: an image has values that are not finite, or a checkpoint is
-            damaged or of other images or settings.
+        :raises ValueError: an image is not finite, or the checkpoint does not fit.
         :raises OSError: the checkpoint cannot be written.
         """
         return self._estimates(1)[0]
@@ -376,8 +374,7 @@ def _known_offsets(source: ImageSource) -> np.ndarray | None:
 def _standard_error(
     squares: np.ndarray, information: np.ndarray | None, n: int
 ) -> np.ndarray | None:
-    """Of a sum of n values over their information (n without), from the sum of their
-    squared deviations from the mean."""
+    """Of a sum of n values over information (or n), from Σ of squared deviations."""
     if n < 2:
         return None
     error = np.sqrt(np.maximum(squares, 0) * n / (n - 1))

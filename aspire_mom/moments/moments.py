@@ -305,8 +305,7 @@ def _mean(parts: tuple[Moments, Moments], name: str) -> np.ndarray | None:
 def _error(
     parts: tuple[Moments, Moments], name: str, difference: np.ndarray
 ) -> np.ndarray | None:
-    """Standard error of the mean over two sets, from the sum of squared deviations
-    within each set and between the two means."""
+    """Standard error of the mean over both, from scatter within and between sets."""
     counts = [m.n_images for m in parts]
     n = sum(counts)
     scatter = counts[0] * counts[1] / n * np.abs(difference) ** 2

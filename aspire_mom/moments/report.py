@@ -76,8 +76,7 @@ class RingReport:
 
     @property
     def supported(self) -> np.ndarray:
-        """Whether a ring has positive signal power and reduced χ² above 1.5; in exact
-        moments, more than round-off."""
+        """Whether power is above 0 (if exact: round-off), and reduced χ² above 1.5."""
         if self.reduced_chi2 is not None:
             return (self.reduced_chi2 > SIGNIFICANT) & (self.signal > 0)
         return self.signal > NEGLIGIBLE**2 * self.signal.max()

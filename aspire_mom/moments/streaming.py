@@ -44,8 +44,7 @@ def accumulate(
     :param sums_of: Sums over a batch, by name, from its images and the number of the
         first; of the same shapes and types for every batch. Called in several threads.
     :param n_groups: Batch j counts in group j mod n_groups: 2 for half-sets.
-    :param checkpoint: File that keeps the sums, in the end those of all images; a pass
-        that finds it continues from there.
+    :param checkpoint: File that keeps the sums, from which the next pass goes on.
     :param fingerprint: What identifies these images and sums, by name.
     :param every: Seconds between writings of the checkpoint.
     :param most_workers: Batches computed at once, at most.

@@ -131,8 +131,7 @@ class ThirdMomentBasis:
         :param budget_bytes: Largest size of the third moment.
         :return: The basis.
         :raises TypeError: `basis` is no polar basis.
-        :raises ValueError: it is not in-plane averaged, more rings or orders than it
-            has, or rings that do not fit into the budget.
+        :raises ValueError: it is not averaged, or it or the budget is too small.
         """
         check_basis(basis)
         return cls(basis, ring_vectors(basis, n_rings, max_order, budget_bytes))
@@ -274,8 +273,7 @@ class ThirdMomentBasis:
 
         :param sums: What :meth:`sums` returned, added over batches, perhaps with more.
         :param n_images: Number of images.
-        :param noise_second: Second moment of the noise of f (of H f + noise, with H),
-            alike in all images, its variance included.
+        :param noise_second: Second moment of the noise of f (of H f + noise, with H).
         :return: The third moment (size,), complex128, and its standard error, float64,
             or None for one image. The error takes the noise as known. With H it also
             neglects the signal and the removed bias: if noise prevails it is right for

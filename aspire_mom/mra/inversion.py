@@ -272,8 +272,7 @@ def _checked(moments: FourierMoments) -> FourierMoments:
 
 
 def _check_noise_bias(first, second, N, sigma, tolerance) -> None:
-    """Check that the second moment has no negative power, and that both moments have
-    the same mean, which shifts do not change."""
+    """Check that second has no negative power, and first the same mean."""
     n, total = len(first), np.abs(np.diag(second)).sum()
     least = np.linalg.eigvalsh(second)[0]
     # The spread of the eigenvalues of pure noise, with a factor of safety of 2.

@@ -71,8 +71,7 @@ class _March:
         self.v[K], self.rho[K] = unit, 1
 
     def estimate(self, known, at, to) -> tuple[complex, float]:
-        # x with known · x ≈ entries by weighted least squares, and its precision; 0
-        # where nothing is known.
+        # x with known · x ≈ entries by weighted least squares, and its precision.
         weights = self.weights[at, to]
         precision = (np.abs(known) ** 2 * weights).sum()
         total = (known.conj() * weights * self.entries[at, to]).sum()

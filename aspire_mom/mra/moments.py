@@ -116,8 +116,7 @@ def read_moments(path: Path, sigma: float | None = None) -> FourierMoments:
     """
     :param path: Moments (.npz) with `first`, `second` and maybe `n_observations` and
         `sigma`; or raw observations (.npy), real, (N, n).
-    :param sigma: Standard deviation of the noise, if the file does not hold it. None
-        estimates it from raw observations.
+    :param sigma: σ of the noise, if not in the file; None to estimate it.
     :return: The moments, noise bias removed.
     :raises ValueError: the file cannot be read, or its arrays are of another kind.
     """

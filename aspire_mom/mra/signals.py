@@ -44,8 +44,7 @@ class GaussianFamily:
         """
         :param count: Number of independent pairs.
         :param rng: Source of randomness.
-        :return: Signals v and densities ρ, (count, n), float64. ρ[s] is the
-            probability of a shift by s samples.
+        :return: v and ρ, (count, n), float64; ρ[s] is the probability of a shift by s.
         """
         return self.pair(self.draw_parameters(count, rng))
 

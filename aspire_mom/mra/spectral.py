@@ -8,8 +8,7 @@ from aspire_mom.mra.moments import FourierMoments, relative_errors, to_samples
 from aspire_mom.mra.shift_ambiguity import centre_density, to_distribution
 from aspire_mom.mra.signals import Arrays, shift
 
-# Relative weight of ρ's norm, which decides where the moments leave ρ open, and number
-# of sub-sample shifts that are tried.
+# Relative weight of ρ's norm, where moments leave ρ open; sub-sample shifts tried.
 RIDGE, OFFSETS = 1e-7, 16
 
 

@@ -42,11 +42,7 @@ class ExactMoments(nn.Module):
     bessel: Tensor
 
     def __init__(
-        self,
-        n_rings: int = 8,
-        max_order: int = 16,
-        degree: int = 18,
-        design_degree: int = 17,
+        self, n_rings: int, max_order: int, degree: int = 18, design_degree: int = 17
     ):
         super().__init__()
         self.n_rings, self.max_order, self.degree = n_rings, max_order, degree

@@ -167,8 +167,7 @@ def power_errors(own_errors: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _ring_noise(n_orders: int, n_rings: int) -> np.ndarray:
-    """Power of white noise, E|c[m, r]|² / E|c[0, 0]|² (n_orders, n_rings), which hardly
-    depends on the images' size."""
+    """Power of white noise, E|c[m, r]|² / E|c[0, 0]|², nearly the same for any L."""
     basis = PolarBasis(2 * n_rings + 9, n_rings=n_rings, max_order=n_orders - 1)
     own = np.einsum("mrr->mr", basis.noise_second()).real
     return own / own[0, 0]
@@ -231,8 +230,7 @@ def _draw_chains(count: int, rng: Generator) -> _Mixtures:
 
 
 def _draw_views(count: int, points: np.ndarray, rng: Generator) -> np.ndarray:
-    """Densities like `VonMisesFisherMixture.random` at points of equal quadrature
-    weights: probabilities (count, n_points)."""
+    """Probabilities (count, n_points) like those of `VonMisesFisherMixture.random`."""
     means = _directions((count, N_COMPONENTS), rng)
     kappa = rng.uniform(*CONCENTRATIONS, (count, N_COMPONENTS, 1))
     weights = rng.dirichlet(np.full(N_COMPONENTS, DIRICHLET), count)[..., None]

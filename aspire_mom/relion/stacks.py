@@ -89,8 +89,7 @@ def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
     :param stacks: Paths of their stacks.
     :return: Pixels along the edge of all their images.
     :raises OSError: A stack is missing, or may not be read.
-    :raises ValueError: ASPIRE cannot read a stack, or one lacks an image or has images
-        of another size than the others.
+    :raises ValueError: ASPIRE cannot read a stack, or its images or sizes do not fit.
     """
     counts, L, model = np.zeros(len(stacks), dtype=np.int64), 0, None
     for index in np.unique(table.stack_indices):
