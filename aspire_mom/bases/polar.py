@@ -179,11 +179,8 @@ class PolarBasis(Basis):
             c *= placed(H[:, :, 0].T.astype(dtype), device)
         return c, transform.reach
 
-    def orders(self, half: np.ndarray) -> np.ndarray:
-        """
-        :param half: Half rings (n, n_rings, n_angles) of Fourier values / (2 n_angles).
-        :return: Coefficients c (n, max_order + 1, n_rings).
-        """
+    def _orders(self, half: np.ndarray) -> np.ndarray:
+        """Coefficients from half rings (n, n_rings, n_angles) / (2 n_angles)."""
         # Real images: opposite points of a ring have conjugate values.
         rings = np.concatenate((half, half.conj()), axis=-1)
         orders = scipy.fft.fft(rings, overwrite_x=True)
@@ -260,7 +257,7 @@ class PolarBasis(Basis):
         second = 0
         for values, weights in transforms:
             half = values.reshape(-1, self.n_rings, self.n_angles)
-            left, right = self._factors(self.orders(half / (2 * self.n_angles)))
+            left, right = self._factors(self._orders(half / (2 * self.n_angles)))
             second = second + self._product(weights * left, right)
         return second
 

@@ -3,9 +3,8 @@ The χ² of a signal and a density of shifts, given noisy moments.
 
 Let λ be the eigenvalues of the observations' covariance, noise bias removed. Along its
 eigenvectors, noise causes uncorrelated errors, of variance σ²/N in the mean and
-(σ²(λ_a + λ_b) + σ⁴)/N in entry (a, b) of the covariance, twice that if a = b. Drawing N
-shifts from ρ causes errors, too. Their covariance has the rank n - 1, and
-:class:`ShiftSampling` whitens them.
+(σ²(λ_a + λ_b) + σ⁴)/N in entry (a, b) of the covariance, twice that if a = b.
+:class:`ShiftSampling` whitens the errors that come from drawing N shifts from ρ.
 """
 
 from contextlib import suppress

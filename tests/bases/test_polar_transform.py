@@ -60,7 +60,7 @@ def test_it_is_the_non_uniform_transform(L, n_rings, max_order, dtype):
     kx, ky = basis.half_rings
     some = images[[0, -1]].astype(complex)
     half = finufft.nufft2d2(ky, kx, some, eps=1e-13, isign=-1) / (2 * basis.n_angles)
-    expected = basis.orders(half.reshape(2, basis.n_rings, -1))
+    expected = basis._orders(half.reshape(2, basis.n_rings, -1))
     error = np.abs(found[[0, -1]] - expected).max() / np.abs(expected).max()
     assert error < (1e-6 if dtype == np.float32 else 3e-12)
 
