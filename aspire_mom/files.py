@@ -257,13 +257,11 @@ class Checkpoint:
     of numbers, texts, arrays and tensors. Arrays come back as tensors, all on the CPU.
 
     :param path: The file, or None to keep nothing on disk.
-    :param fingerprint: Texts by name that identify data and settings. A checkpoint with
-        any other text is refused.
+    :param fingerprint: Texts by name; a checkpoint with any other text is refused.
     :param every: Seconds from one writing to the next.
     :param each_process: Each of several processes keeps a file of its own,
         `name.RANK-of-COUNT`; otherwise the first process writes for all.
-    :raises InvalidCheckpoint: the file is damaged, or of other data, other settings or
-        another number of processes.
+    :raises InvalidCheckpoint: the file is damaged, or of other data or processes.
     """
 
     def __init__(

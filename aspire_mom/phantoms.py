@@ -41,8 +41,7 @@ def gaussians_on_grid(
 def gaussian_phantom(L: int = 25, *, seed: int = 0, pixel_size: float = 1.0) -> Volume:
     """
     Draw four Gaussians that are not coplanar, like the paper's third volume (section
-    5.2). At L = 25 centres lie 2 to 6 voxels from the origin and standard deviations
-    are 1.5 to 2.5 voxels; both scale with L.
+    5.2): at L = 25, 2 to 6 voxels off the origin and 1.5 to 2.5 wide, scaled by L.
 
     :param L: Voxels along an edge.
     :param seed: Seed of the draw.

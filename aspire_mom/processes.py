@@ -130,8 +130,7 @@ def combine_gradients(
 
 def all_reduce_sum(array: np.ndarray) -> None:
     """
-    Replace an array by its sum over all processes; runs with the same number of
-    processes get the same result.
+    Replace an array by its sum over all processes, reproducibly.
 
     :param array: Real or complex numbers, of one shape and type; changed in place.
     """

@@ -82,8 +82,7 @@ def train_network(
     """
     Minimise a loss over a network's parameters by AdamW, with gradients clipped to norm
     1. The network ends in evaluation mode, with the parameters of the best validation.
-    Resumed training has the same result as uninterrupted training if `loss` depends on
-    nothing but the network and the step's number.
+    Interruptions change nothing if `loss` depends on network and step only.
 
     :param network: The network, on the device to use. Its `settings` identify it.
     :param training: Settings of the training.

@@ -229,8 +229,7 @@ class PolarBasis(Basis):
         return sums
 
     def _factors(self, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Factors (…, rows, n) and (…, columns, n) of the second moment of coefficients
-        (n, max_order + 1, n_rings)."""
+        """Factors (…, rows, n) and (…, columns, n) of coefficients' second moments."""
         if self.inplane_average:
             by_order = np.ascontiguousarray(c.transpose(1, 2, 0))
             return by_order, by_order

@@ -63,12 +63,11 @@ class PolarTransform:
         self.L, self.n_rings, self.max_order = L, n_rings, max_order
         self.dtype, self.half = np.dtype(dtype), L // 2
         self.device = device
-        self.xp, self.multiply = (
-            (np, np.matmul) if device is None else (torch, _multiply)
-        )
+        self.xp, self.multiply = np, np.matmul
         # Pixels 0, -1, … -h of an axis; torch has no slices with negative steps.
         self.backwards = slice(self.half, None, -1)
         if device is not None:
+            self.xp, self.multiply = torch, _multiply
             self.backwards = torch.arange(self.half, -1, -1, device=device)
         self.chunk = int(np.clip(2**19 // L**2, 16, 64))
         rings = np.arange(n_rings)
@@ -126,9 +125,8 @@ class PolarTransform:
         return c
 
     def _workspace(self, images: Array) -> tuple[Array, ...]:
-        """Arrays for parts of n images (odd in y, [even in x, even in x, odd, odd], y,
-        x, n), their transforms on lines (4, lines, x · n) and at crossings (of odd
-        orders, which, rings, lines, odd in y, n)."""
+        """Arrays for parts of n images (odd in y, [even in x, same, odd, odd], y, x, n)
+        on lines (4, lines, x · n) and at crossings (odd, which, ring, line, odd, n)."""
         across, lines, n = self.half + 1, len(self.lines), len(images)
         shapes = (
             (2, 4, across, across, n),
@@ -273,8 +271,7 @@ def _reach(z: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def _lines(reach: np.ndarray) -> np.ndarray:
     """Offsets ky of the lines, cycles per box. The ky axis is divided into steps across
     which no ring advances by more than half a period of its highest order, π /
-    reach[r]. Each line lies at the middle of a step; the last one is beyond the first
-    octant of the outermost ring."""
+    reach[r]. Lines lie at the middle of steps, the last one beyond the first octant."""
     rings, lines, edge = np.arange(len(reach)), [], 0.0
     while np.sqrt(2) * (lines[-1] if lines else 0) < rings[-1]:
         crossed = rings > np.sqrt(2) * edge

@@ -80,6 +80,12 @@ def run_options(command):
     return seed_option(device_option(overwrite_option(command)))
 
 
+def learning_rate_option(default: float):
+    """Return the option `--learning-rate` of trainings."""
+    help = "Peak learning rate of Adam (warm-up and cosine decay)."
+    return click.option("--learning-rate", type=Positive(), default=default, help=help)
+
+
 def report_options(command):
     """Add the options of a report: `--json`, `--plot` and `--overwrite`."""
     json_option = click.option(

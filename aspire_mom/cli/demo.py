@@ -104,9 +104,8 @@ def _plot_projections(source: Simulation, snr: float, path: Path) -> None:
     n = min(6, source.n)
     figure = Figure(figsize=(1.5 * n + 0.4, 3.2), layout="constrained")
     shown = {"clean": source.projections, f"noisy, SNR {snr:.2f}": source.images}
-    for row, (title, images) in zip(
-        figure.subplots(2, n, squeeze=False), shown.items(), strict=True
-    ):
+    rows = figure.subplots(2, n, squeeze=False)
+    for row, (title, images) in zip(rows, shown.items(), strict=True):
         pixels = images[:n].asnumpy()
         low, high = np.percentile(pixels, (0.5, 99.8))
         row[0].set_ylabel(title)

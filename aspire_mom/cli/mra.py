@@ -42,12 +42,7 @@ def mra() -> None:
     type=console.COUNT,
     help="Problems in a step.  [default: 256, or 64 for the paper's encoder]",
 )
-@click.option(
-    "--learning-rate",
-    type=console.Positive(),
-    default=1e-3,
-    help="Peak learning rate of Adam (warm-up and cosine decay).",
-)
+@console.learning_rate_option(1e-3)
 @click.option(
     "--training-set",
     "set_size",

@@ -98,9 +98,8 @@ def reconstruct(
     if prior == "paper":
         if starts or support_radius:
             raise ValueError("--prior paper has no --starts and no --support-radius")
-        inversion = aspire_mom.paper_inversion(
-            estimate, n_epochs=epochs or 10_000, seed=seed, **options
-        )
+        options |= {"n_epochs": epochs or 10_000, "seed": seed}
+        inversion = aspire_mom.paper_inversion(estimate, **options)
     elif epochs:
         raise ValueError("--epochs is for --prior paper only")
     else:

@@ -29,12 +29,7 @@ if TYPE_CHECKING:
     default=256,
     help="Problems in a step, a multiple of 8.",
 )
-@click.option(
-    "--learning-rate",
-    type=console.Positive(),
-    default=5e-4,
-    help="Peak learning rate of Adam (warm-up and cosine decay).",
-)
+@console.learning_rate_option(5e-4)
 @click.option(
     "--gaussians",
     type=console.COUNT,

@@ -81,8 +81,7 @@ def correct_amplitudes(moments: Moments, std: float) -> Moments:
 
 def estimate_amplitude_std(moments: Moments) -> float:
     """
-    Estimate the spread of amplitudes from the images' pixel sums: at zero
-    frequency E c(0)² / (E c(0))² = 1 + std².
+    Estimate the spread of amplitudes from pixel sums: E c(0)² / (E c(0))² = 1 + std².
 
     :param moments: Moments of images whose amplitudes vary.
     :return: Standard deviation of amplitudes relative to their mean; NaN, with a

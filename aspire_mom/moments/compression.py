@@ -113,9 +113,8 @@ def leading_eigenvectors(moments: Any, budget_bytes: int) -> Vectors:
     values, vectors = values[:, ::-1], roots[:, None] * vectors[:, :, ::-1]
     least = ROUNDING * values.max()
     if n:
-        level = (
-            (vectors.conj() * (estimated_noise_second(moments) @ vectors)).sum(1).real
-        )
+        noise = estimated_noise_second(moments)
+        level = (vectors.conj() * (noise @ vectors)).sum(1).real
         least = np.maximum(least, _largest_excess(basis.n_rings, n) * level)
     orders, ranks = np.nonzero(values > least)
     orders = orders[np.argsort(-values[orders, ranks], kind="stable")]

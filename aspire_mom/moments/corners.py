@@ -45,8 +45,7 @@ def corner_sums(images: np.ndarray) -> dict[str, np.ndarray]:
     """
     :param images: Images (n, L, L), real.
     :return: Sums over them, (2,), float64: "corner", Σ and Σ² of the pixels outside the
-        inscribed disc, and "nyquist", the power on the Nyquist row and column and that
-        on the ones next to them.
+        inscribed disc, and "nyquist", power on the Nyquist and the next row and column.
     """
     L = images.shape[-1]
     pixels = images.reshape(len(images), -1)[:, _outside(L)]
@@ -75,9 +74,8 @@ def measure_noise(
     L, (last, next_to_last) = basis.L, sums["nyquist"]
     nyquist = L % 2 == 1 or bool(last > EMPTY_NYQUIST * next_to_last)
     if "corner_power" in sums:
-        spectrum = corner_spectrum(
-            sums["corner_power"], float(sums["corner_images"]), L, nyquist
-        )
+        n_images = float(sums["corner_images"])
+        spectrum = corner_spectrum(sums["corner_power"], n_images, L, nyquist)
     if spectrum is not None:
         second = basis.stationary_noise_second(spectrum, nyquist)
         return second, max(spectrum.mean(), 0.0), nyquist

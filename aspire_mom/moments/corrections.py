@@ -32,6 +32,7 @@ def source_identity(source: ImageSource) -> dict[str, str | int | float | None]:
     read = np.unique(np.linspace(0, source.n - 1, N_READ).astype(int))
     filters = source.unique_filters or []
     ctfs = ctf_parameters(filters)
+    indices = source.get_metadata("__filter_indices", default_value=-1)
     identity = {
         "n_images": source.n,
         "kind": type(source).__name__,
@@ -39,9 +40,7 @@ def source_identity(source: ImageSource) -> dict[str, str | int | float | None]:
         "dtype": str(source.dtype),
         "pixel_size": source.pixel_size and float(source.pixel_size),
         "filters": digest(ctfs if len(ctfs) == len(filters) else _parameters(filters)),
-        "filter_indices": digest(
-            source.get_metadata("__filter_indices", default_value=-1)
-        ),
+        "filter_indices": digest(indices),
         "shifts": digest(source.offsets),
         "amplitudes": digest(source.amplitudes),
         "pixels": digest(source.images[read].asnumpy()),
@@ -117,9 +116,8 @@ class Corrections:
         words = [ctfs.get(self.ctf, "CTFs: mixed")]
         words.append(shifts.get(self.shifts, "known shifts: mixed"))
         if self.shift_std != 0:
-            words.append(
-                f"residual shifts of {describe_shift_std(self.shift_std)} modelled"
-            )
+            std = describe_shift_std(self.shift_std)
+            words.append(f"residual shifts of {std} modelled")
         noises = {
             "none": "no noise",
             "white": "white noise",

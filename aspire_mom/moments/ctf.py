@@ -178,9 +178,8 @@ def _astigmatism(image_filter: Filter) -> float:
         return max(map(_astigmatism, factors(image_filter)))
     if not isinstance(image_filter, CTFFilter):
         return 0.0 if image_filter.radial else math.inf
-    return image_filter.wavelength * abs(
-        image_filter.defocus_u - image_filter.defocus_v
-    )
+    u, v = image_filter.defocus_u, image_filter.defocus_v
+    return image_filter.wavelength * abs(u - v)
 
 
 def ctf_parameters(filters: list[Filter]) -> np.ndarray:

@@ -261,9 +261,8 @@ class MomentEstimator:
         if n_groups > 1:
             names = groups[0]
             groups = [{k: sum(sums[k] for sums in groups) for k in names}, *groups]
-        noise = measure_noise(
-            groups[0], self._noise_basis, noise.variance, self.noise_spectrum
-        )
+        given = noise.variance, self.noise_spectrum
+        noise = measure_noise(groups[0], self._noise_basis, *given)
         found = [self._moments(sums, *noise, half) for half, sums in enumerate(groups)]
         # Contrast and amplitudes are estimated from all images, for each group too.
         if self.transfer is not None and is_dark(found[0]):

@@ -164,22 +164,19 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """
-        Merge the moments of two disjoint sets of images, errors included: the same as
-        if all had been averaged at once with the mean noise variance. Third moments
-        keep the noise correction of each set.
+        Merge the moments of two disjoint sets of images, errors included: as if
+        averaged at once with the mean noise variance. Third moments keep their own.
 
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
         :raises TypeError: `other` is something else.
-        :raises ValueError: the two do not fit, are exact (n_images = 0), or have third
-            moments of images with CTFs.
+        :raises ValueError: the two do not fit, are exact, or have third moments and CTFs.
         """
         self.check_same_basis(other)
         _check_mergeable(self, other)
         parts, n = (self, other), self.n_images + other.n_images
-        corrections = self.corrections.merged(
-            other.corrections, self.n_images, other.n_images
-        )
+        sizes = self.n_images, other.n_images
+        corrections = self.corrections.merged(other.corrections, *sizes)
         if any(m.first_information is not None for m in parts):
             merged = _merged_with_ctf(parts)
         else:
@@ -345,11 +342,10 @@ def _merged_with_ctf(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | N
         return solve_entries(np.sqrt(squares), sum(information), n)
 
     noise = total("noise_power", own, multiply)
+    second = total("second", seconds, basis.multiply)
     return {
         "first": solve_entries(total("first", firsts), sum(firsts), n),
-        "second": basis.divide(
-            total("second", seconds, basis.multiply), sum(seconds), n
-        ),
+        "second": basis.divide(second, sum(seconds), n),
         "first_error": error("first_error", firsts),
         "second_error": error("second_error", [basis.expand(i) for i in seconds]),
         "first_information": sum(firsts),

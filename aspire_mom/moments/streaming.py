@@ -54,10 +54,9 @@ def accumulate(
     """
     starts = range(0, n, batch_size)
     own = processes.local_rows(len(starts))
-    settings = {"images": n, "batch_size": batch_size, "groups": n_groups}
-    kept = Checkpoint(
-        checkpoint, settings | (fingerprint or {}), every=every, each_process=True
-    )
+    settings: dict = {"images": n, "batch_size": batch_size, "groups": n_groups}
+    settings |= fingerprint or {}
+    kept = Checkpoint(checkpoint, settings, every=every, each_process=True)
     first = kept.state.get("next", own.start)
     totals = {name: t.numpy() for name, t in kept.state.get("sums", {}).items()}
     batches = [(i, min(i + batch_size, n)) for i in starts[first : own.stop]]

@@ -43,8 +43,7 @@ class ThirdMomentBasis:
 
     Other pairs follow. Turning an image by α multiplies a[m1] a[m2] a[m3] by
     exp(-i(m1 + m2 + m3)α), so its in-plane average is 0 unless the orders add up to 0.
-    Then two of them have one sign, which conjugation makes positive, as c[-m] =
-    (-1)^m conj c[m].
+    Then two have one sign, made positive by conjugation: c[-m] = (-1)^m conj c[m].
 
     With `weights`, ‖T‖ is the Cartesian norm of the moment that it stands for.
 
@@ -277,8 +276,7 @@ class ThirdMomentBasis:
         :return: The third moment (size,), complex128, and its standard error, float64,
             or None for one image. The error takes the noise as known. With H it also
             neglects the signal and the removed bias: if noise prevails it is right for
-            m1 > 0 and up to 60 % too large for m1 = 0. Entries for which H is close to
-            0 in all images shrink towards zero.
+            m1 > 0 and up to 60 % too large for m1 = 0. Entries of small H shrink to 0.
         """
         weighted = "third_information" in sums
         scale = np.float64(n_images)

@@ -17,8 +17,7 @@ from aspire_mom.mra.signals import Arrays, all_shifts
 
 # Least σ used in weights, relative to the root mean square of v.
 LEAST_NOISE = 1e-3
-# Standard deviations of the prior about the start of least squares: of v relative to
-# its root mean square, and of ρ.
+# Standard deviations of the prior about the start, of v relative to its RMS, and of ρ.
 SIGNAL_SPREAD, DENSITY_SPREAD = 0.1, 0.05
 STEPS = 50
 

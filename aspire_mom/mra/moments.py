@@ -78,9 +78,8 @@ def estimate_moments(
     Average the moments of observations in one pass (eq. 24).
 
     If σ is not given, σ² is the mean power along the n/8 weakest eigenvectors of the
-    second moment, which is too large if they hold signal. Eigenvectors are taken from
-    even batches and powers from odd ones, and vice versa: from the same data, the
-    smallest powers would be too low.
+    second moment, which is too large if they hold signal. To avoid bias, eigenvectors
+    are taken from even batches and powers from odd ones, and vice versa.
 
     :param batches: Arrays of observations (any number, n), real.
     :param sigma: Standard deviation of the noise; estimated if None.

@@ -163,8 +163,7 @@ def _negative_log_likelihood(encoder: MixtureEncoder, problems: _Problems) -> Te
     """
     The mean over problems, up to a constant, for k and, given k, for v and ρ. An
     alternative of probability p at an error e (eq. 21) gives them the density
-    p exp(-d)/(e² + ERROR_SCALE²)^(TAIL_EXPONENT/2). The distance d of parameters guides
-    Gaussians where errors are flat.
+    p exp(-d)/(e² + ERROR_SCALE²)^(TAIL_EXPONENT/2), d the distance of parameters.
     """
     counts, pairs = encoder.hypotheses(*problems.inputs)
     true_count = problems.parameters[:, 0, 0].isfinite().sum(-1)

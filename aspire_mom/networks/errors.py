@@ -25,9 +25,8 @@ AXIS_SIGNS = np.array(list(itertools.product((1, -1), repeat=3)))
 VIEW_SIGNS = AXIS_SIGNS * AXIS_SIGNS.prod(1, keepdims=True)
 # No rotation, and rotations about one axis.
 ANGLES = np.deg2rad([[-60], [-30], [30], [60], [90]])
-AXIS_ROTATIONS = Rotation.from_rotvec(
-    np.concatenate((np.zeros((1, 3)), np.kron(np.eye(3), ANGLES)))
-).as_matrix()
+VECTORS = np.concatenate((np.zeros((1, 3)), np.kron(np.eye(3), ANGLES)))
+AXIS_ROTATIONS = Rotation.from_rotvec(VECTORS).as_matrix()
 # Rings on which the rotation is chosen. Added in quadrature to the RMS of shells,
 # relative to V(0), so that weak shells weigh less.
 COARSE_RINGS, ADDED_RMS = 4, 3e-3
@@ -104,8 +103,7 @@ class InvariantErrors(nn.Module):
         self, truth: tuple[Tensor, Tensor], prediction: tuple[tuple, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """
-        :param truth: :func:`parity_transform` (batch, 8, n_rings³) of volumes, and
-            densities (batch, n_points).
+        :param truth: :func:`parity_transform` of volumes; densities (batch, n_points).
         :param prediction: Centres, widths and weights of volumes, and coefficients of
             log-densities (batch, (degree + 1)² - 1).
         :return: Squared errors of Fourier values relative to the power of their shell,
@@ -137,9 +135,8 @@ class InvariantErrors(nn.Module):
             inner = target.unflatten(2, (self.n_rings,) * 3)[..., :n, :n, :n].flatten(2)
             inner = inner.repeat_interleave(n_turns, 0)
             volume = self._volume_errors(parts, inner, self.coarse_shells)
-            density = self._divergence(
-                probabilities.repeat_interleave(n_turns, 0), turned_views.flatten(0, 1)
-            )
+            probabilities = probabilities.repeat_interleave(n_turns, 0)
+            density = self._divergence(probabilities, turned_views.flatten(0, 1))
             best = (volume + density).amin(1).unflatten(0, (-1, n_turns)).argmin(1)
         chosen = torch.arange(len(best), device=best.device), best
         return (turned[chosen], sigmas, weights), turned_views[chosen]

@@ -111,8 +111,7 @@ def _chosen(m: int, degree: int) -> list[int]:
 
 
 def _orders_of_views(half: np.ndarray, max_order: int, degree: int):
-    """Matrices (lμ, 2 views), by order m, from a_lμ(r) to the real parts of c[m, r] of
-    all views, followed by the imaginary parts."""
+    """Matrices (lμ, 2 views) by m, from a_lμ(r) to Re, then Im c[m, r] of all views."""
     n_angles = 2 * degree + 2
     angles = 2 * np.pi * np.arange(n_angles) / n_angles
     circle = np.stack((np.cos(angles), np.sin(angles)))

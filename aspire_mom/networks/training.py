@@ -32,8 +32,7 @@ LOG_IMAGES, LOG_NOISE = (4.0, 6.0), (-3.0, 0.0)
 N_GAUSSIANS = (3, 12)
 CENTRES, SIGMAS, HEIGHTS = (0.08, 0.24), (0.06, 0.1), (1.0, 2.5)
 SCALES, WIDTH_SCALES = (0.8, 1.5), (0.6, 1.2)
-# The same of chains, see `chain_phantom`. BENDING is the standard deviation of the
-# change of direction in a step.
+# The same of chains, see `chain_phantom`; BENDING is the spread of turns in a step.
 N_ATOMS = (60, 200)
 RADII, STEP, BENDING, SHORTEST_AXIS = (0.2, 0.4), 0.2, 0.6, 0.45
 ATOM_SIGMAS, OFFSET = (0.02, 0.05), 0.015
@@ -199,9 +198,8 @@ def _draw_mixtures(count: int, rng: Generator) -> _Mixtures:
     sigmas = rng.uniform(*SIGMAS, (count, n)) * rng.uniform(*WIDTH_SCALES, (count, 1))
     mass = rng.uniform(*HEIGHTS, (count, n)) * sigmas**3
     mass *= np.arange(n) < rng.integers(N_GAUSSIANS[0], n + 1, (count, 1))
-    return _Mixtures(
-        directions * radii[..., None], sigmas, mass / mass.sum(1, keepdims=True)
-    )
+    weights = mass / mass.sum(1, keepdims=True)
+    return _Mixtures(directions * radii[..., None], sigmas, weights)
 
 
 def _draw_chains(count: int, rng: Generator) -> _Mixtures:

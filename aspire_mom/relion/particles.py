@@ -281,9 +281,8 @@ def _distinct_rows(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     index = np.zeros(len(columns[0]), dtype=np.int64)
     for column in columns:
         values, own = np.unique(column, return_inverse=True)
-        _, first, index = np.unique(
-            index * len(values) + own, return_index=True, return_inverse=True
-        )
+        both = index * len(values) + own
+        _, first, index = np.unique(both, return_index=True, return_inverse=True)
     return np.stack([column[first] for column in columns], axis=1), index
 
 

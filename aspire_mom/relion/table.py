@@ -198,8 +198,7 @@ def _images(block: cif.Block) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 def _optics(
     block: cif.Block, group: np.ndarray | None, n: int
 ) -> tuple[dict[int, str], dict[str, np.ndarray]]:
-    """Return the names of optics groups by number, and the optics table's columns with
-    the value of each particle's group, (n,)."""
+    """Names of optics groups by number, and each particle's values of columns (n,)."""
     columns = _columns(block)
     if GROUP not in columns:
         raise ValueError(f"its optics table has no {GROUP}s")

@@ -28,8 +28,7 @@ class DiscreteDensity(torch.nn.Module):
     Without `degree` every node has a logit of its own. With `degree` the density is
     smooth in the viewing direction d, and in-plane angles are uniform:
     log ρ(d) = Σ_{l=1}^{degree} Σ_m a_lm √(4π) Y_lm(d) + const. :meth:`penalty` is the
-    prior under which a_lm is normal of variance 1 / (2 l (l + 1)). It regularises what
-    the moments do not determine.
+    prior under which a_lm is normal of variance 1 / (2 l (l + 1)), a regularisation.
 
     :param nodes: A quadrature, or without `degree` its number of nodes. With `degree`,
         its weights must be equal, as those of `SO3Quadrature.product` are.
@@ -106,8 +105,7 @@ def log_density_harmonics(directions: np.ndarray, degree: int) -> Tensor:
     """
     :param directions: Unit vectors (n, 3), xyz order.
     :param degree: Largest degree.
-    :return: √(4π) Y_lm, l = 1 … degree, (n, (degree + 1)² - 1), float64, of which a
-        `DiscreteDensity` has the coefficients.
+    :return: √(4π) Y_lm of `DiscreteDensity`, l = 1 … degree, (n, (degree + 1)² - 1).
     """
     harmonics = list(real_spherical_harmonics(torch.tensor(directions), degree))[1:]
     return np.sqrt(4 * np.pi) * torch.cat(harmonics, 1)
