@@ -170,7 +170,7 @@ class Moments:
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
         :raises TypeError: `other` is something else.
-        :raises ValueError: the two do not fit, are exact, or have third moments and CTFs.
+        :raises ValueError: they do not fit, are exact, or have CTFs and third moments.
         """
         self.check_same_basis(other)
         _check_mergeable(self, other)
