@@ -113,7 +113,7 @@ def combine_gradients(
     Combine gradients, so that all processes have those of the full loss.
 
     :param split: Parameters whose gradients cover a process's own rows: summed.
-    :param same: Parameters of equal gradients: averaged, since rounding may differ.
+    :param same: Parameters of which each process has the full gradient: averaged.
     """
     if not _started():
         return

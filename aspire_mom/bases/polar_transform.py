@@ -73,7 +73,9 @@ class PolarTransform:
         rings = np.arange(n_rings)
         # Pixels in the corners have the highest orders.
         corner = 2 * np.pi / L * np.sqrt(2) * self.half
-        reach = _reach(corner * rings, self.dtype)
+        # Beyond these orders J_m(z) is below 1e-7 in single precision, 1e-15 in double.
+        z, tail = corner * rings, 5 if self.dtype == np.float32 else 10
+        reach = np.ceil(z + 4 + tail * np.cbrt(z)).astype(int)
         self.reach = np.minimum(reach, max_order)
         self.lines = _lines(reach)
         # One crossing beyond the octant avoids a gap at its end.
@@ -125,8 +127,9 @@ class PolarTransform:
         return c
 
     def _workspace(self, images: Array) -> tuple[Array, ...]:
-        """Arrays for parts of n images (odd in y, [even in x, same, odd, odd], y, x, n)
-        on lines (4, lines, x · n) and at crossings (odd, which, ring, line, odd, n)."""
+        """Arrays for parts of n images (odd in y, [even in x, even in x, odd, odd], y,
+        x, n), their transforms on lines (4, lines, x · n) and at crossings (of odd
+        orders, which, rings, lines, odd in y, n)."""
         across, lines, n = self.half + 1, len(self.lines), len(images)
         shapes = (
             (2, 4, across, across, n),
@@ -263,11 +266,6 @@ def _zeros(shape: tuple[int, ...], like: Array) -> Array:
     return like.new_zeros(shape)
 
 
-def _reach(z: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Orders beyond which J_m(z) is below 1e-7 in single precision, 1e-15 in double."""
-    return np.ceil(z + 4 + (5 if dtype == np.float32 else 10) * np.cbrt(z)).astype(int)
-
-
 def _lines(reach: np.ndarray) -> np.ndarray:
     """Offsets ky of the lines, cycles per box. The ky axis is divided into steps across
     which no ring advances by more than half a period of its highest order, π /
@@ -293,17 +291,14 @@ def _inverses(angles: np.ndarray, reach: int, max_order: int) -> list[np.ndarray
         for first in (0, 2):
             m = np.arange(first, reach + 1, 4)
             waves = np.where(m == 0, 2, 4) * wave(np.outer(angles, m))
-            inverses.append(_inverse(waves)[m <= max_order])
+            # The column sin(0·θ) is zero and gets coefficient 0.
+            inverses.append(np.linalg.pinv(waves, rcond=1e-8)[m <= max_order])
     m = np.arange(1, reach + 1, 2)
     sign = 2 - m % 4
     waves = np.cos(np.outer(angles, m)), sign * np.sin(np.outer(angles, m))
-    inverse = _inverse(-2 * np.stack(waves, 1).reshape(-1, len(m)))[m <= max_order]
+    both = -2 * np.stack(waves, 1).reshape(-1, len(m))
+    inverse = np.linalg.pinv(both, rcond=1e-8)[m <= max_order]
     return [*inverses, inverse, sign[: len(inverse), None] * inverse]
-
-
-def _inverse(waves: np.ndarray) -> np.ndarray:
-    """Pseudo-inverse. The column sin(0·θ) is zero and gets coefficient 0."""
-    return np.linalg.pinv(waves, rcond=1e-8)
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:

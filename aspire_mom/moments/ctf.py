@@ -3,7 +3,8 @@ Transfer functions of images: real factors of CTF, phase flips and whitening.
 
 `source.downsample` of ASPIRE 0.14 wraps CTFs in a `ScaledFilter` *and* scales the pixel
 size that they are evaluated at (its issue 1395): half of the signs are wrong after 64 →
-32. Here a CTF is unwrapped and evaluated with the images' present pixel size.
+32. A CTF is a function of physical frequency: here it is taken out of its wrapping and
+evaluated with the images' present pixel size, which is right whatever ASPIRE does.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def ctf_parameters(filters: list[Filter]) -> np.ndarray:
 def is_phase_flipped(source: ImageSource) -> bool:
     """
     :param source: ASPIRE `ImageSource`.
-    :return: Whether `source.phase_flip()` is in its pipeline, or its parent's.
+    :return: Whether `source.phase_flip()` is in its pipeline, or its parent source's.
     :raises ValueError: phases were flipped with wrong signs, after cached downsampling.
     """
     xforms = source.generation_pipeline.xforms

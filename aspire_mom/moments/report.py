@@ -76,7 +76,7 @@ class RingReport:
 
     @property
     def supported(self) -> np.ndarray:
-        """Whether power is above 0 (if exact: round-off), and reduced χ² above 1.5."""
+        """Whether χ² is above 1.5 and power above 0; if exact, power above rounding."""
         if self.reduced_chi2 is not None:
             return (self.reduced_chi2 > SIGNIFICANT) & (self.signal > 0)
         return self.signal > NEGLIGIBLE**2 * self.signal.max()

@@ -130,7 +130,8 @@ class ThirdMomentBasis:
         :param budget_bytes: Largest size of the third moment.
         :return: The basis.
         :raises TypeError: `basis` is no polar basis.
-        :raises ValueError: it is not averaged, or it or the budget is too small.
+        :raises ValueError: it is not in-plane averaged, more rings or orders than it
+            has, or rings that do not fit into the budget.
         """
         check_basis(basis)
         return cls(basis, ring_vectors(basis, n_rings, max_order, budget_bytes))

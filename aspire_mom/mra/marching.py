@@ -15,7 +15,8 @@ SIGNIFICANT, SWEEPS = 3.0, 2
 
 def march(moments: FourierMoments) -> Arrays:
     """
-    Solve v̂(k) ρ̃(k - l) conj v̂(l) = second[k, l] (eq. 15) by k, with arg ρ̃(1) = 0.
+    Solve v̂(k) ρ̃(k - l) conj v̂(l) = second[k, l] (eq. 15) frequency by frequency, in
+    the shift at which arg ρ̃(1) = 0.
 
     With v̂ and ρ̃ known below k, v̂(k) follows from the entries (k, l), 0 < l < k, by
     weighted least squares, and then ρ̃(k) from all pairs of frequencies that lie k

@@ -109,7 +109,7 @@ def all_shifts(v: np.ndarray) -> np.ndarray:
 
 def shift(signal: Array, by: Array | float) -> Array:
     """
-    Shift signals by trigonometry; at even n, cos(πj) becomes cos(π by) cos(πj).
+    Shift by trigonometric interpolation; cos(πj), n even, becomes cos(π by) cos(πj).
 
     :param signal: Real signals (..., n), an array or a tensor.
     :param by: Shifts (...,), any real numbers of samples, of the same kind.

@@ -33,7 +33,7 @@ class DiscreteDensity(torch.nn.Module):
     :param nodes: A quadrature, or without `degree` its number of nodes. With `degree`,
         its weights must be equal, as those of `SO3Quadrature.product` are.
     :param degree: Largest degree of the log-density's spherical harmonics.
-    :raises ValueError: nodes or degree are below 1, or a degree lacks its quadrature.
+    :raises ValueError: nodes or degree below 1, or a degree without a quadrature.
     """
 
     harmonics: Tensor

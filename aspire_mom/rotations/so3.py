@@ -21,7 +21,7 @@ def viewing_rotations(
     directions: np.ndarray, in_plane: np.ndarray | float = 0.0
 ) -> np.ndarray:
     """
-    :param directions: Unit vectors (n, 3), xyz; azimuths φ (0 at the poles), angles θ.
+    :param directions: Unit vectors (n, 3): azimuths φ (0 at the poles), polar angles θ.
     :param in_plane: In-plane angles α, radians, (n,) or one for all.
     :return: R = Rz(φ) Ry(θ) Rz(α) (n, 3, 3), float64: R[:, 2] are the directions.
     """
