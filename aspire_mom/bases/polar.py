@@ -47,7 +47,8 @@ class PolarBasis(Basis):
 
     :param L: Pixels along an image's edge.
     :param n_rings: Number of rings; by default all within Nyquist, (L + 1)//2.
-    :param max_order: Largest angular order; ⌈π (n_rings - 1)⌉, the inscribed disc's, by default.
+    :param max_order: Largest angular order; by default ⌈π (n_rings - 1)⌉, the largest
+        of an object within the inscribed disc.
     :param inplane_average: Average over in-plane angles.
     :raises ValueError: A number is out of range.
     """
