@@ -414,7 +414,7 @@ def test_real_particles(tmp_path):
     assert Moments.load(out).basis.L == 256
     corrections = str(Moments.load(out).corrections)
     assert corrections.startswith("corrected for 5 astigmatic filter(s); centred by")
-    flags = ("--ignore-ctf", "--ignore-shifts", "--overwrite")
+    flags = ("--ignore-ctf", "--ignore-shifts", "--overwrite", "--downsample", 64)
     succeed("moments", star, "-o", out, *flags)
     corrections = str(Moments.load(out).corrections)
     assert corrections.startswith("CTFs ignored; known shifts ignored")

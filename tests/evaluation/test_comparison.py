@@ -63,7 +63,7 @@ def test_figures_are_those_of_the_aligned_volume(comparison):
     assert 0.5 < fsc[2] < 0.999
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(st.sampled_from([20, 21]), st.integers(0, 1000), st.booleans())
 def test_motions_of_the_volume_leave_the_figures(L, seed, mirrored):
     """Of volumes that agree in part, so that the figures are not all one."""
@@ -80,7 +80,7 @@ def test_motions_of_the_volume_leave_the_figures(L, seed, mirrored):
     assert first.correlation < 0.99
 
 
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(st.floats(1e-3, 1e3))
 def test_scale_matters_to_the_relative_error_alone(scale):
     volume, reference = blobs(17, rotation=ROTATION), blobs(17)

@@ -40,7 +40,7 @@ def test_is_the_papers():
     assert isinstance(inversion.density, MomentEncoder)
 
 
-@pytest.mark.parametrize("n_latent", [0, 3])
+@pytest.mark.parametrize("n_latent", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_stops_and_goes_on_to_the_same_end(tmp_path, n_latent, monkeypatch):
     """What was done is kept, and adds up to one run; a latent variable or not."""
     monkeypatch.setattr(optimise, "ADAM_STEPS_PER_REPORT", 5)
