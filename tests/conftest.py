@@ -1,7 +1,7 @@
 """
 Profiles of hypothesis, neither with a deadline.
 
-`ci`, the default, draws the same examples on every run. `HYPOTHESIS_PROFILE=random
+`ci`, the default, draws the same few examples on every run. `HYPOTHESIS_PROFILE=random
 pytest` draws others each time and prints the seed that `--hypothesis-seed` repeats.
 """
 
@@ -11,7 +11,7 @@ import random
 import pytest
 from hypothesis import settings
 
-settings.register_profile("ci", derandomize=True, deadline=None)
+settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None, print_blob=True)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(PROFILE)
