@@ -84,8 +84,10 @@ class Comparison(Registration):
         return views @ self.rotation.matrices[0].T.astype(np.float64)
 
     def summary(self) -> dict:
-        """:return: All fields but `aligned`, and the resolutions at 0.5 and 0.143, as
-        plain numbers and lists. Resolutions in Å are None without a pixel size."""
+        """
+        :return: All fields but `aligned`, and the resolutions at 0.5 and 0.143, as
+            plain numbers and lists. Resolutions in Å are None without a pixel size.
+        """
         cutoffs, box = (0.5, 0.143), self.box
         shells = {c: self.resolution_shells(c) for c in cutoffs}
         return {

@@ -193,8 +193,10 @@ class ThirdMomentBasis:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """:return: Weights of ‖·‖² over all signs and permutations of orders, (size,):
-        12 for 0 < m1 < m2, half where m1 = m2 or m1 = 0, 1 where both are 0."""
+        """
+        :return: Weights of ‖·‖² over all signs and permutations of orders, (size,):
+            12 for 0 < m1 < m2, half where m1 = m2 or m1 = 0, 1 where both are 0.
+        """
         weights = np.empty(self.size)
         for m1, m2 in self.pairs:
             weight = 12 / ((1 + (m1 == m2)) * (1 + (m1 == 0)))
