@@ -74,10 +74,7 @@ class Particles:
 
     @cached_property
     def shifts(self) -> np.ndarray:
-        """
-        :return: Shifts (n, 2) as x, y in pixels, with RELION's sign (_rlnOriginX):
-            shifting an image by them centres the particle.
-        """
+        """:return: Shifts (n, 2) as x, y in pixels that centre images (_rlnOriginX)."""
         columns, shifts = self.table.columns, np.zeros((len(self), 2))
         for axis, name in enumerate(("_rlnOriginX", "_rlnOriginY")):
             if f"{name}Angst" in columns:
