@@ -84,7 +84,7 @@ class DiscreteDensity(torch.nn.Module):
         return torch.softmax(self._logits(), dim=0)
 
     def penalty(self) -> Tensor:
-        """:return: Minus twice the log-prior, Σ 2 l (l + 1) a_lm²; 0 without `degree`."""
+        """:return: Minus twice the log-prior, Σ 2 l (l + 1) a_lm²; 0 without degree."""
         if self.coefficients is None:
             return self.logits.new_zeros(())
         return (self.precision * self.coefficients**2).sum()
