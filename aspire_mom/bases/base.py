@@ -75,18 +75,26 @@ class Basis(ABC):
         return np.where(np.arange(self.max_order + 1) == 0, 1.0, 2.0)
 
     @property
+    def first_multiplicity(self) -> np.ndarray:
+        """The same for entries of the first moment, of a shape that broadcasts."""
+        one_order = len(self.first_shape) == 1
+        return np.ones(1) if one_order else self.block_multiplicity[:, None]
+
+    @property
+    def second_multiplicity(self) -> np.ndarray:
+        """The same for entries of the second moment, of a shape that broadcasts."""
+        return self.block_multiplicity.reshape(-1, *[1] * (len(self.second_shape) - 1))
+
+    @property
     def first_weights(self) -> np.ndarray:
         """Weights of the first moment's entries in the norms of eq. 22 and 28."""
-        if len(self.first_shape) == 1:
-            return self.areas
-        return self.block_multiplicity[:, None] * self.areas
+        return self.first_multiplicity * self.areas
 
     @property
     def second_weights(self) -> np.ndarray:
         """Weights of the second moment's entries in the norms of eq. 22 and 28."""
-        axes = [1] * (len(self.second_shape) - 1)
         pairs = np.outer(self.areas, self.areas)
-        return self.block_multiplicity.reshape(-1, *axes) * self.expand(pairs[None])
+        return self.second_multiplicity * self.expand(pairs[None])
 
     # Parts of moments
 

@@ -97,11 +97,9 @@ class MomentLoss(torch.nn.Module):
                     variance = variance + (basis.cut_array(error, inner) / unit) ** 2
                 # An independent complex number adds 2 |difference|² / variance. Entries
                 # of the first moment come in conjugate pairs, which share this, and
-                # entries of the second moment in conjugate and transposed pairs. An
-                # entry of an order m > 0 also stands for its conjugate, order -m.
+                # entries of the second moment in conjugate and transposed pairs.
                 weights = (relative > 0) / variance / (k + 1)
-                if value.ndim > k + 1:
-                    weights[1:] *= 2
+                weights = getattr(inner, f"{name}_multiplicity") * weights
             else:
                 if weighting == "rings":
                     weights = np.where(weights > 0, 1 / scale**2, 0)

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from aspire_mom.checks import check_choice, check_integer
-from aspire_mom.files import load_arrays, save_arrays
+from aspire_mom.files import contents_of, load_arrays, save_arrays
 from aspire_mom.mra.chi_squared import WhitenedMoments, least_squares
 from aspire_mom.mra.marching import march
 from aspire_mom.mra.mixture_fit import fit_mixture
@@ -77,7 +77,9 @@ class MRASolution:
         :param path: A file that :meth:`save` has written.
         :return: The solution.
         """
-        return cls(**load_arrays(path, FORMAT)[0])
+        arrays, _ = load_arrays(path, FORMAT)
+        with contents_of(path):
+            return cls(arrays["v"], arrays["rho"])
 
     def plot(self) -> Figure:
         """:return: A picture of the signal and of the density."""

@@ -31,8 +31,7 @@ MAX_CHI2_EXCESS = 2.0
 # Least probability of an alternative, and of another number of Gaussians where a fit is
 # good already; starts tried for each number until a fit is good.
 MIN_PROBABILITY, MIN_COUNT_PROBABILITY, STARTS = 0.05, 0.25, 3
-# Relative decrease of χ² below which a step is the last: of fits that are compared, and
-# of the one that is returned.
+# Relative decrease of χ² at which fits stop: those compared, and the one returned.
 ROUGH, FINE = 1e-3, 1e-10
 # Other windows tried in a round, rounds, and the least decrease of χ² to accept one.
 WINDOWS, ROUNDS, MIN_CHI2_GAIN = 2, 6, 3.0

@@ -46,9 +46,7 @@ class FourierVolume(torch.nn.Module):
         raise NotImplementedError
 
     def variables(self) -> list[Tensor]:
-        """
-        :return: Tensors that Fourier values depend on, other than k.
-        """
+        """:return: Tensors that Fourier values depend on, other than k."""
         return [*self.parameters()]
 
     def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:

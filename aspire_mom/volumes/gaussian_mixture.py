@@ -102,8 +102,7 @@ class GaussianMixture(FourierVolume):
     @torch.no_grad()
     def grown(self, n_more: int, seed: int = 0) -> GaussianMixture:
         """
-        Split the Gaussians of largest |w| σ in two along random directions. V hardly
-        changes.
+        Split the Gaussians of largest |w| σ in random directions; V hardly changes.
 
         :param n_more: Number of Gaussians to split, at most as many as there are.
         :param seed: Seed of the directions.
