@@ -30,7 +30,12 @@ if TYPE_CHECKING:
         SphericalDesign,
         VonMisesFisherMixture,
     )
-    from aspire_mom.volumes import BallHarmonics, FourierNet, GaussianMixture
+    from aspire_mom.volumes import (
+        BallHarmonics,
+        FourierNet,
+        GaussianMixture,
+        PositiveGrid,
+    )
 
 __version__ = "0.1.0"
 
@@ -49,6 +54,7 @@ __all__ = [
     "Moments",
     "Noise",
     "PolarBasis",
+    "PositiveGrid",
     "Reconstruction",
     "SO3Quadrature",
     "SearchOptions",

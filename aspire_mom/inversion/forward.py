@@ -96,14 +96,24 @@ class PolarForward(torch.nn.Module):
         else:
             values = in_chunks(volume, volume.on_rings, directions, radii)
         rings = all_gather_rows(values, n) / self.L
-        rings = rings.reshape(self.n_views, self.n_angles, self.n_rings)
-        fourier = torch.view_as_complex(self.fourier.to(dtype))
-        c = values.new_zeros((self.max_order + 1, self.n_rings, self.n_views))
-        for parity, part in enumerate((rings.real, rings.imag)):
-            flat = part.permute(1, 2, 0).reshape(self.n_angles, -1)
+        return self.orders(rings.real, rings.imag)
+
+    def orders(self, real: Tensor, imag: Tensor) -> Tensor:
+        """
+        :param real: Real parts of functions on `directions`, (n_directions, n), each
+            the Fourier transform of a real volume on a sphere.
+        :param imag: Their imaginary parts.
+        :return: Angular orders (max_order + 1, n, n_views), complex.
+        """
+        n = real.shape[1]
+        fourier = torch.view_as_complex(self.fourier.to(real.dtype))
+        c = fourier.new_zeros((self.max_order + 1, n, self.n_views))
+        for parity, part in enumerate((real, imag)):
+            flat = part.reshape(self.n_views, self.n_angles, n).permute(1, 2, 0)
+            flat = flat.reshape(self.n_angles, -1)
             rows = fourier[parity::2]
             orders = torch.complex(rows.real @ flat, rows.imag @ flat)
-            c[parity::2] = orders.reshape(-1, self.n_rings, self.n_views)
+            c[parity::2] = orders.reshape(-1, n, self.n_views)
         return c
 
     def _averaged_moments(self, c: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from aspire_mom.files import Checkpoint, digest
 from aspire_mom.inversion import start
 from aspire_mom.inversion.cartesian import CartesianForward, CartesianLoss
 from aspire_mom.inversion.forward import forward_model
+from aspire_mom.inversion.grid_search import check_grid, search_grid
 from aspire_mom.inversion.loss import LossOptions, MomentLoss
 from aspire_mom.inversion.optimise import StatusCallback
 from aspire_mom.inversion.reconstruction import Reconstruction
@@ -50,6 +51,8 @@ NETWORK_WIDTH = 64
 FIRST_RINGS, RING_GROWTH_FACTOR = 4, 1.35
 # Adam's learning rates in section 5.2 of the paper.
 PAPER_LEARNING_RATES = (1e-5, 1e-6)
+# Rings that a grid takes by default: what it needs grows with their fifth power.
+MAX_GRID_RINGS = 8
 
 
 class MomentInversion:
@@ -63,8 +66,9 @@ class MomentInversion:
     deviation of the images' shifts too.
 
     :param moments: Estimated or exact moments in either basis.
-    :param volume: "gaussians", "harmonics", "fouriernet", or a volume model to start
-        from, which is not changed.
+    :param volume: "gaussians", "grid" (a `PositiveGrid`, found by `search_grid` from
+        first, second and third moments), "harmonics", "fouriernet", or a volume model
+        to start from, which is not changed.
     :param density: `DiscreteDensity`, `MomentEncoder` or another module that returns
         the probabilities of the nodes; by default `DiscreteDensity(quadrature,
         degree=6)`, or one logit per node if the volume is a network.
@@ -111,8 +115,10 @@ class MomentInversion:
                 f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"
             )
         basis = moments.basis
+        grid = volume == "grid"
         if n_rings is None:
             n_rings = informative_rings(moments)
+            n_rings = min(n_rings, MAX_GRID_RINGS) if grid else n_rings
         check_integer("n_rings", n_rings, 1)
         if n_rings > basis.n_rings:
             raise ValueError(f"n_rings is {n_rings}; {basis} has 1 to {basis.n_rings}")
@@ -125,6 +131,8 @@ class MomentInversion:
             degree = None if network else LOG_DENSITY_DEGREE
             density = DiscreteDensity(quadrature, degree=degree)
         check_kind("density", density, nn.Module)
+        if grid:
+            check_grid(moments, density, n_rings)
         self.moments, self.volume = moments, volume
         self.density, self.quadrature = density, quadrature
         self.n_rings, self.support_radius = n_rings, support_radius
@@ -170,8 +178,18 @@ class MomentInversion:
         """
         checkpoint = Checkpoint(self.checkpoint, self._fingerprint())
         wait()  # all processes must read the file before the first one writes it
-        options, problems = self.search, [self._final_problem]
+        logger.info(f"Inverting {self.moments} with {self.settings}")
+        search = self._search_grid if self.volume == "grid" else self._search
         n_threads = torch.get_num_threads()
+        try:
+            return self._result(search(checkpoint))
+        finally:
+            torch.set_num_threads(n_threads)
+            # A search that was killed or stopped keeps what it finished.
+            checkpoint.write()
+
+    def _search(self, checkpoint: Checkpoint) -> list[Candidate]:
+        options, problems = self.search, [self._final_problem]
         if options.optimizer == "lbfgs":
             # Frequency marching: solve for 4, 6, 9, … rings in turn. Levels that do not
             # cut the basis would repeat the final one.
@@ -184,14 +202,14 @@ class MomentInversion:
             torch.set_num_threads(1)
         seeds = range(options.seed, options.seed + options.n_starts)
         candidates = [self.initial_candidate(seed) for seed in seeds]
-        logger.info(f"Inverting {self.moments} with {self.settings}")
-        try:
-            search = Search(options, self.status, checkpoint)
-            return self._result(search.run(candidates, problems))
-        finally:
-            torch.set_num_threads(n_threads)
-            # A search that was killed or stopped keeps what it finished.
-            checkpoint.write()
+        return Search(options, self.status, checkpoint).run(candidates, problems)
+
+    def _search_grid(self, checkpoint: Checkpoint) -> list[Candidate]:
+        options = {"support_radius": self.support_radius, "device": self.device}
+        options |= {"status": self.status, "checkpoint": checkpoint}
+        return search_grid(
+            self.moments, self.n_rings, self.density, self.search, **options
+        )
 
     @torch.no_grad()
     def moment_errors(

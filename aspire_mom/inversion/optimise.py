@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,9 @@ LBFGS_STEPS_PER_REPORT = 20
 ADAM_STEPS_PER_REPORT = 50
 # L-BFGS has converged where a report's steps lower the loss by less than this.
 CONVERGED = 1e-6
+# Of `minimise_batch`: pairs kept, length of the first step, Armijo's constant, and the
+# least curvature of a pair that is kept.
+BATCH_HISTORY, FIRST_STEP, ARMIJO, LEAST_CURVATURE = 20, 0.1, 1e-4, 1e-10
 
 
 @dataclass(frozen=True)
@@ -150,3 +154,70 @@ def minimise(
             if broadcast_object(bool(stop)):
                 raise StoppedByUser(stage)
     return loss
+
+
+def minimise_batch(
+    objective: Callable[[Tensor], Tensor], x: Tensor, n_steps: int
+) -> tuple[Tensor, Tensor]:
+    """
+    Minimise one function from several starts at once by L-BFGS (Nocedal & Wright 2006,
+    algorithm 7.4). Every start has a line search of its own: where a step does not meet
+    Armijo's condition, a shorter one is tried at the next evaluation, at which the
+    other starts go on.
+
+    :param objective: Function from points (n_starts, n) to losses (n_starts,), each of
+        its own point. A loss that is not finite counts as a step too long.
+    :param x: Starts (n_starts, n).
+    :param n_steps: Number of evaluations.
+    :return: The best points (n_starts, n) and their losses (n_starts,).
+    """
+
+    def evaluated(x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        losses = objective(x)
+        (gradient,) = torch.autograd.grad(losses.sum(), x)
+        return losses.detach(), gradient
+
+    def where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(rows[:, None], a, b)
+
+    losses, gradient = evaluated(x)
+    direction = -FIRST_STEP * gradient / gradient.norm(dim=1, keepdim=True)
+    size, zero = torch.ones_like(losses), torch.zeros_like(x)
+    memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=BATCH_HISTORY)
+    for _ in range(n_steps):
+        trial = x + size[:, None] * direction
+        new_losses, new_gradient = evaluated(trial)
+        slope = (gradient * direction).sum(1)
+        accepted = new_losses <= losses + ARMIJO * size * slope
+        step = where(accepted, trial - x, zero)
+        change = where(accepted, new_gradient - gradient, zero)
+        curvature = (step * change).sum(1)
+        convex = curvature > LEAST_CURVATURE * (change**2).sum(1)
+        inverse = torch.where(convex, 1 / curvature, 0)
+        memory.append((where(convex, step, zero), where(convex, change, zero), inverse))
+        # The minimum of the parabola through both losses and the slope.
+        parabola = -slope * size**2 / (2 * (new_losses - losses - slope * size))
+        shorter = torch.where(parabola.isfinite(), parabola, 0)
+        shorter = shorter.clamp(min=0.1 * size, max=0.5 * size)
+        x, gradient = where(accepted, trial, x), where(accepted, new_gradient, gradient)
+        losses = torch.where(accepted, new_losses, losses)
+        direction = where(accepted, _lbfgs_direction(gradient, memory), direction)
+        size = torch.where(accepted, 1, shorter)
+    return x, losses
+
+
+def _lbfgs_direction(gradient: Tensor, memory: deque) -> Tensor:
+    """The two-loop recursion, for a batch. Pairs left out have an inverse of 0."""
+    q, coefficients = gradient, []
+    for step, change, inverse in reversed(memory):
+        coefficients.append(inverse * (step * q).sum(1))
+        q = q - coefficients[-1][:, None] * change
+    scale = torch.ones_like(q[:, 0])
+    for _, change, inverse in memory:  # the latest pair counts
+        squares = inverse * (change**2).sum(1)
+        scale = torch.where(squares > 0, 1 / squares, scale)
+    q = q * scale[:, None]
+    for (step, change, inverse), a in zip(memory, reversed(coefficients), strict=True):
+        q = q + (a - inverse * (change * q).sum(1))[:, None] * step
+    return -q

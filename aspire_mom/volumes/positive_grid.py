@@ -1,0 +1,97 @@
+"""A non-negative volume on a coarse grid, behind a radial gain."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from aspire_mom.checks import check_integer
+from aspire_mom.volumes.base import FourierVolume
+from aspire_mom.volumes.gaussian_mixture import RingSum
+
+# Standard deviation of the grid's Gaussians in units of its spacing.
+RELATIVE_SIGMA = 0.6
+# The gain at the start is the flat-solvent factor 1 - β exp(-|k|²/2w²), which real maps
+# are close to (Moews & Kretsinger 1975); w in cycles per box.
+SOLVENT_BETA, SOLVENT_WIDTH = 0.9, 2.0
+
+
+class PositiveGrid(FourierVolume):
+    """
+    Narrow Gaussians of non-negative weights on a cubic grid in a ball, behind a radial
+    gain,
+
+        V(k) = g(|k|) exp(-2π² σ² |k|²) Σ_i x_i² exp(-2πi k·μ_i).
+
+    Without the gain it is linear in the weights x_i². The gain is what a flat solvent,
+    masks and high-pass filters make of the low frequencies of a real map, which is a
+    non-negative density only behind such a factor. Its logarithm is a parameter at
+    |k| = 0, 1, … n_rings - 1, linear in between and constant beyond.
+
+    Parameters: `roots` (n_points,), the x_i, and `log_gains` (n_rings,).
+
+    :param n_rings: Rings that V is meant for, at least 2; the grid has 2 n_rings - 1
+        points along an edge of the box.
+    :param support_radius: Radius in boxes of the ball that holds the points.
+    :param seed: Seed of the random weights at the start.
+    :raises ValueError: A number is out of range.
+    """
+
+    rings_at_once = True
+
+    def __init__(self, n_rings: int, *, support_radius: float = 0.4, seed: int = 0):
+        super().__init__()
+        check_integer("n_rings", n_rings, 2)
+        if not 0 < support_radius <= 0.5:
+            raise ValueError(
+                f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"
+            )
+        self.n_rings, self.support_radius = n_rings, support_radius
+        edge = 2 * n_rings - 1
+        self.sigma = RELATIVE_SIGMA / edge
+        axis = (torch.arange(edge) - n_rings + 1) / edge
+        points = torch.cartesian_prod(axis, axis, axis)
+        points = points[points.norm(dim=1) <= support_radius]
+        self.register_buffer("points", points)
+        generator = torch.Generator().manual_seed(seed)
+        roots = 0.5 + 0.25 * torch.rand(len(points), generator=generator)
+        self.roots = torch.nn.Parameter(roots)
+        k = torch.arange(n_rings)
+        solvent = 1 - SOLVENT_BETA * torch.exp(-(k**2) / (2 * SOLVENT_WIDTH**2))
+        self.log_gains = torch.nn.Parameter(solvent.log())
+
+    def forward(self, k: Tensor) -> Tensor:
+        cosines, sines = self.functions(k)
+        gain, weights = self.gain(k.norm(dim=-1)), self.roots**2
+        return torch.complex(gain * (cosines @ weights), gain * (sines @ weights))
+
+    def on_rings(self, directions: Tensor, radii: Tensor) -> Tensor:
+        if not torch.equal(radii, torch.arange(len(radii)).to(radii)):
+            return super().on_rings(directions, radii)
+        phase = -2 * math.pi * directions @ self.points.T
+        amplitude = self.gain(radii) * self._decay(radii)
+        return RingSum.apply(phase, (self.roots**2)[:, None] * amplitude)
+
+    def functions(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        :param k: Frequencies (..., 3), xyz order, cycles per box.
+        :return: Real and imaginary part of the Fourier transform of each point's
+            Gaussian, of weight 1, (..., n_points).
+        """
+        phase = -2 * math.pi * k @ self.points.T
+        decay = self._decay(k.norm(dim=-1, keepdim=True))
+        return decay * phase.cos(), decay * phase.sin()
+
+    def _decay(self, radii: Tensor) -> Tensor:
+        return torch.exp(-2 * (math.pi * self.sigma * radii) ** 2)
+
+    def gain(self, radii: Tensor) -> Tensor:
+        """
+        :param radii: |k| (...), cycles per box.
+        :return: Gains (...).
+        """
+        place = radii.clamp(max=self.n_rings - 1)
+        below = place.long().clamp(max=self.n_rings - 2)
+        share = place - below
+        low, high = self.log_gains[below], self.log_gains[below + 1]
+        return torch.exp((1 - share) * low + share * high)
