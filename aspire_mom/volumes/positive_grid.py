@@ -11,9 +11,10 @@ from aspire_mom.volumes.gaussian_mixture import RingSum
 
 # Standard deviation of the grid's Gaussians in units of its spacing.
 RELATIVE_SIGMA = 0.6
-# The gain at the start is the flat-solvent factor 1 - β exp(-|k|²/2w²), which real maps
-# are close to (Moews & Kretsinger 1975); w in cycles per box.
-SOLVENT_BETA, SOLVENT_WIDTH = 0.9, 2.0
+# β and w of the flat solvent at the start, and the range of w, in cycles per box.
+START_BETA, START_WIDTH = 0.9, 2.0
+MIN_WIDTH, MAX_WIDTH = 0.5, 5.5
+MAX_BETA = 0.999
 
 
 class PositiveGrid(FourierVolume):
@@ -23,12 +24,16 @@ class PositiveGrid(FourierVolume):
 
         V(k) = g(|k|) exp(-2π² σ² |k|²) Σ_i x_i² exp(-2πi k·μ_i).
 
-    Without the gain it is linear in the weights x_i². The gain is what a flat solvent,
-    masks and high-pass filters make of the low frequencies of a real map, which is a
-    non-negative density only behind such a factor. Its logarithm is a parameter at
-    |k| = 0, 1, … n_rings - 1, linear in between and constant beyond.
+    Without the gain it is linear in the weights x_i². Real maps are non-negative only
+    behind such a gain: that of a flat solvent (Moews & Kretsinger 1975), and of what
+    masks and filters do to low frequencies. At |k| = r = 0, 1, … n_rings - 1 it is
 
-    Parameters: `roots` (n_points,), the x_i, and `log_gains` (n_rings,).
+        g(r) = (1 - β exp(-r²/2w²)) exp(a_r),
+
+    log g is linear in between, and constant beyond.
+
+    Parameters: `roots` (n_points,), the x_i; `solvent` (2,), from which β and w follow;
+    and `log_gains` (n_rings,), the a_r, which start at 0.
 
     :param n_rings: Rings that V is meant for, at least 2; the grid has 2 n_rings - 1
         points along an edge of the box.
@@ -56,9 +61,10 @@ class PositiveGrid(FourierVolume):
         generator = torch.Generator().manual_seed(seed)
         roots = 0.5 + 0.25 * torch.rand(len(points), generator=generator)
         self.roots = torch.nn.Parameter(roots)
-        k = torch.arange(n_rings)
-        solvent = 1 - SOLVENT_BETA * torch.exp(-(k**2) / (2 * SOLVENT_WIDTH**2))
-        self.log_gains = torch.nn.Parameter(solvent.log())
+        width = (START_WIDTH - MIN_WIDTH) / (MAX_WIDTH - MIN_WIDTH)
+        solvent = torch.tensor((START_BETA, width))
+        self.solvent = torch.nn.Parameter(solvent.logit())
+        self.log_gains = torch.nn.Parameter(torch.zeros(n_rings))
 
     def forward(self, k: Tensor) -> Tensor:
         cosines, sines = self.functions(k)
@@ -93,5 +99,19 @@ class PositiveGrid(FourierVolume):
         place = radii.clamp(max=self.n_rings - 1)
         below = place.long().clamp(max=self.n_rings - 2)
         share = place - below
-        low, high = self.log_gains[below], self.log_gains[below + 1]
+        log_gains = log_ring_gains(self.solvent, self.log_gains)
+        low, high = log_gains[below], log_gains[below + 1]
         return torch.exp((1 - share) * low + share * high)
+
+
+def log_ring_gains(solvent: Tensor, log_gains: Tensor) -> Tensor:
+    """
+    :param solvent: Parameters `solvent` (..., 2) of grids.
+    :param log_gains: Their parameters `log_gains` (..., n_rings).
+    :return: log g(r) (..., n_rings).
+    """
+    # At β = 1 the logarithm would be infinite.
+    beta, share = (MAX_BETA * torch.sigmoid(solvent))[..., None].unbind(-2)
+    width = MIN_WIDTH + (MAX_WIDTH - MIN_WIDTH) * share
+    r = torch.arange(log_gains.shape[-1], device=log_gains.device)
+    return torch.log(1 - beta * torch.exp(-(r**2) / (2 * width**2))) + log_gains

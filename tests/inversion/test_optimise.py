@@ -1,11 +1,13 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
+from scipy import optimize
 
 from aspire_mom.inversion import OptimizerStatus, StoppedByUser
-from aspire_mom.inversion.optimise import minimise
+from aspire_mom.inversion.optimise import minimise, minimise_batch
 
 METHODS = pytest.mark.parametrize("method", ["lbfgs", "adam"])
 REPORTS = {"lbfgs": 20, "adam": 50}
@@ -234,3 +236,56 @@ def test_a_line_search_off_the_domain_is_seen(objective):
     with pytest.raises(FloatingPointError, match=r"became (nan|-inf) in stage 'x'"):
         minimise(lambda: objective(x), [x], method="lbfgs", n_steps=20, stage="x")
     assert x.abs() < 100
+
+
+class TestBatch:
+    def valleys(self, x):
+        """Valleys of different widths, one of which has infinite walls."""
+        scales = torch.tensor([1.0, 10.0, 100.0]).to(x)[:, None]
+        values = (scales * (x - 1) ** 2).sum(1) + (x[:, :1] - x[:, 1:]).pow(4).sum(1)
+        outside = (x.abs() > 5).any(1)
+        return torch.where(outside & (scales[:, 0] == 10), torch.inf, values)
+
+    def starts(self):
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(3, 6, generator=generator, dtype=torch.float64)
+
+    def test_finds_all_minima(self):
+        x, losses = minimise_batch(self.valleys, self.starts(), 60)
+        torch.testing.assert_close(x, torch.ones_like(x), atol=1e-6, rtol=0)
+        torch.testing.assert_close(losses, self.valleys(x))
+
+    def test_starts_do_not_depend_on_others(self):
+        together, _ = minimise_batch(self.valleys, self.starts(), 10)
+
+        def alone(x):
+            return self.valleys(x.expand(3, -1))[2:]
+
+        x, _ = minimise_batch(alone, self.starts()[2:], 10)
+        torch.testing.assert_close(x[0], together[2])
+
+    def test_losses_never_rise(self):
+        before = self.valleys(self.starts())
+        for n_steps in (1, 2, 5, 10):
+            _, losses = minimise_batch(self.valleys, self.starts(), n_steps)
+            assert (losses <= before).all()
+            before = losses
+
+    def test_needs_no_more_steps_than_scipy(self):
+        """L-BFGS of as many pairs, on Rosenbrock's function."""
+        start = np.full(10, -1.2)
+        reference = optimize.minimize(
+            optimize.rosen,
+            start,
+            jac=optimize.rosen_der,
+            method="L-BFGS-B",
+            options={"maxcor": 20, "ftol": 0, "gtol": 1e-8},
+        )
+
+        def rosenbrock(x):
+            a, b = x[:, :-1], x[:, 1:]
+            return (100 * (b - a**2) ** 2 + (1 - a) ** 2).sum(1)
+
+        x = torch.from_numpy(start)[None]
+        x, losses = minimise_batch(rosenbrock, x, 2 * reference.nfev)
+        assert losses < 1e-10

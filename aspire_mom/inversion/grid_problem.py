@@ -1,0 +1,233 @@
+"""The distance of non-negative grids from moments, for many starts at once."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aspire_mom.inversion.forward import PolarForward
+from aspire_mom.inversion.start import cut_to_support
+from aspire_mom.moments import Moments
+from aspire_mom.moments.report import ring_rms
+from aspire_mom.rotations import SO3Quadrature, SphericalDesign
+from aspire_mom.rotations.densities import log_density_harmonics
+from aspire_mom.volumes import PositiveGrid
+from aspire_mom.volumes.positive_grid import log_ring_gains
+
+# Masks and filters leave on rings 0 and 1 of real maps what no compact density has.
+FIRST_RING = 2
+# Starts in one batch of tensors: more do not fit into cache.
+BATCH = 16
+# Degree of the quadrature beyond the largest angular order.
+EXTRA_DEGREE = 5
+# Weight in the loss of the squared coefficients of the log-density.
+DENSITY_WEIGHT = 1e-5
+# Error of the model, relative to an entry's rings, that is added to standard errors.
+MODEL_ERROR = 0.03
+
+
+class GridProblem:
+    """
+    The distance of grids and densities from moments on rings FIRST_RING … n_rings - 1:
+    the sum over first, second and third moments of Σ w |M - M̂|² / Σ w |M̂|², of entries
+    divided by the RMS of their rings. w is the inverse of the squared standard error,
+    plus 3 % squared for errors of the model. Penalties on the squares of the density's
+    coefficients and of the free gains are added.
+
+    A row of coefficients is one angular order m on one ring r, ordered by m, then r.
+
+    :param moments: In-plane averaged polar moments.
+    :param grid: The kind of volume.
+    :param degree: Degree of the log-density's harmonics.
+    :param n_rings: Number of rings.
+    :param gain_weights: Weights (n_starts,) of the penalty on free gains.
+    """
+
+    def __init__(
+        self,
+        moments: Moments,
+        grid: PositiveGrid,
+        degree: int,
+        n_rings: int,
+        gain_weights: Tensor,
+    ):
+        basis = cut_to_support(moments.basis, n_rings, grid.support_radius)
+        design = SphericalDesign(basis.max_order + EXTRA_DEGREE)
+        forward = PolarForward(basis, SO3Quadrature.product(design, 1), 0.0)
+        supported = basis.order_support.diagonal(axis1=1, axis2=2).copy()
+        supported[:, :FIRST_RING] = False
+        self.grid, self.n_rings, self.L = grid, n_rings, basis.L
+        self.gain_weights = gain_weights
+        self.orders, self.rings = np.nonzero(supported)
+        self.rms = np.maximum(ring_rms(moments), np.finfo(np.float32).tiny)
+        unit = torch.from_numpy(1 / self.rms[self.rings]).float()
+        matrix = torch.stack([*_coefficients(forward, grid, self.orders, self.rings)])
+        # (2, rows, views, points): real and imaginary parts.
+        self.matrix = (matrix * unit[:, None, None, None]).transpose(0, 1).contiguous()
+        views = design.points
+        self.harmonics = log_density_harmonics(views, degree).float()
+        self._set_first_and_second(moments)
+        self._set_third(moments)
+
+    def _set_first_and_second(self, moments: Moments) -> None:
+        self.second, first_error = [], moments.first_error
+        for m in range(self.orders.max() + 1):
+            rows = np.flatnonzero(self.orders == m)
+            rings, scale = self.rings[rows], self.rms[self.rings[rows]]
+            pairs = np.outer(scale, scale)
+            at = (m, *np.ix_(rings, rings))
+            error = None if moments.second_error is None else moments.second_error[at]
+            target = _Target(moments.second[at] / pairs, error, pairs)
+            self.second.append((slice(rows[0], rows[-1] + 1), 1 + (m > 0), target))
+            if m == 0:
+                error = None if first_error is None else first_error[rings]
+                self.first = _Target(moments.first[rings] / scale, error, scale)
+        self.powers = torch.cat([t.value.diagonal().real for *_, t in self.second])
+
+    def _set_third(self, moments: Moments) -> None:
+        """Products of rows (m2, m1 + m2) that meet rows m1, per m1."""
+        self.third: list[tuple] = []
+        third = moments.third_basis
+        if third is None:
+            return
+        kept, areas = third.ring_indices, np.sqrt(third.basis.areas)
+        rows, places = [], []
+        for m in range(min(self.orders.max(), third.max_order) + 1):
+            of_order = np.flatnonzero(self.orders == m)
+            of_order = of_order[np.isin(self.rings[of_order], kept[m])]
+            rows.append(of_order)
+            places.append(np.searchsorted(kept[m], self.rings[of_order]))
+        units = [areas[self.rings[r]] * self.rms[self.rings[r]] for r in rows]
+
+        def blocks(values: np.ndarray, m1: int, m2: int) -> np.ndarray:
+            orders = (m1, m2, m1 + m2)
+            block = third.block(values, m1, m2)[np.ix_(*(places[m] for m in orders))]
+            return block.transpose(1, 2, 0).reshape(-1, len(rows[m1]))
+
+        for m1 in range((len(rows) - 1) // 2 + 1):
+            parts = []
+            for m2 in range(m1, len(rows) - m1):
+                b, c = rows[m2], rows[m1 + m2]
+                if not (len(rows[m1]) and len(b) and len(c)):
+                    continue
+                scale = np.outer(np.outer(units[m2], units[m1 + m2]), units[m1])
+                error = scale * 0
+                if moments.third_error is not None:
+                    error = blocks(moments.third_error, m1, m2)
+                # Signs and permutations of the three orders, see `ThirdMomentBasis`.
+                count = 12 / ((1 + (m1 == m2)) * (1 + (m1 == 0))) if m2 else 1.0
+                pairs = np.repeat(b, len(c)), np.tile(c, len(b))
+                value = blocks(moments.third, m1, m2) / scale
+                parts.append((*pairs, value, error, scale, np.full_like(scale, count)))
+            if parts:
+                b, c, value, error, scale, count = map(
+                    np.concatenate, zip(*parts, strict=True)
+                )
+                target = _Target(value, error, scale, count)
+                rows_b, rows_c = torch.from_numpy(b), torch.from_numpy(c)
+                span = slice(rows[m1][0], rows[m1][-1] + 1)
+                self.third.append((span, rows_b, rows_c, target))
+
+    def to(self, device: torch.device) -> "GridProblem":
+        """
+        :param device: Device of the tensors.
+        :return: The same problem, there.
+        """
+        for name in ("matrix", "harmonics", "powers", "gain_weights"):
+            setattr(self, name, getattr(self, name).to(device))
+        self.first.to(device)
+        for *_, target in self.second:
+            target.to(device)
+        self.third = [
+            (span, b.to(device), c.to(device), target.to(device))
+            for span, b, c, target in self.third
+        ]
+        return self
+
+    def losses(self, x: Tensor) -> Tensor:
+        """
+        :param x: Parameters (n_starts, n): those of grids, roots, solvent and log_gains
+            side by side, then the coefficients of log-densities.
+        :return: Losses (n_starts,).
+        """
+        losses = torch.cat([self._distances(part) for part in x.split(BATCH)])
+        _, _, log_gains, coefficients = self.split(x)
+        penalty = DENSITY_WEIGHT * coefficients.square().sum(1)
+        return losses + penalty + self.gain_weights * log_gains.square().sum(1)
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """
+        :param x: Parameters (n_starts, n).
+        :return: Roots, solvent and log_gains of grids, coefficients of log-densities.
+        """
+        sizes = [p.numel() for p in self.grid.parameters()]
+        return x.split([*sizes, self.harmonics.shape[1]], dim=1)
+
+    def views(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        :param x: Parameters (n_starts, n).
+        :return: Real and imaginary parts of the coefficients of the views, (n_starts,
+            rows, n_views), in units of the RMS of their rings.
+        """
+        roots, solvent, log_gains, _ = self.split(x)
+        _, n_rows, n_views, n_points = self.matrix.shape
+        flat = roots**2 @ self.matrix.reshape(-1, n_points).T
+        gains = log_ring_gains(solvent, log_gains).exp()[:, self.rings]
+        flat = flat.reshape(-1, 2, n_rows, n_views) * gains[:, None, :, None]
+        return flat[:, 0], flat[:, 1]
+
+    def _distances(self, x: Tensor) -> Tensor:
+        re, im = self.views(x)
+        logits = self.split(x)[-1] @ self.harmonics.T
+        # Views, then their antipodes, which show mirror images.
+        ahead, behind = torch.softmax(logits, -1)[:, None].tensor_split(2, -1)
+        even, odd = ahead + behind, ahead - behind
+        total = self.first.distance((re[:, : len(self.first.value)] * even).sum(-1))
+        total = total / self.first.norm
+        second = third = 0
+        for span, count, target in self.second:
+            a, b = re[:, span], im[:, span]
+            real = (a * even) @ a.mT + (b * even) @ b.mT
+            cross = (b * odd) @ a.mT
+            second = second + count * target.distance(real, cross - cross.mT)
+        total = total + second / sum(n * t.norm for _, n, t in self.second)
+        for span, rows_b, rows_c, target in self.third:
+            a, b = re[:, span], im[:, span]
+            c, d, e, f = re[:, rows_b], im[:, rows_b], re[:, rows_c], im[:, rows_c]
+            products = torch.cat((c * e + d * f, d * e - c * f), -1)
+            real = products @ torch.cat((a * even, -b * even), -1).mT
+            imag = products @ torch.cat((b * odd, a * odd), -1).mT
+            third = third + target.distance(real, imag)
+        if self.third:
+            total = total + third / sum(t.norm for *_, t in self.third)
+        return total
+
+
+class _Target:
+    """Entries of a moment, in units of the RMS of their rings, and their weights."""
+
+    def __init__(self, value, error, scale, count=1.0):
+        relative = 0 if error is None else error / scale
+        weights = count / (relative**2 + MODEL_ERROR**2)
+        self.value = torch.from_numpy(value.astype(np.complex64))
+        weights = np.broadcast_to(weights, value.shape).astype(np.float32)
+        self.weights = torch.from_numpy(weights * MODEL_ERROR**2)
+        self.norm = float((self.weights * self.value.abs() ** 2).sum())
+
+    def to(self, device: torch.device) -> "_Target":
+        self.value, self.weights = self.value.to(device), self.weights.to(device)
+        return self
+
+    def distance(self, real: Tensor, imag: Tensor | float = 0.0) -> Tensor:
+        squares = (real - self.value.real) ** 2 + (imag - self.value.imag) ** 2
+        return (self.weights * squares).flatten(1).sum(1)
+
+
+def _coefficients(forward: PolarForward, grid: PositiveGrid, orders, rings):
+    """Yield, per row, the coefficients of each point's Gaussian without the gain, real
+    and imaginary parts, (2, n_views, n_points), float32."""
+    per_ring = {}
+    for ring in np.unique(rings):
+        cosines, sines = grid.functions(ring * forward.directions.float())
+        per_ring[ring] = forward.orders(cosines, sines)
+    for m, ring in zip(orders, rings, strict=True):
+        yield torch.view_as_real(per_ring[ring][m]).permute(2, 1, 0) / forward.L

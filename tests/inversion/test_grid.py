@@ -1,0 +1,225 @@
+"""The search for a non-negative grid, and its loss."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from aspire_mom import (
+    DiscreteDensity,
+    MomentInversion,
+    Moments,
+    PolarBasis,
+    PositiveGrid,
+    SearchOptions,
+    SO3Quadrature,
+    SphericalDesign,
+    ThirdMomentBasis,
+    compare,
+)
+from aspire_mom.inversion import StoppedByUser, forward_model
+from aspire_mom.inversion.grid_problem import EXTRA_DEGREE, FIRST_RING, GridProblem
+from aspire_mom.inversion.grid_search import _random_starts
+from aspire_mom.inversion.start import cut_to_support
+
+RADIUS, DEGREE = 0.3, 2
+
+
+def truth(n_rings):
+    """A few blobs, of a smooth density of views."""
+    grid = PositiveGrid(n_rings, support_radius=RADIUS)
+    generator = torch.Generator().manual_seed(5)
+    centres = 0.1 * torch.randn(5, 3, generator=generator)
+    distances = (grid.points[:, None] - centres).norm(dim=-1)
+    grid.roots.data = torch.exp(-(distances**2) / 0.01).sum(1).sqrt()
+    coefficients = 0.5 * torch.randn((DEGREE + 1) ** 2 - 1, generator=generator)
+    return grid, coefficients
+
+
+def moments_of(grid, coefficients, design, *, L=21, cut=None):
+    """Exact moments, by the forward model of single volumes."""
+    basis = PolarBasis(L, n_rings=grid.n_rings) if cut is None else cut
+    quadrature = SO3Quadrature.product(design, 1)
+    density = DiscreteDensity(quadrature, degree=DEGREE)
+    density.coefficients.data = coefficients
+    third_basis = ThirdMomentBasis.rings(basis)
+    forward = forward_model(basis, quadrature)
+    with torch.no_grad():
+        p = density()
+        first, second = forward(grid, p)
+        c = forward._coefficients(grid)
+        ahead, behind = p.tensor_split(2)
+        third = third_basis.of_views(c, ahead) + third_basis.of_views(c.conj(), behind)
+    arrays = (t.numpy().astype(np.complex128) for t in (first, second, third))
+    first, second, third = arrays
+    return Moments(first, second, basis, third=third, third_basis=third_basis)
+
+
+def parameters(grid, coefficients):
+    parts = [p.detach() for p in grid.parameters()]
+    return torch.cat((*parts, coefficients))[None]
+
+
+def test_the_truth_has_no_loss():
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(30))
+    problem = GridProblem(moments, grid, DEGREE, 5, torch.zeros(1))
+    at_truth = problem._distances(parameters(grid, coefficients))
+    elsewhere = problem._distances(_random_starts(problem, [0]))
+    assert at_truth < 1e-4 * elsewhere
+    assert at_truth < 1e-3
+
+
+@pytest.mark.parametrize("third", [True, False])
+def test_losses_are_sums_over_entries(third):
+    """The definition, with moments of one volume at a time and NumPy sums."""
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(30))
+    if not third:
+        moments = replace(moments, third=None, third_basis=None)
+    rng = np.random.default_rng(0)
+    errors = {
+        name: abs(getattr(moments, name)) * rng.uniform(0.1, 1)
+        for name in ("first", "second", *(["third"] if third else []))
+    }
+    moments = replace(moments, **{f"{k}_error": v for k, v in errors.items()})
+    problem = GridProblem(moments, grid, DEGREE, 5, torch.zeros(3))
+    x = _random_starts(problem, [0, 1, 2])
+    losses = problem._distances(x)
+
+    cut = cut_to_support(moments.basis, 5, RADIUS)
+    design = SphericalDesign(cut.max_order + EXTRA_DEGREE)
+    supported = cut.order_support.diagonal(axis1=1, axis2=2).copy()
+    supported[:, :FIRST_RING] = False
+    rms = problem.rms
+    for row, loss in zip(x, losses, strict=True):
+        *parts, h = problem.split(row[None])
+        for parameter, values in zip(grid.parameters(), parts, strict=True):
+            parameter.data = values[0]
+        model = moments_of(grid, h[0], design, cut=cut)
+        expected = 0.0
+
+        def relative(pairs):
+            # Of (model, estimate, error, scale, count) per entry.
+            a, b, e, s, n = map(np.array, zip(*pairs, strict=True))
+            w = n / ((e / s) ** 2 + 0.03**2)
+            return (w * abs(a - b) ** 2 / s**2).sum() / (w * abs(b) ** 2 / s**2).sum()
+
+        rings = np.flatnonzero(supported[0])
+        expected += relative(
+            [
+                (model.first[r], moments.first[r], errors["first"][r], rms[r], 1)
+                for r in rings
+            ]
+        )
+        expected += relative(
+            [
+                (
+                    model.second[m, r, s],
+                    moments.second[m, r, s],
+                    errors["second"][m, r, s],
+                    rms[r] * rms[s],
+                    1 + (m > 0),
+                )
+                for m, r in np.argwhere(supported)
+                for s in np.flatnonzero(supported[m])
+            ]
+        )
+        if third:
+            expected += relative(third_entries(moments, model, errors, supported, rms))
+        assert float(loss) == pytest.approx(expected, rel=1e-3)
+
+
+def third_entries(moments, model, errors, supported, rms):
+    ours, theirs = moments.third_basis, model.third_basis
+    unit = np.sqrt(moments.basis.areas) * rms
+    for m1, m2 in ours.pairs:
+        if m1 + m2 >= len(supported):
+            continue
+        orders = (m1, m2, m1 + m2)
+        blocks = [
+            *(
+                basis.block(values, m1, m2)
+                for basis, values in (
+                    (theirs, model.third),
+                    (ours, moments.third),
+                    (ours, errors["third"]),
+                )
+            ),
+        ]
+        weights = ours.block(ours.weights, m1, m2)
+        for rings in np.argwhere(np.ones([supported.shape[1]] * 3)):
+            if not all(supported[m, r] for m, r in zip(orders, rings, strict=True)):
+                continue
+            at = [
+                tuple(
+                    int(np.flatnonzero(basis.ring_indices[m] == r)[0])
+                    for m, r in zip(orders, rings, strict=True)
+                )
+                for basis in (theirs, ours, ours)
+            ]
+            values = [block[i] for block, i in zip(blocks, at, strict=True)]
+            yield (*values, np.prod(unit[rings]), weights[at[1]])
+
+
+def test_starts_do_not_depend_on_others():
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(20))
+    problem = GridProblem(moments, grid, DEGREE, 5, torch.ones(3))
+    x = _random_starts(problem, [3, 4, 5])
+    alone = [problem._distances(row[None]) for row in x]
+    torch.testing.assert_close(
+        problem._distances(x), torch.cat(alone), rtol=1e-4, atol=0
+    )
+
+
+@pytest.fixture(scope="module")
+def problem():
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(30))
+    return grid.to_volume(21, 1.0), replace(moments, pixel_size=1.0)
+
+
+def inversion(moments, *, n_starts=2, n_steps=20, **options):
+    search = SearchOptions(n_starts=n_starts, n_steps=n_steps)
+    return MomentInversion(
+        moments, "grid", search=search, support_radius=RADIUS, **options
+    )
+
+
+def test_finds_the_volume(problem):
+    volume, moments = problem
+    found = inversion(moments, n_starts=8, n_steps=100).estimate()
+    assert compare(found.volume, volume).fsc[2:5].min() > 0.9
+    losses = [start["loss"] for start in found.starts]
+    assert losses == sorted(losses)
+    assert max(found.moment_errors) < 0.1
+
+
+def test_a_stopped_search_goes_on(problem, tmp_path):
+    _, moments = problem
+    whole = inversion(moments).estimate()
+    calls = []
+
+    def stop(status):
+        calls.append(status.stage)
+        return len(calls) == 12
+
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(StoppedByUser):
+        inversion(moments, status=stop, checkpoint=path).estimate()
+    again = inversion(moments, checkpoint=path).estimate()
+    np.testing.assert_array_equal(again.volume.asnumpy(), whole.volume.asnumpy())
+
+
+def test_moments_that_it_cannot_use(problem):
+    _, moments = problem
+    shifted = moments.with_corrections(shift_std=1.0)
+    with pytest.raises(ValueError, match="shifts of 1"):
+        inversion(shifted)
+    with pytest.raises(ValueError, match="needs at least 4"):
+        inversion(moments, n_rings=3)
+    quadrature = SO3Quadrature.product(SphericalDesign(7), 1)
+    with pytest.raises(ValueError, match="must be smooth"):
+        inversion(moments, density=DiscreteDensity(quadrature), quadrature=quadrature)
