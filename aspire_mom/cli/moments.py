@@ -80,7 +80,9 @@ class NumberOrAuto(click.ParamType):
     " out of the second moment. auto: estimate it from the images' pixel sums.",
 )
 @click.option(
-    "--third-rings", type=console.COUNT, help="Third moments of this many rings, too."
+    "--third-rings",
+    type=console.COUNT,
+    help="Third moments of this many rings, too; 8 for reconstruct --prior grid.",
 )
 @click.option(
     "--halves",

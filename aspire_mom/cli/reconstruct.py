@@ -28,11 +28,12 @@ WRITTEN = (*RESULTS, "volume_mirror.mrc")
 @console.out_option("Folder for the results.")
 @click.option(
     "--prior",
-    type=click.Choice(["gaussians", "fouriernet", "harmonics", "paper"]),
+    type=click.Choice(["gaussians", "grid", "fouriernet", "harmonics", "paper"]),
     default="gaussians",
-    help="Volume model: growing Gaussian mixture, the paper's network (FourierNet),"
-    " or ball harmonics. paper selects the paper's complete configuration; it requires"
-    " Cartesian moments and runs for days.",
+    help="Volume model: growing Gaussian mixture, a non-negative grid, the paper's"
+    " network (FourierNet), or ball harmonics. The grid uses third moments and suits"
+    " real maps; it needs centred images. paper selects the paper's complete"
+    " configuration; it requires Cartesian moments and runs for days.",
 )
 @click.option(
     "--epochs",
@@ -51,8 +52,8 @@ WRITTEN = (*RESULTS, "volume_mirror.mrc")
 @click.option(
     "--starts",
     type=console.COUNT,
-    help="Number of random starts.  [default: 16 for gaussians, 4 for harmonics, 1 for"
-    " fouriernet]",
+    help="Number of random starts.  [default: 16 for gaussians, 64 for grid, 4 for"
+    " harmonics, 1 for fouriernet]",
 )
 @console.run_options
 def reconstruct(

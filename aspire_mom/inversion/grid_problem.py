@@ -203,9 +203,22 @@ class GridProblem:
 
 
 class _Target:
-    """Entries of a moment, in units of the RMS of their rings, and their weights."""
+    """
+    Entries of a moment, in units of the RMS of their rings, and their weights.
 
-    def __init__(self, value, error, scale, count=1.0):
+    :param value: Entries in these units.
+    :param error: Their standard errors, None if they are exact.
+    :param scale: The units.
+    :param count: Number of entries that each stands for.
+    """
+
+    def __init__(
+        self,
+        value: np.ndarray,
+        error: np.ndarray | None,
+        scale: np.ndarray,
+        count: np.ndarray | float = 1.0,
+    ):
         relative = 0 if error is None else error / scale
         weights = count / (relative**2 + MODEL_ERROR**2)
         self.value = torch.from_numpy(value.astype(np.complex64))

@@ -36,10 +36,10 @@ LEVELS = (
     (1, 80, 1.0),
     (0.67, 120, 1.0),
     (0.33, 150, 1.0),
-    (0.125, 200, 0.01),
-    (0.0625, 200, 0.001),
+    (0.125, 200, 1e-3),
+    (0.0625, 200, 1e-5),
 )
-FREE_WEIGHT = 0.001
+FREE_WEIGHT = 1e-5
 FINISHED = 4
 # Standard deviation of the density's coefficients at the start.
 DENSITY_SPREAD = 0.1

@@ -28,7 +28,7 @@ from aspire_mom.processes import is_first
 from aspire_mom.volumes import FourierVolume, GaussianMixture
 
 # Default number of random starts of each volume model.
-N_STARTS = {"gaussians": 16, "grid": 48, "fouriernet": 1, "harmonics": 4}
+N_STARTS = {"gaussians": 16, "grid": 64, "fouriernet": 1, "harmonics": 4}
 STEPS = {"lbfgs": 400, "adam": 1000}
 SURVIVORS = 4
 STEPS_PER_LEVEL = 80

@@ -42,6 +42,7 @@ class PositiveGrid(FourierVolume):
     :raises ValueError: A number is out of range.
     """
 
+    points: Tensor
     rings_at_once = True
 
     def __init__(self, n_rings: int, *, support_radius: float = 0.4, seed: int = 0):

@@ -1,0 +1,137 @@
+"""
+Real maps from exact moments, or from those of simulated images in memory, by the
+search for a non-negative grid: every start's criterion beside its FSC, and the time.
+
+    python benchmarks/grid.py MAP.mrc… [--rings 8] [--seeds 5] [--no-third]
+    python benchmarks/grid.py MAP.mrc… --images 20000 --snr 0.0625
+
+Views are drawn from a mixture of eight von Mises-Fisher distributions, another one for
+each seed; --uniform makes all equally likely.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from aspire.noise import WhiteNoiseAdder
+from aspire.source import Simulation
+from aspire.utils import Rotation
+from aspire.utils.logging import setConsoleLoggingLevel
+from aspire.volume import Volume
+
+from aspire_mom import (
+    MomentEstimator,
+    MomentInversion,
+    Moments,
+    PolarBasis,
+    SearchOptions,
+    SphericalDesign,
+    ThirdMomentBasis,
+    VonMisesFisherMixture,
+    compare,
+)
+from aspire_mom.rotations import viewing_rotations
+from aspire_mom.volumes.grid import volume_at
+
+SUPPORT_RADIUS = 0.4
+# Of the design on whose points exact moments are averaged.
+DEGREE = 41
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("maps", type=Path, nargs="+", help="MRC files")
+    parser.add_argument("--rings", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=1, help="views and search")
+    parser.add_argument("--images", type=int, default=0, help="0: exact moments")
+    parser.add_argument("--snr", type=float, default=1 / 16)
+    parser.add_argument("--uniform", action="store_true", help="views equally likely")
+    parser.add_argument("--no-third", action="store_true", help="two moments only")
+    parser.add_argument("--starts", type=int, help="random starts")
+    options = parser.parse_args()
+    setConsoleLoggingLevel("WARNING")
+    for path in options.maps:
+        voxels = Volume.load(path).asnumpy()
+        # Resolutions are in shells, so that the pixel size does not matter.
+        volume = Volume((voxels / np.linalg.norm(voxels)).astype(np.float32), 1.0)
+        found = [run(path.stem, volume, seed, options) for seed in range(options.seeds)]
+        print(f"{path.stem}: median {np.median(found):.2f} shells", flush=True)
+
+
+def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> float:
+    """Shells at FSC 0.5 of the start of lowest criterion."""
+    basis = PolarBasis(volume.resolution, n_rings=options.rings)
+    third = ThirdMomentBasis.rings(basis, options.rings)
+    views = None if options.uniform else VonMisesFisherMixture.random(8, seed=seed)
+    if options.images:
+        moments = estimated(volume, basis, third, views, seed, options)
+    else:
+        moments = exact(volume, basis, third, views)
+    if options.no_third:
+        fields = (moments.first, moments.second, basis, moments.n_images)
+        errors = (moments.first_error, moments.second_error)
+        moments = Moments(*fields, 1.0, None, *errors)
+    start, cpu = time.perf_counter(), time.process_time()
+    search = SearchOptions(n_starts=options.starts, seed=1000 * seed)
+    reconstruction = MomentInversion(moments, "grid", search=search).estimate()
+    seconds = time.perf_counter() - start, time.process_time() - cpu
+    print("{} seed {}: {:.0f} s, {:.0f} s of CPU time".format(name, seed, *seconds))
+    shells = []
+    for voxels, entry in zip(
+        reconstruction.start_volumes.asnumpy(), reconstruction.starts, strict=True
+    ):
+        comparison = compare(Volume(voxels, pixel_size=1.0), volume)
+        shells.append(comparison.resolution_shells(0.5))
+        fsc = " ".join(f"{x:.2f}" for x in comparison.fsc[1 : options.rings + 1])
+        criterion = entry["criterion"]
+        print(f"  criterion {criterion:.2e}  {shells[-1]:5.2f} shells  FSC {fsc}")
+    return shells[0]
+
+
+def exact(
+    volume: Volume,
+    basis: PolarBasis,
+    third: ThirdMomentBasis,
+    views: VonMisesFisherMixture | None,
+) -> Moments:
+    """Sums over the views of a design of the coefficients of their slices."""
+    points = SphericalDesign(DEGREE).points
+    n_angles = 2 * math.ceil((basis.max_order + math.pi * basis.n_rings + 6) / 2)
+    angles = 2 * np.pi * np.arange(n_angles) / n_angles
+    plane = viewing_rotations(points)[:, :, :2] @ [np.cos(angles), np.sin(angles)]
+    k = plane.transpose(0, 2, 1)[:, :, None] * basis.rings[:, None]
+    slices = np.fft.fft(volume_at(volume, k) / basis.L, axis=1) / n_angles
+    c = slices[:, : basis.max_order + 1].transpose(1, 2, 0)
+    p = np.ones(len(points)) if views is None else views.pdf(points)
+    p = p / p.sum()
+    first, second = c[0] @ p, (c * p) @ c.conj().transpose(0, 2, 1)
+    sums = third.of_views(torch.from_numpy(c), torch.from_numpy(p)).numpy()
+    return Moments(first, second, basis, 0, 1.0, third=sums, third_basis=third)
+
+
+def estimated(volume, basis, third, views, seed, options) -> Moments:
+    """Moments of ASPIRE's projections with white noise."""
+    N = options.images
+    if views is None:
+        rotations = Rotation.generate_random_rotations(N, seed=seed)
+    else:
+        rotations = views.sample(N, seed=seed)
+    source = Simulation(
+        L=basis.L,
+        n=N,
+        vols=volume,
+        offsets=0,
+        amplitudes=1,
+        angles=rotations.angles.astype(np.float32),
+        noise_adder=WhiteNoiseAdder.from_snr(options.snr),
+        seed=seed,
+        dtype=np.float32,
+    )
+    return MomentEstimator(source, basis, third=third).estimate()
+
+
+if __name__ == "__main__":
+    main()
