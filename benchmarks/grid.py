@@ -12,6 +12,7 @@ each seed; --uniform makes all equally likely.
 import argparse
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,9 @@ def main() -> None:
     for path in options.maps:
         voxels = Volume.load(path).asnumpy()
         # Resolutions are in shells, so that the pixel size does not matter.
-        volume = Volume((voxels / np.linalg.norm(voxels)).astype(np.float32), 1.0)
+        volume = Volume(
+            (voxels / np.linalg.norm(voxels)).astype(np.float32), pixel_size=1.0
+        )
         found = [run(path.stem, volume, seed, options) for seed in range(options.seeds)]
         print(f"{path.stem}: median {np.median(found):.2f} shells", flush=True)
 
@@ -71,9 +74,8 @@ def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> fl
     else:
         moments = exact(volume, basis, third, views)
     if options.no_third:
-        fields = (moments.first, moments.second, basis, moments.n_images)
-        errors = (moments.first_error, moments.second_error)
-        moments = Moments(*fields, 1.0, None, *errors)
+        none = dict.fromkeys(("third", "third_basis", "third_error"))
+        moments = replace(moments, **none)
     start, cpu = time.perf_counter(), time.process_time()
     search = SearchOptions(n_starts=options.starts, seed=1000 * seed)
     reconstruction = MomentInversion(moments, "grid", search=search).estimate()

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from aspire_mom.inversion.forward import PolarForward
+from aspire_mom.inversion.loss import relative_information
 from aspire_mom.inversion.start import cut_to_support
 from aspire_mom.moments import Moments
 from aspire_mom.moments.report import ring_rms
@@ -23,15 +24,18 @@ EXTRA_DEGREE = 5
 DENSITY_WEIGHT = 1e-5
 # Error of the model, relative to an entry's rings, that is added to standard errors.
 MODEL_ERROR = 0.03
+# Least RMS of a ring as a share of the strongest ring's.
+LEAST_RMS = 0.01
 
 
 class GridProblem:
     """
     The distance of grids and densities from moments on rings FIRST_RING … n_rings - 1:
     the sum over first, second and third moments of Σ w |M - M̂|² / Σ w |M̂|², of entries
-    divided by the RMS of their rings. w is the inverse of the squared standard error,
-    plus 3 % squared for errors of the model. Penalties on the squares of the density's
-    coefficients and of the free gains are added.
+    divided by the RMS of their rings. 1/w is the squared standard error plus 0.03², for
+    errors of the model. Entries on which CTFs leave no information do not count.
+    Penalties on the squares of the density's coefficients and of the free gains are
+    added.
 
     A row of coefficients is one angular order m on one ring r, ordered by m, then r.
 
@@ -58,29 +62,42 @@ class GridProblem:
         self.grid, self.n_rings, self.L = grid, n_rings, basis.L
         self.gain_weights = gain_weights
         self.orders, self.rings = np.nonzero(supported)
-        self.rms = np.maximum(ring_rms(moments), np.finfo(np.float32).tiny)
-        unit = torch.from_numpy(1 / self.rms[self.rings]).float()
-        matrix = torch.stack([*_coefficients(forward, grid, self.orders, self.rings)])
-        # (2, rows, views, points): real and imaginary parts.
-        self.matrix = (matrix * unit[:, None, None, None]).transpose(0, 1).contiguous()
-        views = design.points
-        self.harmonics = log_density_harmonics(views, degree).float()
+        rms = ring_rms(moments)
+        # Noise can leave weak rings with no power at all.
+        self.rms = np.maximum(rms, LEAST_RMS * rms.max())
+        self.matrix = self._matrix(forward)
+        self.harmonics = log_density_harmonics(design.points, degree).float()
         self._set_first_and_second(moments)
         self._set_third(moments)
 
+    def _matrix(self, forward: PolarForward) -> Tensor:
+        """Coefficients of each point's Gaussian without the gain, real and imaginary
+        parts, (2, rows, n_views, n_points), float32."""
+        n_points = len(self.grid.points)
+        matrix = torch.empty(2, len(self.rings), forward.n_views, n_points)
+        for ring in np.unique(self.rings):
+            values = self.grid.functions(ring * forward.directions.float())
+            c = forward.orders(*values) / (forward.L * self.rms[ring])
+            for row in np.flatnonzero(self.rings == ring):
+                part = torch.view_as_real(c[self.orders[row]])
+                matrix[:, row] = part.permute(2, 1, 0)
+        return matrix
+
     def _set_first_and_second(self, moments: Moments) -> None:
         self.second, first_error = [], moments.first_error
+        known = [share > 0 for share in relative_information(moments)]
         for m in range(self.orders.max() + 1):
             rows = np.flatnonzero(self.orders == m)
             rings, scale = self.rings[rows], self.rms[self.rings[rows]]
             pairs = np.outer(scale, scale)
             at = (m, *np.ix_(rings, rings))
             error = None if moments.second_error is None else moments.second_error[at]
-            target = _Target(moments.second[at] / pairs, error, pairs)
+            target = _Target(moments.second[at], error, pairs, known[1][at])
             self.second.append((slice(rows[0], rows[-1] + 1), 1 + (m > 0), target))
             if m == 0:
                 error = None if first_error is None else first_error[rings]
-                self.first = _Target(moments.first[rings] / scale, error, scale)
+                first = moments.first[rings]
+                self.first = _Target(first, error, scale, known[0][rings])
         self.powers = torch.cat([t.value.diagonal().real for *_, t in self.second])
 
     def _set_third(self, moments: Moments) -> None:
@@ -89,14 +106,14 @@ class GridProblem:
         third = moments.third_basis
         if third is None:
             return
-        kept, areas = third.ring_indices, np.sqrt(third.basis.areas)
-        rows, places = [], []
+        rows, places, units = [], [], []
         for m in range(min(self.orders.max(), third.max_order) + 1):
+            kept = third.ring_indices[m].tolist()
             of_order = np.flatnonzero(self.orders == m)
-            of_order = of_order[np.isin(self.rings[of_order], kept[m])]
-            rows.append(of_order)
-            places.append(np.searchsorted(kept[m], self.rings[of_order]))
-        units = [areas[self.rings[r]] * self.rms[self.rings[r]] for r in rows]
+            rows.append(of_order[np.isin(self.rings[of_order], kept)])
+            rings = self.rings[rows[-1]]
+            places.append([kept.index(ring) for ring in rings])
+            units.append(third.vectors[m][rings, places[-1]].real * self.rms[rings])
 
         def blocks(values: np.ndarray, m1: int, m2: int) -> np.ndarray:
             orders = (m1, m2, m1 + m2)
@@ -110,14 +127,15 @@ class GridProblem:
                 if not (len(rows[m1]) and len(b) and len(c)):
                     continue
                 scale = np.outer(np.outer(units[m2], units[m1 + m2]), units[m1])
-                error = scale * 0
+                error, known = scale * 0, np.ones_like(scale)
                 if moments.third_error is not None:
                     error = blocks(moments.third_error, m1, m2)
+                    known = error > 0  # 0 where CTFs let nothing through
                 # Signs and permutations of the three orders, see `ThirdMomentBasis`.
                 count = 12 / ((1 + (m1 == m2)) * (1 + (m1 == 0))) if m2 else 1.0
                 pairs = np.repeat(b, len(c)), np.tile(c, len(b))
-                value = blocks(moments.third, m1, m2) / scale
-                parts.append((*pairs, value, error, scale, np.full_like(scale, count)))
+                value = blocks(moments.third, m1, m2)
+                parts.append((*pairs, value, error, scale, count * known))
             if parts:
                 b, c, value, error, scale, count = map(
                     np.concatenate, zip(*parts, strict=True)
@@ -181,15 +199,13 @@ class GridProblem:
         # Views, then their antipodes, which show mirror images.
         ahead, behind = torch.softmax(logits, -1)[:, None].tensor_split(2, -1)
         even, odd = ahead + behind, ahead - behind
-        total = self.first.distance((re[:, : len(self.first.value)] * even).sum(-1))
-        total = total / self.first.norm
-        second = third = 0
+        first = self.first.distance((re[:, : len(self.first.value)] * even).sum(-1))
+        second = third = torch.zeros_like(first)
         for span, count, target in self.second:
             a, b = re[:, span], im[:, span]
             real = (a * even) @ a.mT + (b * even) @ b.mT
             cross = (b * odd) @ a.mT
             second = second + count * target.distance(real, cross - cross.mT)
-        total = total + second / sum(n * t.norm for _, n, t in self.second)
         for span, rows_b, rows_c, target in self.third:
             a, b = re[:, span], im[:, span]
             c, d, e, f = re[:, rows_b], im[:, rows_b], re[:, rows_c], im[:, rows_c]
@@ -197,19 +213,22 @@ class GridProblem:
             real = products @ torch.cat((a * even, -b * even), -1).mT
             imag = products @ torch.cat((b * odd, a * odd), -1).mT
             third = third + target.distance(real, imag)
-        if self.third:
-            total = total + third / sum(t.norm for *_, t in self.third)
-        return total
+        norms = (
+            (first, self.first.norm),
+            (second, sum(count * target.norm for _, count, target in self.second)),
+            (third, sum(target.norm for *_, target in self.third)),
+        )
+        return sum(distance / norm for distance, norm in norms if norm > 0)
 
 
 class _Target:
     """
     Entries of a moment, in units of the RMS of their rings, and their weights.
 
-    :param value: Entries in these units.
+    :param value: Entries.
     :param error: Their standard errors, None if they are exact.
     :param scale: The units.
-    :param count: Number of entries that each stands for.
+    :param count: Number of entries that each stands for; 0 leaves it out.
     """
 
     def __init__(
@@ -220,10 +239,10 @@ class _Target:
         count: np.ndarray | float = 1.0,
     ):
         relative = 0 if error is None else error / scale
-        weights = count / (relative**2 + MODEL_ERROR**2)
-        self.value = torch.from_numpy(value.astype(np.complex64))
+        weights = count / ((relative / MODEL_ERROR) ** 2 + 1)
+        self.value = torch.from_numpy((value / scale).astype(np.complex64))
         weights = np.broadcast_to(weights, value.shape).astype(np.float32)
-        self.weights = torch.from_numpy(weights * MODEL_ERROR**2)
+        self.weights = torch.from_numpy(weights)
         self.norm = float((self.weights * self.value.abs() ** 2).sum())
 
     def to(self, device: torch.device) -> "_Target":
@@ -233,14 +252,3 @@ class _Target:
     def distance(self, real: Tensor, imag: Tensor | float = 0.0) -> Tensor:
         squares = (real - self.value.real) ** 2 + (imag - self.value.imag) ** 2
         return (self.weights * squares).flatten(1).sum(1)
-
-
-def _coefficients(forward: PolarForward, grid: PositiveGrid, orders, rings):
-    """Yield, per row, the coefficients of each point's Gaussian without the gain, real
-    and imaginary parts, (2, n_views, n_points), float32."""
-    per_ring = {}
-    for ring in np.unique(rings):
-        cosines, sines = grid.functions(ring * forward.directions.float())
-        per_ring[ring] = forward.orders(cosines, sines)
-    for m, ring in zip(orders, rings, strict=True):
-        yield torch.view_as_real(per_ring[ring][m]).permute(2, 1, 0) / forward.L

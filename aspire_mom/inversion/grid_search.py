@@ -6,7 +6,10 @@ after ring is added, and each time only the starts of lowest loss go on.
 """
 
 import copy
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import torch
@@ -24,14 +27,17 @@ from aspire_mom.inversion.optimise import (
 )
 from aspire_mom.inversion.search import Candidate, SearchOptions
 from aspire_mom.moments import Moments
-from aspire_mom.processes import is_first
+from aspire_mom.moments.report import ring_rms
+from aspire_mom.processes import n_processes
 from aspire_mom.rotations import DiscreteDensity, SphericalDesign
 from aspire_mom.volumes import PositiveGrid
+
+logger = logging.getLogger(__name__)
 
 # Per number of rings, from 3 on: the share of the starts that are fitted, steps, and
 # the weight in the loss of the free gains' squares, for starts with odd seeds. Those
 # with even seeds have free gains from the first level on. Either kind finds maps that
-# the other does not. On the last levels both are equally free: losses compare.
+# the other does not. On the last level both are equally free, so that losses compare.
 LEVELS = (
     (1, 80, 1.0),
     (0.67, 120, 1.0),
@@ -40,11 +46,16 @@ LEVELS = (
     (0.0625, 200, 1e-5),
 )
 FREE_WEIGHT = 1e-5
-FINISHED = 4
+# Starts that are fitted to all rings, at least and at most.
+FINISHED, MAX_FINISHED = 4, 8
+# Rings at most: at 10 the matrix of coefficients takes 0.4 GB, at 12 it takes 1.6.
+MAX_RINGS = 10
 # Standard deviation of the density's coefficients at the start.
 DENSITY_SPREAD = 0.1
 # Largest logarithm of a free gain on the rings that are left out.
 MAX_LOG_GAIN = 3.0
+# Least power of a coefficient, in units of its ring's, that starts are scaled to.
+LEAST_POWER = 1e-3
 STEPS_PER_REPORT = 20
 
 
@@ -70,6 +81,7 @@ def search_grid(
     :param checkpoint: Where finished levels are kept.
     :return: The starts that were fitted to all rings, best first.
     :raises StoppedByUser: The status callback returned True.
+    :raises FloatingPointError: The losses of all starts became infinite or NaN.
     """
     seeds = list(range(options.seed, options.seed + options.n_starts))
     grid = PositiveGrid(n_rings, support_radius=support_radius)
@@ -78,9 +90,8 @@ def search_grid(
     histories: dict[int, list[dict]] = {seed: [] for seed in seeds}
     levels = _levels(options, n_rings)
     total = sum(n_starts * (n_steps + 1) for _, n_starts, n_steps, _ in levels)
-    # Weights near 0 are denormal numbers, with which CPUs are ten times slower.
-    torch.set_flush_denormal(True)
-    with tqdm(desc="inversion", total=total, disable=not is_first()) as bar:
+    bar = tqdm(desc="inversion", total=total)
+    with bar, _flushed_denormals():
         for level, n_starts, n_steps, weight in levels:
             if losses is not None:
                 kept = _kept(seeds, losses, n_starts)
@@ -97,10 +108,11 @@ def search_grid(
                 done = checkpoint.state[stage] = {"x": x, "losses": losses}
                 checkpoint.write_now_and_then()
             x, losses = (done[name].to(device) for name in ("x", "losses"))
+            if not losses.isfinite().any():
+                raise FloatingPointError(f"the loss became infinite or NaN in {stage}")
             for seed, loss in zip(seeds, losses.tolist(), strict=True):
                 values = {"n_rings": level, "loss": loss, "criterion": loss}
                 histories[seed].append({"stage": stage, **values})
-    torch.set_flush_denormal(False)
     found = []
     for i in losses.argsort():
         volume_and_density = _candidate(problem, x[i], density)
@@ -111,9 +123,21 @@ def search_grid(
     return found
 
 
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Take denormal numbers as 0: weights near 0 make CPUs ten times slower."""
+    tiny = torch.tensor(torch.finfo(torch.float32).tiny)
+    before = (tiny / 2).item() == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 def _kept(seeds: list[int], losses: Tensor, n_starts: int) -> list[int]:
     """The best of the starts with even seeds, and of those with odd ones."""
-    order = losses.argsort().tolist()
+    order = [i for i in losses.argsort().tolist() if losses[i].isfinite()]
     halves = [[i for i in order if seeds[i] % 2 == odd] for odd in (0, 1)]
     return [i for half in halves for i in half[: (n_starts + 1) // 2]]
 
@@ -140,8 +164,10 @@ def _levels(options: SearchOptions, n_rings: int) -> list[tuple[int, int, int, f
     for i, n in enumerate(range(FIRST_RING + 1, n_rings + 1)):
         share, n_steps, weight = LEVELS[min(i, len(LEVELS) - 1)]
         n_starts = min(options.n_starts, max(FINISHED, round(share * options.n_starts)))
-        steps = options.n_steps if n == n_rings else n_steps
-        levels.append((n, n_starts, steps, weight))
+        if n == n_rings:
+            n_starts, n_steps = min(n_starts, MAX_FINISHED), options.n_steps
+            weight = FREE_WEIGHT
+        levels.append((n, n_starts, n_steps, weight))
     return levels
 
 
@@ -159,14 +185,15 @@ def _random_starts(problem: GridProblem, seeds: list[int]) -> Tensor:
     re, im = problem.views(x)
     power = ((re**2 + im**2).mean(-1) * counts).sum(-1)
     roots, *others = problem.split(x)
-    scale = ((counts * problem.powers).sum() / power) ** 0.25
+    target = (counts * problem.powers.clamp(min=LEAST_POWER)).sum()
+    scale = (target / power) ** 0.25
     return torch.cat((roots * scale[:, None], *others), 1)
 
 
 @torch.no_grad()
 def _candidate(problem: GridProblem, x: Tensor, density: DiscreteDensity) -> tuple:
     """A start's volume and density. On the rings that were left out, the gain gives the
-    volume the power of the moments."""
+    volume the power that the moments have if all views are equally likely."""
     volume, density = copy.deepcopy(problem.grid), copy.deepcopy(density)
     *parameters, coefficients = (part[0].cpu() for part in problem.split(x[None]))
     for parameter, values in zip(volume.parameters(), parameters, strict=True):
@@ -181,31 +208,46 @@ def _candidate(problem: GridProblem, x: Tensor, density: DiscreteDensity) -> tup
     return volume, density
 
 
-def check_grid(moments: Moments, density: nn.Module, n_rings: int) -> None:
+def check_grid(
+    moments: Moments, density: nn.Module, n_rings: int, search: SearchOptions
+) -> None:
     """
     :param moments: Moments to find a `PositiveGrid` from.
     :param density: Density model.
     :param n_rings: Number of rings.
+    :param search: Options of the search.
     :raises ValueError: The search cannot use them.
     """
-    if not moments.basis.inplane_average or moments.shift_std != 0:
+    if not moments.basis.inplane_average:
         raise ValueError(
-            'volume="grid" is for centred images and a polar basis that averages over'
-            f" in-plane angles; the moments are in {moments.basis}, of images with"
-            f" shifts of {describe_shift_std(moments.shift_std)}"
+            f"the moments are in {moments.basis}; the grid needs a PolarBasis that is"
+            " averaged over in-plane angles"
         )
+    if moments.shift_std != 0:
+        std = describe_shift_std(moments.shift_std)
+        raise ValueError(f"the images have shifts of {std}; the grid models none")
+    if not FIRST_RING + 2 <= n_rings <= MAX_RINGS:
+        raise ValueError(
+            f"n_rings is {n_rings}; the grid takes {FIRST_RING + 2} to {MAX_RINGS}"
+        )
+    if not ring_rms(moments)[FIRST_RING:n_rings].any():
+        raise ValueError(f"the moments have no power on rings from {FIRST_RING} on")
     third = moments.third_basis
-    if third is not None and third.ring_indices is None:
+    if third is None:
+        logger.warning(
+            "There are no third moments; first and second ones alone seldom single out"
+            " a volume."
+        )
+    elif third.ring_indices is None:
         raise ValueError(
             "third moments are compressed to eigenvectors; the grid needs those of"
             " rings, ThirdMomentBasis.rings(basis)"
-        )
-    if n_rings <= FIRST_RING + 1:
-        raise ValueError(
-            f"n_rings is {n_rings}; the grid needs at least {FIRST_RING + 2}, since it"
-            f" leaves out rings below {FIRST_RING}"
         )
     if getattr(density, "coefficients", None) is None:
         raise ValueError(
             "the grid's density must be smooth: DiscreteDensity(quadrature, degree=6)"
         )
+    if search.optimizer == "adam":
+        raise ValueError("optimizer is adam; the grid takes lbfgs")
+    if n_processes() > 1:
+        raise ValueError("the grid is found by one process; do not use torchrun")

@@ -51,7 +51,7 @@ NETWORK_WIDTH = 64
 FIRST_RINGS, RING_GROWTH_FACTOR = 4, 1.35
 # Adam's learning rates in section 5.2 of the paper.
 PAPER_LEARNING_RATES = (1e-5, 1e-6)
-# Rings that a grid takes by default: what it needs grows with their fifth power.
+# Rings that a grid takes by default: its matrix grows with about their sixth power.
 MAX_GRID_RINGS = 8
 
 
@@ -132,7 +132,10 @@ class MomentInversion:
             density = DiscreteDensity(quadrature, degree=degree)
         check_kind("density", density, nn.Module)
         if grid:
-            check_grid(moments, density, n_rings)
+            check_grid(moments, density, n_rings, search)
+            if signed or loss != LossOptions():
+                raise ValueError("the grid has no signs, and no options of the loss")
+            signed = False
         self.moments, self.volume = moments, volume
         self.density, self.quadrature = density, quadrature
         self.n_rings, self.support_radius = n_rings, support_radius
@@ -337,6 +340,7 @@ class MomentInversion:
         found["moments"] = digest(
             *(moments.first, moments.second),
             *(moments.first_error, moments.second_error),
+            *(moments.third, moments.third_error),
             *(moments.first_information, moments.second_information),
         )
         models = {"initial volume": self.volume, "initial density": self.density}

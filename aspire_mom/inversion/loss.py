@@ -81,7 +81,7 @@ class MomentLoss(torch.nn.Module):
                 " less than the noise that was removed from it"
             )
         rms = np.maximum(rms / self.unit, NEGLIGIBLE)
-        scales, information = basis.entry_scales(rms), _relative_information(moments)
+        scales, information = basis.entry_scales(rms), relative_information(moments)
         for k, name in enumerate(("first", "second")):
             unit = self.unit ** (k + 1)
             weights = getattr(basis, f"{name}_weights")
@@ -125,11 +125,14 @@ class MomentLoss(torch.nn.Module):
         return a + self.lam * b
 
 
-def _relative_information(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
+def relative_information(moments: Moments) -> tuple[np.ndarray, np.ndarray]:
     """
-    Information on each entry of the first and the second moment, divided by the
-    largest: 1 without CTFs, 0 at the Nyquist row and column. It keeps the unweighted
-    loss (eq. 28) from fitting noise near CTF zeros.
+    Return the information on each entry, divided by the largest: 1 without CTFs, 0 at
+    the Nyquist row and column. It keeps the unweighted loss (eq. 28) from fitting noise
+    near CTF zeros.
+
+    :param moments: The moments.
+    :return: Shares for the first and for the second moment, of their shapes.
     """
     basis = moments.basis
     n = basis.n_frequencies

@@ -190,6 +190,7 @@ def minimise_batch(
         new_losses, new_gradient = evaluated(trial)
         slope = (gradient * direction).sum(1)
         accepted = new_losses <= losses + ARMIJO * size * slope
+        accepted &= new_losses.isfinite()
         step = where(accepted, trial - x, zero)
         change = where(accepted, new_gradient - gradient, zero)
         curvature = (step * change).sum(1)

@@ -24,7 +24,7 @@ class PositiveGrid(FourierVolume):
 
         V(k) = g(|k|) exp(-2π² σ² |k|²) Σ_i x_i² exp(-2πi k·μ_i).
 
-    Without the gain it is linear in the weights x_i². Real maps are non-negative only
+    For a given gain it is linear in the weights x_i². Real maps are non-negative only
     behind such a gain: that of a flat solvent (Moews & Kretsinger 1975), and of what
     masks and filters do to low frequencies. At |k| = r = 0, 1, … n_rings - 1 it is
 
