@@ -86,8 +86,9 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
     with aspire_mom.files.staged(out) as folder:
         found.save(folder)
         moments.save(folder / "moments.npz")
-        truth.save(str(folder / "truth.mrc"))
-        comparison.aligned.save(str(folder / "aligned.mrc"))
+        maps = {"truth": truth, "aligned": comparison.aligned}
+        for name, volume in maps.items():
+            aspire_mom.volumes.grid.save_map(volume, folder / f"{name}.mrc")
         volumes = {"truth": truth, "reconstruction": comparison.aligned}
         densities = {"true views": true, "recovered views": found.view_density}
         draw_results(folder, volumes, views, densities)

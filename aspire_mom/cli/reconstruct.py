@@ -159,7 +159,8 @@ def write_results(
     """Write a reconstruction from moments, its mirror image, pictures and a report."""
     found.save(folder)
     volumes = {"volume": found.volume, "mirror": found.mirror}
-    volumes["mirror"].save(str(folder / "volume_mirror.mrc"))
+    mirror = folder / "volume_mirror.mrc"
+    aspire_mom.volumes.grid.save_map(volumes["mirror"], mirror)
     densities = {"recovered views": found.view_density}
     draw_results(folder, volumes, found.quadrature.views, densities)
     report |= {

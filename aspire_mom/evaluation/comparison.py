@@ -21,6 +21,7 @@ from aspire_mom.evaluation.fsc import (
 from aspire_mom.evaluation.plots import plot_fsc
 from aspire_mom.evaluation.registration import Registration, register
 from aspire_mom.files import contents_of, write_json
+from aspire_mom.volumes.grid import save_map
 
 # Fields that are saved as they are.
 SAVED = ("correlation", "relative_error", "mirrored", "pixel_size")
@@ -112,7 +113,7 @@ class Comparison(Registration):
             raise ValueError(f"{path}: the file's name must end in .json")
         for file in (path, path.with_suffix(".mrc")):
             check_new(file, overwrite)
-        self.aligned.save(str(path.with_suffix(".mrc")), overwrite=overwrite)
+        save_map(self.aligned, path.with_suffix(".mrc"), overwrite=overwrite)
         write_json(path, self.summary())
 
     @classmethod

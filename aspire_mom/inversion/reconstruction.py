@@ -12,7 +12,7 @@ from aspire.volume import Volume
 from aspire_mom.checks import check_new
 from aspire_mom.files import contents_of, load_arrays, save_arrays, staged, write_json
 from aspire_mom.rotations import SO3Quadrature
-from aspire_mom.volumes.grid import mirror
+from aspire_mom.volumes.grid import mirror, save_map
 
 FILES = ("volume.mrc", "reconstruction.npz", "reconstruction.json")
 FORMAT = "aspire_mom.Reconstruction.1"
@@ -65,7 +65,7 @@ class Reconstruction:
             check_new(folder / name, overwrite)
         arrays = {"density": self.density, **self.quadrature.arrays}
         with staged(folder) as stage:
-            self.volume.save(str(stage / FILES[0]))
+            save_map(self.volume, stage / FILES[0])
             save_arrays(stage / FILES[1], FORMAT, arrays)
             write_json(stage / FILES[2], {name: getattr(self, name) for name in TEXT})
 

@@ -1,6 +1,9 @@
-"""Volumes on a grid of voxels: Fourier values, low-pass filter and mirror image."""
+"""Volumes on a grid of voxels: Fourier values, filter, mirror image and MRC files."""
+
+from os import PathLike
 
 import finufft
+import mrcfile
 import numpy as np
 from aspire.numeric import fft
 from aspire.volume import Volume
@@ -86,3 +89,20 @@ def mirror(volume: Volume) -> Volume:
     if volume.resolution % 2 == 0:
         flipped = np.roll(flipped, 1, axis=-3)
     return Volume(np.ascontiguousarray(flipped), pixel_size=volume.pixel_size)
+
+
+def save_map(volume: Volume, path: str | PathLike, *, overwrite: bool = False) -> None:
+    """
+    Write a 3-D MRC file, as other programs expect one. ASPIRE's `Volume.save` writes a
+    stack of one volume, a 4-D array with space group 401.
+
+    :param volume: One ASPIRE `Volume`, written as float32.
+    :param path: File to write.
+    :param overwrite: Replace an existing file.
+    :raises ValueError: The file exists and `overwrite` is False.
+    """
+    voxels = check_volume("volume", volume).astype(np.float32)
+    with mrcfile.new(path, voxels, overwrite=overwrite) as mrc:
+        mrc.set_volume()
+        if volume.pixel_size is not None:
+            mrc.voxel_size = volume.pixel_size

@@ -1,3 +1,4 @@
+import mrcfile
 import numpy as np
 import pytest
 from aspire.numeric import fft
@@ -5,7 +6,7 @@ from aspire.utils import Rotation
 from aspire.volume import Volume
 
 from aspire_mom.volumes import BallHarmonics, FourierNet, GaussianMixture
-from aspire_mom.volumes.grid import volume_at
+from aspire_mom.volumes.grid import save_map, volume_at
 from tests.references.dft import volume_fourier_values
 
 
@@ -78,3 +79,20 @@ def test_what_is_no_volume_is_named(call, volume, error, message):
 def test_wrong_grids_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(2).to_volume(*arguments)
+
+
+@pytest.mark.parametrize("pixel_size", [None, 2.5])
+def test_maps_are_3d_mrc_files(tmp_path, pixel_size):
+    voxels = np.random.default_rng(0).normal(size=(9, 9, 9))
+    volume = Volume(voxels, pixel_size=pixel_size)
+    path = tmp_path / "map.mrc"
+    save_map(volume, path)
+    assert mrcfile.validate(path)
+    with mrcfile.open(path) as mrc:
+        assert mrc.data.shape == (9, 9, 9) and mrc.is_volume()
+        assert int(mrc.header.ispg) == 1 and int(mrc.header.mz) == 9
+        assert mrc.voxel_size.x == (pixel_size or 0)
+        assert mrc.header.origin.tolist() == (0, 0, 0)
+        np.testing.assert_array_equal(mrc.data, volume.asnumpy()[0].astype(np.float32))
+    with pytest.raises(ValueError, match="already exists"):
+        save_map(volume, path)
