@@ -89,8 +89,10 @@ def test_maps_are_3d_mrc_files(tmp_path, pixel_size):
     save_map(volume, path)
     assert mrcfile.validate(path)
     with mrcfile.open(path) as mrc:
-        assert mrc.data.shape == (9, 9, 9) and mrc.is_volume()
-        assert int(mrc.header.ispg) == 1 and int(mrc.header.mz) == 9
+        assert mrc.data.shape == (9, 9, 9)
+        assert mrc.is_volume()
+        assert int(mrc.header.ispg) == 1
+        assert int(mrc.header.mz) == 9
         assert mrc.voxel_size.x == (pixel_size or 0)
         assert mrc.header.origin.tolist() == (0, 0, 0)
         np.testing.assert_array_equal(mrc.data, volume.asnumpy()[0].astype(np.float32))
