@@ -1,8 +1,11 @@
 """
-Third moments in the polar basis: what fits into a memory budget, agreement with exact
-moments, cost beside the first two moments.
+Third moments in the polar basis: cost of a pass beside the first two moments, error
+from astigmatism, agreement with exact moments, also behind CTFs and with known shifts,
+and what eigenvectors keep within a memory budget.
 
-    python benchmarks/third.py [--map MAP.mrc] [--images N]
+    OMP_NUM_THREADS=1 python benchmarks/third.py [--map MAP.mrc] [--images N]
+    python benchmarks/third.py --only passes astigmatism
+    python benchmarks/third.py --only ctfs --map MAP.mrc --ctf-images 2000 --snr 0.0625
 
 Views are drawn from the 864 points of a spherical design and turned by angles drawn
 uniformly, so that exact moments are sums over 864 slices of the volume; images are
@@ -15,12 +18,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from aspire.image import Image
+from aspire.operators import CTFFilter
 from aspire.source import ArrayImageSource
 from aspire.utils import Rotation
 from aspire.utils.logging import setConsoleLoggingLevel
@@ -28,15 +32,19 @@ from aspire.volume import Volume
 
 from aspire_mom.bases import PolarBasis
 from aspire_mom.moments import MomentEstimator, Moments, Noise, ThirdMomentBasis
+from aspire_mom.moments.ctf import TransferFunctions, radial_part
 from aspire_mom.moments.moments import weighted_norm
 from aspire_mom.phantoms import chain_phantom, gaussian_phantom
 from aspire_mom.rotations import SphericalDesign, viewing_rotations
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.ctf import ctfs, filtered, projections, signal_power, source_of
 from benchmarks.moments import average, slice_coefficients
+from benchmarks.throughput import with_ctfs
 
 BATCH = 512
 PILOT = 4000
+PIXEL_SIZE = 5.6  # Å, of images with CTFs
 SETS = 6  # of N/32, N/32, N/16, … N/2 images, merged one after another
 
 
@@ -45,10 +53,147 @@ def main() -> None:
     parser.add_argument("--map", type=Path, help="a real map to add to the phantom")
     parser.add_argument("--images", type=int, default=32_000, help="of the phantom")
     parser.add_argument("--map-images", type=int, default=16_000)
+    parser.add_argument("--ctf-images", type=int, default=500, help="fewest with CTFs")
+    parser.add_argument("--snr", type=float, default=1, help="of those")
+    sections = ("passes", "astigmatism", "ctfs", "compressed")
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     arguments = parser.parse_args()
     setConsoleLoggingLevel("WARNING")
     start = time.perf_counter()
-    cost()
+    volume = chain_phantom(63)
+    if arguments.map:
+        volume = Volume.load(arguments.map)
+    if "passes" in arguments.only:
+        passes()
+    if "astigmatism" in arguments.only:
+        astigmatism(volume)
+    if "ctfs" in arguments.only:
+        convergence(volume, arguments.ctf_images, arguments.snr)
+    if "compressed" in arguments.only:
+        compressed(arguments)
+    print(f"\n{time.perf_counter() - start:.0f} s in all")
+
+
+def passes() -> None:
+    """Cost of whole passes, with third moments of 8 rings or within a budget."""
+    print("CPU time per image of a pass at L = 63 over images in memory, float32")
+    print(f"{'CTFs':12} {'third':>9} {'1st + 2nd':>11} {'and third':>11} {'ratio':>6}")
+    images = np.random.default_rng(0).standard_normal((2048, 63, 63), dtype=np.float32)
+    basis, plain = PolarBasis(63), ArrayImageSource(images, pixel_size=4.0)
+    clean = ArrayImageSource(
+        projections(chain_phantom(63), 600, seed=0), pixel_size=4.0
+    )
+    pilot = MomentEstimator(clean, basis, noise=Noise(variance=0)).estimate()
+    rings, vectors = ThirdMomentBasis.rings(basis), ThirdMomentBasis.from_moments(pilot)
+    for name, source, kept in (
+        ("none", plain, rings),
+        ("radial", with_ctfs(images, 0), rings),
+        ("astigmatic", with_ctfs(images, 600), rings),
+        ("none", plain, vectors),
+    ):
+        estimators = [MomentEstimator(source, basis, third=t) for t in (None, kept)]
+        two, three = best(*(e.estimate for e in estimators), rounds=5)
+        columns = (f"{1e6 * t / len(images):8.0f} µs" for t in (two, three))
+        print(f"{name:12} {kept.nbytes / 1e6:6.2f} MB", *columns, f"{three / two:6.2f}")
+
+
+def astigmatism(volume: Volume, n: int = 20) -> None:
+    """Error from taking astigmatic CTFs as radial, of clean images behind all of 50."""
+    basis = PolarBasis(volume.resolution)
+    kept, none = ThirdMomentBasis.rings(basis), np.zeros(basis.second_shape)
+    clean = projections(volume, n, seed=0)
+    expected, _ = kept.finish(kept.sums(basis.coefficients(clean)), n, none)
+    clean = np.repeat(clean, 50, axis=0)
+    print(
+        f"\nRelative error of the third moment of {kept.n_rings} rings, L ="
+        f" {basis.L}, {PIXEL_SIZE} Å pixels, from"
+    )
+    print("taking astigmatic CTFs of 1 to 2.5 µm as radial")
+    for difference in (250, 500, 1000, 2000, 4000):
+        source = source_of(clean, ctfs(50, difference), PIXEL_SIZE, 0)
+        H = TransferFunctions(source, basis).of_images(0, len(clean))
+        sums = kept.sums(basis.coefficients(clean, H**2), radial_part(H))
+        error = kept.finish(sums, len(clean), none)[0] - expected
+        share = weighted_norm(error, kept.weights) / weighted_norm(
+            expected, kept.weights
+        )
+        print(f"{difference / 1e4:6.3f} µm {share:9.1e}", flush=True)
+
+
+def convergence(volume: Volume, n: int, snr: float) -> None:
+    """Error at n, 4n and 16n images, and what is left of it without noise."""
+    views = viewing_rotations(SphericalDesign(41).points)
+    basis = PolarBasis(volume.resolution)
+    kept = ThirdMomentBasis.rings(basis)
+    inner = basis.cut(kept.n_rings, kept.max_order)
+    of_inner = ThirdMomentBasis.rings(inner)
+    exact = exact_third(of_inner, slice_coefficients(volume, views, inner))
+    few = next(noisy_images(volume, views, 0.0))[:40]
+    variance = signal_power(few) / snr
+    print(
+        f"\nRelative error of the third moment of {kept.n_rings} rings, SNR {snr:.3g},"
+    )
+    print("in brackets what its standard errors foretell, and floor without noise")
+    counts = n, 4 * n, 16 * n
+    print(f"{'':20}", *(f"{f'N = {count}':>17}" for count in counts), f"{'floor':>8}")
+
+    def relative(values: np.ndarray, expected: np.ndarray) -> float:
+        return weighted_norm(values, kept.weights) / weighted_norm(
+            expected, kept.weights
+        )
+
+    for name, filters, shift_std in (
+        ("no CTF", [], 0),
+        ("CTFs", ctfs(50, 500), 0),
+        ("CTFs, known shifts", ctfs(50, 500), 1.5),
+    ):
+        stream = noisy_images(volume, views, 0.0)
+        rng = np.random.default_rng(1)
+
+        def moments(clean, variance, filters=filters, std=shift_std, rng=rng):
+            source = behind(clean, variance, filters, std, rng)
+            noise = Noise(variance=variance)
+            return MomentEstimator(source, basis, noise=noise).estimate()
+
+        merged, columns = None, []
+        for count in counts:
+            while merged is None or merged.n_images < count:
+                missing = count - (merged.n_images if merged else 0)
+                part = moments(next(stream)[:missing], variance)
+                merged = part if merged is None else merged.merge(part)
+            error = relative(merged.third - exact, exact)
+            foretold = relative(merged.third_error, exact)
+            columns.append(f"{error:8.4f} ({foretold:6.4f})")
+        every = moments(np.repeat(few, max(len(filters), 1), axis=0), 0.0)
+        alone = moments(few, 0.0, filters=[], std=0)
+        floor = relative(every.third - alone.third, alone.third)
+        print(f"{name:20}", *columns, f"{floor:8.1e}", flush=True)
+
+
+def behind(
+    clean: np.ndarray,
+    variance: float,
+    filters: list[CTFFilter],
+    shift_std: float,
+    rng: np.random.Generator,
+) -> ArrayImageSource:
+    """Images behind CTFs and shifts, which act in a box twice as large, and noise."""
+    n, L = len(clean), clean.shape[-1]
+    pad = (L + 1) // 2
+    wide = np.pad(clean, ((0, 0), (pad, pad), (pad, pad)))
+    offsets = shift_std * rng.standard_normal((n, 2)).astype(np.float32)
+    wide = filtered(wide, filters, PIXEL_SIZE) if filters else wide
+    if shift_std:
+        wide = Image(wide).shift(offsets).asnumpy()
+    noise = rng.standard_normal(clean.shape, dtype=np.float32)
+    images = wide[:, pad : pad + L, pad : pad + L] + np.float32(variance**0.5) * noise
+    source = source_of(images, filters, PIXEL_SIZE, 0)
+    source.offsets = offsets
+    return source
+
+
+def compressed(arguments: argparse.Namespace) -> None:
+    """Compression to eigenvectors: budgets and accuracy."""
     volumes = {"four Gaussians at 25": (gaussian_phantom(25), arguments.images)}
     if arguments.map:
         voxels = Volume.load(arguments.map).asnumpy()[0].astype(np.float64)
@@ -60,50 +205,6 @@ def main() -> None:
         c = slice_coefficients(volume, views, basis)
         budgets(name, c, basis)
         accuracy(name, volume, views, c, basis, n_images)
-    print(f"\n{time.perf_counter() - start:.0f} s in all")
-
-
-def cost() -> None:
-    """Table (a)."""
-    print("Cost of third moments with errors within the default budget, float32, from")
-    print("memory, beside the first two")
-    print(
-        f"{'L':>4} {'numbers':>8} {'MB':>6} {'1st + 2nd':>11} {'third':>10}"
-        f" {'ratio':>5} {'GFLOP/s':>8} {'of peak':>8} {'memory':>8}"
-    )
-    rng = np.random.default_rng(0)
-    for L in (63, 128):
-        basis = PolarBasis(L)
-        rotations = Rotation.generate_random_rotations(600, seed=0, dtype=np.float32)
-        clean = chain_phantom(L).project(rotations)
-        source = ArrayImageSource(clean, pixel_size=1.0)
-        pilot = MomentEstimator(source, basis, noise=Noise(variance=0)).estimate()
-        kept = ThirdMomentBasis.from_moments(pilot)
-        images = rng.standard_normal((BATCH, L, L), dtype=np.float32)
-        c = basis.coefficients(images)
-        square = rng.standard_normal((1024, 2048), dtype=np.float32).view(np.complex64)
-        two, third, peak = best(
-            lambda basis=basis, images=images: basis.sums(images),
-            lambda kept=kept, c=c: kept.sums(c),
-            lambda square=square: square @ square,
-        )
-        rate = BATCH * flops(kept) / third
-        peak = 8 * 1024**3 / peak
-        print(
-            f"{L:4} {kept.counts.sum():8} {kept.nbytes / 1e6:6.1f}"
-            f" {1e3 * two / BATCH:8.3f} ms"
-            f" {1e3 * third / BATCH:7.3f} ms"
-            f" {1 + third / two:5.2f}"
-            f" {rate / 1e9:8.0f} {rate / peak:8.0%} {memory(kept, c) / 1e6:5.0f} MB",
-            flush=True,
-        )
-
-
-def flops(kept: ThirdMomentBasis) -> float:
-    """Of one image: compression, products of two factors, matrix products."""
-    q, rings = kept.counts, kept.basis.n_rings
-    products = sum(q[m2] * q[m1 + m2] for m1, m2 in kept.pairs)
-    return 8 * q.sum() * rings + 6 * products + 8 * kept.size
 
 
 def best(*calls: Callable[[], object], rounds: int = 15) -> list[float]:
@@ -117,20 +218,12 @@ def best(*calls: Callable[[], object], rounds: int = 15) -> list[float]:
     return times.tolist()
 
 
-def memory(kept: ThirdMomentBasis, c: np.ndarray) -> int:
-    """Largest size of what one batch's sums need and return."""
-    tracemalloc.start()
-    kept.sums(c)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak
-
-
 def budgets(name: str, c: np.ndarray, basis: PolarBasis) -> None:
-    """Table (b)."""
+    """What eigenvectors and rings keep within budgets."""
     p = np.full(len(c), 1 / len(c))
     exact, total = average(c, p, basis), norm_of_all(c, basis)
-    whole = ThirdMomentBasis.rings(basis, basis.n_rings, budget_bytes=10**12)
+    of_rings = [ThirdMomentBasis.rings(basis, n + 1) for n in range(basis.n_rings)]
+    whole = of_rings[-1]
     print(
         f"\n{name}: share of the exact third moment's squared norm that is lost within"
     )
@@ -141,7 +234,7 @@ def budgets(name: str, c: np.ndarray, basis: PolarBasis) -> None:
         columns = []
         for kept in (
             ThirdMomentBasis.from_moments(exact, budget_bytes=budget),
-            ThirdMomentBasis.rings(basis, budget_bytes=budget),
+            max((k for k in of_rings if k.nbytes <= budget), key=lambda k: k.size),
         ):
             share = weighted_norm(exact_third(kept, c), kept.weights) / total
             columns.append((kept, max(1 - share**2, 0)))
@@ -185,7 +278,7 @@ def accuracy(
     basis: PolarBasis,
     n_images: int,
 ) -> None:
-    """Table (c)."""
+    """Error of compressed moments as the number of images grows."""
     variance = (0.5 / volume.resolution) ** 2
     noise = variance * basis.noise_second()
     stream = noisy_images(volume, views, variance)

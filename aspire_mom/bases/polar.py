@@ -159,9 +159,7 @@ class PolarBasis(Basis):
         self, images: np.ndarray, H: np.ndarray | None = None
     ) -> np.ndarray:
         parts, _ = self._parts(check_images(images, self.L), H)
-        by_order = np.empty(parts.shape[1:], np.result_type(parts, np.complex64))
-        by_order.real, by_order.imag = parts
-        return by_order.transpose(2, 0, 1)
+        return _complex(parts)
 
     def _parts(
         self,
@@ -196,7 +194,11 @@ class PolarBasis(Basis):
         device: torch.device | None = None,
     ) -> tuple[np.ndarray, ...]:
         if not self.inplane_average:
-            return self.coefficient_sums(self.coefficients(images, H))
+            c = self.coefficients(images, H)
+            first = c.sum(0, dtype=np.complex128)
+            left, right = self._factors(c)
+            squares = self._product(*(f.real**2 + f.imag**2 for f in (left, right)))
+            return first, self._product(left, right), squares
         if device is None:
             return averaged_sums(*self._parts(check_images(images, self.L), H))
         return self._sums_on(device, images, H)
@@ -212,19 +214,21 @@ class PolarBasis(Basis):
                 " a smaller batch_size"
             ) from error
 
-    def coefficient_sums(self, c: np.ndarray) -> tuple[np.ndarray, ...]:
+    def sums_and_coefficients(
+        self, images: np.ndarray, H: np.ndarray | None, max_order: int, n_rings: int
+    ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """
-        :param c: Coefficients (n, max_order + 1, n_rings) of images.
-        :return: What :meth:`sums` returns of the images.
+        Compute sums for moments averaged over in-plane angles, and low coefficients.
+
+        :param images: As for :meth:`sums`.
+        :param H: As there.
+        :param max_order: Largest order of the coefficients to return.
+        :param n_rings: Number of innermost rings of these.
+        :return: What :meth:`sums` returns; coefficients (n, max_order + 1, n_rings).
         """
-        if self.inplane_average:
-            by_order = c.transpose(1, 2, 0)
-            parts = np.stack((by_order.real, by_order.imag))
-            return averaged_sums(parts, np.full(self.n_rings, self.max_order))
-        first = c.sum(0, dtype=np.complex128)
-        left, right = self._factors(c)
-        squares = self._product(*(f.real**2 + f.imag**2 for f in (left, right)))
-        return first, self._product(left, right), squares
+        parts, reach = self._parts(check_images(images, self.L), H)
+        low = parts[:, : max_order + 1, :n_rings]
+        return averaged_sums(parts, reach), _complex(low)
 
     def finish(self, sums: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
         return sums
@@ -295,6 +299,13 @@ class PolarBasis(Basis):
         if self.inplane_average:
             return information
         return information[:, None, :, None, :]
+
+
+def _complex(parts: np.ndarray) -> np.ndarray:
+    """Coefficients (n, orders, rings) from parts (2, orders, rings, n)."""
+    c = np.empty(parts.shape[1:], np.result_type(parts, np.complex64))
+    c.real, c.imag = parts
+    return c.transpose(2, 0, 1)
 
 
 def _signed_orders(c: np.ndarray) -> np.ndarray:

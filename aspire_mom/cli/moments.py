@@ -80,9 +80,10 @@ class NumberOrAuto(click.ParamType):
     " out of the second moment. auto: estimate it from the images' pixel sums.",
 )
 @click.option(
-    "--third-rings",
-    type=console.COUNT,
-    help="Third moments of this many rings, too; 8 for reconstruct --prior grid.",
+    "--no-third",
+    is_flag=True,
+    help="Leave out third moments, which reconstruct --prior grid uses. There are none"
+    " with --basis cartesian and --device cuda.",
 )
 @click.option(
     "--halves",
@@ -116,7 +117,7 @@ def moments(
     downsample: int | None,
     basis: str,
     noise: str,
-    third_rings: int | None,
+    no_third: bool,
     halves: bool,
     batch_size: int,
     device: str,
@@ -134,7 +135,7 @@ def moments(
     and its share of the second moment is removed.
 
     Several processes share the images where torchrun --no-python starts the command.
-    With --device cuda each sums up on a GPU: polar moments only, without --third-rings
+    With --device cuda each sums up on a GPU: polar moments only, without third moments
     and astigmatic CTFs.
 
     \b
@@ -163,9 +164,6 @@ def moments(
         source = source.downsample(downsample)
     images_basis = getattr(aspire_mom, BASES[basis])(source.L)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
-    third = None
-    if third_rings is not None:
-        third = aspire_mom.ThirdMomentBasis.rings(images_basis, third_rings)
     estimator = aspire_mom.MomentEstimator(
         source,
         images_basis,
@@ -173,7 +171,7 @@ def moments(
         corrections=aspire_mom.CorrectionOptions(
             phase_flipped=read.phase_flipped or None, **corrections
         ),
-        third=third,
+        third=None if no_third else "auto",
         streaming=aspire_mom.StreamingOptions(
             batch_size=batch_size,
             checkpoint=checkpoint if resume else None,

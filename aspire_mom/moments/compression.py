@@ -11,6 +11,9 @@ from aspire_mom.bases import Basis, PolarBasis
 from aspire_mom.checks import check_integer, check_kind
 
 BYTES = np.dtype(np.complex128).itemsize
+# Rings of third moments by default. What ab initio models resolve lies within about 8
+# rings, which take 0.26 MB; the size grows with about the sixth power of their number.
+N_RINGS = 8
 # Share of the largest eigenvalue below which others are rounding.
 ROUNDING = 1e-10
 
@@ -55,44 +58,29 @@ def third_size(counts: np.ndarray) -> int:
 
 
 def ring_vectors(
-    basis: PolarBasis, n_rings: int | None, max_order: int | None, budget_bytes: int
+    basis: PolarBasis, n_rings: int | None, max_order: int | None
 ) -> Vectors:
     """
     :param basis: As for `ThirdMomentBasis.rings`.
     :param n_rings: As there.
     :param max_order: As there.
-    :param budget_bytes: As there.
     :return: Vectors that select the innermost rings, times the roots of their areas.
-    :raises ValueError: more rings or orders than there are, or than fit the budget.
+    :raises ValueError: more rings or orders than there are.
     """
-    check_integer("budget_bytes", budget_bytes, BYTES)
     limit = basis.max_order if max_order is None else max_order
     check_integer("max_order", limit, 0)
-
-    # How many of the rings have an order, per order.
-    def counts(n_rings: int) -> np.ndarray:
-        highest = np.ceil(np.pi * np.arange(n_rings)).astype(int)
-        orders = np.arange(min(limit, highest[-1]) + 1)
-        return np.count_nonzero(highest >= orders[:, None], axis=1)
-
-    def size(n_rings: int) -> int:
-        return BYTES * third_size(counts(n_rings))
-
     if n_rings is None:
-        falling = range(basis.n_rings, 1, -1)
-        n_rings = next((n for n in falling if size(n) <= budget_bytes), 1)
+        n_rings = min(N_RINGS, basis.n_rings)
     check_integer("n_rings", n_rings, 1)
     if n_rings > basis.n_rings or limit > basis.max_order:
         raise ValueError(
             f"{n_rings} rings and orders up to {limit} are asked for; {basis} has fewer"
         )
-    if size(n_rings) > budget_bytes:
-        raise ValueError(
-            f"the third moment of {n_rings} rings takes {size(n_rings)} bytes;"
-            f" budget_bytes is {budget_bytes}"
-        )
+    highest = np.ceil(np.pi * np.arange(n_rings)).astype(int)
+    orders = np.arange(min(limit, highest[-1]) + 1)
+    counts = np.count_nonzero(highest >= orders[:, None], axis=1)  # rings per order
     roots = np.diag(np.sqrt(basis.areas))
-    return tuple(roots[:, n_rings - q : n_rings] for q in counts(n_rings))
+    return tuple(roots[:, n_rings - q : n_rings] for q in counts)
 
 
 def leading_eigenvectors(moments: Any, budget_bytes: int) -> Vectors:

@@ -223,6 +223,17 @@ def is_phase_flipped(source: ImageSource) -> bool:
     return odd != is_phase_flipped(inner) if isinstance(inner, ImageSource) else odd
 
 
+def radial_part(H: np.ndarray) -> np.ndarray:
+    """
+    Replace functions along rings by constants: the signed root of the mean of H², so
+    that the mean of H² stays, by which a function's orders are multiplied on average.
+
+    :param H: Values (n, n_rings, n_angles).
+    :return: One value per ring (n, n_rings); H itself if it is radial.
+    """
+    return np.copysign(np.sqrt((H**2).mean(-1)), H.mean(-1))
+
+
 def _signs_are_right(image_filter: Filter, source: ImageSource) -> bool:
     """Whether ASPIRE's signs of a filter are those at physical frequencies."""
     if unscaled(image_filter)[0] is image_filter:

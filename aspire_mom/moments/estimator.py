@@ -6,6 +6,7 @@ import logging
 import math
 from dataclasses import replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from aspire.source import ImageSource
 
 from aspire_mom import processes
 from aspire_mom.bases import Basis, divide, solve_entries
-from aspire_mom.checks import check_images, check_kind, checked_device
+from aspire_mom.checks import check_choice, check_images, check_kind, checked_device
 from aspire_mom.files import digest
 from aspire_mom.moments.amplitudes import (
     correct_amplitudes,
@@ -30,7 +31,7 @@ from aspire_mom.moments.corners import (
     measure_noise,
 )
 from aspire_mom.moments.corrections import Corrections, source_identity
-from aspire_mom.moments.ctf import TransferFunctions
+from aspire_mom.moments.ctf import TransferFunctions, radial_part
 from aspire_mom.moments.moments import Moments
 from aspire_mom.moments.options import (
     CorrectionOptions,
@@ -58,7 +59,9 @@ class MomentEstimator:
     images and all get the same moments.
 
     - CTFs and other filters are corrected for by least squares, one normal equation for
-      each entry of a moment. Molecules come out bright.
+      each entry of a moment. Molecules come out bright. Third moments take astigmatic
+      ones as radial: a relative error of 3e-5 at 0.05 µm, for 8 rings of 63 pixels of
+      5.6 Å, which grows with the square.
     - Shifts that the source knows are undone by ASPIRE's `Image.shift`. The inversion
       models those that remain.
     - The second moment is divided by 1 + s², s the amplitudes' relative spread.
@@ -69,8 +72,9 @@ class MomentEstimator:
     :param basis: `CartesianBasis` or `PolarBasis` of the source's image size.
     :param noise: Model of the noise.
     :param corrections: What to correct the images for.
-    :param third: Third moments to estimate too, in-plane averaged; those of images with
-        CTFs cannot be compressed (`ThirdMomentBasis.rings`).
+    :param third: Third moments to estimate too, None for none. "auto" is
+        `ThirdMomentBasis.rings(basis)` for an in-plane averaged polar basis on the CPU,
+        else None. Those of images with CTFs cannot be compressed.
     :param streaming: How to read and sum up the images.
     :raises TypeError: `source`, `basis` or `third` is of another type.
     :raises ValueError: the source is empty or of another size than the basis, residual
@@ -85,7 +89,7 @@ class MomentEstimator:
         *,
         noise: Noise = Noise(),
         corrections: CorrectionOptions = CorrectionOptions(),
-        third: ThirdMomentBasis | None = None,
+        third: ThirdMomentBasis | Literal["auto"] | None = "auto",
         streaming: StreamingOptions = StreamingOptions(),
     ):
         check_kind("source", source, ImageSource)
@@ -98,6 +102,10 @@ class MomentEstimator:
             )
         if corrections.shift_std is not None:
             checked_number("shift_std", corrections.shift_std, source.L / 4)
+        device = checked_device(processes.own_device(str(streaming.device)))
+        if isinstance(third, str):
+            check_choice("third", third, ("auto",))
+            third = _default_third(basis, device)
         self.source, self.basis, self.third = source, basis, third
         self.noise, self.corrections, self.streaming = noise, corrections, streaming
         self.noise_spectrum = None
@@ -113,7 +121,6 @@ class MomentEstimator:
             orders = basis.max_order + 2 * self.transfer.n_harmonics
             self._noise_basis = replace(basis, max_order=orders)
         self._check_ctf_and_third()
-        device = checked_device(processes.own_device(str(streaming.device)))
         self._check_device(device)
         # None for NumPy.
         self.device = None if device.type == "cpu" else device
@@ -144,11 +151,6 @@ class MomentEstimator:
             raise ValueError(
                 "third moments of images with CTFs cannot be compressed; pass"
                 " third=ThirdMomentBasis.rings(basis, n_rings)"
-            )
-        if self.astigmatic:
-            raise ValueError(
-                "third moments of images with astigmatic CTFs are not corrected for;"
-                " leave them out or pass ignore_ctf=True"
             )
 
     def _check_device(self, device: torch.device) -> None:
@@ -318,6 +320,7 @@ class MomentEstimator:
             corrections=replace(corrections, noise_variance=float(variance)),
             third_basis=self.third,
             third_error=third_error,
+            third_information=sums.get("third_information"),
             noise_power=power,
         )
         logger.info(f"{moments}; {moments.corrections}")
@@ -354,10 +357,20 @@ class MomentEstimator:
         if self.third is None:
             found = basis.sums(images, H, self.device)
         else:
-            c = basis.coefficients(images, H)
-            found = basis.coefficient_sums(c)
-            sums |= self.third.sums(c, H if H is None else H[..., 0])
+            orders, n_rings = self.third.max_order, self.third.n_rings
+            found, c = basis.sums_and_coefficients(images, H, orders, n_rings)
+            H = H if H is None else radial_part(H[:, :n_rings])
+            sums |= self.third.sums(c, H)
         return sums | dict(zip(("first", "second", "squares"), found, strict=True))
+
+
+def _default_third(basis: Basis, device: torch.device) -> ThirdMomentBasis | None:
+    if not basis.inplane_average:
+        return None
+    if device.type != "cpu":
+        logger.warning("Third moments are left out; GPUs do not compute them.")
+        return None
+    return ThirdMomentBasis.rings(basis)
 
 
 def _known_offsets(source: ImageSource) -> np.ndarray | None:

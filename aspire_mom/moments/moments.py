@@ -52,6 +52,8 @@ class Moments:
     :param corrections: What the moments are corrected for, and of which images.
     :param third_basis: `ThirdMomentBasis` of `third`, None without one.
     :param third_error: Standard error of `third`, see :meth:`ThirdMomentBasis.finish`.
+    :param third_information: Σ H²[r] H²[s] H²[t] over images on the rings of
+        `third_basis`, (n_rings,)³; None without CTFs.
     :param noise_power: Power of the noise that was removed from E |f|², after all
         corrections: `basis.power_shape`, float64; None where it is not known.
     :raises TypeError: `basis` is no basis, or a moment or an error no array.
@@ -72,6 +74,7 @@ class Moments:
     corrections: Corrections = Corrections()
     third_basis: ThirdMomentBasis | None = None
     third_error: np.ndarray | None = None
+    third_information: np.ndarray | None = None
     noise_power: np.ndarray | None = None
 
     def __post_init__(self):
@@ -101,6 +104,7 @@ class Moments:
             if third_basis.basis != basis:
                 raise ValueError(f"third_basis is for {third_basis.basis}, not {basis}")
             shapes["third"] = shapes["third_error"] = (third_basis.size,)
+            shapes["third_information"] = 3 * (third_basis.n_rings,)
         for name, shape in shapes.items():
             value = getattr(self, name)
             if value is None and name not in ("first", "second"):
@@ -170,7 +174,7 @@ class Moments:
         :param other: Moments in the same basis, with the same pixel size.
         :return: The moments of both.
         :raises TypeError: `other` is something else.
-        :raises ValueError: they do not fit, are exact, or have CTFs and third moments.
+        :raises ValueError: they do not fit, or are exact.
         """
         self.check_same_basis(other)
         _check_mergeable(self, other)
@@ -191,10 +195,7 @@ class Moments:
                 "second_error": _error(parts, "second_error", raw[0] - raw[1]),
             }
         if self.third is not None:
-            # Its scatter is that after noise was subtracted.
-            apart = self.third - other.third
-            merged["third"] = _mean(parts, "third")
-            merged["third_error"] = _error(parts, "third_error", apart)
+            merged |= _merged_third(parts)
         return replace(self, **merged, n_images=n, corrections=corrections)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
@@ -267,7 +268,6 @@ def _check_mergeable(a: Moments, b: Moments) -> None:
     same_size = sizes[0] is sizes[1]
     if None not in sizes:
         same_size = math.isclose(*sizes, rel_tol=PIXEL_SIZE_TOLERANCE)
-    has_ctf = a.first_information is not None or b.first_information is not None
     problem = None
     if not same_size:
         problem = f"pixel sizes differ: {a.pixel_size} and {b.pixel_size} Å"
@@ -282,11 +282,10 @@ def _check_mergeable(a: Moments, b: Moments) -> None:
         problem = f"shift_std is {a.shift_std} for one and {b.shift_std} for the other"
     elif a.third_basis != b.third_basis:
         problem = "the two third moments are in different bases, or one is missing"
-    elif a.third is not None and has_ctf:
-        problem = (
-            "third moments of images with CTFs cannot be merged, since their"
-            " information is not kept; estimate them from all images at once"
-        )
+    elif a.third is not None and any(
+        m.third_information is None and m.first_information is not None for m in (a, b)
+    ):
+        problem = "third moments of images with CTFs lack their third_information"
     if problem:
         raise ValueError(problem)
 
@@ -313,6 +312,31 @@ def _error(
         if count > 1:
             scatter = scatter + count * (count - 1) * error**2
     return np.sqrt(scatter / (n * (n - 1)))
+
+
+def _merged_third(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | None]:
+    """The same as of all images at once."""
+    a, b = parts
+    basis = a.third_basis
+    if a.third_information is None and b.third_information is None:
+        # Their scatter is that after noise was subtracted.
+        error = _error(parts, "third_error", a.third - b.third)
+        return {"third": _mean(parts, "third"), "third_error": error}
+    information = [
+        np.full(3 * (basis.n_rings,), float(m.n_images))
+        if m.third_information is None
+        else m.third_information
+        for m in parts
+    ]
+    own, error = [basis.denominators(i) for i in information], None
+    total = basis.denominators(sum(information))
+    if a.third_error is not None and b.third_error is not None:
+        error = np.hypot(own[0] * a.third_error, own[1] * b.third_error) / total
+    return {
+        "third": (own[0] * a.third + own[1] * b.third) / total,
+        "third_error": error,
+        "third_information": sum(information),
+    }
 
 
 def _merged_with_ctf(parts: tuple[Moments, Moments]) -> dict[str, np.ndarray | None]:

@@ -118,23 +118,20 @@ class ThirdMomentBasis:
         n_rings: int | None = None,
         *,
         max_order: int | None = None,
-        budget_bytes: int = BUDGET,
     ) -> ThirdMomentBasis:
         """
         Keep the innermost rings themselves, times the roots of their areas. Ring r
         keeps the orders m ≤ ⌈πr⌉, which an object within the inscribed disc has there.
 
         :param basis: In-plane averaged polar basis.
-        :param n_rings: Rings to keep; by default as many as fit into `budget_bytes`.
+        :param n_rings: Rings to keep; by default 8, or all if there are fewer.
         :param max_order: Largest order to keep; by default all on those rings.
-        :param budget_bytes: Largest size of the third moment.
         :return: The basis.
         :raises TypeError: `basis` is no polar basis.
-        :raises ValueError: it is not in-plane averaged, more rings or orders than it
-            has, or rings that do not fit into the budget.
+        :raises ValueError: it is not in-plane averaged, or has fewer rings or orders.
         """
         check_basis(basis)
-        return cls(basis, ring_vectors(basis, n_rings, max_order, budget_bytes))
+        return cls(basis, ring_vectors(basis, n_rings, max_order))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """:return: Arrays for a file: the vectors side by side, and their numbers."""
@@ -163,6 +160,12 @@ class ThirdMomentBasis:
     def max_order(self) -> int:
         """Highest order kept."""
         return len(self.vectors) - 1
+
+    @cached_property
+    def n_rings(self) -> int:
+        """:return: Number of innermost rings that the vectors are not all zero on."""
+        used = np.any([U.any(1) for U in self.vectors], axis=0)
+        return int(np.flatnonzero(used)[-1]) + 1
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -227,8 +230,8 @@ class ThirdMomentBasis:
         """
         Sums over images, to be added over batches in double precision.
 
-        :param c: Coefficients (n, ≥ max_order + 1, n_rings), times H where given.
-        :param H: Real factors (n, n_rings) on each image's rings (a CTF), once in
+        :param c: Coefficients (n, ≥ max_order + 1, ≥ n_rings), times H where given.
+        :param H: Real factors (n, ≥ n_rings) on each image's rings (a CTF), once in
             formation and once since, for least squares: c = H (H f + noise). They need
             `ring_indices`: eigenvectors mix rings of unlike factors.
         :return: `third`, Σ a a conj a, and `third_first`, Σ a[0]. With H, `third_first`
@@ -237,9 +240,10 @@ class ThirdMomentBasis:
             without H `third_zeroth`, Σ a[0] a[0], and `third_cross`, Σ a[0]² a[m] conj
             a[m].
         """
-        rows = np.ascontiguousarray(c[:, : self.max_order + 1].transpose(1, 2, 0))
-        pairs = zip(self.vectors, rows, strict=True)
-        parts = [U.conj().T.astype(c.dtype) @ row for U, row in pairs]
+        R = self.n_rings
+        rows = c[:, : self.max_order + 1, :R].transpose(1, 2, 0)
+        pairs = zip(self.vectors, np.ascontiguousarray(rows), strict=True)
+        parts = [U[:R].conj().T.astype(c.dtype) @ row for U, row in pairs]
         conjugates, zeroth = [a.conj() for a in parts], parts[0].real
         moduli = [a.real**2 + a.imag**2 for a in parts]
         sums = {
@@ -247,7 +251,7 @@ class ThirdMomentBasis:
             "third_squares": np.concatenate([*self._products(moduli, moduli)]),
         }
         if H is not None:
-            return sums | self._information_sums(zeroth, H)
+            return sums | self._information_sums(zeroth, H[:, :R])
         cross = self._products(parts, conjugates, [parts[0] ** 2])
         return sums | {
             "third_first": zeroth.sum(1, dtype=np.float64),
@@ -284,8 +288,7 @@ class ThirdMomentBasis:
         weighted = "third_information" in sums
         scale = np.float64(n_images)
         if weighted:
-            scale = self._by_rings(sums["third_information"])
-            scale = np.maximum(scale, FLOOR * scale.max())
+            scale = self.denominators(sums["third_information"])
         pairs = zip(self.vectors, noise_second, strict=False)
         noise = [U.conj().T @ second @ U for U, second in pairs]  # of a[m]
         third = (sums["third"] - self._noise_share(sums["third_first"], noise)) / scale
@@ -295,6 +298,15 @@ class ThirdMomentBasis:
             return third, np.sqrt(sums["third_squares"]) / scale
         variance = self._squares(sums, noise) / n_images - np.abs(third) ** 2
         return third, np.sqrt(np.maximum(variance, 0) / (n_images - 1))
+
+    def denominators(self, information: np.ndarray) -> np.ndarray:
+        """
+        :param information: Σ H²[r] H²[s] H²[t], (n_rings, n_rings, n_rings).
+        :return: What sums over images are divided by, (size,): 1e-8 of the largest, or
+            the information if it is more.
+        """
+        scale = self._by_rings(information)
+        return np.maximum(scale, FLOOR * scale.max())
 
     def of_views(self, c: Tensor, probabilities: Tensor) -> Tensor:
         """

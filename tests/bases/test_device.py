@@ -8,6 +8,7 @@ from aspire.operators import CTFFilter, RadialCTFFilter
 from aspire_mom.bases import CartesianBasis, PolarBasis, polar
 from aspire_mom.bases.polar_transform import full_precision
 from aspire_mom.moments import MomentEstimator, StreamingOptions, ThirdMomentBasis
+from aspire_mom.moments.estimator import _default_third
 from tests.moments.sources import (
     DEVICES,
     array_source,
@@ -32,7 +33,8 @@ def estimator(source, device=None, **options):
     """One whose sums are computed by torch on a device, which on the CPU only tests do;
     by NumPy without one."""
     streaming = StreamingOptions(batch_size=16, **options)
-    made = MomentEstimator(source, PolarBasis(source.L), streaming=streaming)
+    basis = PolarBasis(source.L)
+    made = MomentEstimator(source, basis, third=None, streaming=streaming)
     made.device = device
     return made
 
@@ -167,7 +169,7 @@ def test_devices_that_are_not_here(monkeypatch, device):
         ("cuda", PolarBasis(16), {"third": True}, "third moments"),
     ],
 )
-def test_what_gpus_do_not_compute(device, basis, options, message):
+def test_what_gpus_do_not_compute(device, basis, options, message, caplog):
     """The CPU does, and GPUs what is left."""
     third = ThirdMomentBasis.rings(basis, 2) if options.pop("third", False) else None
     made = MomentEstimator(simulation(16, n=4, **options), basis, third=third)
@@ -176,6 +178,8 @@ def test_what_gpus_do_not_compute(device, basis, options, message):
         made._check_device(torch.device(device))
     radial = [RadialCTFFilter(voltage=200, defocus=15_000, Cs=2, alpha=0.1)]
     source = simulation(16, n=4, unique_filters=radial)
-    made = MomentEstimator(source, PolarBasis(16))
+    assert _default_third(PolarBasis(16), torch.device("cuda")) is None
+    assert "Third moments are left out; GPUs do not" in caplog.text
+    made = MomentEstimator(source, PolarBasis(16), third=None)
     assert made.device is None
     made._check_device(torch.device("cuda"))

@@ -454,7 +454,7 @@ def test_halves_and_options_of_a_finished_output(tmp_path, star):
     for other in (
         ("--shift-std", 2),
         ("--shift-std", "auto"),
-        ("--third-rings", 2),
+        ("--no-third",),
         ("--noise", "coloured"),
     ):
         refused = run(*words, *other)

@@ -104,7 +104,7 @@ def test_fewer_images(finished):
         (["--shift-std", 2], "shift_std is 0.0, not 2.0"),
         (["--shift-std", "auto"], "shift_std is 0.0, not None"),
         (["--noise", "coloured"], "noise is white, not corners"),
-        (["--third-rings", 2], "third moments: None, not ThirdMomentBasis"),
+        (["--no-third"], "third moments: ThirdMomentBasis of 56 numbers"),
         (["--basis", "cartesian"], "the basis is PolarBasis"),
         (["--downsample", 8], "the basis is PolarBasis"),
     ],

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 
 import mrcfile
@@ -14,10 +15,13 @@ from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.moments import (
     CorrectionOptions,
     MomentEstimator,
+    Moments,
     Noise,
     StreamingOptions,
     ThirdMomentBasis,
 )
+from aspire_mom.moments.ctf import TransferFunctions, radial_part
+from aspire_mom.moments.moments import weighted_norm
 from tests.moments.sources import (
     VARIANCE,
     array_source,
@@ -74,7 +78,7 @@ def test_moments_are_those_of_the_images_one_by_one(basis, dtype, make):
     assert moments.n_images == source.n
     assert moments.noise_variance == VARIANCE
     assert moments.pixel_size == 2.0
-    assert moments.third is None
+    assert (moments.third is None) == (basis != "polar")
     assert moments.nyquist
 
 
@@ -444,12 +448,29 @@ def test_third_moments_are_estimated_with_the_others():
     assert moments.third_basis == kept
 
 
-def test_third_moments_seen_through_ctfs():
+def test_third_moments_are_estimated_by_default():
+    source = simulation(12, n=4)
+    for basis in (PolarBasis(12), PolarBasis(12, n_rings=1), PolarBasis(12, 3, 0)):
+        kept = ThirdMomentBasis.rings(basis)
+        assert MomentEstimator(source, basis).third == kept
+        assert MomentEstimator(source, basis).estimate().third.shape == (kept.size,)
+        assert MomentEstimator(source, basis, third=None).third is None
+    for basis in (CartesianBasis(12), PolarBasis(12, inplane_average=False)):
+        assert MomentEstimator(source, basis).third is None
+    with pytest.raises(ValueError, match="third is 'all'"):
+        MomentEstimator(source, PolarBasis(12), third="all")
+
+
+@pytest.mark.parametrize("astigmatism", [0, 500])
+def test_third_moments_seen_through_ctfs(astigmatism):
     """Those without a CTF, to what the CTFs spread beyond the box."""
     basis = PolarBasis(24)
     kept = ThirdMomentBasis.rings(basis, 5)
     options = {"n": 40, "noise": 0, "dtype": np.float64}
-    filters = [RadialCTFFilter(voltage=300, defocus=d) for d in (5e3, 7e3, 9e3)]
+    filters = [
+        CTFFilter(defocus_u=d, defocus_v=d - astigmatism, defocus_ang=d)
+        for d in (5e3, 7e3, 9e3)
+    ]
     # Every image behind every CTF.
     angles = Rotation.generate_random_rotations(14, seed=0, dtype=np.float64).angles
     clean = simulation(24, angles=angles, **options | {"n": 14})
@@ -464,8 +485,55 @@ def test_third_moments_seen_through_ctfs():
     moments = estimate(seen, "polar", noise=Noise(variance=0), third=kept)
     difference = np.linalg.norm(kept.weights * (moments.third - expected.third))
     assert difference < 0.04 * np.linalg.norm(kept.weights * expected.third)
-    with pytest.raises(ValueError, match="of images with CTFs cannot be merged"):
-        moments.merge(moments)
+
+
+@pytest.mark.parametrize(("astigmatism", "least"), [(500, 0.002), (2000, 0.01)])
+def test_third_moments_take_astigmatic_ctfs_as_radial(astigmatism, least):
+    """Error from what astigmatic CTFs of 5.6 Å pixels carry from order to order."""
+    L, n, n_ctfs = 63, 20, 10
+    basis = PolarBasis(L)
+    kept, none = ThirdMomentBasis.rings(basis), np.zeros(basis.second_shape)
+    clean = simulation(L, n=n, noise=0).images[:].asnumpy()
+    expected, _ = kept.finish(kept.sums(basis.coefficients(clean)), n, none)
+    # Every image behind every CTF.
+    clean = np.repeat(clean, n_ctfs, axis=0)
+    source = ArrayImageSource(clean, pixel_size=5.6)
+    source.unique_filters = [
+        CTFFilter(defocus_u=d, defocus_v=d - astigmatism, defocus_ang=d)
+        for d in np.linspace(8e3, 30e3, n_ctfs)
+    ]
+    source.filter_indices = np.arange(n * n_ctfs) % n_ctfs
+    H = TransferFunctions(source, basis).of_images(0, n * n_ctfs)
+    seen = basis.coefficients(clean, H**2)
+    third, _ = kept.finish(kept.sums(seen, radial_part(H)), n * n_ctfs, none)
+    error = weighted_norm(third - expected, kept.weights)
+    assert error < least * weighted_norm(expected, kept.weights)
+
+
+def test_third_moments_with_ctfs_merge(tmp_path):
+    """Halves to the whole; with images without a CTF, in proportion to information."""
+    filters = [RadialCTFFilter(voltage=300, defocus=d) for d in (5e3, 7e3, 9e3)]
+    source = simulation(16, n=60, unique_filters=filters)
+    estimator = MomentEstimator(source, PolarBasis(16))
+    whole, *halves = estimator.estimate_with_halves()
+    halves[0].save(tmp_path / "half.npz")
+    merged = Moments.load(tmp_path / "half.npz").merge(halves[1])
+    for name in ("third", "third_error", "third_information"):
+        value, expected = getattr(merged, name), getattr(whole, name)
+        assert largest_difference(value, expected) < 1e-10, name
+    plain = estimate(simulation(16, n=60), "polar")
+    mixed = whole.merge(plain)
+    assert whole.third_basis.ring_indices[1][2] == 3
+    of_first = whole.third_information[3, 4, 5]
+    weights = np.array([of_first, 60]) / (of_first + 60)
+    found, *parts = (
+        whole.third_basis.block(moments.third, 1, 2)[2, 3, 4]
+        for moments in (mixed, whole, plain)
+    )
+    assert found == pytest.approx(weights @ parts)
+    lacking = dataclasses.replace(whole, third_information=None)
+    with pytest.raises(ValueError, match="with CTFs lack their third_information"):
+        lacking.merge(plain)
 
 
 def test_third_moments_that_cannot_be():
@@ -475,10 +543,7 @@ def test_third_moments_that_cannot_be():
     compressed = ThirdMomentBasis.from_moments(pilot)
     with pytest.raises(ValueError, match="CTFs cannot be compressed; pass third=Third"):
         MomentEstimator(source, basis, third=compressed)
-    source = simulation(16, n=20, unique_filters=[CTFFilter(defocus_u=9e3)])
     rings = ThirdMomentBasis.rings(basis, 5)
-    with pytest.raises(ValueError, match="astigmatic CTFs are not corrected for"):
-        MomentEstimator(source, basis, third=rings)
     with pytest.raises(ValueError, match="third moments are in PolarBasis"):
         MomentEstimator(array_source(noise_images(5, 9)), PolarBasis(9), third=rings)
     with pytest.raises(TypeError, match="third is a int, not a ThirdMomentBasis"):

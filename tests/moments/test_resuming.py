@@ -124,6 +124,7 @@ def test_sums_serve_what_they_do_not_depend_on(tmp_path):
         ({"corrections": CorrectionOptions(phase_flipped=True)}, "phases flipped"),
         ({"noise": Noise(spectrum="corners")}, "spectrum of corners"),
         ({"third": ThirdMomentBasis.rings(PolarBasis(12), 2)}, "third"),
+        ({"third": None}, "third"),
     ):
         with pytest.raises(ValueError, match=rf"data or settings \({name}: "):
             estimate(source, path, **other)
