@@ -29,11 +29,11 @@ WRITTEN = (*RESULTS, "volume_mirror.mrc")
 @click.option(
     "--prior",
     type=click.Choice(["gaussians", "grid", "fouriernet", "harmonics", "paper"]),
-    default="gaussians",
     help="Volume model: growing Gaussian mixture, a non-negative grid, the paper's"
     " network (FourierNet), or ball harmonics. The grid uses third moments and suits"
     " real maps; it needs centred images. paper selects the paper's complete"
-    " configuration; it requires Cartesian moments and runs for days.",
+    " configuration; it requires Cartesian moments and runs for days.  [default: grid"
+    " where moments show that the molecule lies in solvent, else gaussians]",
 )
 @click.option(
     "--epochs",
@@ -59,7 +59,7 @@ WRITTEN = (*RESULTS, "volume_mirror.mrc")
 def reconstruct(
     moments: Path,
     out: Path,
-    prior: str,
+    prior: str | None,
     epochs: int | None,
     support_radius: float | None,
     lowpass: float | None,

@@ -26,6 +26,7 @@ from aspire_mom.inversion.optimise import (
     minimise_batch,
 )
 from aspire_mom.inversion.search import Candidate, SearchOptions
+from aspire_mom.inversion.start import LEAST_GRID_RINGS
 from aspire_mom.moments import Moments
 from aspire_mom.moments.report import ring_rms
 from aspire_mom.processes import n_processes
@@ -38,16 +39,18 @@ logger = logging.getLogger(__name__)
 # the weight in the loss of the free gains' squares, for starts with odd seeds. Those
 # with even seeds have free gains from the first level on. Either kind finds maps that
 # the other does not. On the last level both are equally free, so that losses compare.
+# Losses tell starts apart only once they have converged, so each level takes its time,
+# save the first: ring 2 alone fits many volumes.
 LEVELS = (
     (1, 80, 1.0),
-    (0.67, 120, 1.0),
-    (0.33, 150, 1.0),
-    (0.125, 200, 1e-3),
-    (0.0625, 200, 1e-5),
+    (0.75, 240, 1.0),
+    (0.5, 240, 1.0),
+    (0.19, 240, 1e-3),
+    (0.094, 240, 1e-5),
 )
 FREE_WEIGHT = 1e-5
-# Starts that are fitted to all rings, at least and at most.
-FINISHED, MAX_FINISHED = 4, 8
+# Starts that are fitted to all rings.
+FINISHED = 4
 # Rings at most: at 10 the matrix of coefficients takes 0.4 GB, at 12 it takes 1.6.
 MAX_RINGS = 10
 # Standard deviation of the density's coefficients at the start.
@@ -165,7 +168,7 @@ def _levels(options: SearchOptions, n_rings: int) -> list[tuple[int, int, int, f
         share, n_steps, weight = LEVELS[min(i, len(LEVELS) - 1)]
         n_starts = min(options.n_starts, max(FINISHED, round(share * options.n_starts)))
         if n == n_rings:
-            n_starts, n_steps = min(n_starts, MAX_FINISHED), options.n_steps
+            n_starts, n_steps = min(n_starts, FINISHED), options.n_steps
             weight = FREE_WEIGHT
         levels.append((n, n_starts, n_steps, weight))
     return levels
@@ -226,9 +229,9 @@ def check_grid(
     if moments.shift_std != 0:
         std = describe_shift_std(moments.shift_std)
         raise ValueError(f"the images have shifts of {std}; the grid models none")
-    if not FIRST_RING + 2 <= n_rings <= MAX_RINGS:
+    if not LEAST_GRID_RINGS <= n_rings <= MAX_RINGS:
         raise ValueError(
-            f"n_rings is {n_rings}; the grid takes {FIRST_RING + 2} to {MAX_RINGS}"
+            f"n_rings is {n_rings}; the grid takes {LEAST_GRID_RINGS} to {MAX_RINGS}"
         )
     if not ring_rms(moments)[FIRST_RING:n_rings].any():
         raise ValueError(f"the moments have no power on rings from {FIRST_RING} on")

@@ -59,16 +59,18 @@ class MomentInversion:
     """
     Find a volume and density of rotations with given moments (sections 3.2 and 4.2).
 
-    By default the volume is a mixture of Gaussians, which grows while Akaike's
-    information criterion falls, the density of viewing directions is smooth, and
-    moments are weighted by their standard errors. The criterion also chooses the best
-    of several starts. Where `moments.shift_std` is None, each start finds the standard
-    deviation of the images' shifts too.
+    By default the density of viewing directions is smooth, moments are weighted by
+    their standard errors, and the volume is a mixture of Gaussians, which grows while
+    Akaike's information criterion falls; or a `PositiveGrid`, found by `search_grid`
+    from third moments too, if the moments show that the molecule lies in solvent, as in
+    real maps. The criterion also chooses the best of several starts. Where
+    `moments.shift_std` is None, each start finds the standard deviation of the images'
+    shifts too.
 
     :param moments: Estimated or exact moments in either basis.
-    :param volume: "gaussians", "grid" (a `PositiveGrid`, found by `search_grid` from
-        first, second and third moments), "harmonics", "fouriernet", or a volume model
-        to start from, which is not changed.
+    :param volume: "gaussians", "grid", "harmonics", "fouriernet", or a volume model to
+        start from, which is not changed; by default that of `start.default_volume`,
+        or Gaussians if `density`, `signed` or options of the loss are given.
     :param density: `DiscreteDensity`, `MomentEncoder` or another module that returns
         the probabilities of the nodes; by default `DiscreteDensity(quadrature,
         degree=6)`, or one logit per node if the volume is a network.
@@ -90,7 +92,7 @@ class MomentInversion:
     def __init__(
         self,
         moments: Moments,
-        volume: str | FourierVolume = "gaussians",
+        volume: str | FourierVolume | None = None,
         density: nn.Module | None = None,
         quadrature: SO3Quadrature | None = None,
         *,
@@ -104,12 +106,15 @@ class MomentInversion:
         checkpoint: str | Path | None = None,
     ):
         check_kind("moments", moments, Moments)
+        check_kind("loss", loss, LossOptions)
+        check_kind("search", search, SearchOptions)
+        if volume is None:
+            plain = density is None and signed is None and loss == LossOptions()
+            volume = start.default_volume(moments) if plain else "gaussians"
         if isinstance(volume, str):
             check_choice("volume", volume, N_STARTS)
         else:
             check_kind("volume", volume, FourierVolume)
-        check_kind("loss", loss, LossOptions)
-        check_kind("search", search, SearchOptions)
         if not 0 < support_radius <= 0.5:
             raise ValueError(
                 f"support_radius is {support_radius} boxes; it must lie in (0, 0.5]"

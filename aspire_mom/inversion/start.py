@@ -19,6 +19,8 @@ from aspire_mom.volumes import GaussianMixture
 # Radius in boxes of a ball that holds most molecules.
 SUPPORT_RADIUS = 0.4
 MAX_DEGREE = 41
+# Fewest rings of a grid: third moments of two, and rings 0 and 1, which do not count.
+LEAST_GRID_RINGS = 4
 
 
 def cut_to_support(basis: Basis, n_rings: int, support_radius: float) -> Basis:
@@ -74,6 +76,18 @@ def needs_signs(moments: Moments) -> bool:
         return False
     rms = ring_rms(moments)
     return bool(rms[1:].max(initial=0) > 1.05 * zero_frequency_mean(moments))
+
+
+def default_volume(moments: Moments) -> str:
+    """
+    :param moments: The moments.
+    :return: "grid" if the molecule seems to lie in solvent, as no non-negative volume
+        alone has such moments, and the grid's search can use them; else "gaussians".
+    """
+    third = moments.third_basis
+    usable = third is not None and third.ring_indices is not None
+    usable &= moments.shift_std == 0 and informative_rings(moments) >= LEAST_GRID_RINGS
+    return "grid" if usable and needs_signs(moments) else "gaussians"
 
 
 @torch.no_grad()

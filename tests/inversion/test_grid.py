@@ -20,7 +20,7 @@ from aspire_mom import (
     compare,
 )
 from aspire_mom.files import InvalidCheckpoint
-from aspire_mom.inversion import StoppedByUser, forward_model
+from aspire_mom.inversion import StoppedByUser, forward_model, grid_search
 from aspire_mom.inversion.grid_problem import EXTRA_DEGREE, FIRST_RING, GridProblem
 from aspire_mom.inversion.grid_search import _random_starts
 from aspire_mom.inversion.start import cut_to_support
@@ -199,6 +199,12 @@ def test_finds_the_volume(problem):
     assert max(found.moment_errors) < 0.1
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    monkeypatch.setattr(grid_search, "LEVELS", ((1, 40, 1.0), (1, 60, 1.0)))
+
+
+@pytest.mark.usefixtures("few_steps")
 def test_a_stopped_search_goes_on(problem, tmp_path):
     _, moments = problem
     whole = inversion(moments).estimate()
@@ -206,7 +212,7 @@ def test_a_stopped_search_goes_on(problem, tmp_path):
 
     def stop(status):
         calls.append(status.stage)
-        return len(calls) == 12
+        return len(calls) == 5
 
     path = tmp_path / "checkpoint.pt"
     with pytest.raises(StoppedByUser):
@@ -215,6 +221,7 @@ def test_a_stopped_search_goes_on(problem, tmp_path):
     np.testing.assert_array_equal(again.volume.asnumpy(), whole.volume.asnumpy())
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_checkpoint_of_other_third_moments_is_refused(problem, tmp_path):
     _, moments = problem
     path = tmp_path / "checkpoint.pt"
@@ -283,3 +290,18 @@ def test_moments_that_it_cannot_use(problem):
     quadrature = SO3Quadrature.product(SphericalDesign(7), 1)
     with pytest.raises(ValueError, match="must be smooth"):
         inversion(moments, density=DiscreteDensity(quadrature), quadrature=quadrature)
+
+
+def test_the_default_where_molecules_lie_in_solvent():
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(30))
+    grid.solvent.data[0] = -20  # β = 0
+    in_vacuum = moments_of(grid, coefficients, SphericalDesign(30))
+
+    def default(moments, **options):
+        return MomentInversion(moments, **options).settings["volume"]
+
+    assert default(moments) == "grid"
+    assert default(in_vacuum) == "gaussians"
+    assert default(moments, signed=True) == "gaussians"
+    assert default(replace(moments, third=None, third_basis=None)) == "gaussians"
