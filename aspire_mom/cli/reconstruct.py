@@ -120,6 +120,7 @@ def reconstruct(
     with aspire_mom.files.staged(out) as folder:
         write_results(folder, found, estimate, report)
     checkpoint.unlink(missing_ok=True)
+    click.echo(report["verdict"])
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {seconds:.0f} s")
 
 
@@ -168,6 +169,14 @@ def write_results(
         "noise_variance": moments.noise_variance,
         "box": moments.basis.L,
         "pixel_size": moments.pixel_size,
+    }
+    agreement = aspire_mom.evaluation.starts_agreement(
+        found.start_volumes, found.settings["n_rings"], moments
+    )
+    report |= {
+        "agreement_shells": agreement.shells,
+        "agreement_angstrom": agreement.angstrom,
+        "verdict": agreement.verdict,
     }
     names = ("seed", "moment_errors", "shift_std", "settings", "starts", "history")
     report |= {name: getattr(found, name) for name in names}

@@ -1,5 +1,6 @@
 """Compare a reconstruction with a reference: registration, FSC, pictures."""
 
+from aspire_mom.evaluation.agreement import Agreement, starts_agreement
 from aspire_mom.evaluation.comparison import Comparison, compare
 from aspire_mom.evaluation.fsc import fourier_shell_correlation
 from aspire_mom.evaluation.plots import (
@@ -12,6 +13,7 @@ from aspire_mom.evaluation.plots import (
 from aspire_mom.evaluation.registration import Registration, register
 
 __all__ = [
+    "Agreement",
     "Comparison",
     "Registration",
     "compare",
@@ -22,4 +24,5 @@ __all__ = [
     "plot_slices",
     "plot_views",
     "register",
+    "starts_agreement",
 ]
