@@ -78,4 +78,6 @@ def _verdict(
             f"{head} The rings in use limit the model: they end at {last}, and the"
             f" data have signal up to about {signal}."
         )
+    if n_rings == moments.basis.n_rings:
+        return f"{head} The basis limits the model: it ends at ring {last}."
     return f"{head} The moments limit it: they have no signal beyond ring {last}."

@@ -19,7 +19,8 @@ def agreement_of(monkeypatch):
 
     def of(*volumes, n_rings=8, pixel_size=None):
         stack = Volume(np.concatenate([v.asnumpy() for v in volumes]))
-        moments = SimpleNamespace(basis=SimpleNamespace(L=L), pixel_size=pixel_size)
+        basis = SimpleNamespace(L=L, n_rings=13)
+        moments = SimpleNamespace(basis=basis, pixel_size=pixel_size)
         return starts_agreement(stack, n_rings, moments)
 
     return of
