@@ -31,9 +31,9 @@ WRITTEN = (*RESULTS, "volume_mirror.mrc")
     type=click.Choice(["gaussians", "grid", "fouriernet", "harmonics", "paper"]),
     help="Volume model: growing Gaussian mixture, a non-negative grid, the paper's"
     " network (FourierNet), or ball harmonics. The grid uses third moments and suits"
-    " real maps; it needs centred images. paper selects the paper's complete"
-    " configuration; it requires Cartesian moments and runs for days.  [default: grid"
-    " where moments show that the molecule lies in solvent, else gaussians]",
+    " real maps. paper selects the paper's complete configuration; it requires"
+    " Cartesian moments and runs for days.  [default: grid where moments show that the"
+    " molecule lies in solvent, else gaussians]",
 )
 @click.option(
     "--epochs",

@@ -1,10 +1,13 @@
 """The distance of non-negative grids from moments, for many starts at once."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from aspire_mom.inversion.forward import PolarForward
+from aspire_mom.inversion.grid_shifts import Block, ShiftedMoment
 from aspire_mom.inversion.loss import relative_information
 from aspire_mom.inversion.start import cut_to_support
 from aspire_mom.moments import Moments
@@ -34,6 +37,8 @@ class GridProblem:
     the sum over first, second and third moments of Σ w |M - M̂|² / Σ w |M̂|², of entries
     divided by the RMS of their rings. 1/w is the squared standard error plus 0.03², for
     errors of the model. Entries on which CTFs leave no information do not count.
+    Residual Gaussian shifts of images, of the standard deviation `moments.shift_std`,
+    are modelled (see :class:`ShiftedMoment`).
     Penalties on the squares of the density's coefficients and of the free gains are
     added.
 
@@ -69,6 +74,7 @@ class GridProblem:
         self.harmonics = log_density_harmonics(design.points, degree).float()
         self._set_first_and_second(moments)
         self._set_third(moments)
+        self.shifts = [*self._shifted_moments(moments.shift_std / basis.L)]
 
     def _matrix(self, forward: PolarForward) -> Tensor:
         """Coefficients of each point's Gaussian without the gain, real and imaginary
@@ -145,6 +151,20 @@ class GridProblem:
                 span = slice(rows[m1][0], rows[m1][-1] + 1)
                 self.third.append((span, rows_b, rows_c, target))
 
+    def _shifted_moments(self, std: float) -> Iterator[ShiftedMoment]:
+        """The effect of shifts on first, second and third moments; none without."""
+        rows = np.arange(len(self.rings))
+        second = [_rows(rows[span], rows[span]) for span, *_ in self.second]
+        third = []
+        for span, rows_b, rows_c, _ in self.third:
+            at = _rows(np.arange(len(rows_b)), rows[span])
+            b, c = rows_b.numpy()[at[:, 0]], rows_c.numpy()[at[:, 0]]
+            third.append(np.stack((at[:, 1], b, c), 1))
+        for parts in ([_rows(rows[: len(self.first.value)])], second, third):
+            if std and parts:
+                at = np.concatenate(parts)
+                yield ShiftedMoment(self.rings[at], self.orders[at], std)
+
     def to(self, device: torch.device) -> "GridProblem":
         """
         :param device: Device of the tensors.
@@ -152,7 +172,8 @@ class GridProblem:
         """
         for name in ("matrix", "harmonics", "powers", "gain_weights"):
             setattr(self, name, getattr(self, name).to(device))
-        self.first.to(device)
+        for target in (self.first, *self.shifts):
+            target.to(device)
         for *_, target in self.second:
             target.to(device)
         self.third = [
@@ -193,32 +214,50 @@ class GridProblem:
         flat = flat.reshape(-1, 2, n_rows, n_views) * gains[:, None, :, None]
         return flat[:, 0], flat[:, 1]
 
-    def _distances(self, x: Tensor) -> Tensor:
+    def _moments(self, x: Tensor) -> list[list[Block]]:
+        """First, second and third moments of the model, as those of the targets."""
         re, im = self.views(x)
         logits = self.split(x)[-1] @ self.harmonics.T
         # Views, then their antipodes, which show mirror images.
         ahead, behind = torch.softmax(logits, -1)[:, None].tensor_split(2, -1)
         even, odd = ahead + behind, ahead - behind
-        first = self.first.distance((re[:, : len(self.first.value)] * even).sum(-1))
-        second = third = torch.zeros_like(first)
-        for span, count, target in self.second:
+        first = (re[:, : len(self.first.value)] * even).sum(-1)
+        moments: list[list[Block]] = [[(first, torch.zeros_like(first))], [], []]
+        for span, *_ in self.second:
             a, b = re[:, span], im[:, span]
             real = (a * even) @ a.mT + (b * even) @ b.mT
             cross = (b * odd) @ a.mT
-            second = second + count * target.distance(real, cross - cross.mT)
-        for span, rows_b, rows_c, target in self.third:
+            moments[1].append((real, cross - cross.mT))
+        for span, rows_b, rows_c, _ in self.third:
             a, b = re[:, span], im[:, span]
             c, d, e, f = re[:, rows_b], im[:, rows_b], re[:, rows_c], im[:, rows_c]
             products = torch.cat((c * e + d * f, d * e - c * f), -1)
             real = products @ torch.cat((a * even, -b * even), -1).mT
             imag = products @ torch.cat((b * odd, a * odd), -1).mT
-            third = third + target.distance(real, imag)
+            moments[2].append((real, imag))
+        for i, shifted in enumerate(self.shifts):
+            moments[i] = shifted(moments[i])
+        return moments
+
+    def _distances(self, x: Tensor) -> Tensor:
+        moments = self._moments(x)
+        first = self.first.distance(*moments[0][0])
+        second = third = torch.zeros_like(first)
+        for (_, count, target), parts in zip(self.second, moments[1], strict=True):
+            second = second + count * target.distance(*parts)
+        for (*_, target), parts in zip(self.third, moments[2], strict=True):
+            third = third + target.distance(*parts)
         norms = (
             (first, self.first.norm),
             (second, sum(count * target.norm for _, count, target in self.second)),
             (third, sum(target.norm for *_, target in self.third)),
         )
         return sum(distance / norm for distance, norm in norms if norm > 0)
+
+
+def _rows(*parts: np.ndarray) -> np.ndarray:
+    """All choices of one number of each part, (n, len(parts)), the last fastest."""
+    return np.stack(np.meshgrid(*parts, indexing="ij"), -1).reshape(-1, len(parts))
 
 
 class _Target:
@@ -249,6 +288,6 @@ class _Target:
         self.value, self.weights = self.value.to(device), self.weights.to(device)
         return self
 
-    def distance(self, real: Tensor, imag: Tensor | float = 0.0) -> Tensor:
+    def distance(self, real: Tensor, imag: Tensor) -> Tensor:
         squares = (real - self.value.real) ** 2 + (imag - self.value.imag) ** 2
         return (self.weights * squares).flatten(1).sum(1)

@@ -16,7 +16,6 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor, nn
 
-from aspire_mom.checks import describe_shift_std
 from aspire_mom.files import Checkpoint
 from aspire_mom.inversion.grid_problem import FIRST_RING, GridProblem
 from aspire_mom.inversion.optimise import (
@@ -226,9 +225,12 @@ def check_grid(
             f"the moments are in {moments.basis}; the grid needs a PolarBasis that is"
             " averaged over in-plane angles"
         )
-    if moments.shift_std != 0:
-        std = describe_shift_std(moments.shift_std)
-        raise ValueError(f"the images have shifts of {std}; the grid models none")
+    if moments.shift_std is None:
+        raise ValueError(
+            "the images have shifts of unknown spread; the grid needs their standard"
+            " deviation: give shift_std to the estimator, or use"
+            " moments.with_corrections(shift_std=…)"
+        )
     if not LEAST_GRID_RINGS <= n_rings <= MAX_RINGS:
         raise ValueError(
             f"n_rings is {n_rings}; the grid takes {LEAST_GRID_RINGS} to {MAX_RINGS}"

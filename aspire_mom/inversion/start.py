@@ -86,7 +86,8 @@ def default_volume(moments: Moments) -> str:
     """
     third = moments.third_basis
     usable = third is not None and third.ring_indices is not None
-    usable &= moments.shift_std == 0 and informative_rings(moments) >= LEAST_GRID_RINGS
+    usable &= moments.shift_std is not None
+    usable &= informative_rings(moments) >= LEAST_GRID_RINGS
     return "grid" if usable and needs_signs(moments) else "gaussians"
 
 

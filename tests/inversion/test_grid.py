@@ -23,6 +23,7 @@ from aspire_mom.files import InvalidCheckpoint
 from aspire_mom.inversion import StoppedByUser, forward_model, grid_search
 from aspire_mom.inversion.grid_problem import EXTRA_DEGREE, FIRST_RING, GridProblem
 from aspire_mom.inversion.grid_search import _random_starts
+from aspire_mom.inversion.grid_shifts import ShiftedMoment
 from aspire_mom.inversion.start import cut_to_support
 
 RADIUS, DEGREE = 0.3, 2
@@ -56,6 +57,124 @@ def moments_of(grid, coefficients, design, *, L=21, cut=None):
     arrays = (t.numpy().astype(np.complex128) for t in (first, second, third))
     first, second, third = arrays
     return Moments(first, second, basis, third=third, third_basis=third_basis)
+
+
+def shifted_images(c, std, n_nodes=12):
+    """
+    Shift images with coefficients c (orders, rings, views) by the nodes of a
+    Gauss-Hermite quadrature, std in boxes. Return their coefficients (orders, rings,
+    views, nodes) and the nodes' weights.
+    """
+    n_orders, n_rings, _ = c.shape
+    n_angles = 4 * n_orders
+    angles = 2 * np.pi * np.arange(n_angles) / n_angles
+    # Coefficients of real images: c[-m] = (-1)^m conj c[m]
+    m = np.arange(n_orders)[:, None, None]
+    turns = np.exp(1j * np.outer(angles, m))
+    negative = ((-1.0) ** m * c.conj())[1:]
+    values = np.tensordot(turns, c, 1) + np.tensordot(turns[:, 1:].conj(), negative, 1)
+    x, w = np.polynomial.hermite_e.hermegauss(n_nodes)
+    o, w = std * x, w / w.sum()
+    shifts = np.stack(np.meshgrid(o, o, indexing="ij"), -1).reshape(-1, 2)
+    units = np.stack((np.cos(angles), np.sin(angles)), -1)
+    k = units[:, None] * np.arange(n_rings)[:, None]
+    shifted = values[..., None] * np.exp(2j * np.pi * k @ shifts.T)[:, :, None]
+    shifted = np.tensordot(turns.conj().T / n_angles, shifted, 1)
+    return shifted, np.outer(w, w).reshape(-1)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_shifted_moments_are_those_of_shifted_images(d):
+    std, n_orders, rings = 0.05, 10, np.array([2, 3, 4])
+    rng = np.random.default_rng(1)
+    shape = n_orders, 5, 6
+    c = rng.normal(size=shape) + 1j * rng.normal(size=shape)
+    # Few orders of the images, all of those that shifts give them.
+    c[0], c[3:] = c[0].real, 0
+    shifted, weights = shifted_images(c, std)
+    factors = np.indices(d * (len(rings),)).reshape(d, -1).T
+    r, m = [], []
+    for orders in np.ndindex(*(d - 1) * (n_orders,)):
+        if sum(orders) < n_orders:
+            r.append(rings[factors])
+            m.append(np.tile((*orders, sum(orders)), (len(factors), 1)))
+    r, m = np.concatenate(r), np.concatenate(m)
+
+    def moment(c, p):
+        factors = [c[a, b] for a, b in zip(m.T, r.T, strict=True)]
+        if d > 1:
+            factors[-1] = factors[-1].conj()
+        return (np.prod(factors, 0) * p).reshape(len(m), -1).sum(1)
+
+    p = np.full(6, 1 / 6)
+    expected = moment(shifted, p[:, None] * weights)
+    clean = moment(c, p)
+    parts = (torch.from_numpy(part[None]).float() for part in (clean.real, clean.imag))
+    ((real, imag),) = ShiftedMoment(r, m, std)([tuple(parts)])
+    found = (real + 1j * imag)[0].numpy()
+    assert abs(found - clean).max() > 0.1 * abs(clean).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * abs(clean).max())
+
+
+def with_shifts(moments, c, probabilities, std):
+    """The moments of a model's images that are shifted by std pixels."""
+    shifted, weights = shifted_images(c.numpy().astype(complex), std / moments.basis.L)
+    ahead, behind = probabilities.double().tensor_split(2)
+    sums = [0, 0, 0]
+    for i, weight in enumerate(weights):
+        for p, images in ((ahead, shifted[..., i]), (behind, shifted[..., i].conj())):
+            p, images = p * weight, torch.from_numpy(images)
+            sums[0] = sums[0] + images[0] @ p.to(images)
+            sums[1] = sums[1] + (images * p) @ images.mH
+            sums[2] = sums[2] + moments.third_basis.of_views(images, p)
+    first, second, third = (total.numpy() for total in sums)
+    moments = replace(moments, first=first.real + 0j, second=second, third=third)
+    return moments.with_corrections(shift_std=std)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize(("L", "std"), [(21, 0.5), (22, 1.0)])
+def test_the_truth_has_no_loss_behind_shifts(L, std, filled):
+    grid, coefficients = truth(5)
+    if filled:  # the support, up to its edge
+        grid.roots.data = PositiveGrid(5, support_radius=RADIUS).roots.data
+    design = SphericalDesign(20)
+    moments = moments_of(grid, coefficients, design, L=L)
+    quadrature = SO3Quadrature.product(design, 1)
+    density = DiscreteDensity(quadrature, degree=DEGREE)
+    density.coefficients.data = coefficients
+    with torch.no_grad():
+        c = forward_model(moments.basis, quadrature)._coefficients(grid)
+        shifted = with_shifts(moments, c, density(), std)
+    problem = GridProblem(shifted, grid, DEGREE, 5, torch.zeros(1))
+    centred = shifted.with_corrections(shift_std=0.0)
+    centred = GridProblem(centred, grid, DEGREE, 5, torch.zeros(1))
+    x = parameters(grid, coefficients)
+    at_truth = problem._distances(x)
+    assert at_truth < 1e-4
+    assert centred._distances(x) > 100 * at_truth
+
+
+def test_gradients_behind_shifts():
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(20))
+    moments = moments.with_corrections(shift_std=1.0)
+    problem = GridProblem(moments, grid, DEGREE, 5, torch.ones(2))
+    x = _random_starts(problem, [0, 1]).requires_grad_()
+    (gradient,) = torch.autograd.grad(problem.losses(x).sum(), x)
+    step = 3e-3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        change = problem.losses(x + step) - problem.losses(x - step)
+    torch.testing.assert_close(
+        change / 2, (gradient * step).sum(1), rtol=1e-2, atol=1e-6
+    )
+
+
+def test_without_shifts_nothing_is_applied(problem, monkeypatch):
+    _, moments = problem
+    monkeypatch.setattr(ShiftedMoment, "__init__", None)
+    centred = GridProblem(moments, PositiveGrid(5), DEGREE, 5, torch.ones(1))
+    assert centred.shifts == []
 
 
 def parameters(grid, coefficients):
@@ -205,6 +324,17 @@ def few_steps(monkeypatch):
 
 
 @pytest.mark.usefixtures("few_steps")
+@pytest.mark.parametrize("third", [True, False])
+def test_known_shifts(problem, third):
+    _, moments = problem
+    if not third:
+        moments = replace(moments, third=None, third_basis=None)
+    found = inversion(moments.with_corrections(shift_std=1.0), n_steps=2).estimate()
+    assert found.shift_std == 1.0
+    assert np.isfinite(found.volume.asnumpy()).all()
+
+
+@pytest.mark.usefixtures("few_steps")
 def test_a_stopped_search_goes_on(problem, tmp_path):
     _, moments = problem
     whole = inversion(moments).estimate()
@@ -267,8 +397,8 @@ def test_a_search_without_finite_losses_says_so(problem, monkeypatch):
 
 def test_moments_that_it_cannot_use(problem):
     _, moments = problem
-    shifted = moments.with_corrections(shift_std=1.0)
-    with pytest.raises(ValueError, match="shifts of 1"):
+    shifted = moments.with_corrections(shift_std=None)
+    with pytest.raises(ValueError, match="shifts of unknown spread; .* deviation"):
         inversion(shifted)
     with pytest.raises(ValueError, match="n_rings is 3; the grid takes 4 to 10"):
         inversion(moments, n_rings=3)
