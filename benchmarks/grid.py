@@ -10,7 +10,7 @@ each seed; --uniform makes all equally likely.
 """
 
 import argparse
-import math
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from aspire.noise import WhiteNoiseAdder
-from aspire.source import Simulation
 from aspire.utils import Rotation
 from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
@@ -34,10 +33,12 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
+from aspire_mom.phantoms import simulate
 from aspire_mom.rotations import viewing_rotations
-from aspire_mom.volumes.grid import volume_at
 
-SUPPORT_RADIUS = 0.4
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.moments import average, slice_coefficients
+
 # Of the design on whose points exact moments are averaged.
 DEGREE = 41
 
@@ -101,17 +102,13 @@ def exact(
 ) -> Moments:
     """Sums over the views of a design of the coefficients of their slices."""
     points = SphericalDesign(DEGREE).points
-    n_angles = 2 * math.ceil((basis.max_order + math.pi * basis.n_rings + 6) / 2)
-    angles = 2 * np.pi * np.arange(n_angles) / n_angles
-    plane = viewing_rotations(points)[:, :, :2] @ [np.cos(angles), np.sin(angles)]
-    k = plane.transpose(0, 2, 1)[:, :, None] * basis.rings[:, None]
-    slices = np.fft.fft(volume_at(volume, k) / basis.L, axis=1) / n_angles
-    c = slices[:, : basis.max_order + 1].transpose(1, 2, 0)
+    c = slice_coefficients(volume, viewing_rotations(points), basis)
     p = np.ones(len(points)) if views is None else views.pdf(points)
     p = p / p.sum()
-    first, second = c[0] @ p, (c * p) @ c.conj().transpose(0, 2, 1)
-    sums = third.of_views(torch.from_numpy(c), torch.from_numpy(p)).numpy()
-    return Moments(first, second, basis, 0, 1.0, third=sums, third_basis=third)
+    by_order = torch.from_numpy(np.ascontiguousarray(c.transpose(1, 2, 0)))
+    sums = third.of_views(by_order, torch.from_numpy(p)).numpy()
+    fields = {"pixel_size": 1.0, "third": sums, "third_basis": third}
+    return replace(average(c, p, basis), **fields)
 
 
 def estimated(volume, basis, third, views, seed, options) -> Moments:
@@ -121,17 +118,8 @@ def estimated(volume, basis, third, views, seed, options) -> Moments:
         rotations = Rotation.generate_random_rotations(N, seed=seed)
     else:
         rotations = views.sample(N, seed=seed)
-    source = Simulation(
-        L=basis.L,
-        n=N,
-        vols=volume,
-        offsets=0,
-        amplitudes=1,
-        angles=rotations.angles.astype(np.float32),
-        noise_adder=WhiteNoiseAdder.from_snr(options.snr),
-        seed=seed,
-        dtype=np.float32,
-    )
+    noise = WhiteNoiseAdder.from_snr(options.snr, seed=seed)
+    source = simulate(volume, rotations, noise, seed)
     return MomentEstimator(source, basis, third=third).estimate()
 
 

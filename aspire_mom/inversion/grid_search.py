@@ -8,7 +8,7 @@ after ring is added, and each time only the starts of lowest loss go on.
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 
@@ -109,6 +109,8 @@ def search_grid(
                 x, losses = minimise_batch(objective, x, n_steps)
                 done = checkpoint.state[stage] = {"x": x, "losses": losses}
                 checkpoint.write_now_and_then()
+            else:
+                bar.update(n_starts * (n_steps + 1))
             x, losses = (done[name].to(device) for name in ("x", "losses"))
             if not losses.isfinite().any():
                 raise FloatingPointError(f"the loss became infinite or NaN in {stage}")
@@ -144,7 +146,13 @@ def _kept(seeds: list[int], losses: Tensor, n_starts: int) -> list[int]:
     return [i for half in halves for i in half[: (n_starts + 1) // 2]]
 
 
-def _watched(losses, bar, status, stage: str, n_steps: int):
+def _watched(
+    losses: Callable[[Tensor], Tensor],
+    bar: tqdm,
+    status: StatusCallback | None,
+    stage: str,
+    n_steps: int,
+) -> Callable[[Tensor], Tensor]:
     """The function `losses`, which also moves the bar and calls the status callback."""
     evaluations = count()
 

@@ -34,6 +34,7 @@ from aspire_mom.inversion.search import (
     SearchOptions,
 )
 from aspire_mom.moments import Moments
+from aspire_mom.moments.compression import N_RINGS
 from aspire_mom.moments.report import informative_rings, ring_rms
 from aspire_mom.networks import LatentEncoder, MomentEncoder
 from aspire_mom.processes import wait
@@ -51,8 +52,6 @@ NETWORK_WIDTH = 64
 FIRST_RINGS, RING_GROWTH_FACTOR = 4, 1.35
 # Adam's learning rates in section 5.2 of the paper.
 PAPER_LEARNING_RATES = (1e-5, 1e-6)
-# Rings that a grid takes by default: its matrix grows with about their sixth power.
-MAX_GRID_RINGS = 8
 
 
 class MomentInversion:
@@ -123,7 +122,7 @@ class MomentInversion:
         grid = volume == "grid"
         if n_rings is None:
             n_rings = informative_rings(moments)
-            n_rings = min(n_rings, MAX_GRID_RINGS) if grid else n_rings
+            n_rings = min(n_rings, N_RINGS) if grid else n_rings
         check_integer("n_rings", n_rings, 1)
         if n_rings > basis.n_rings:
             raise ValueError(f"n_rings is {n_rings}; {basis} has 1 to {basis.n_rings}")
@@ -213,10 +212,12 @@ class MomentInversion:
         return Search(options, self.status, checkpoint).run(candidates, problems)
 
     def _search_grid(self, checkpoint: Checkpoint) -> list[Candidate]:
-        options = {"support_radius": self.support_radius, "device": self.device}
-        options |= {"status": self.status, "checkpoint": checkpoint}
         return search_grid(
-            self.moments, self.n_rings, self.density, self.search, **options
+            *(self.moments, self.n_rings, self.density, self.search),
+            support_radius=self.support_radius,
+            device=self.device,
+            status=self.status,
+            checkpoint=checkpoint,
         )
 
     @torch.no_grad()

@@ -11,8 +11,9 @@ from aspire_mom.bases import Basis, PolarBasis
 from aspire_mom.checks import check_integer, check_kind
 
 BYTES = np.dtype(np.complex128).itemsize
-# Rings of third moments by default. What ab initio models resolve lies within about 8
-# rings, which take 0.26 MB; the size grows with about the sixth power of their number.
+# Rings of third moments, and of the grid fitted to them, by default. What ab initio
+# models resolve lies within about 8 rings, which take 0.26 MB; that, and the grid's
+# matrix, grow with about the sixth power of their number.
 N_RINGS = 8
 # Share of the largest eigenvalue below which others are rounding.
 ROUNDING = 1e-10
