@@ -1,15 +1,20 @@
 """
 Real maps from exact moments, or from those of simulated images in memory, by the
-search for a non-negative grid: every start's criterion beside its FSC, and the time.
+search for a non-negative grid: every start's criterion beside its FSC, agreement and
+verdict, time and memory.
 
-    python benchmarks/grid.py MAP.mrc… [--rings 8] [--seeds 5] [--no-third]
-    python benchmarks/grid.py MAP.mrc… --images 20000 --snr 0.0625
+    python benchmarks/grid.py MAP.mrc… [--rings 8] [--seeds 0 1 2] [--no-third]
+    python benchmarks/grid.py MAP.mrc… --images 20000 --snr 0.0625 [--ctf]
 
 Views are drawn from a mixture of eight von Mises-Fisher distributions, another one for
-each seed; --uniform makes all equally likely.
+each seed; --uniform makes all equally likely. --ctf gives the images CTFs of 50 defoci
+from 0.8 to 3 µm with 0.05 µm of astigmatism (300 kV, Cs 2.7 mm, contrast 0.1);
+--shifts moves them by Gaussian shifts of this many pixels along each axis, of which the
+search knows the standard deviation only.
 """
 
 import argparse
+import resource
 import sys
 import time
 from dataclasses import replace
@@ -18,11 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from aspire.noise import WhiteNoiseAdder
+from aspire.operators import CTFFilter
+from aspire.source import Simulation
 from aspire.utils import Rotation
 from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
 from aspire_mom import (
+    CorrectionOptions,
     MomentEstimator,
     MomentInversion,
     Moments,
@@ -33,7 +41,8 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.phantoms import simulate
+from aspire_mom.cli.volumes import read_volume
+from aspire_mom.evaluation import starts_agreement
 from aspire_mom.rotations import viewing_rotations
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -41,28 +50,36 @@ from benchmarks.moments import average, slice_coefficients
 
 # Of the design on whose points exact moments are averaged.
 DEGREE = 41
+# Of maps whose headers have none, Å; it matters for CTFs only.
+PIXEL_SIZE = 5.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("maps", type=Path, nargs="+", help="MRC files")
     parser.add_argument("--rings", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=1, help="views and search")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], help="of views and search"
+    )
     parser.add_argument("--images", type=int, default=0, help="0: exact moments")
     parser.add_argument("--snr", type=float, default=1 / 16)
     parser.add_argument("--uniform", action="store_true", help="views equally likely")
+    parser.add_argument("--ctf", action="store_true", help="images have CTFs")
+    parser.add_argument("--shifts", type=float, default=0, help="their spread, pixels")
     parser.add_argument("--no-third", action="store_true", help="two moments only")
     parser.add_argument("--starts", type=int, help="random starts")
     options = parser.parse_args()
     setConsoleLoggingLevel("WARNING")
     for path in options.maps:
-        voxels = Volume.load(path).asnumpy()
-        # Resolutions are in shells, so that the pixel size does not matter.
+        volume = read_volume(path)
         volume = Volume(
-            (voxels / np.linalg.norm(voxels)).astype(np.float32), pixel_size=1.0
+            volume.asnumpy() / np.linalg.norm(volume.asnumpy()),
+            pixel_size=volume.pixel_size or PIXEL_SIZE,
         )
-        found = [run(path.stem, volume, seed, options) for seed in range(options.seeds)]
+        found = [run(path.stem, volume, seed, options) for seed in options.seeds]
         print(f"{path.stem}: median {np.median(found):.2f} shells", flush=True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{memory:.2f} GiB of memory at most, simulation included")
 
 
 def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> float:
@@ -82,15 +99,18 @@ def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> fl
     reconstruction = MomentInversion(moments, "grid", search=search).estimate()
     seconds = time.perf_counter() - start, time.process_time() - cpu
     print("{} seed {}: {:.0f} s, {:.0f} s of CPU time".format(name, seed, *seconds))
+    n_rings = reconstruction.settings["n_rings"]
     shells = []
     for voxels, entry in zip(
         reconstruction.start_volumes.asnumpy(), reconstruction.starts, strict=True
     ):
-        comparison = compare(Volume(voxels, pixel_size=1.0), volume)
+        comparison = compare(Volume(voxels, pixel_size=volume.pixel_size), volume)
         shells.append(comparison.resolution_shells(0.5))
         fsc = " ".join(f"{x:.2f}" for x in comparison.fsc[1 : options.rings + 1])
         criterion = entry["criterion"]
         print(f"  criterion {criterion:.2e}  {shells[-1]:5.2f} shells  FSC {fsc}")
+    agreement = starts_agreement(reconstruction.start_volumes, n_rings, moments)
+    print(f"  agreement {agreement.shells:.2f} shells. {agreement.verdict}", flush=True)
     return shells[0]
 
 
@@ -107,20 +127,42 @@ def exact(
     p = p / p.sum()
     by_order = torch.from_numpy(np.ascontiguousarray(c.transpose(1, 2, 0)))
     sums = third.of_views(by_order, torch.from_numpy(p)).numpy()
-    fields = {"pixel_size": 1.0, "third": sums, "third_basis": third}
+    fields = {"pixel_size": volume.pixel_size, "third": sums, "third_basis": third}
     return replace(average(c, p, basis), **fields)
 
 
 def estimated(volume, basis, third, views, seed, options) -> Moments:
     """Moments of ASPIRE's projections with white noise."""
-    N = options.images
+    N, rng = options.images, np.random.default_rng(seed)
     if views is None:
         rotations = Rotation.generate_random_rotations(N, seed=seed)
     else:
         rotations = views.sample(N, seed=seed)
-    noise = WhiteNoiseAdder.from_snr(options.snr, seed=seed)
-    source = simulate(volume, rotations, noise, seed)
-    return MomentEstimator(source, basis, third=third).estimate()
+    source = Simulation(
+        vols=volume,
+        n=N,
+        angles=rotations.angles.astype(np.float32),
+        offsets=rng.normal(scale=options.shifts, size=(N, 2)),
+        amplitudes=1,
+        unique_filters=ctfs() if options.ctf else None,
+        noise_adder=WhiteNoiseAdder.from_snr(options.snr, seed=seed),
+        seed=seed,
+    )
+    # The simulation knows its shifts; the inversion is to do without them.
+    corrections = CorrectionOptions(ignore_shifts=True, shift_std=options.shifts)
+    return MomentEstimator(
+        source, basis, corrections=corrections, third=third
+    ).estimate()
+
+
+def ctfs() -> list[CTFFilter]:
+    """The CTFs of `--ctf`."""
+    defoci = np.linspace(8e3, 3e4, 50)
+    angles = np.random.default_rng(0).uniform(0, np.pi, len(defoci))
+    return [
+        CTFFilter(300, u + 250, u - 250, angle, 2.7, 0.1)
+        for u, angle in zip(defoci, angles, strict=True)
+    ]
 
 
 if __name__ == "__main__":
