@@ -3,20 +3,24 @@
 import numpy as np
 import pytest
 from aspire.image import Image
-from aspire.noise import CustomNoiseAdder, LegacyNoiseEstimator
+from aspire.noise import LegacyNoiseEstimator
 from aspire.operators import (
     ArrayFilter,
-    FunctionFilter,
     MultiplicativeFilter,
     ScalarFilter,
 )
-from aspire.source import ArrayImageSource, Simulation
-from aspire.volume import Volume
+from aspire.source import ArrayImageSource
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.moments import MomentEstimator, Noise, StreamingOptions
 from aspire_mom.moments.corners import corner_power, corner_spectrum
-from tests.moments.sources import array_source, largest_difference, noise_images
+from tests.moments.sources import (
+    COLOURED,
+    array_source,
+    coloured_source,
+    largest_difference,
+    noise_images,
+)
 from tests.references.moments import dft, impulse_coefficients
 
 BASES = {
@@ -24,8 +28,6 @@ BASES = {
     "polar": PolarBasis,
     "general": lambda L: PolarBasis(L, max_order=5, inplane_average=False),
 }
-# Falls by a factor of 11 from zero frequency to Nyquist.
-COLOURED = FunctionFilter(lambda x, y: 1 / (0.1 + (x**2 + y**2) / np.pi**2))
 
 
 def spectrum(L):
@@ -84,18 +86,6 @@ def test_a_flat_spectrum_is_white_noise(basis, L, nyquist):
     assert largest_difference(value, basis.noise_second(nyquist)) < 1e-9
 
 
-def noise_source(n, L):
-    empty = Volume(np.zeros((1, L, L, L), dtype=np.float64), pixel_size=2.0)
-    return Simulation(
-        vols=empty,
-        n=n,
-        offsets=0,
-        amplitudes=1,
-        dtype=np.float64,
-        noise_adder=CustomNoiseAdder(COLOURED, seed=1),
-    )
-
-
 @pytest.mark.parametrize("L", [12, 13])
 @pytest.mark.parametrize("basis", ["cartesian", "polar"])
 def test_aspires_coloured_noise_is_removed(basis, L):
@@ -104,7 +94,7 @@ def test_aspires_coloured_noise_is_removed(basis, L):
     them in the root mean square; with white noise of the same variance removed instead,
     many times more.
     """
-    source = noise_source(2000, L)
+    source = coloured_source(2000, L)
     basis = BASES[basis](L)
     moments = MomentEstimator(source, basis, noise=Noise(spectrum=COLOURED)).estimate()
     known = moments.second_error > 1e-3 * moments.second_error.max()
@@ -178,7 +168,7 @@ def test_spectrum_seen_in_the_corners():
     spectrum of the same covariances over 10 %, white noise a third. The same with
     halves of another batch size, and shared between them.
     """
-    source, basis = noise_source(1000, 16), PolarBasis(16)
+    source, basis = coloured_source(1000, 16), PolarBasis(16)
     norm = np.linalg.norm(
         MomentEstimator(source, basis, noise=Noise(variance=0)).estimate().second
     )
@@ -227,7 +217,7 @@ def test_spectrum_seen_after_downsampling(L):
     """What is left of ASPIRE's coloured noise of 32 pixels, on the rings of 23 and of
     24, whose Nyquist row and column are empty: as much as after its true spectrum is
     removed, to 5 % of the noise, where white noise leaves more than a third."""
-    source, basis = noise_source(1500, 32), PolarBasis(L)
+    source, basis = coloured_source(1500, 32), PolarBasis(L)
     small = source.downsample(L)
     raw = MomentEstimator(small, basis, noise=Noise(variance=0)).estimate().second
 

@@ -14,17 +14,22 @@ from aspire_mom.cli.main import main
 from aspire_mom.phantoms import gaussian_phantom
 
 L, PIXEL_SIZE, IMAGES = 12, 2.0, 300
+FEW = {"n_steps": 40, "max_gaussians": 4}
 # What the installed command runs.
 SCRIPT = "from aspire_mom.cli.main import main; main()"
 
 
-def quick_inversion(**options):
-    """`MomentInversion` with other options of the search, whatever it is given."""
+def search_quickly(patch, **options):
+    """Other options of the search, whatever a command asks for."""
 
     def make(*args, search, **more):
         return MomentInversion(*args, search=replace(search, **options), **more)
 
-    return make
+    patch.setattr("aspire_mom.MomentInversion", make)
+
+
+def draw_coarsely(patch):
+    patch.setattr("aspire_mom.evaluation.plots.SURFACE_VOXELS", 30)
 
 
 def run(*args):
@@ -84,8 +89,17 @@ def counted_result(folder, moments) -> tuple[Path, int]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.LBFGS, "step", counted)
+        search_quickly(patch, **FEW)
+        draw_coarsely(patch)
         succeed("reconstruct", moments, "-o", path, "--starts", 1)
     return path, len(calls)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The search of `result`, without pictures."""
+    search_quickly(monkeypatch, **FEW)
+    monkeypatch.setattr("aspire_mom.cli.reconstruct.draw_results", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

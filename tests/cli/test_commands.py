@@ -34,7 +34,6 @@ from tests.cli.conftest import (
     PIXEL_SIZE,
     SCRIPT,
     L,
-    quick_inversion,
     run,
     succeed,
 )
@@ -176,6 +175,7 @@ def test_interrupted_moments_go_on(tmp_path, monkeypatch, moments, star):
     assert Moments.load(out).n_images == 20
 
 
+@pytest.mark.usefixtures("quick")
 def test_the_papers_configuration(tmp_path, star):
     """Cartesian moments, one epoch; moments of rings are refused."""
     path = tmp_path / "cartesian.npz"
@@ -220,6 +220,7 @@ def test_reconstruction_files(result):
         assert (result / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("quick")
 def test_interrupted_reconstruction_goes_on(
     tmp_path, monkeypatch, moments, counted_result
 ):
@@ -248,6 +249,7 @@ def test_interrupted_reconstruction_goes_on(
     assert np.allclose(*volumes, atol=1e-4 * volumes[1].max())
 
 
+@pytest.mark.usefixtures("quick")
 def test_overwrite_replaces_a_checkpoint_of_other_options(tmp_path, moments):
     (tmp_path / "checkpoint.pt").write_text("something else")
     command = ("reconstruct", moments, "-o", tmp_path, "--starts", 1)
@@ -256,16 +258,17 @@ def test_overwrite_replaces_a_checkpoint_of_other_options(tmp_path, moments):
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
+@pytest.mark.usefixtures("quick")
 def test_checkpoint_stays_until_the_results_are_written(tmp_path, monkeypatch, moments):
     """A failure after the inversion, a full disk say, costs no work."""
 
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("aspire_mom.cli.reconstruct.write_results", full)
     command = ("reconstruct", moments, "-o", tmp_path, "--starts", 1)
-    assert "No space left" in run(*command).stderr
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("aspire_mom.cli.reconstruct.write_results", full)
+        assert "No space left" in run(*command).stderr
     calls, step = [], torch.optim.LBFGS.step
     monkeypatch.setattr(
         torch.optim.LBFGS, "step", lambda *args: calls.append(1) or step(*args)
@@ -274,9 +277,8 @@ def test_checkpoint_stays_until_the_results_are_written(tmp_path, monkeypatch, m
     assert not calls
 
 
-def test_lowpass_removes_fine_shells(tmp_path, monkeypatch, moments):
-    quick = quick_inversion(n_steps=20, max_gaussians=4)
-    monkeypatch.setattr("aspire_mom.MomentInversion", quick)
+@pytest.mark.usefixtures("quick")
+def test_lowpass_removes_fine_shells(tmp_path, moments):
     out = tmp_path / "r"
     command = ("reconstruct", moments, "-o", out, "--starts", 1)
     succeed(*command, "--lowpass", 8, "--support-radius", 10)
@@ -359,35 +361,21 @@ def test_stdout_is_json_and_the_folder_stays_clean(tmp_path, volume):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_imports_nothing_slow(tmp_path):
-    code = (
-        "import sys, atexit, aspire_mom.cli.main;"
-        "slow = {'aspire', 'torch', 'numpy'};"
-        "atexit.register(lambda: print(slow & set(sys.modules)));"
-        "aspire_mom.cli.main.main(['--help'])"
-    )
+def test_help_imports_neither_torch_nor_aspire(tmp_path):
+    """Nor NumPy, before a command is named."""
+    commands = [*COMMANDS, "mra train", "mra solve", "mra benchmark"]
+    code = f"""
+import sys
+from aspire_mom.cli.main import main
+for command in ["", *{commands}]:
+    main([*command.split(), "--help"], standalone_mode=False)
+    slow = {{"aspire", "torch"}} | ({{"numpy"}} if not command else set())
+    assert not slow & set(sys.modules), command
+"""
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True
-    )
-    assert all(name.encode() in done.stdout for name in COMMANDS)
-    assert done.stdout.strip().endswith(b"set()")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert time.perf_counter() - start < 5
-
-
-@pytest.mark.parametrize(
-    "command", [*COMMANDS, "mra train", "mra solve", "mra benchmark"]
-)
-def test_help_of_commands_imports_neither_torch_nor_aspire(tmp_path, command):
-    code = (
-        "import sys, atexit, aspire_mom.cli.main;"
-        "atexit.register(lambda: print({'aspire', 'torch'} & set(sys.modules)));"
-        f"aspire_mom.cli.main.main([*{command.split()}, '--help'])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=True
-    )
-    assert done.stdout.strip().endswith(b"set()")
+    assert all(name in succeed("--help").stdout for name in COMMANDS)
 
 
 @pytest.mark.parametrize("command", ["", *(name for name in COMMANDS if name != "mra")])

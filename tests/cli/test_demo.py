@@ -7,12 +7,12 @@ from aspire.volume import Volume
 
 from aspire_mom import compare
 from aspire_mom.cli.demo import FILES
-from tests.cli.conftest import quick_inversion, run, succeed
+from tests.cli.conftest import draw_coarsely, run, search_quickly, succeed
 
 
 def test_demo_with_few_images(tmp_path, monkeypatch):
-    quick = quick_inversion(n_starts=1, n_steps=40, max_gaussians=6)
-    monkeypatch.setattr("aspire_mom.MomentInversion", quick)
+    search_quickly(monkeypatch, n_starts=1, n_steps=40, max_gaussians=6)
+    draw_coarsely(monkeypatch)
     out = tmp_path / "demo"
     result = succeed("demo", "--out", out, "--images", 1000, "--seed", 1)
     assert "resolution at FSC 0.5" in result.stdout

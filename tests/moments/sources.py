@@ -1,14 +1,20 @@
 """Small ASPIRE sources that the tests of this folder share."""
 
+from functools import cache
+
 import numpy as np
 import torch
-from aspire.noise import WhiteNoiseAdder
+from aspire.image import Image
+from aspire.noise import CustomNoiseAdder, WhiteNoiseAdder
+from aspire.operators import FunctionFilter
 from aspire.source import ArrayImageSource, Simulation
 from aspire.utils import Rotation
 
 from aspire_mom.phantoms import gaussian_phantom
 
 VARIANCE = (0.5 / 25) ** 2
+# Falls by a factor of 11 from zero frequency to Nyquist.
+COLOURED = FunctionFilter(lambda x, y: 1 / (0.1 + (x**2 + y**2) / np.pi**2))
 # Where torch computes sums: what a GPU does is tested without one, too.
 DEVICES = [torch.device("cpu")]
 if torch.cuda.is_available():
@@ -36,6 +42,14 @@ def array_source(images):
 def noise_images(n, L, variance=1.0, seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     return (np.sqrt(variance) * rng.standard_normal((n, L, L))).astype(dtype)
+
+
+@cache
+def coloured_source(n, L):
+    """ASPIRE's own coloured noise, drawn once: it is slow."""
+    empty = Image(np.zeros((n, L, L)))
+    noise = CustomNoiseAdder(COLOURED, seed=1).forward(empty, indices=np.arange(n))
+    return array_source(noise.asnumpy())
 
 
 def largest_difference(values, expected):

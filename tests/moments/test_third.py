@@ -3,9 +3,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from aspire.image import Image
-from aspire.noise import CustomNoiseAdder
-from aspire.operators import FunctionFilter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +10,13 @@ from aspire_mom.bases import CartesianBasis, PolarBasis
 from aspire_mom.moments import MomentEstimator, Moments, Noise, ThirdMomentBasis
 from aspire_mom.moments.compression import estimated_noise_second
 from aspire_mom.moments.moments import weighted_norm
-from tests.moments.sources import array_source, largest_difference, noise_images
+from tests.moments.sources import (
+    COLOURED,
+    array_source,
+    coloured_source,
+    largest_difference,
+    noise_images,
+)
 from tests.references import moments as reference
 from tests.references import third as slow
 
@@ -377,16 +380,13 @@ def test_noise_is_not_taken_for_signal(seed):
 def test_coloured_noise_is_not_taken_for_signal(noise):
     """Noise that falls by a factor of 11, some of whose eigenvalues would pass for
     signal if it were white; what its true second moment says is met within 7 %."""
-    basis, n = PolarBasis(17), 2000
-    falling = FunctionFilter(lambda x, y: 1 / (0.1 + (x**2 + y**2) / np.pi**2))
-    adder = CustomNoiseAdder(falling, seed=1)
-    images = adder.forward(Image(np.zeros((n, 17, 17))), indices=np.arange(n))
+    basis = PolarBasis(17)
     moments = MomentEstimator(
-        array_source(images.asnumpy()),
+        coloured_source(2000, 17),
         basis,
-        noise=Noise(spectrum=falling if noise == "given" else noise),
+        noise=Noise(spectrum=COLOURED if noise == "given" else noise),
     ).estimate()
-    true = basis.stationary_noise_second(falling.evaluate_grid(33, dtype=np.float64))
+    true = basis.stationary_noise_second(COLOURED.evaluate_grid(33, dtype=np.float64))
     found = estimated_noise_second(moments)
     assert np.linalg.norm(found - true) < 0.07 * np.linalg.norm(true)
     with pytest.raises(ValueError, match="no eigenvalues above its noise"):
