@@ -1,34 +1,32 @@
 """Processes that torchrun starts; each takes seconds to import PyTorch and ASPIRE."""
 
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from aspire_mom import processes
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "processes.py"
+from benchmarks import processes as benchmark
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_loss_and_gradients_are_those_of_one_process(count):
+def test_loss_and_gradients_are_those_of_one_process(count, tmp_path):
     """In both bases; in single precision up to rounding."""
-    environment = {k: v for k, v in os.environ.items() if k != "WORLD_SIZE"}
-    words = [sys.executable, str(SCRIPT), f"--counts={count}", "--L=11"]
-    printed = subprocess.run(
-        words, check=True, capture_output=True, text=True, env=environment
-    ).stdout
-    number = r"([-+.e\d]+)"
-    line = rf"float(32|64), .*one process {number}, of gradients {number}"
-    found = re.findall(line, printed)
-    assert len(found) == 4, printed
-    for bits, loss, gradients in found:
-        tolerance = {"32": 1e-6, "64": 1e-8}[bits]
-        assert max(float(loss), float(gradients)) < tolerance, printed
+    path, L = tmp_path / "found.pt", 11
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words += [f"--nproc-per-node={count}", benchmark.__file__, f"--L={L}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*words, f"--save={path}"], check=True, env=environment)
+    found = torch.load(path, weights_only=True)
+    assert len(found) == 4
+    for kind, (values, _) in found.items():
+        basis, dtype = kind.split()
+        one, _ = benchmark.loss_and_gradients(basis, L, getattr(torch, dtype))
+        tolerance = {"float32": 1e-6, "float64": 1e-8}[dtype]
+        assert benchmark.relative(values[:1], one[:1]) < tolerance
+        assert benchmark.relative(values[1:], one[1:]) < tolerance
 
 
 def test_rows_are_shared_out_without_gap_or_overlap(monkeypatch):

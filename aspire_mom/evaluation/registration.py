@@ -1,6 +1,7 @@
 """Registration of a volume to a reference: rotations, mirror images and shifts."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -162,19 +163,24 @@ def _centre_of_power(volume: Volume) -> np.ndarray:
 def _shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.ndarray:
     """Coefficients s ∫ V(s n) conj Y_lm(n) dn [s - 1, l, m], m = 0, 1, …, -2, -1, about
     a centre (3,) in boxes. With the factor s, sums over shells are over the ball."""
+    points, rule = _quadrature()
+    s = np.arange(1, shells + 1)[:, None]
+    k = (s[:, :, None] * points).reshape(-1, 3)
+    values = _fourier_values(spline, k) * np.exp(2j * np.pi * k @ centre)
+    return np.moveaxis(rule @ (s * values.reshape(shells, -1)).T, -1, 0)
+
+
+@cache
+def _quadrature() -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors n (points, 3), and weights times conj Y_lm(n) [l, m, points]."""
     # A Gauss-Legendre rule in cos θ with equispaced φ is exact for these degrees.
     nodes, weights = np.polynomial.legendre.leggauss(DEGREES)
     phi = np.pi / DEGREES * np.arange(2 * DEGREES)
     theta, phi = np.meshgrid(np.arccos(nodes), phi, indexing="ij")
     x, y = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi)
     points = np.stack((x, y, np.cos(theta)), -1).reshape(-1, 3)
-    s = np.arange(1, shells + 1)[:, None]
-    k = (s[:, :, None] * points).reshape(-1, 3)
-    values = _fourier_values(spline, k) * np.exp(2j * np.pi * k @ centre)
-    values = s * values.reshape(shells, -1)
-    values *= np.repeat(np.pi / DEGREES * weights, 2 * DEGREES)
     Y = sph_harm_y_all(DEGREES - 1, DEGREES - 1, theta.ravel(), phi.ravel())
-    return np.moveaxis(Y.conj() @ values.T, -1, 0)
+    return points, np.repeat(np.pi / DEGREES * weights, 2 * DEGREES) * Y.conj()
 
 
 def _rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -4,8 +4,6 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 from aspire.volume import Volume
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation as Rotations
 
 from aspire_mom.evaluation import Comparison, compare, fourier_shell_correlation
@@ -29,8 +27,7 @@ def comparison():
     return compare(volume, blobs(33, dtype=np.float32))
 
 
-@pytest.mark.parametrize("L", [32, 33])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("L", "dtype"), [(32, np.float32), (33, np.float64)])
 def test_a_moved_copy_agrees(L, dtype):
     copy = blobs(L, rotation=ROTATION, mirrored=True, dtype=dtype, pixel_size=2.0)
     reference = blobs(L, dtype=dtype, pixel_size=2.0)
@@ -63,12 +60,10 @@ def test_figures_are_those_of_the_aligned_volume(comparison):
     assert 0.5 < fsc[2] < 0.999
 
 
-@settings(max_examples=3)
-@given(st.sampled_from([20, 21]), st.integers(0, 1000), st.booleans())
-def test_motions_of_the_volume_leave_the_figures(L, seed, mirrored):
+@pytest.mark.parametrize(("L", "mirrored"), [(20, False), (21, True)])
+def test_motions_of_the_volume_leave_the_figures(L, mirrored):
     """Of volumes that agree in part, so that the figures are not all one."""
-    rotation = Rotations.random(rng=np.random.default_rng(seed)).as_matrix()
-    motion = {"rotation": rotation, "mirrored": mirrored}
+    motion = {"rotation": ROTATION, "mirrored": mirrored}
     volume = blobs(L) + 0.5 * blobs(L, seed=1)
     moved = blobs(L, **motion) + 0.5 * blobs(L, seed=1, **motion)
     first, second = compare(volume, blobs(L)), compare(moved, blobs(L))
@@ -80,20 +75,19 @@ def test_motions_of_the_volume_leave_the_figures(L, seed, mirrored):
     assert first.correlation < 0.99
 
 
-@settings(max_examples=2)
-@given(st.floats(1e-3, 1e3))
-def test_scale_matters_to_the_relative_error_alone(scale):
+def test_scale_matters_to_the_relative_error_alone():
     volume, reference = blobs(17, rotation=ROTATION), blobs(17)
-    first, second = compare(volume, reference), compare(scale * volume, reference)
-    assert second.correlation == pytest.approx(first.correlation, abs=1e-6)
-    np.testing.assert_allclose(second.fsc[:5], first.fsc[:5], atol=1e-5)
-    assert second.relative_error == pytest.approx(
-        abs(scale - 1), abs=0.01 * (1 + scale)
-    )
+    first = compare(volume, reference)
+    for scale in (0.003, 700.0):
+        second = compare(scale * volume, reference)
+        assert second.correlation == pytest.approx(first.correlation, abs=1e-6)
+        np.testing.assert_allclose(second.fsc[:5], first.fsc[:5], atol=1e-5)
+        assert second.relative_error == pytest.approx(
+            abs(scale - 1), abs=0.01 * (1 + scale)
+        )
 
 
-@pytest.mark.parametrize("L", [24, 25])
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(("L", "mirrored"), [(24, True), (25, False)])
 def test_aligned_rotations_give_the_same_images(L, mirrored):
     """
     Images of a mirrored and rotated volume are those of the reference at the aligned

@@ -4,7 +4,13 @@ import pytest
 from aspire.volume import Volume
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-from aspire_mom.evaluation import compare, plot_isosurfaces, plot_slices, plot_views
+from aspire_mom.evaluation import (
+    compare,
+    plot_isosurfaces,
+    plot_slices,
+    plot_views,
+    plots,
+)
 from aspire_mom.evaluation.plots import _smooth_density, _triangles
 from tests.evaluation.blobs import blobs
 
@@ -83,7 +89,8 @@ def test_a_gaussians_surface_is_a_sphere(L):
     assert (np.sum(outward[large] * normals, 1) > 0.95).all()
 
 
-def test_isosurfaces_are_drawn_from_two_sides(tmp_path):
+def test_isosurfaces_are_drawn_from_two_sides(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "SURFACE_VOXELS", 40)
     volumes = [blobs(16), blobs(17, seed=1)]
     figure = plot_isosurfaces(volumes, ["one", "two"], tmp_path / "surfaces.png")
     assert is_png(tmp_path / "surfaces.png")

@@ -24,38 +24,32 @@ def random_rotations(n, seed):
     return Rotations.random(n, rng=np.random.default_rng(seed)).as_matrix()
 
 
-@pytest.mark.parametrize(
-    ("L", "dtype"), [(33, np.float32), (33, np.float64), (32, np.float32)]
-)
+@pytest.mark.parametrize(("L", "dtype"), [(32, np.float32), (33, np.float64)])
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_rotations_and_hands_are_found(L, dtype, mirrored):
-    for seed, rotation in enumerate(random_rotations(1, seed=L)):
-        reference = blobs(L, seed=seed, dtype=dtype)
-        volume = blobs(L, seed=seed, rotation=rotation, mirrored=mirrored, dtype=dtype)
-        found = register(volume, reference)
-        back, _ = motion_back(rotation, mirrored)
-        assert found.mirrored == mirrored
-        assert found.rotation.dtype == dtype
-        assert angle_between(found.rotation.matrices[0], back) < 0.1
-        assert abs(found.shift).max() < 0.02
+    rotation = random_rotations(1, seed=L)[0]
+    volume = blobs(L, rotation=rotation, mirrored=mirrored, dtype=dtype)
+    found = register(volume, blobs(L, dtype=dtype))
+    back, _ = motion_back(rotation, mirrored)
+    assert found.mirrored == mirrored
+    assert found.rotation.dtype == dtype
+    assert angle_between(found.rotation.matrices[0], back) < 0.1
+    assert abs(found.shift).max() < 0.02
 
 
-@pytest.mark.parametrize("L", [32, 33])
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(("L", "mirrored"), [(32, True), (33, False)])
 def test_shifts_are_found(L, mirrored):
-    for seed, rotation in enumerate(random_rotations(1, seed=1)):
-        shift = np.random.default_rng(seed).uniform(-1.1, 1.1, 3)
-        motion = {"rotation": rotation, "mirrored": mirrored, "shift": shift}
-        volume, reference = blobs(L, seed=seed, **motion), blobs(L, seed=seed)
-        found = register(volume, reference)
-        back, shift_back = motion_back(**motion)
-        assert found.mirrored == mirrored
-        assert angle_between(found.rotation.matrices[0], back) < 0.1
-        np.testing.assert_allclose(found.shift, shift_back, atol=0.02)
+    shift = np.random.default_rng(0).uniform(-1.1, 1.1, 3)
+    rotation = random_rotations(1, seed=1)[0]
+    motion = {"rotation": rotation, "mirrored": mirrored, "shift": shift}
+    found = register(blobs(L, **motion), blobs(L))
+    back, shift_back = motion_back(**motion)
+    assert found.mirrored == mirrored
+    assert angle_between(found.rotation.matrices[0], back) < 0.1
+    np.testing.assert_allclose(found.shift, shift_back, atol=0.02)
 
 
-@pytest.mark.parametrize("voxels", [3, 5])
-@pytest.mark.parametrize("solvent", [0.0, -0.3])
+@pytest.mark.parametrize(("voxels", "solvent"), [(3, 0.0), (5, -0.3)])
 def test_large_shifts_are_found(voxels, solvent):
     """More than L/16 along each axis, of a turned and mirrored volume, exactly."""
     rotation = random_rotations(1, seed=3)[0]
@@ -80,8 +74,7 @@ def test_without_translation_only_the_rotation_is_found():
     assert angle_between(found.rotation.matrices[0], back) < 2
 
 
-@pytest.mark.parametrize("L", [24, 25])
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(("L", "mirrored"), [(24, True), (25, False)])
 def test_the_rotation_is_aspires(L, mirrored):
     """reference ≈ volume.rotate(rotation), mirrored first if so."""
     reference = blobs(L, pixel_size=2.0)
@@ -134,7 +127,7 @@ def test_reconstructions_good_to_few_shells_are_registered():
     radius = np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + k**2)
     shells = np.rint(radius).astype(int).ravel()
     keep = 1 / (1 + (radius / 5) ** 4)
-    for seed, rotation in enumerate(random_rotations(4, seed=7)):
+    for seed, rotation in enumerate(random_rotations(2, seed=7)):
         mirrored = seed % 2 == 1
         signal = blobs(L, seed=seed, rotation=rotation, mirrored=mirrored)
         signal = np.fft.fftn(signal.asnumpy()[0])

@@ -309,9 +309,10 @@ def inversion(moments, *, n_starts=2, n_steps=20, **options):
     )
 
 
-def test_finds_the_volume(problem):
+def test_finds_the_volume(problem, monkeypatch):
+    monkeypatch.setattr(grid_search, "LEVELS", ((1, 40, 1.0), (1, 60, 1.0)))
     volume, moments = problem
-    found = inversion(moments, n_starts=8, n_steps=100).estimate()
+    found = inversion(moments, n_starts=8, n_steps=60).estimate()
     assert compare(found.volume, volume).fsc[2:5].min() > 0.8
     losses = [start["loss"] for start in found.starts]
     assert losses == sorted(losses)
@@ -320,7 +321,8 @@ def test_finds_the_volume(problem):
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    monkeypatch.setattr(grid_search, "LEVELS", ((1, 40, 1.0), (1, 60, 1.0)))
+    monkeypatch.setattr(grid_search, "LEVELS", ((1, 10, 1.0), (1, 15, 1.0)))
+    monkeypatch.setattr(grid_search, "STEPS_PER_REPORT", 5)
 
 
 @pytest.mark.usefixtures("few_steps")

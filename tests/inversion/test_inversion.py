@@ -29,7 +29,7 @@ COARSE = SO3Quadrature.product(SphericalDesign(7), 1)
 NODES = SO3Quadrature.product(SphericalDesign(3), 3)
 
 
-def problem(L=17, *, seed=4, degree=15, basis=None):
+def problem(L, *, seed=4, degree=7, basis=None):
     """A molecule, and exact moments of its images at uneven viewing directions."""
     quadrature = SO3Quadrature.product(SphericalDesign(degree), 1)
     truth = mixture(3, seed=seed, sigma=0.09)
@@ -41,7 +41,7 @@ def problem(L=17, *, seed=4, degree=15, basis=None):
 @pytest.fixture(scope="module")
 def small():
     """Moments for runs of a second or so."""
-    return problem(11, degree=7)[1]
+    return problem(11)[1]
 
 
 @pytest.fixture(scope="module")
@@ -68,12 +68,21 @@ def quick(moments, volume="gaussians", **options):
     )
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    """For tests of what a search does, not of what it finds."""
+    monkeypatch.setattr("aspire_mom.inversion.search.STEPS_PER_LEVEL", 10)
+    for method in ("LBFGS", "ADAM"):
+        name = f"aspire_mom.inversion.optimise.{method}_STEPS_PER_REPORT"
+        monkeypatch.setattr(name, 5)
+
+
 def test_recovers_three_gaussians():
-    truth, moments = problem()
-    search = SearchOptions(n_starts=3, n_steps=80, max_gaussians=6)
+    truth, moments = problem(13, degree=11)
+    search = SearchOptions(n_starts=3, n_steps=40, max_gaussians=4)
     inversion = MomentInversion(moments, search=search)
     result = inversion.estimate()
-    comparison = compare(result.volume, truth.to_volume(17, 2.0))
+    comparison = compare(result.volume, truth.to_volume(13, 2.0))
     assert comparison.correlation > 0.9
     assert comparison.fsc[1:4].min() > 0.8
     assert result.volume.pixel_size == 2.0
@@ -91,7 +100,7 @@ def test_recovers_three_gaussians():
     # What is left are the outer rings of three narrow Gaussians, which are not in use.
     assert 0 < max(result.moment_errors) < 0.1
     # The criterion compares starts by moments alone, and rightly so here.
-    worst = compare(result.start_volumes[-1], truth.to_volume(17, 2.0))
+    worst = compare(result.start_volumes[-1], truth.to_volume(13, 2.0))
     assert comparison.correlation > worst.correlation - 0.02
 
 
@@ -169,6 +178,7 @@ def encoder_of(moments, n_nodes):
     return MomentEncoder.polar(basis.max_order + 1, basis.n_rings, n_nodes, **options)
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 def test_encoder_as_density(small, optimizer):
     encoder = encoder_of(small, len(COARSE))
@@ -194,7 +204,7 @@ def test_cartesian_moments(pixels, with_encoder):
         density=density,
         quadrature=NODES,
         loss=LossOptions("none"),
-        search=SearchOptions(n_starts=2, n_steps=60, max_gaussians=4),
+        search=SearchOptions(n_starts=1, n_steps=60, max_gaussians=4),
         status=seen.append,
     ).estimate()
     assert result.history[-1]["loss"] < min(0.15, 0.5 * seen[0].loss)
@@ -257,6 +267,7 @@ def test_moment_errors_are_eq_22(basis, with_encoder):
         assert errors == pytest.approx(other.relative_error(truth), rel=1e-4)
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_each_level_is_prepared_once(small, monkeypatch):
     """Cartesian moments of 63² pixels take seconds to prepare."""
     prepared, prepare = [], MomentInversion.problem
@@ -270,12 +281,13 @@ def test_each_level_is_prepared_once(small, monkeypatch):
     assert sorted(prepared) == sorted(set(prepared))
 
 
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
 def test_resumes_from_its_checkpoint(small, tmp_path, optimizer):
     """Stopped again and again, at every second report, and resumed as often."""
     path = tmp_path / "run.ckpt"
     options = {"optimizer": optimizer, "checkpoint": path, "learning_rates": (1e-2,)}
-    options["n_steps"] = 40 if optimizer == "lbfgs" else 120
+    options["n_steps"] = 20
     expected = quick(small, **{**options, "checkpoint": None}).estimate()
     assert not path.exists()
     reports, stops = [], 0
@@ -303,6 +315,7 @@ def test_resumes_from_its_checkpoint(small, tmp_path, optimizer):
     assert len(reports) == n_reports
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_interrupts_keep_the_checkpoint(small, tmp_path):
     """Ctrl-C between reports: what was reported last is there."""
     path, calls = tmp_path / "run.ckpt", []
@@ -311,7 +324,7 @@ def test_interrupts_keep_the_checkpoint(small, tmp_path):
     class Interrupting(DiscreteDensity):
         def forward(self):
             calls.append(1)
-            if len(calls) == 95:
+            if len(calls) == 25:
                 raise KeyboardInterrupt
             return super().forward()
 
@@ -329,7 +342,7 @@ def test_checkpoint_of_others_is_refused(small, tmp_path):
     with pytest.raises(StoppedByUser):
         quick(small, checkpoint=path, status=lambda status: True).estimate()
     before = path.read_bytes()
-    other = problem(11, seed=5, degree=7)[1]
+    other = problem(11, seed=5)[1]
     for inversion in (
         quick(other, checkpoint=path),
         quick(small, checkpoint=path, n_steps=41),
@@ -362,6 +375,7 @@ def test_models_of_equal_weights_are_told_apart(small, tmp_path):
         quick(small, FourierNet(2.0, **options), checkpoint=path, n_steps=2).estimate()
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_seed_decides_and_global_state_stays(small):
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
@@ -376,6 +390,7 @@ def test_seed_decides_and_global_state_stays(small):
     assert np.abs(other.volume.asnumpy() - first.volume.asnumpy()).max() > 1e-6
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_settings_and_log(small, caplog):
     inversion = quick(small, n_steps=20, n_starts=1, support_radius=0.3)
     with caplog.at_level(logging.INFO, logger="aspire_mom"):

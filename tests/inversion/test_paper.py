@@ -19,7 +19,7 @@ from tests.inversion.models import (
     random_rotations,
 )
 
-L = 9
+L = 8
 QUADRATURE = quadrature_of(random_rotations(5), 2)
 
 
@@ -45,7 +45,7 @@ def test_stops_and_goes_on_to_the_same_end(tmp_path, n_latent, monkeypatch):
     """What was done is kept, and adds up to one run; a latent variable or not."""
     monkeypatch.setattr(optimise, "ADAM_STEPS_PER_REPORT", 5)
     moments, seen = truth(CartesianBasis(L)), []
-    options = {"n_epochs": 4, "n_latent": n_latent, "seed": 1}
+    options = {"n_epochs": 3, "n_latent": n_latent, "seed": 1}
     expected = paper_inversion(moments, **options).estimate()
 
     def stop(now: OptimizerStatus) -> bool:
