@@ -26,6 +26,7 @@ def search_quickly(patch, **options):
         return MomentInversion(*args, search=replace(search, **options), **more)
 
     patch.setattr("aspire_mom.MomentInversion", make)
+    patch.setattr("aspire_mom.inversion.search.STEPS_PER_LEVEL", 40)
 
 
 def draw_coarsely(patch):

@@ -44,7 +44,7 @@ def estimate(source, basis, **options):
     return MomentEstimator(source, BASES[basis](source.L), **options).estimate()
 
 
-def downsampled(dtype=np.float32, n=60):
+def downsampled(dtype=np.float32, n=20):
     return simulation(32, dtype=dtype, n=n).downsample(24)
 
 

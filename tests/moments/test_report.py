@@ -1,6 +1,7 @@
 """Reports on rings, against images whose signal and noise are known."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -37,11 +38,15 @@ BASES = pytest.mark.parametrize(
 )
 
 
-def estimate(basis, n=N, seed=0, **options):
+@cache
+def clean_images(n):
+    return simulation(L, n=n, noise=None).images[:].asnumpy()
+
+
+def estimate(basis, n=N):
     """Moments of the phantom's images under noise that leaves the centre alone."""
-    images = simulation(L, n=n, noise=None, **options).images[:].asnumpy()
     return MomentEstimator(
-        array_source(images + noise_images(n, L, VARIANCE, seed=seed)),
+        array_source(clean_images(n) + noise_images(n, L, VARIANCE)),
         basis,
         noise=Noise(variance=VARIANCE),
     ).estimate()
@@ -50,7 +55,7 @@ def estimate(basis, n=N, seed=0, **options):
 @BASES
 def test_powers_are_those_of_the_images(basis):
     clean = MomentEstimator(
-        simulation(L, n=N, noise=None), basis, noise=Noise(variance=0)
+        array_source(clean_images(N)), basis, noise=Noise(variance=0)
     ).estimate()
     moments = estimate(basis)
     report = RingReport.of(moments)
@@ -169,7 +174,7 @@ def test_last_ring_has_signal(basis):
 
 @BASES
 def test_halves_agree_where_there_is_signal(basis):
-    whole = simulation(L, n=2 * N, noise=None).images[:].asnumpy()
+    whole = clean_images(2 * N)
     halves = [
         MomentEstimator(
             array_source(whole[i::2] + noise_images(N, L, VARIANCE, seed=i)),
