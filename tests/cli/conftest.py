@@ -15,8 +15,6 @@ from aspire_mom.phantoms import gaussian_phantom
 
 L, PIXEL_SIZE, IMAGES = 12, 2.0, 300
 FEW = {"n_steps": 40, "max_gaussians": 4}
-# What the installed command runs.
-SCRIPT = "from aspire_mom.cli.main import main; main()"
 
 
 def search_quickly(patch, **options):

@@ -1,8 +1,6 @@
 """Bad input: exit status 2, one sentence that names the thing, nothing written over."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import mrcfile
@@ -15,7 +13,7 @@ from aspire_mom import Moments, PolarBasis
 from aspire_mom.files import load_arrays, save_arrays
 from aspire_mom.moments.moments import FORMAT
 from aspire_mom.phantoms import gaussian_phantom
-from tests.cli.conftest import IMAGES, PIXEL_SIZE, SCRIPT, L, run
+from tests.cli.conftest import IMAGES, PIXEL_SIZE, L, run
 
 STACK = f"particles_0_{IMAGES - 1}.mrcs"
 
@@ -416,19 +414,3 @@ def test_errors_of_the_library_name_options(tmp_path, monkeypatch, message, sent
 def test_unknown_command_and_option(tmp_path):
     assert "No such command" in refused(tmp_path, "refine")
     assert "--loud" in refused(tmp_path, "demo", "--loud")
-
-
-def test_a_process_ends_without_traceback(tmp_path):
-    (tmp_path / "map.mrc").write_bytes(b"")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, "evaluate", "map.mrc", "map.mrc"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("Error: map.mrc")
-    assert done.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["map.mrc"]

@@ -32,7 +32,6 @@ from aspire_mom.volumes.grid import mirror
 from tests.cli.conftest import (
     IMAGES,
     PIXEL_SIZE,
-    SCRIPT,
     L,
     run,
     succeed,
@@ -346,19 +345,24 @@ def test_overwriting_particles_leaves_no_old_stack(tmp_path, volume):
     assert RelionSource(out).n == 4
 
 
-def test_stdout_is_json_and_the_folder_stays_clean(tmp_path, volume):
-    """In a process of its own: ASPIRE's logger is bound to the real stdout."""
-    command = [sys.executable, "-c", SCRIPT, "evaluate"]
+def test_a_process_of_its_own(tmp_path, volume):
+    """One for a sound command, then a bad one, as it takes seconds to import ASPIRE,
+    whose logger is bound to the real stdout."""
+    (tmp_path / "bad.mrc").write_bytes(b"")
+    sound = ["evaluate", str(volume), str(volume), "--json"]
+    code = f"from aspire_mom.cli.main import main; main({sound}); main()"
     done = subprocess.run(
-        [*command, volume, volume, "--json"],
+        [sys.executable, "-c", code, "evaluate", "bad.mrc", "bad.mrc"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2
     assert json.loads(done.stdout)["correlation"] == pytest.approx(1, abs=1e-3)
-    assert list(tmp_path.iterdir()) == []
+    assert done.stderr.splitlines()[-1].startswith("Error: bad.mrc")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.mrc"]
 
 
 def test_help_imports_neither_torch_nor_aspire(tmp_path):

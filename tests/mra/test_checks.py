@@ -104,7 +104,7 @@ def test_uniform_densities_are_told_from_others(n, sigma, N):
     drawn; and no density of the reference family is taken for uniform."""
     for k in (1, 2, 3):
         rng = np.random.default_rng(k)
-        v, rho = GaussianFamily(k, n=n).draw(100, rng)
+        v, rho = GaussianFamily(k, n=n).draw(50, rng)
         m = simulate_moments(v, rho, N, sigma, rng)
         check_each(m.first, m.second, N, sigma)
         m = simulate_moments(v, np.full_like(rho, 1 / n), N, sigma, rng)

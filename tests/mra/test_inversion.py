@@ -29,7 +29,7 @@ def noisy(k, count, seed, **family):
     return v, rho, simulate_moments(v, rho, 10**6, 1.0, rng)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     n=st.integers(20, 101),
     k=st.integers(1, 3),
@@ -196,7 +196,7 @@ def moved(m, by):
     return m.first * phase, m.second * phase[:, None] * phase.conj()
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     n=st.integers(20, 101),
     by=st.integers(-60, 60),
@@ -222,7 +222,7 @@ def test_shifting_noisy_data_shifts_the_answer(n):
     np.testing.assert_allclose(shifted[1], density, atol=1e-4)
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     n=st.integers(20, 101),
     seed=st.integers(0, 999),
@@ -239,7 +239,7 @@ def test_reversing_the_data_reverses_the_answer(n, seed, method):
     np.testing.assert_allclose(rho_back, density[back], atol=1e-7)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(n=st.integers(20, 40), seed=st.integers(0, 999))
 def test_permuting_observations_changes_nothing(n, seed):
     rng = np.random.default_rng(seed)

@@ -91,7 +91,7 @@ def test_fits_are_good_and_close(k):
         assert round(n_parameters) in [4 * count + 2 for count in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("n", [20, 41, 64])
+@pytest.mark.parametrize("n", [20, 41])
 def test_shifting_reversing_and_turning_the_data_over(n):
     _, _, m = noisy(2, 2, seed=1, n=n)
     found, density = solve(m.first, m.second, **NOISE, method="mixture")

@@ -53,9 +53,9 @@ def test_refining_weights_lowers_the_loss_and_leaves_the_encoder(noisy):
     encoder = pretrained("paper-2")
     before = {k: p.clone() for k, p in encoder.state_dict().items()}
     seen = []
-    found = refine_weights(encoder, moments, n_steps=60, status=seen.append)
+    found = refine_weights(encoder, moments, n_steps=30, status=seen.append)
     errors = np.array([s.errors.numpy() for s in seen])
-    assert [s.step for s in seen] == list(range(61))
+    assert [s.step for s in seen] == list(range(31))
     assert (errors[-1] < errors[0]).all()
     assert errors[-1].mean() < 0.7 * errors[0].mean()
     assert shift_error(v, found[0]).mean() < shift_error(v, seen[0].v.numpy()).mean()

@@ -57,12 +57,12 @@ def test_training_lowers_the_loss():
 
 
 def test_going_on_is_the_same_as_not_stopping(tmp_path):
-    path = tmp_path / "c"
+    path, training = tmp_path / "c", dataclasses.replace(SMALL, n_steps=20)
     whole_encoder = small_encoder()
-    whole = train(whole_encoder, SMALL)
-    train(small_encoder(), SMALL, checkpoint=path, status=lambda s: s.step == 10)
+    whole = train(whole_encoder, training)
+    train(small_encoder(), training, checkpoint=path, status=lambda s: s.step == 10)
     encoder = small_encoder(seed=1)
-    assert train(encoder, SMALL, checkpoint=path) == whole
+    assert train(encoder, training, checkpoint=path) == whole
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, whole_encoder.state_dict()[name]), name
 
