@@ -32,8 +32,9 @@ WRITTEN = (*RESULTS, "volume_mirror.mrc")
     help="Volume model: growing Gaussian mixture, a non-negative grid, the paper's"
     " network (FourierNet), or ball harmonics. The grid uses third moments and suits"
     " real maps. paper selects the paper's complete configuration; it requires"
-    " Cartesian moments and runs for days.  [default: grid where moments show that the"
-    " molecule lies in solvent, else gaussians]",
+    " Cartesian moments and runs for days.  [default: grid for images with CTFs, and"
+    " where moments show that the molecule lies in solvent, if there are third moments"
+    " of rings; else gaussians]",
 )
 @click.option(
     "--epochs",

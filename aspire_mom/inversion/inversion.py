@@ -60,11 +60,11 @@ class MomentInversion:
 
     By default the density of viewing directions is smooth, moments are weighted by
     their standard errors, and the volume is a mixture of Gaussians, which grows while
-    Akaike's information criterion falls; or a `PositiveGrid`, found by `search_grid`
-    from third moments too, if the moments show that the molecule lies in solvent, as in
-    real maps. The criterion also chooses the best of several starts. Where
-    `moments.shift_std` is None, each start finds the standard deviation of the images'
-    shifts too.
+    Akaike's information criterion falls; or, for images with CTFs, as those of real
+    particles have, and where the moments show that the molecule lies in solvent, a
+    `PositiveGrid`, found by `search_grid` from third moments too. The criterion also
+    chooses the best of several starts. Where `moments.shift_std` is None, each start
+    finds the standard deviation of the images' shifts too.
 
     :param moments: Estimated or exact moments in either basis.
     :param volume: "gaussians", "grid", "harmonics", "fouriernet", or a volume model to

@@ -81,14 +81,17 @@ def needs_signs(moments: Moments) -> bool:
 def default_volume(moments: Moments) -> str:
     """
     :param moments: The moments.
-    :return: "grid" if the molecule seems to lie in solvent, as no non-negative volume
-        alone has such moments, and the grid's search can use them; else "gaussians".
+    :return: "grid" if the molecule seems to lie in solvent and the grid's search can
+        use the moments; else "gaussians". Images with CTFs are taken to be of real
+        particles, which lie in solvent. Without CTFs, solvent shows where no
+        non-negative volume alone has such moments.
     """
+    in_solvent = moments.first_information is not None or needs_signs(moments)
     third = moments.third_basis
     usable = third is not None and third.ring_indices is not None
     usable &= moments.shift_std is not None
     usable &= informative_rings(moments) >= LEAST_GRID_RINGS
-    return "grid" if usable and needs_signs(moments) else "gaussians"
+    return "grid" if usable and in_solvent else "gaussians"
 
 
 @torch.no_grad()

@@ -437,3 +437,24 @@ def test_the_default_where_molecules_lie_in_solvent():
     assert default(in_vacuum) == "gaussians"
     assert default(moments, signed=True) == "gaussians"
     assert default(replace(moments, third=None, third_basis=None)) == "gaussians"
+
+
+def test_the_default_for_images_with_ctfs():
+    """Real particles lie in solvent, whether or not their moments show it."""
+    grid, coefficients = truth(5)
+    grid.solvent.data[0] = -20  # β = 0
+    moments = moments_of(grid, coefficients, SphericalDesign(30))
+    n = moments.basis.n_frequencies
+    moments = replace(
+        moments,
+        n_images=100,
+        first_information=np.full(n, 50.0),
+        second_information=np.full((1, n, n), 25.0),
+    )
+
+    def default(moments):
+        return MomentInversion(moments).settings["volume"]
+
+    assert default(moments) == "grid"
+    assert default(replace(moments, third=None, third_basis=None)) == "gaussians"
+    assert default(moments.with_corrections(shift_std=None)) == "gaussians"
