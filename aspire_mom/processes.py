@@ -1,7 +1,8 @@
 """
 Share work among the processes that `torchrun` has started, if any. In an inversion each
 evaluates the volume at its share of the quadrature's nodes and sends the values to all
-others. In an average over images each reads its share, and sums are added at the end.
+others; in a search for a grid each fits its share of the starts. In an average over
+images each reads its share, and sums are added at the end.
 """
 
 from __future__ import annotations

@@ -12,14 +12,19 @@ from benchmarks import processes as benchmark
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_loss_and_gradients_are_those_of_one_process(count, tmp_path):
-    """In both bases; in single precision up to rounding."""
+def test_results_are_those_of_one_process(count, tmp_path):
+    """Loss and gradients in both bases, and the search for a grid, in which one of four
+    processes has no start; in single precision up to rounding."""
     path, L = tmp_path / "found.pt", 11
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     words += [f"--nproc-per-node={count}", benchmark.__file__, f"--L={L}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*words, f"--save={path}"], check=True, env=environment)
     found = torch.load(path, weights_only=True)
+    (losses, volumes), _ = found.pop("grid")
+    one, _ = benchmark.grid(L)
+    assert benchmark.relative([losses], one[:1]) < 1e-4
+    assert benchmark.relative([volumes], one[1:]) < 1e-4
     assert len(found) == 4
     for kind, (values, _) in found.items():
         basis, dtype = kind.split()

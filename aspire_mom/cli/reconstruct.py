@@ -78,8 +78,9 @@ def reconstruct(
     killed one stopped. A checkpoint of other moments or options is refused without
     --overwrite.
 
-    Networks can use several processes, or GPUs with --device cuda, each of which
-    evaluates a part of the views: start the command by torchrun --no-python.
+    Networks and the grid can use several processes, or GPUs with --device cuda, each
+    of which evaluates a part of the views, or fits a part of the grid's starts: start
+    the command by torchrun --no-python.
 
     \b
     Examples:

@@ -2,7 +2,8 @@
 The search for a `PositiveGrid` with given first, second and third moments.
 
 Many random starts are fitted to the first few rings, all in one batch of tensors. Ring
-after ring is added, and each time only the starts of lowest loss go on.
+after ring is added, and each time only the starts of lowest loss go on. Where there are
+several processes, each fits its share of the starts of a level.
 """
 
 import copy
@@ -28,7 +29,12 @@ from aspire_mom.inversion.search import Candidate, SearchOptions
 from aspire_mom.inversion.start import LEAST_GRID_RINGS
 from aspire_mom.moments import Moments
 from aspire_mom.moments.report import ring_rms
-from aspire_mom.processes import n_processes
+from aspire_mom.processes import (
+    all_gather_rows,
+    broadcast_object,
+    is_first,
+    local_rows,
+)
 from aspire_mom.rotations import DiscreteDensity, SphericalDesign
 from aspire_mom.volumes import PositiveGrid
 
@@ -92,21 +98,23 @@ def search_grid(
     histories: dict[int, list[dict]] = {seed: [] for seed in seeds}
     levels = _levels(options, n_rings)
     total = sum(n_starts * (n_steps + 1) for _, n_starts, n_steps, _ in levels)
-    bar = tqdm(desc="inversion", total=total)
+    bar = tqdm(desc="inversion", total=total, disable=not is_first())
     with bar, _flushed_denormals():
         for level, n_starts, n_steps, weight in levels:
             if losses is not None:
                 kept = _kept(seeds, losses, n_starts)
                 x, seeds = x[kept], [seeds[i] for i in kept]
+            n, own = len(seeds), local_rows(len(seeds))
             weights = [weight if seed % 2 else FREE_WEIGHT for seed in seeds]
-            problem = GridProblem(moments, grid, degree, level, torch.tensor(weights))
-            problem.to(device)
+            weights = torch.tensor(weights)[own]
+            problem = GridProblem(moments, grid, degree, level, weights).to(device)
             x = _random_starts(problem, seeds) if x is None else x
             stage = f"grid, {level} rings"
             done = checkpoint.state.get(stage)
             if done is None:
-                objective = _watched(problem.losses, bar, status, stage, n_steps)
-                x, losses = minimise_batch(objective, x, n_steps)
+                objective = _watched(problem.losses, bar, status, stage, n_steps, n)
+                fitted = minimise_batch(objective, x[own], n_steps)
+                x, losses = (all_gather_rows(values, n) for values in fitted)
                 done = checkpoint.state[stage] = {"x": x, "losses": losses}
                 checkpoint.write_now_and_then()
             else:
@@ -152,16 +160,19 @@ def _watched(
     status: StatusCallback | None,
     stage: str,
     n_steps: int,
+    n: int,
 ) -> Callable[[Tensor], Tensor]:
-    """The function `losses`, which also moves the bar and calls the status callback."""
+    """The function `losses`, which also moves the bar and calls the status callback.
+    All processes call it equally often, with their shares of the n starts."""
     evaluations = count()
 
     def objective(x: Tensor) -> Tensor:
         values, step = losses(x), next(evaluations)
-        bar.update(len(x))
+        bar.update(n)
         if status is not None and step % STEPS_PER_REPORT == 0:
-            now = OptimizerStatus(stage, step, n_steps, values.detach().min().item())
-            if status(now):
+            loss = all_gather_rows(values.detach(), n).min().item()
+            stop = status(OptimizerStatus(stage, step, n_steps, loss))
+            if broadcast_object(bool(stop)):
                 raise StoppedByUser(stage)
         return values
 
@@ -262,5 +273,3 @@ def check_grid(
         )
     if search.optimizer == "adam":
         raise ValueError("optimizer is adam; the grid takes lbfgs")
-    if n_processes() > 1:
-        raise ValueError("the grid is found by one process; do not use torchrun")
