@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from aspire.noise import WhiteNoiseAdder
 from aspire.source import Simulation
 from aspire.volume import Volume
 
@@ -32,7 +31,7 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.phantoms import chain_phantom, gaussian_phantom
+from aspire_mom.phantoms import WhiteNoise, chain_phantom, gaussian_phantom
 
 L = 25
 SIGMA = 0.5
@@ -57,7 +56,7 @@ def estimate(volume: Volume, n_images: int, seed: int) -> tuple[Moments, float]:
         angles=views.sample(n_images, seed=seed).angles.astype(volume.dtype),
         offsets=0,
         amplitudes=1,
-        noise_adder=WhiteNoiseAdder(var=(SIGMA / L) ** 2, seed=seed),
+        noise_adder=WhiteNoise((SIGMA / L) ** 2, seed=seed),
         seed=seed,
     )
     clean = source.clean_images[:500].asnumpy()

@@ -43,8 +43,6 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
     Example:
         aspire-mom demo --out demo
     """
-    from aspire.noise import WhiteNoiseAdder
-
     console.check_outputs([out / name for name in FILES], overwrite)
     aspire_mom.checks.checked_device(device)
     phantoms, times = aspire_mom.phantoms, [time.perf_counter()]
@@ -52,7 +50,7 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
     truth = phantoms.gaussian_phantom(L, seed=seed)
     density = aspire_mom.VonMisesFisherMixture.random(seed=seed + 1)
     rotations = density.sample(images, seed=seed + 2)
-    noise = WhiteNoiseAdder(SIGMA**2, seed=seed + 3)
+    noise = phantoms.WhiteNoise(SIGMA**2, seed=seed + 3)
     source = phantoms.simulate(truth, rotations, noise, seed + 2)
     moments = aspire_mom.MomentEstimator(source, aspire_mom.PolarBasis(L)).estimate()
     times.append(time.perf_counter())

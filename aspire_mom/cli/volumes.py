@@ -62,8 +62,6 @@ def simulate(
     Example:
         aspire-mom simulate map.mrc --images 10000 --snr 0.1 -o particles.star
     """
-    from aspire.noise import WhiteNoiseAdder
-
     # As ASPIRE names the stack of a STAR file.
     stack = out.with_name(f"{out.stem}_0_{images - 1}.mrcs")
     stacks = re.compile(re.escape(out.stem) + r"_0_\d+\.mrcs")
@@ -75,7 +73,7 @@ def simulate(
     density = mixture.random(seed=seed)
     if views == "uniform":
         density = mixture(np.eye(3)[2:], np.zeros(1), np.ones(1))
-    noise = WhiteNoiseAdder.from_snr(snr, seed=seed + 2)
+    noise = aspire_mom.phantoms.WhiteNoise.from_snr(snr, seed=seed + 2)
     rotations = density.sample(images, seed=seed + 1)
     source = aspire_mom.phantoms.simulate(molecule, rotations, noise, seed + 1)
     with aspire_mom.files.staged(out.parent) as folder:
