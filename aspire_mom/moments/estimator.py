@@ -124,7 +124,7 @@ class MomentEstimator:
         self._check_device(device)
         # None for NumPy.
         self.device = None if device.type == "cpu" else device
-        known = _known_offsets(source)
+        known = known_offsets(source)
         self.has_shifts = known is not None
         self.offsets = None if corrections.ignore_shifts else known
         amplitudes = source.amplitudes
@@ -373,7 +373,7 @@ def _default_third(basis: Basis, device: torch.device) -> ThirdMomentBasis | Non
     return ThirdMomentBasis.rings(basis)
 
 
-def _known_offsets(source: ImageSource) -> np.ndarray | None:
+def known_offsets(source: ImageSource) -> np.ndarray | None:
     """Shifts (n, 2) in pixels, None where there are none."""
     if source.pixel_size is None:
         return None

@@ -1,0 +1,92 @@
+"""Polar coefficients of a source's images, times their CTFs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from aspire.source import ImageSource
+
+from aspire_mom.bases import PolarBasis
+from aspire_mom.checks import check_images
+from aspire_mom.moments.ctf import TransferFunctions
+from aspire_mom.moments.estimator import known_offsets
+from aspire_mom.moments.options import CorrectionOptions
+from aspire_mom.refinement.posterior import power
+
+# Bytes of coefficients that are kept in memory; more are computed anew each time.
+MEMORY = 2**30
+
+
+class PolarImages:
+    """
+    What posteriors need of images: coefficients times CTF, squared CTFs and powers.
+    Astigmatic CTFs multiply images exactly; their squares count as radial.
+
+    :param source: ASPIRE `ImageSource`.
+    :param basis: Polar basis of the coefficients.
+    :param corrections: What to correct the images for, as for their moments.
+    :param inverted: Whether molecules are dark in the images as they are.
+    :raises ValueError: A CTF has parameters that are not finite.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        basis: PolarBasis,
+        corrections: CorrectionOptions,
+        inverted: bool,
+    ):
+        self.source, self.basis = source, basis
+        self.sign = -1 if inverted else 1
+        found = TransferFunctions(source, basis, corrections.phase_flipped)
+        ignored = corrections.ignore_ctf or found.flat
+        self.transfer = None if ignored else found
+        known = known_offsets(source)
+        self.offsets = None if corrections.ignore_shifts else known
+        n, M, R = source.n, basis.max_order, basis.n_rings
+        self._kept: tuple[torch.Tensor, ...] | None = None
+        if 8 * n * (M + 1) * R <= MEMORY:
+            x = torch.empty(n, M + 1, R, dtype=torch.complex64)
+            self._kept = x, torch.empty(n, R), torch.empty(n, R)
+            self._done = np.zeros(n, bool)
+
+    def __len__(self) -> int:
+        return self.source.n
+
+    def batch(self, start: int, stop: int) -> tuple[torch.Tensor, ...]:
+        """
+        :param start: First image.
+        :param stop: One past the last.
+        :return: Coefficients of images times CTF (n, max_order + 1, n_rings),
+            complex64; means of squared CTFs on the rings (n, n_rings); mean squares of
+            the images' own coefficients there (n, n_rings).
+        :raises ValueError: An image has values that are not finite.
+        """
+        here = slice(start, stop)
+        if self._kept is None:
+            return self._computed(start, stop)
+        if not self._done[here].all():
+            for kept, new in zip(self._kept, self._computed(start, stop), strict=True):
+                kept[here] = new
+            self._done[here] = True
+        return tuple(kept[here] for kept in self._kept)
+
+    def _computed(self, start: int, stop: int) -> tuple[torch.Tensor, ...]:
+        images = self.source.images[start:stop]
+        if self.offsets is not None:
+            images = images.shift(-self.offsets[start:stop])
+        pixels = self.sign * check_images(images.asnumpy(), self.basis.L, start)
+        pixels = pixels.astype(np.float32, copy=False)
+        c = self.basis.coefficients(pixels)
+        x, h = c, np.ones((len(c), self.basis.n_rings))
+        if self.transfer is not None:
+            H = self.transfer.of_images(start, stop)
+            h = (H**2).mean(-1)
+            x = self.basis.coefficients(pixels, H) if H.shape[-1] > 1 else c * H.mT
+        arrays = x.astype(np.complex64), h, power(c)
+        return tuple(
+            torch.from_numpy(
+                np.ascontiguousarray(a, np.complex64 if i == 0 else np.float32)
+            )
+            for i, a in enumerate(arrays)
+        )

@@ -1,0 +1,114 @@
+"""What a refinement returns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from aspire.utils import Rotation
+from aspire.volume import Volume
+
+from aspire_mom.checks import check_new
+from aspire_mom.evaluation.fsc import resolution_in_shells
+from aspire_mom.files import contents_of, load_arrays, save_arrays, staged, write_json
+from aspire_mom.volumes.grid import save_map
+
+FORMAT = "aspire_mom.RefinedModel.1"
+MAPS = ("volume.mrc", "half1.mrc", "half2.mrc")
+FILES = (*MAPS, "refinement.npz", "refinement.json")
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedModel:
+    """
+    A volume refined against images, with the images' poses.
+
+    :param volume: Volume of all images, ASPIRE `Volume` [z, y, x], float32.
+    :param half_volumes: Stack of two volumes, each of every other batch of images.
+    :param directions: Viewing directions (n_views, 3), xyz order.
+    :param density: Their probabilities (n_views,), float64, sum one.
+    :param rotations: Most probable rotation of each image, ASPIRE `Rotation`.
+    :param offsets: Most probable shift of each image (n, 2), x and y in pixels, as
+        ASPIRE's `source.offsets`, with those that the source knew.
+    :param fsc: Fourier shell correlation of the half volumes on shells 0, 1, ….
+    :param noise: Variance of the noise at a Fourier pixel of each ring in use.
+    :param history: One dict per iteration: n_rings, shells (at FSC 0.143 of the
+        halves), log_likelihood (per image) and seconds.
+    :param settings: Options of the refinement.
+    """
+
+    volume: Volume
+    half_volumes: Volume
+    directions: np.ndarray
+    density: np.ndarray
+    rotations: Rotation
+    offsets: np.ndarray
+    fsc: np.ndarray
+    noise: np.ndarray
+    history: list[dict]
+    settings: dict
+
+    def resolution_shells(self, cutoff: float = 0.143) -> float:
+        """
+        :param cutoff: FSC of the half volumes.
+        :return: Fractional shell at which it falls below the cutoff.
+        """
+        return resolution_in_shells(self.fsc, cutoff)
+
+    def resolution(self, cutoff: float = 0.143) -> float:
+        """
+        :param cutoff: FSC of the half volumes.
+        :return: Resolution in Ångström at which it falls below the cutoff.
+        :raises ValueError: The volume has no pixel size.
+        """
+        if self.volume.pixel_size is None:
+            raise ValueError("the volume has no pixel size; use resolution_shells")
+        box = self.volume.resolution * self.volume.pixel_size
+        return box / self.resolution_shells(cutoff)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """
+        Write volume.mrc, half1.mrc, half2.mrc, refinement.npz and refinement.json, all
+        together or none.
+
+        :param folder: Folder, made if it does not exist.
+        :param overwrite: Replace files that exist.
+        :raises FileExistsError: One of the files exists and `overwrite` is False.
+        """
+        folder = Path(folder)
+        for name in FILES:
+            check_new(folder / name, overwrite)
+        names = "directions", "density", "offsets", "fsc", "noise"
+        arrays = {name: getattr(self, name) for name in names}
+        arrays["rotations"] = self.rotations.matrices
+        size = self.volume.pixel_size
+        halves = [Volume(v, pixel_size=size) for v in self.half_volumes.asnumpy()]
+        with staged(folder) as stage:
+            for name, volume in zip(MAPS, (self.volume, *halves), strict=True):
+                save_map(volume, stage / name)
+            save_arrays(stage / FILES[3], FORMAT, arrays)
+            text = {"history": self.history, "settings": self.settings}
+            write_json(stage / FILES[4], text)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> RefinedModel:
+        """
+        Read what :meth:`save` wrote.
+
+        :param folder: The folder.
+        :return: The model.
+        :raises ValueError: A file is damaged, or not one of a refined model.
+        """
+        folder = Path(folder)
+        arrays, _ = load_arrays(folder / FILES[3], FORMAT)
+        with contents_of(folder):
+            text = json.loads((folder / FILES[4]).read_text())
+            volume, *halves = (Volume.load(str(folder / name)) for name in MAPS)
+            halves = Volume(
+                np.concatenate([half.asnumpy() for half in halves]),
+                pixel_size=volume.pixel_size,
+            )
+            rotations = Rotation(arrays.pop("rotations"), gimble_lock_warnings=False)
+            return cls(volume, halves, rotations=rotations, **arrays, **text)

@@ -1,0 +1,280 @@
+"""Posterior of images over viewing directions, in-plane angles and shifts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aspire_mom.refinement.slices import slices
+from aspire_mom.refinement.views import (
+    COARSE_RINGS,
+    Views,
+    inplane_angles,
+    largest_order,
+)
+
+# Images at once: more do not fit into cache.
+IMAGES_AT_ONCE = 16
+# Largest shift that is tried, in standard deviations.
+MOST_SHIFT = 2.5
+# Share of an image's posterior that the coarse views kept for finer ones hold, and the
+# most of them; share below which a fine view does not count.
+KEPT_SHARE, MOST_KEPT, LEAST_SHARE = 0.999, 32, 1e-3
+
+
+class Model:
+    """
+    Slices of a volume in all views, and what images weigh.
+
+    :param u: Voxels (n, n, n).
+    :param density: Probabilities of the coarse views (n_views,).
+    :param noise: Variance of the noise at a Fourier pixel on each ring (n_rings,).
+    :param views: Views.
+    :param areas: Fourier pixels on each ring (n_rings,).
+    :param L: Pixels along the edge of the images.
+    :param device: torch device.
+    """
+
+    def __init__(
+        self,
+        u: np.ndarray,
+        density: np.ndarray,
+        noise: np.ndarray,
+        views: Views,
+        areas: np.ndarray,
+        L: int,
+        device: torch.device,
+    ):
+        n_rings = len(noise)
+        self.views, self.n_rings, self.noise = views, n_rings, noise
+        self.weights = areas / noise
+        self.coarse_rings = min(n_rings, COARSE_RINGS)
+        self.n_angles = inplane_angles(n_rings)
+        self.coarse_angles = inplane_angles(self.coarse_rings)
+        log_density = np.log(np.maximum(density, 1e-9))
+
+        def placed(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        coarse = slices(u, views.directions, self.coarse_rings, L)
+        w = self.weights.astype(np.float32)
+        self.power = power(coarse)
+        self.coarse = placed((w[: self.coarse_rings] * coarse).transpose(1, 2, 0))
+        self.coarse_norms = placed(0.5 * (w[: self.coarse_rings] * self.power).T)
+        self.coarse_prior = placed(log_density.astype(np.float32))
+        self.slices, self.fine = coarse, None
+        if views.finer is not None:
+            self.slices = slices(u, views.finer, n_rings, L)
+            self.power = power(self.slices)
+            counts = (views.children >= 0).sum(1)
+            own = (log_density - np.log(np.maximum(counts, 1)))[views.parents]
+            self.fine = placed(w * self.slices)
+            self.fine_norms = placed(0.5 * w * self.power)
+            self.fine_prior = placed(own.astype(np.float32))
+            self.children = placed(views.children)
+
+
+def power(c: np.ndarray) -> np.ndarray:
+    """
+    :param c: Coefficients (n, max_order + 1, n_rings), orders m ≥ 0.
+    :return: Mean squares on the rings (n, n_rings), over all orders.
+    """
+    squares = c.real**2 + c.imag**2
+    return 2 * squares.sum(1) - squares[:, 0]
+
+
+class Shifts:
+    """
+    Shifts to try, with Gaussian prior probabilities.
+
+    :param std: Standard deviation of the shifts along each axis, pixels; 0 for none.
+    :param spacing: Distance of shifts, pixels.
+    :param L: Pixels along the edge of the images.
+    :param device: torch device.
+    """
+
+    def __init__(self, std: float, spacing: float, L: int, device: torch.device):
+        self.std, self.L = std, L
+        axis = spacing * np.arange(-(most := math.ceil(MOST_SHIFT * std / spacing)), most + 1)
+        offsets = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+        squares = (offsets**2).sum(1)
+        # Offsets (n, 2), x and y in pixels.
+        self.offsets = offsets[squares <= (MOST_SHIFT * std) ** 2]
+        prior = -squares[squares <= (MOST_SHIFT * std) ** 2] / (2 * max(std, 1e-9) ** 2)
+        prior -= np.log(np.exp(prior).sum())
+        self.prior = torch.from_numpy(prior.astype(np.float32)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def undone(self, x: Tensor) -> Tensor:
+        """
+        :param x: Coefficients of images (n, orders, n_rings).
+        :return: Those of the images moved back by each of the shifts, (n · shifts,
+            orders, n_rings).
+        """
+        if len(self) == 1:
+            return x
+        M, n_angles = x.shape[1] - 1, 2 * x.shape[1]
+        signs = (-1.0) ** torch.arange(1, M + 1, device=x.device)
+        negative = (x[:, 1:].conj() * signs[:, None]).flip(1)
+        full = torch.cat((x, torch.zeros_like(x[:, :1]), negative), 1)
+        values = torch.fft.ifft(full, dim=1, norm="forward")[:, None]
+        values = values * self._phases(n_angles, x.shape[2]).to(x.device)
+        moved = torch.fft.fft(values, dim=2, norm="forward")
+        return moved[:, :, : M + 1].flatten(0, 1)
+
+    def _phases(self, n_angles: int, n_rings: int) -> Tensor:
+        """Factors (shifts, angles, rings) that move images back."""
+        theta = 2 * np.pi * np.arange(n_angles) / n_angles
+        along = self.offsets @ np.stack((np.cos(theta), np.sin(theta)))
+        phase = -2 * np.pi / self.L * along[..., None] * np.arange(n_rings)
+        return torch.from_numpy(np.exp(1j * phase).astype(np.complex64))
+
+
+@dataclass
+class ViewSums:
+    """
+    Sums over images, weighted by their posteriors, and each image's best pose.
+
+    :param slices: Images times CTF turned into each of the finest views, (n_views,
+        max_order + 1, n_rings), complex64.
+    :param information: Sums of squared CTFs (n_views, n_rings).
+    :param mass: Sums of probabilities (n_views,).
+    :param poses: Most probable pose of each image (n, 3): finest view, in-plane angle
+        in radians, shift; float64.
+    :param log_likelihood: Sum of the images' log-likelihoods, without constants.
+    """
+
+    slices: Tensor
+    information: Tensor
+    mass: Tensor
+    poses: np.ndarray
+    log_likelihood: float = 0.0
+
+
+def expectation(model: Model, x: Tensor, h: Tensor, shifts: Shifts) -> ViewSums:
+    """
+    Sum images over the poses that they may have. The posterior of image i is
+
+        p_i(v, α, t) ∝ ρ(v) q(t) exp(Σ_r w_r (Re Σ_m conj(x_itmr) s_vmr e^{imα}
+                                            - ½ h_ir Σ_m |s_vmr|²)),
+
+    over orders m = -max_order … max_order, where x_it are the coefficients of the image
+    times its CTF, moved back by t, and h_i is the mean squared CTF on a ring.
+
+    :param model: The model.
+    :param x: Coefficients of the images times their CTFs (n, orders, rings),
+        complex64, with the orders that shifts need.
+    :param h: Mean squared CTFs (n, n_rings).
+    :param shifts: Shifts t to try.
+    :return: The sums.
+    """
+    n_views, orders, n_rings = model.slices.shape
+    sums = ViewSums(
+        torch.zeros(model.slices.shape, dtype=x.dtype, device=x.device),
+        torch.zeros(n_views, n_rings, device=x.device),
+        torch.zeros(n_views, device=x.device),
+        np.zeros((len(x), 3)),
+    )
+    step = max(1, IMAGES_AT_ONCE // len(shifts))
+    add = _add_coarse if model.fine is None else _add_fine
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        rows = shifts.undone(x[part, :, :n_rings])[:, :orders]
+        add(sums, model, rows, h[part], shifts, part)
+    return sums
+
+
+def _coarse_scores(model: Model, rows: Tensor, h: Tensor, shifts: Shifts) -> Tensor:
+    """Logarithms (n, shifts, coarse views, angles) of posteriors, without constants."""
+    M, R, n_views = model.coarse.shape
+    products = torch.einsum("nmr,mrv->nvm", rows[:, :M, :R].conj(), model.coarse)
+    score = torch.fft.irfft(products, model.coarse_angles, norm="forward")
+    score = score.reshape(len(h), len(shifts), n_views, -1)
+    prior = model.coarse_prior - h[:, :R] @ model.coarse_norms
+    return score.add_(prior[:, None, :, None]).add_(shifts.prior[:, None, None])
+
+
+def _add_coarse(
+    sums: ViewSums, model: Model, rows: Tensor, h: Tensor, shifts: Shifts, part: slice
+) -> None:
+    """Add images to the sums over all coarse views."""
+    score = _coarse_scores(model, rows, h, shifts)
+    _, _, n_views, n_angles = score.shape
+    p, best = _probabilities(sums, score)
+    shift, view = best // (n_views * n_angles), best // n_angles % n_views
+    _remember(sums, part, view, best % n_angles, n_angles, shift)
+    mass = p.sum((1, 3))
+    turns = torch.fft.rfft(p.flatten(0, 1))[..., : rows.shape[1]]
+    sums.slices += torch.einsum("nvm,nmr->vmr", turns, rows)
+    sums.information += mass.T @ h
+    sums.mass += mass.sum(0)
+
+
+def _add_fine(
+    sums: ViewSums, model: Model, rows: Tensor, h: Tensor, shifts: Shifts, part: slice
+) -> None:
+    """Add images to the sums over the finer views around their best coarse ones."""
+    shift, view = _candidates(_coarse_scores(model, rows, h, shifts))
+    n, T = len(h), len(shifts)
+    views = model.children[view]  # (n, candidates, children)
+    shift = shift[..., None].expand_as(views).flatten(1)
+    views, absent = views.clamp(min=0).flatten(1), (views < 0).flatten(1)
+    images = torch.arange(n, device=rows.device)
+    row = images[:, None] * T + shift
+    products = (rows.conj()[row] * model.fine[views]).sum(-1)
+    score = torch.fft.irfft(products, model.n_angles, norm="forward")
+    prior = model.fine_prior[views] + shifts.prior[shift]
+    prior -= (h[:, None] * model.fine_norms[views]).sum(-1)
+    score += prior.masked_fill_(absent, -math.inf)[..., None]
+    p, best = _probabilities(sums, score)
+    which, angle = best // model.n_angles, best % model.n_angles
+    found = views[images, which], angle, model.n_angles, shift[images, which]
+    _remember(sums, part, *found)
+    mass = p.sum(-1)
+    i, j = torch.nonzero(mass > LEAST_SHARE, as_tuple=True)
+    turns = torch.fft.rfft(p[i, j])[:, : rows.shape[1]]
+    sums.slices.index_add_(0, views[i, j], turns[..., None] * rows[row[i, j]])
+    sums.information.index_add_(0, views[i, j], mass[i, j, None] * h[i])
+    sums.mass.index_add_(0, views[i, j], mass[i, j])
+
+
+def _probabilities(sums: ViewSums, score: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities of poses, of which the score (n, …) is the logarithm but for a
+    constant, and the most probable ones (n,). Adds to the log-likelihood."""
+    flat = score.flatten(1)
+    p = torch.softmax(flat, 1)
+    highest, best = p.max(1)
+    # Several times faster than logsumexp.
+    totals = flat.gather(1, best[:, None])[:, 0] - highest.log()
+    sums.log_likelihood += totals.sum().item()
+    return p.view_as(score), best
+
+
+def _candidates(score: Tensor) -> tuple[Tensor, Tensor]:
+    """Shifts and coarse views (n, candidates) that hold nearly all of the posteriors,
+    or the best `MOST_KEPT`."""
+    n_views = score.shape[2]
+    p = torch.softmax(score.flatten(1), 1).view_as(score).sum(-1).flatten(1)
+    p, best = p.topk(min(MOST_KEPT, p.shape[1]))
+    needed = int((p.cumsum(1) < KEPT_SHARE).sum(1).max()) + 1
+    best = best[:, :needed]
+    return best // n_views, best % n_views
+
+
+def _remember(
+    sums: ViewSums,
+    part: slice,
+    view: Tensor,
+    angle: Tensor,
+    n_angles: int,
+    shift: Tensor,
+) -> None:
+    """Keep poses of images."""
+    angle = angle * (2 * math.pi / n_angles)
+    sums.poses[part] = torch.stack((view, angle, shift), 1).cpu().numpy()

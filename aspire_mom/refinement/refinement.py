@@ -1,0 +1,419 @@
+"""Refinement of a volume against images, from a reconstruction of their moments."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from aspire.source import ImageSource
+from aspire.utils import Rotation
+from aspire.volume import Volume
+
+from aspire_mom import processes
+from aspire_mom.bases import PolarBasis
+from aspire_mom.checks import check_integer, check_kind, checked_device
+from aspire_mom.evaluation.fsc import fourier_shell_correlation, resolution_in_shells
+from aspire_mom.files import Checkpoint, digest
+from aspire_mom.inversion import Reconstruction
+from aspire_mom.moments.corrections import source_identity
+from aspire_mom.moments.options import CorrectionOptions
+from aspire_mom.moments.streaming import Sums, accumulate
+from aspire_mom.refinement.images import PolarImages
+from aspire_mom.refinement.model import RefinedModel
+from aspire_mom.refinement.posterior import (
+    MOST_SHIFT,
+    Model,
+    Shifts,
+    expectation,
+    power,
+)
+from aspire_mom.refinement.slices import volume_from_slices
+from aspire_mom.refinement.views import (
+    COARSE_RINGS,
+    Views,
+    coarse_directions,
+    largest_order,
+)
+from aspire_mom.rotations import viewing_rotations
+
+logger = logging.getLogger(__name__)
+
+# Rings at most: sums over images on 24 rings take 0.4 GB.
+MAX_RINGS = 24
+BATCH = 512
+# Rings that are added after an iteration, at most, and the FSC of the halves on the
+# outermost ring from which on they are.
+NEW_RINGS, ENOUGH = 2, 0.143
+# Iterations without progress, in shells, after which a refinement ends.
+PATIENCE, PROGRESS = 3, 0.1
+# Share of the views' probability that is uniform.
+UNIFORM_SHARE = 0.1
+# Voxels along an edge beyond twice the number of rings.
+MARGIN = 5
+# Radius in boxes of the ball that holds the volume.
+SUPPORT_RADIUS = 0.45
+# Distance of shifts that are tried, in boxes, times the number of coarse rings.
+SHIFT_SPACING = 0.25
+# Bounds of the FSC that Wiener filters rest on.
+LEAST_FSC, MOST_FSC = 0.01, 0.999
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """
+    Where a refinement stands between two iterations.
+
+    :param halves: Voxels of the halves' volumes, each (n, n, n).
+    :param densities: Probabilities of the coarse views (2, n_views).
+    :param noises: Variance of the noise at a Fourier pixel (2, rings of the basis).
+    :param signal: Variance of the volume's Fourier values / L on each shell.
+    :param n_rings: Rings to use next.
+    :param history: One dict per iteration.
+    """
+
+    halves: np.ndarray
+    densities: np.ndarray
+    noises: np.ndarray
+    signal: np.ndarray
+    n_rings: int
+    history: list[dict]
+
+
+class Refinement:
+    """
+    Refine a volume by expectation maximisation over the poses of images (Sigworth 1998;
+    Scheres 2012) on rings of Fourier space, from the volume that their moments gave.
+
+    The images are split into two halves, every other batch, which do not meet after the
+    start. In each iteration every image is turned into every view by its posterior
+    probability, and each half's volume follows from the views by least squares in a
+    ball, with a Wiener filter whose signal-to-noise ratio is that of the halves' FSC.
+    Rings are added while the halves agree. Every view is tried on up to 8 rings; on
+    more rings, finer views around the best of these.
+
+    :param source: ASPIRE `ImageSource`.
+    :param reconstruction: Where to start: its volume, density, and spread of shifts.
+    :param n_rings: Rings at most; by default 24, or as many as the images have.
+    :param corrections: What to correct images for, as for their moments; the spread of
+        shifts is the reconstruction's.
+    :param n_iterations: Iterations at most.
+    :param checkpoint: File that keeps finished iterations, from which another run
+        continues.
+    :param device: torch device of the posteriors.
+    :raises TypeError: An argument is of another type.
+    :raises ValueError: The source has too few images, or images of another size than
+        the volume; or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        reconstruction: Reconstruction,
+        *,
+        n_rings: int | None = None,
+        corrections: CorrectionOptions = CorrectionOptions(),
+        n_iterations: int = 25,
+        checkpoint: str | Path | None = None,
+        device: str | torch.device = "cpu",
+    ):
+        check_kind("source", source, ImageSource)
+        check_kind("reconstruction", reconstruction, Reconstruction)
+        self.L = L = reconstruction.volume.resolution
+        if source.L != L:
+            raise ValueError(
+                f"the images have {source.L} pixels along an edge, the volume {L}"
+            )
+        if source.n < 4:
+            raise ValueError(f"the source has {source.n} images; it needs at least 4")
+        most = min(MAX_RINGS, (L + 1) // 2)
+        self.n_rings = min(check_integer("n_rings", n_rings or most, 4), most)
+        self.n_iterations = check_integer("n_iterations", n_iterations, 1)
+        self.source, self.reconstruction = source, reconstruction
+        self.corrections, self.checkpoint = corrections, checkpoint
+        self.device = checked_device(device)
+        std = reconstruction.shift_std
+        spacing = SHIFT_SPACING * L / COARSE_RINGS
+        self.shifts = Shifts(std, spacing, L, self.device)
+        # Shifts mix orders.
+        reach = 2 * math.pi * (self.n_rings - 1) * MOST_SHIFT * std / L
+        order = largest_order(self.n_rings - 1) + math.ceil(reach)
+        self.basis = PolarBasis(L, self.n_rings, order)
+        self.batch = min(BATCH, source.n // 2)
+
+    def estimate(self) -> RefinedModel:
+        """
+        Iterate until the halves agree no further.
+
+        :return: The refined model.
+        :raises ValueError: An image is not finite, or the checkpoint does not fit.
+        """
+        inverted = bool(self.reconstruction.settings.get("inverted", False))
+        images = PolarImages(self.source, self.basis, self.corrections, inverted)
+        settings = {
+            "images": source_identity(self.source),
+            "start": digest(self.reconstruction.volume.asnumpy()),
+            "n_rings": self.n_rings,
+            "corrections": asdict(self.corrections),
+        }
+        kept = Checkpoint(self.checkpoint, settings)
+        state = State(**_arrays(kept.state)) if kept.state else self._start(images)
+        while not self._finished(state.history):
+            begun = time.perf_counter()
+            state = self._next(images, state)
+            entry = state.history[-1]
+            entry["seconds"] = round(time.perf_counter() - begun, 2)
+            kept.state = vars(state)
+            kept.write()
+            logger.info(
+                f"Iteration {len(state.history)}: {entry['n_rings']} rings, halves"
+                f" agree to {entry['shells']:.1f} shells"
+            )
+        return self._final(images, state)
+
+    def _finished(self, history: list[dict]) -> bool:
+        if len(history) >= self.n_iterations:
+            return True
+        shells = [entry["shells"] for entry in history]
+        if len(shells) <= PATIENCE:
+            return False
+        return max(shells[-PATIENCE:]) < max(shells[:-PATIENCE]) + PROGRESS
+
+    def _start(self, images: PolarImages) -> State:
+        """The reconstruction's volume and density, for both halves."""
+        found = self.reconstruction
+        R = min(self.n_rings, found.settings.get("n_rings", COARSE_RINGS))
+        u = resized(found.volume.asnumpy()[0], self._edge(R))
+        distances = coarse_directions() @ found.quadrature.views.T
+        density = found.view_density[distances.argmax(1)]
+        noise = self._noise_of_images(images)
+        return State(
+            halves=np.stack((u, u)),
+            densities=np.stack(2 * [density / density.sum()]),
+            noises=np.stack((noise, noise)),
+            signal=shell_mean(np.abs(transform(u)) ** 2)[:R] / self.L**2,
+            n_rings=R,
+            history=[],
+        )
+
+    def _edge(self, n_rings: int) -> int:
+        """Voxels along an edge of volumes that have so many rings."""
+        return min(self.L, 2 * n_rings + MARGIN)
+
+    def _noise_of_images(self, images: PolarImages) -> np.ndarray:
+        """Power on the rings of the first images, nearly all of it noise."""
+        _, _, squares = images.batch(0, self.batch)
+        return squares.numpy().mean(0) / self._white_power
+
+    @property
+    def _white_power(self) -> np.ndarray:
+        """Power of noise of unit variance per Fourier pixel in the orders in use."""
+        second = np.einsum("mrr->mr", self.basis.noise_second()).real
+        return (2 * second.sum(0) - second[0]) / self.L**2
+
+    def _next(self, images: PolarImages, state: State) -> State:
+        """One iteration."""
+        R, (models, sums, _) = state.n_rings, self._pass(images, state)
+        halves = [self._volume(models[h], [sums[h]], state) for h in (0, 1)]
+        fsc = half_fsc(halves)[:R]
+        likelihood = sum(float(s["log_likelihood"]) for s in sums) / len(images)
+        entry = {
+            "n_rings": R,
+            "shells": resolution_in_shells(fsc, ENOUGH),
+            "log_likelihood": likelihood,
+        }
+        precision = sum(shell_precision(m, s) for m, s in zip(models, sums)) / 2
+        ratio = np.clip(fsc, LEAST_FSC, MOST_FSC)
+        noises = state.noises.copy()
+        for h in (0, 1):
+            noises[h, :R] = self._noise(models[h], sums[h])
+        return State(
+            halves=np.stack(halves),
+            densities=np.stack([self._density(m, s) for m, s in zip(models, sums)]),
+            noises=noises,
+            signal=ratio / (1 - ratio) / precision,
+            n_rings=min(R + NEW_RINGS, self.n_rings) if fsc[-1] > ENOUGH else R,
+            history=[*state.history, entry],
+        )
+
+    def _pass(
+        self, images: PolarImages, state: State
+    ) -> tuple[list[Model], list[Sums], np.ndarray]:
+        """Models of both halves, sums over their images, and all images' poses (n, 3):
+        finest view, in-plane angle, shift."""
+        views, R = Views.for_rings(state.n_rings), state.n_rings
+        models = [
+            Model(*parts, views, self.basis.areas[:R], self.L, self.device)
+            for parts in zip(
+                state.halves, state.densities, state.noises[:, :R], strict=True
+            )
+        ]
+        poses = np.zeros((len(images), 3))
+
+        def sums_of(batch: tuple, start: int) -> Sums:
+            torch.set_flush_denormal(True)  # of this thread: many times faster
+            x, h, squares = (part.to(self.device) for part in batch)
+            model = models[start // self.batch % 2]
+            found = expectation(model, x, h[:, :R], self.shifts)
+            poses[start : start + len(x)] = found.poses
+            return {
+                "slices": found.slices.cpu().numpy(),
+                "information": found.information.cpu().numpy(),
+                "mass": found.mass.cpu().numpy(),
+                "log_likelihood": np.array(found.log_likelihood),
+                "power": squares[:, :R].sum(0).cpu().numpy(),
+                "n": np.array(float(len(x))),
+            }
+
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            sums = accumulate(
+                len(images), self.batch, images.batch, sums_of, n_groups=2
+            )
+        finally:
+            torch.set_num_threads(threads)
+        processes.all_reduce_sum(poses)
+        return models, sums, poses
+
+    def _volume(self, model: Model, sums: list[Sums], state: State) -> np.ndarray:
+        """The volume from sums over images, of both halves or one."""
+        edge = self._edge(model.n_rings)
+        signal = state.signal
+        last = signal[-1:].repeat(max(0, model.n_rings - len(signal)))
+        slices, information = (
+            sum(s[name] for s in sums) for name in ("slices", "information")
+        )
+        return volume_from_slices(
+            slices,
+            information,
+            model.views.finest,
+            model.weights,
+            1 / np.concatenate((signal, last)),
+            n=edge,
+            L=self.L,
+            support_radius=SUPPORT_RADIUS,
+            start=resized(state.halves[0], edge),
+        )
+
+    def _density(self, model: Model, sums: Sums) -> np.ndarray:
+        n = len(model.views.directions)
+        found = np.bincount(model.views.parents, sums["mass"], n)
+        return (1 - UNIFORM_SHARE) * found / found.sum() + UNIFORM_SHARE / n
+
+    def _noise(self, model: Model, sums: Sums) -> np.ndarray:
+        """Mean squares of the images' differences from the model, per Fourier pixel."""
+        # Σ p |c - H s|² = Σ |c|² - 2 Re Σ conj(N) s + Σ D |s|²
+        both = cross(sums["slices"], model.slices).sum(0)
+        own = (sums["information"] * model.power).sum(0)
+        squares = sums["power"] - 2 * both + own
+        floor = 0.1 * sums["power"]
+        noise = np.maximum(squares, floor) / float(sums["n"])
+        return noise / self._white_power[: model.n_rings]
+
+    def _final(self, images: PolarImages, state: State) -> RefinedModel:
+        """Both halves and all images once more, with the images' poses."""
+        models, sums, poses = self._pass(images, state)
+        halves = [self._volume(models[h], [sums[h]], state) for h in (0, 1)]
+        whole = self._volume(models[0], sums, state)
+        view, angle, shift = poses.T
+        views = models[0].views.finest
+        rotations = viewing_rotations(views[view.astype(int)], angle)
+        offsets = self.shifts.offsets[shift.astype(int)]
+        if images.offsets is not None:
+            offsets = offsets + images.offsets
+        mass = sum(s["mass"] for s in sums)
+        size = self.reconstruction.volume.pixel_size
+        volume, *both = (
+            Volume(resized(u, self.L), pixel_size=size) for u in (whole, *halves)
+        )
+        return RefinedModel(
+            volume=volume,
+            half_volumes=Volume(
+                np.concatenate([v.asnumpy() for v in both]), pixel_size=size
+            ),
+            directions=views,
+            density=mass / mass.sum(),
+            rotations=Rotation(rotations, gimble_lock_warnings=False),
+            offsets=offsets,
+            fsc=half_fsc(halves)[: state.n_rings],
+            noise=state.noises[:, : state.n_rings].mean(0),
+            history=state.history,
+            settings={"n_rings": self.n_rings, "shift_std": self.shifts.std},
+        )
+
+
+def _arrays(state: dict) -> dict:
+    """What a checkpoint holds, tensors as arrays."""
+    return {k: v.numpy() if torch.is_tensor(v) else v for k, v in state.items()}
+
+
+def transform(u: np.ndarray) -> np.ndarray:
+    """
+    :param u: Voxels (n, n, n).
+    :return: Their Fourier transform, zero frequency at n//2, complex.
+    """
+    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(u)))
+
+
+def resized(u: np.ndarray, n: int) -> np.ndarray:
+    """
+    :param u: Voxels (m, m, m).
+    :param n: Voxels wanted along an edge.
+    :return: The same volume in the same box, low-pass filtered where n < m, float32.
+        Fourier values keep their scale, so that voxels scale by (m/n)³.
+    """
+    m = len(u)
+    spectrum, found = transform(u), np.zeros((n, n, n), complex)
+    # Even sizes have a Nyquist plane on one side only, which is left out.
+    half = (min(m, n) - 1) // 2
+    old, new = (slice(s // 2 - half, s // 2 + half + 1) for s in (m, n))
+    found[new, new, new] = spectrum[old, old, old]
+    voxels = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(found))).real
+    return voxels.astype(np.float32)
+
+
+def shell_mean(values: np.ndarray) -> np.ndarray:
+    """
+    :param values: Values at Fourier voxels (n, n, n), zero frequency at n//2.
+    :return: Their means on shells round(|k|) = 0 … (n - 1)//2.
+    """
+    n = len(values)
+    axis = np.arange(n) - n // 2
+    radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    shells = np.rint(radius).astype(int).ravel()
+    sums = np.bincount(shells, values.ravel())
+    return (sums / np.bincount(shells))[: (n + 1) // 2]
+
+
+def shell_precision(model: Model, sums: Sums) -> np.ndarray:
+    """
+    :param model: The model that images were turned by.
+    :param sums: Sums over them.
+    :return: Precision of the volume's Fourier values / L on each shell (n_rings,).
+    """
+    r = np.arange(model.n_rings)
+    voxels = 4 * np.pi * r**2 + np.pi / 3
+    return np.maximum(model.weights * sums["information"].sum(0) / voxels, 1e-12)
+
+
+def half_fsc(halves: list[np.ndarray]) -> np.ndarray:
+    """
+    :param halves: Voxels of two volumes, each (n, n, n).
+    :return: Their Fourier shell correlation.
+    """
+    return fourier_shell_correlation(*(Volume(u) for u in halves))
+
+
+def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """
+    :param a: Coefficients (n, max_order + 1, n_rings) of orders m ≥ 0.
+    :param b: Others.
+    :return: Re Σ conj(a) b over all orders (n, n_rings).
+    """
+    products = a.real * b.real + a.imag * b.imag
+    return 2 * products.sum(1) - products[:, 0]
