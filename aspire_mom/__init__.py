@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ThirdMomentBasis,
     )
     from aspire_mom.networks import MomentEncoder
+    from aspire_mom.refinement import RefinedModel, Refinement
     from aspire_mom.rotations import (
         DiscreteDensity,
         SO3Quadrature,
@@ -56,6 +57,8 @@ __all__ = [
     "PolarBasis",
     "PositiveGrid",
     "Reconstruction",
+    "RefinedModel",
+    "Refinement",
     "SO3Quadrature",
     "SearchOptions",
     "SphericalDesign",
@@ -67,7 +70,7 @@ __all__ = [
 ]
 
 MODULES = ["bases", "moments", "rotations", "volumes", "networks"]
-MODULES += ["inversion", "evaluation", "mra", "relion"]
+MODULES += ["inversion", "evaluation", "refinement", "mra", "relion"]
 MODULES += ["checks", "files", "phantoms", "processes"]
 
 

@@ -14,16 +14,19 @@ from aspire_mom.refinement.views import (
     COARSE_RINGS,
     Views,
     inplane_angles,
-    largest_order,
 )
 
 # Images at once: more do not fit into cache.
 IMAGES_AT_ONCE = 16
 # Largest shift that is tried, in standard deviations.
 MOST_SHIFT = 2.5
-# Share of an image's posterior that the coarse views kept for finer ones hold, and the
-# most of them; share below which a fine view does not count.
-KEPT_SHARE, MOST_KEPT, LEAST_SHARE = 0.999, 32, 1e-3
+# Coarse views and shifts of an image around which finer ones are tried: those of at
+# least this share of the best one's probability, and the most of them.
+LEAST_CANDIDATE, MOST_KEPT = 1e-3, 32
+# Probability below which a finer view does not count.
+LEAST_SHARE = 1e-3
+# Pairs of an image and a finer view at once, for the same reason.
+PAIRS_AT_ONCE = 128
 
 
 class Model:
@@ -99,39 +102,45 @@ class Shifts:
 
     def __init__(self, std: float, spacing: float, L: int, device: torch.device):
         self.std, self.L = std, L
-        axis = spacing * np.arange(-(most := math.ceil(MOST_SHIFT * std / spacing)), most + 1)
+        most = math.ceil(MOST_SHIFT * std / spacing)
+        axis = spacing * np.arange(-most, most + 1)
         offsets = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
         squares = (offsets**2).sum(1)
         # Offsets (n, 2), x and y in pixels.
         self.offsets = offsets[squares <= (MOST_SHIFT * std) ** 2]
         prior = -squares[squares <= (MOST_SHIFT * std) ** 2] / (2 * max(std, 1e-9) ** 2)
         prior -= np.log(np.exp(prior).sum())
+        # Around each, half as far apart.
+        quarter = spacing / 4 if std else 0.0
+        self.finer = quarter * np.array(((-1, -1), (-1, 1), (1, -1), (1, 1)))
+        self.finer = self.finer if std else np.zeros((1, 2))
         self.prior = torch.from_numpy(prior.astype(np.float32)).to(device)
 
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def undone(self, x: Tensor) -> Tensor:
+    def undone(self, x: Tensor, offsets: np.ndarray) -> Tensor:
         """
         :param x: Coefficients of images (n, orders, n_rings).
-        :return: Those of the images moved back by each of the shifts, (n · shifts,
-            orders, n_rings).
+        :param offsets: Shifts (n_shifts, 2), x and y in pixels.
+        :return: Coefficients of the images moved back by each of the shifts, (n ·
+            n_shifts, orders, n_rings).
         """
-        if len(self) == 1:
+        if not offsets.any():
             return x
         M, n_angles = x.shape[1] - 1, 2 * x.shape[1]
         signs = (-1.0) ** torch.arange(1, M + 1, device=x.device)
         negative = (x[:, 1:].conj() * signs[:, None]).flip(1)
         full = torch.cat((x, torch.zeros_like(x[:, :1]), negative), 1)
         values = torch.fft.ifft(full, dim=1, norm="forward")[:, None]
-        values = values * self._phases(n_angles, x.shape[2]).to(x.device)
+        values = values * self._phases(offsets, n_angles, x.shape[2]).to(x.device)
         moved = torch.fft.fft(values, dim=2, norm="forward")
         return moved[:, :, : M + 1].flatten(0, 1)
 
-    def _phases(self, n_angles: int, n_rings: int) -> Tensor:
+    def _phases(self, offsets: np.ndarray, n_angles: int, n_rings: int) -> Tensor:
         """Factors (shifts, angles, rings) that move images back."""
         theta = 2 * np.pi * np.arange(n_angles) / n_angles
-        along = self.offsets @ np.stack((np.cos(theta), np.sin(theta)))
+        along = offsets @ np.stack((np.cos(theta), np.sin(theta)))
         phase = -2 * np.pi / self.L * along[..., None] * np.arange(n_rings)
         return torch.from_numpy(np.exp(1j * phase).astype(np.complex64))
 
@@ -145,8 +154,8 @@ class ViewSums:
         max_order + 1, n_rings), complex64.
     :param information: Sums of squared CTFs (n_views, n_rings).
     :param mass: Sums of probabilities (n_views,).
-    :param poses: Most probable pose of each image (n, 3): finest view, in-plane angle
-        in radians, shift; float64.
+    :param poses: Most probable pose of each image (n, 4): finest view, in-plane angle
+        in radians, shift along x and y in pixels; float64.
     :param log_likelihood: Sum of the images' log-likelihoods, without constants.
     """
 
@@ -174,18 +183,18 @@ def expectation(model: Model, x: Tensor, h: Tensor, shifts: Shifts) -> ViewSums:
     :param shifts: Shifts t to try.
     :return: The sums.
     """
-    n_views, orders, n_rings = model.slices.shape
+    n_views, _, n_rings = model.slices.shape
     sums = ViewSums(
         torch.zeros(model.slices.shape, dtype=x.dtype, device=x.device),
         torch.zeros(n_views, n_rings, device=x.device),
         torch.zeros(n_views, device=x.device),
-        np.zeros((len(x), 3)),
+        np.zeros((len(x), 4)),
     )
     step = max(1, IMAGES_AT_ONCE // len(shifts))
     add = _add_coarse if model.fine is None else _add_fine
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        rows = shifts.undone(x[part, :, :n_rings])[:, :orders]
+        rows = shifts.undone(x[part, :, :n_rings], shifts.offsets)
         add(sums, model, rows, h[part], shifts, part)
     return sums
 
@@ -208,10 +217,12 @@ def _add_coarse(
     _, _, n_views, n_angles = score.shape
     p, best = _probabilities(sums, score)
     shift, view = best // (n_views * n_angles), best // n_angles % n_views
-    _remember(sums, part, view, best % n_angles, n_angles, shift)
+    offsets = shifts.offsets[shift.cpu().numpy()]
+    _remember(sums, part, view, best % n_angles, n_angles, offsets)
     mass = p.sum((1, 3))
-    turns = torch.fft.rfft(p.flatten(0, 1))[..., : rows.shape[1]]
-    sums.slices += torch.einsum("nvm,nmr->vmr", turns, rows)
+    turns = torch.fft.rfft(p.flatten(0, 1))[..., : sums.slices.shape[1]]
+    turned = torch.einsum("nvm,nmr->vmr", turns, rows[:, : turns.shape[2]])
+    sums.slices += turned
     sums.information += mass.T @ h
     sums.mass += mass.sum(0)
 
@@ -219,29 +230,54 @@ def _add_coarse(
 def _add_fine(
     sums: ViewSums, model: Model, rows: Tensor, h: Tensor, shifts: Shifts, part: slice
 ) -> None:
-    """Add images to the sums over the finer views around their best coarse ones."""
-    shift, view = _candidates(_coarse_scores(model, rows, h, shifts))
-    n, T = len(h), len(shifts)
-    views = model.children[view]  # (n, candidates, children)
-    shift = shift[..., None].expand_as(views).flatten(1)
-    views, absent = views.clamp(min=0).flatten(1), (views < 0).flatten(1)
-    images = torch.arange(n, device=rows.device)
-    row = images[:, None] * T + shift
-    products = (rows.conj()[row] * model.fine[views]).sum(-1)
-    score = torch.fft.irfft(products, model.n_angles, norm="forward")
-    prior = model.fine_prior[views] + shifts.prior[shift]
-    prior -= (h[:, None] * model.fine_norms[views]).sum(-1)
-    score += prior.masked_fill_(absent, -math.inf)[..., None]
-    p, best = _probabilities(sums, score)
-    which, angle = best // model.n_angles, best % model.n_angles
-    found = views[images, which], angle, model.n_angles, shift[images, which]
+    """Add images to the sums over the finer views and shifts around their best coarse
+    ones. Pairs are of a row, an image at a shift, and a view."""
+    image, shift, view = _candidates(_coarse_scores(model, rows, h, shifts))
+    kept, row = torch.unique(image * len(shifts) + shift, return_inverse=True)
+    finer = shifts.finer
+    rows = shifts.undone(rows[kept], finer)[:, : sums.slices.shape[1]]
+    children = model.children[view][:, None].expand(-1, len(finer), -1)
+    at, which, child = torch.nonzero(children >= 0, as_tuple=True)
+    image, row, view = (
+        image[at],
+        row[at] * len(finer) + which,
+        children[at, which, child],
+    )
+    scores = _fine_scores(model, rows, row, view)
+    prior = model.fine_prior[view] + (shifts.prior - math.log(len(finer)))[shift[at]]
+    scores += (prior - (h[image] * model.fine_norms[view]).sum(-1))[:, None]
+    # Side by side for each image, to normalise.
+    counts = torch.bincount(image, minlength=len(h))
+    first = counts.cumsum(0) - counts
+    place = torch.arange(len(image), device=h.device) - first[image]
+    shape = len(h), int(counts.max()), model.n_angles
+    padded = torch.full(shape, -math.inf, device=h.device)
+    padded[image, place] = scores
+    p, best = _probabilities(sums, padded)
+    pair = first + best // model.n_angles
+    offsets = shifts.offsets[shift[at[pair]].cpu()] + finer[which[pair].cpu()]
+    found = view[pair], best % model.n_angles, model.n_angles, offsets
     _remember(sums, part, *found)
+    p = p[image, place]
     mass = p.sum(-1)
-    i, j = torch.nonzero(mass > LEAST_SHARE, as_tuple=True)
-    turns = torch.fft.rfft(p[i, j])[:, : rows.shape[1]]
-    sums.slices.index_add_(0, views[i, j], turns[..., None] * rows[row[i, j]])
-    sums.information.index_add_(0, views[i, j], mass[i, j, None] * h[i])
-    sums.mass.index_add_(0, views[i, j], mass[i, j])
+    used = torch.nonzero(mass > LEAST_SHARE)[:, 0]
+    turns = torch.fft.rfft(p[used])[:, : rows.shape[1]]
+    image, row, view, mass = image[used], row[used], view[used], mass[used]
+    # Real and flat, as sums over complex ones are slow.
+    flat = torch.view_as_real(sums.slices).flatten(1)
+    for some in torch.arange(len(used), device=h.device).split(PAIRS_AT_ONCE):
+        turned = turns[some, :, None] * rows[row[some]]
+        flat.index_add_(0, view[some], torch.view_as_real(turned).flatten(1))
+    sums.information.index_add_(0, view, mass[:, None] * h[image])
+    sums.mass.index_add_(0, view, mass)
+
+
+def _fine_scores(model: Model, rows: Tensor, row: Tensor, view: Tensor) -> Tensor:
+    """Re Σ conj(x) s e^{imα} of pairs of rows and finer views, (pairs, angles)."""
+    conjugate = rows.conj().resolve_conj()
+    pairs = zip(row.split(PAIRS_AT_ONCE), view.split(PAIRS_AT_ONCE), strict=True)
+    products = [(conjugate[a] * model.fine[b]).sum(-1) for a, b in pairs]
+    return torch.fft.irfft(torch.cat(products), model.n_angles, norm="forward")
 
 
 def _probabilities(sums: ViewSums, score: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,15 +292,15 @@ def _probabilities(sums: ViewSums, score: Tensor) -> tuple[Tensor, Tensor]:
     return p.view_as(score), best
 
 
-def _candidates(score: Tensor) -> tuple[Tensor, Tensor]:
-    """Shifts and coarse views (n, candidates) that hold nearly all of the posteriors,
-    or the best `MOST_KEPT`."""
+def _candidates(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, shifts and coarse views, each (n_candidates,), that hold nearly all of
+    the images' posteriors; `MOST_KEPT` of an image at most. Images ascend."""
     n_views = score.shape[2]
     p = torch.softmax(score.flatten(1), 1).view_as(score).sum(-1).flatten(1)
     p, best = p.topk(min(MOST_KEPT, p.shape[1]))
-    needed = int((p.cumsum(1) < KEPT_SHARE).sum(1).max()) + 1
-    best = best[:, :needed]
-    return best // n_views, best % n_views
+    image, place = torch.nonzero(p > LEAST_CANDIDATE * p[:, :1], as_tuple=True)
+    best = best[image, place]
+    return image, best // n_views, best % n_views
 
 
 def _remember(
@@ -273,8 +309,9 @@ def _remember(
     view: Tensor,
     angle: Tensor,
     n_angles: int,
-    shift: Tensor,
+    offsets: np.ndarray,
 ) -> None:
     """Keep poses of images."""
     angle = angle * (2 * math.pi / n_angles)
-    sums.poses[part] = torch.stack((view, angle, shift), 1).cpu().numpy()
+    sums.poses[part, :2] = torch.stack((view, angle), 1).cpu().numpy()
+    sums.poses[part, 2:] = offsets

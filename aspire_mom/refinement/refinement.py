@@ -30,7 +30,6 @@ from aspire_mom.refinement.posterior import (
     Model,
     Shifts,
     expectation,
-    power,
 )
 from aspire_mom.refinement.slices import volume_from_slices
 from aspire_mom.refinement.views import (
@@ -243,8 +242,8 @@ class Refinement:
     def _pass(
         self, images: PolarImages, state: State
     ) -> tuple[list[Model], list[Sums], np.ndarray]:
-        """Models of both halves, sums over their images, and all images' poses (n, 3):
-        finest view, in-plane angle, shift."""
+        """Models of both halves, sums over their images, and all images' poses (n, 4):
+        finest view, in-plane angle, shift along x and y."""
         views, R = Views.for_rings(state.n_rings), state.n_rings
         models = [
             Model(*parts, views, self.basis.areas[:R], self.L, self.device)
@@ -252,7 +251,7 @@ class Refinement:
                 state.halves, state.densities, state.noises[:, :R], strict=True
             )
         ]
-        poses = np.zeros((len(images), 3))
+        poses = np.zeros((len(images), 4))
 
         def sums_of(batch: tuple, start: int) -> Sums:
             torch.set_flush_denormal(True)  # of this thread: many times faster
@@ -320,10 +319,10 @@ class Refinement:
         models, sums, poses = self._pass(images, state)
         halves = [self._volume(models[h], [sums[h]], state) for h in (0, 1)]
         whole = self._volume(models[0], sums, state)
-        view, angle, shift = poses.T
+        view, angle, *offsets = poses.T
         views = models[0].views.finest
         rotations = viewing_rotations(views[view.astype(int)], angle)
-        offsets = self.shifts.offsets[shift.astype(int)]
+        offsets = np.stack(offsets, 1)
         if images.offsets is not None:
             offsets = offsets + images.offsets
         mass = sum(s["mass"] for s in sums)

@@ -8,8 +8,6 @@ of images of L pixels.
 
 from __future__ import annotations
 
-import math
-
 import finufft
 import numpy as np
 import scipy.fft
