@@ -21,8 +21,9 @@ IMAGES_AT_ONCE = 16
 # Largest shift that is tried, in standard deviations.
 MOST_SHIFT = 2.5
 # Coarse views and shifts of an image around which finer ones are tried: those of at
-# least this share of the best one's probability, and the most of them.
-LEAST_CANDIDATE, MOST_KEPT = 1e-3, 32
+# least this share of the best one's probability, but so many at least and at most. The
+# best coarse view can be a neighbour of the one that holds the best finer view.
+LEAST_CANDIDATE, LEAST_KEPT, MOST_KEPT = 1e-3, 6, 32
 # Probability below which a finer view does not count.
 LEAST_SHARE = 1e-3
 # Pairs of an image and a finer view at once, for the same reason.
@@ -298,7 +299,9 @@ def _candidates(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     n_views = score.shape[2]
     p = torch.softmax(score.flatten(1), 1).view_as(score).sum(-1).flatten(1)
     p, best = p.topk(min(MOST_KEPT, p.shape[1]))
-    image, place = torch.nonzero(p > LEAST_CANDIDATE * p[:, :1], as_tuple=True)
+    chosen = p > LEAST_CANDIDATE * p[:, :1]
+    chosen[:, :LEAST_KEPT] = True
+    image, place = torch.nonzero(chosen, as_tuple=True)
     best = best[image, place]
     return image, best // n_views, best % n_views
 

@@ -225,14 +225,14 @@ class Refinement:
             "shells": resolution_in_shells(fsc, ENOUGH),
             "log_likelihood": likelihood,
         }
-        precision = sum(shell_precision(m, s) for m, s in zip(models, sums)) / 2
+        both = list(zip(models, sums, strict=True))
+        precision = sum(shell_precision(*half) for half in both) / 2
         ratio = np.clip(fsc, LEAST_FSC, MOST_FSC)
         noises = state.noises.copy()
-        for h in (0, 1):
-            noises[h, :R] = self._noise(models[h], sums[h])
+        noises[:, :R] = [self._noise(*half) for half in both]
         return State(
             halves=np.stack(halves),
-            densities=np.stack([self._density(m, s) for m, s in zip(models, sums)]),
+            densities=np.stack([self._density(*half) for half in both]),
             noises=noises,
             signal=ratio / (1 - ratio) / precision,
             n_rings=min(R + NEW_RINGS, self.n_rings) if fsc[-1] > ENOUGH else R,

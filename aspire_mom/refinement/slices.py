@@ -81,10 +81,10 @@ def volume_from_slices(
     """
     Find the volume u in a ball that minimises
 
-        Σ_{v,r} w_r (D_vr Σ_m |s_vmr(u)|² - 2 Re Σ_m conj(N_vmr) s_vmr(u)) + Σ_k λ(k) |V(k)|²
+        Σ_vr w_r (D_vr Σ_m |s_vmr|² - 2 Re Σ_m conj(N_vmr) s_vmr) + Σ_k λ(k) |V(k)|²
 
-    over m = -max_order … max_order, by conjugate gradients. The normal operator of all
-    slices is a convolution, as in ASPIRE's `MeanEstimator`.
+    over m = -max_order … max_order, s the slices of u, by conjugate gradients. The
+    normal operator of all slices is a convolution, as in ASPIRE's `MeanEstimator`.
 
     :param sums: N, posterior sums of images times CTF (n_views, max_order + 1,
         n_rings), complex.
@@ -92,7 +92,7 @@ def volume_from_slices(
     :param directions: Viewing directions (n_views, 3).
     :param weights: w, Fourier pixels on a ring over the variance of the noise
         (n_rings,).
-    :param prior: λ on shells 0 … n_rings - 1, times L²; the last one holds beyond.
+    :param prior: λ on shells 0 … n_rings - 1, times L².
     :param n: Voxels along an edge.
     :param L: Pixels along the edge of the images.
     :param support_radius: Radius of the ball in boxes.
@@ -116,6 +116,9 @@ def volume_from_slices(
     scale = scale.reshape(-1).astype(np.complex64)
     adjoint = finufft.nufft3d1(*points, values, (n, n, n), eps=ACCURACY, isign=1)
     kernel = finufft.nufft3d1(*points, scale, (2 * n,) * 3, eps=ACCURACY, isign=1)
+    # As much as the outermost ring weighs, to leave nothing beyond it.
+    beyond = weights[-1] * information[:, -1].sum() / (4 * np.pi * (n_rings - 1) ** 2)
+    prior = np.append(prior, max(prior[-1], beyond))
     return _solve(adjoint.real * L, kernel.real, prior, support_radius, start)
 
 
@@ -137,9 +140,12 @@ def _solve(
     shells = np.sqrt(k[:, None, None] ** 2 + k[:, None] ** 2 + half**2)
     levels = np.interp(shells, np.arange(len(prior)), prior).astype(np.float32)
     transfer = scipy.fft.rfftn(scipy.fft.ifftshift(kernel)).real.astype(np.float32)
-    # What the data weigh at each frequency, for the preconditioner.
-    density = np.maximum(_on_fewer(transfer, n), 0)
-    inverse = 1 / (density + levels * n**3 + 1e-6 * density.max())
+    # The closest circulant operator (T. Chan 1988) preconditions.
+    fade = 1 - np.abs(np.arange(-n, n)) / n
+    faded = kernel * fade[:, None, None] * fade[:, None] * fade
+    circulant = scipy.fft.rfftn(scipy.fft.ifftshift(faded)).real
+    circulant = circulant[::2, ::2, ::2][..., : n // 2 + 1].astype(np.float32)
+    inverse = 1 / (np.maximum(circulant, 0) + levels * n**3)
 
     def applied(u: np.ndarray) -> np.ndarray:
         box = np.zeros((n, n, n), np.float32)
@@ -168,8 +174,3 @@ def _solve(
     volume = np.zeros((n, n, n), dtype)
     volume[inside] = found
     return volume
-
-
-def _on_fewer(transfer: np.ndarray, n: int) -> np.ndarray:
-    """Every other frequency of a transfer function on a box of twice the size."""
-    return transfer[::2, ::2, ::2][:n, :n, : n // 2 + 1]

@@ -18,6 +18,8 @@ COARSE_RINGS = 8
 # Spacing of views in radians, times the outermost ring: points at 0.3 boxes from the
 # centre are then off by a sixth of a period at most.
 SPACING = 1.0
+# Finer views for each coarse one at least, so that every coarse one has some.
+LEAST_CHILDREN = 4
 
 
 def largest_order(ring: int) -> int:
@@ -61,7 +63,8 @@ class Views:
         directions = coarse_directions()
         if n_rings <= COARSE_RINGS:
             return cls(directions)
-        finer = spiral(math.ceil(4 * math.pi * ((n_rings - 1) / SPACING) ** 2))
+        n_finer = math.ceil(4 * math.pi * ((n_rings - 1) / SPACING) ** 2)
+        finer = spiral(max(n_finer, LEAST_CHILDREN * len(directions)))
         _, parents = KDTree(directions).query(finer)
         order = np.argsort(parents, kind="stable")
         counts = np.bincount(parents, minlength=len(directions))
