@@ -71,15 +71,18 @@ def main() -> None:
     options = parser.parse_args()
     setConsoleLoggingLevel("WARNING")
     for path in options.maps:
-        volume = read_volume(path)
-        volume = Volume(
-            volume.asnumpy() / np.linalg.norm(volume.asnumpy()),
-            pixel_size=volume.pixel_size or PIXEL_SIZE,
-        )
+        volume = read_unit_volume(path)
         found = [run(path.stem, volume, seed, options) for seed in options.seeds]
         print(f"{path.stem}: median {np.median(found):.2f} shells", flush=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{memory:.2f} GiB of memory at most, simulation included")
+
+
+def read_unit_volume(path: Path) -> Volume:
+    """A map scaled to unit norm."""
+    volume = read_volume(path)
+    voxels = volume.asnumpy() / np.linalg.norm(volume.asnumpy())
+    return Volume(voxels, pixel_size=volume.pixel_size or PIXEL_SIZE)
 
 
 def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> float:
@@ -133,6 +136,19 @@ def exact(
 
 def estimated(volume, basis, third, views, seed, options) -> Moments:
     """Moments of ASPIRE's projections with white noise."""
+    source, corrections = simulated(volume, views, seed, options)
+    return MomentEstimator(
+        source, basis, corrections=corrections, third=third
+    ).estimate()
+
+
+def simulated(
+    volume: Volume,
+    views: VonMisesFisherMixture | None,
+    seed: int,
+    options: argparse.Namespace,
+) -> tuple[Simulation, CorrectionOptions]:
+    """Images as the options have them, and what to correct them for."""
     N, rng = options.images, np.random.default_rng(seed)
     if views is None:
         rotations = Rotation.generate_random_rotations(N, seed=seed)
@@ -149,10 +165,7 @@ def estimated(volume, basis, third, views, seed, options) -> Moments:
         seed=seed,
     )
     # The simulation knows its shifts; the inversion is to do without them.
-    corrections = CorrectionOptions(ignore_shifts=True, shift_std=options.shifts)
-    return MomentEstimator(
-        source, basis, corrections=corrections, third=third
-    ).estimate()
+    return source, CorrectionOptions(ignore_shifts=True, shift_std=options.shifts)
 
 
 def ctfs() -> list[CTFFilter]:

@@ -11,7 +11,7 @@ from aspire_mom.checks import check_images
 from aspire_mom.moments.ctf import TransferFunctions
 from aspire_mom.moments.estimator import known_offsets
 from aspire_mom.moments.options import CorrectionOptions
-from aspire_mom.refinement.posterior import power
+from aspire_mom.refinement.posterior import inner
 
 # Bytes of coefficients that are kept in memory; more are computed anew each time.
 MEMORY = 2**30
@@ -83,7 +83,7 @@ class PolarImages:
             H = self.transfer.of_images(start, stop)
             h = (H**2).mean(-1)
             x = self.basis.coefficients(pixels, H) if H.shape[-1] > 1 else c * H.mT
-        arrays = x.astype(np.complex64), h, power(c)
+        arrays = x.astype(np.complex64), h, inner(c, c)
         return tuple(
             torch.from_numpy(
                 np.ascontiguousarray(a, np.complex64 if i == 0 else np.float32)

@@ -66,14 +66,14 @@ class Model:
 
         coarse = slices(u, views.directions, self.coarse_rings, L)
         w = self.weights.astype(np.float32)
-        self.power = power(coarse)
+        self.power = inner(coarse, coarse)
         self.coarse = placed((w[: self.coarse_rings] * coarse).transpose(1, 2, 0))
         self.coarse_norms = placed(0.5 * (w[: self.coarse_rings] * self.power).T)
         self.coarse_prior = placed(log_density.astype(np.float32))
         self.slices, self.fine = coarse, None
         if views.finer is not None:
             self.slices = slices(u, views.finer, n_rings, L)
-            self.power = power(self.slices)
+            self.power = inner(self.slices, self.slices)
             counts = (views.children >= 0).sum(1)
             own = (log_density - np.log(np.maximum(counts, 1)))[views.parents]
             self.fine = placed(w * self.slices)
@@ -82,13 +82,14 @@ class Model:
             self.children = placed(views.children)
 
 
-def power(c: np.ndarray) -> np.ndarray:
+def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
-    :param c: Coefficients (n, max_order + 1, n_rings), orders m ≥ 0.
-    :return: Mean squares on the rings (n, n_rings), over all orders.
+    :param a: Coefficients (n, max_order + 1, n_rings) of orders m ≥ 0.
+    :param b: Others.
+    :return: Re Σ conj(a) b over all orders (n, n_rings).
     """
-    squares = c.real**2 + c.imag**2
-    return 2 * squares.sum(1) - squares[:, 0]
+    products = a.real * b.real + a.imag * b.imag
+    return 2 * products.sum(1) - products[:, 0]
 
 
 class Shifts:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from aspire.source import ImageSource
-from aspire.utils import Rotation
+from aspire.utils import Rotation, tqdm
 from aspire.volume import Volume
 
 from aspire_mom import processes
 from aspire_mom.bases import PolarBasis
 from aspire_mom.checks import check_integer, check_kind, checked_device
-from aspire_mom.evaluation.fsc import fourier_shell_correlation, resolution_in_shells
+from aspire_mom.evaluation.fsc import resolution_in_shells
 from aspire_mom.files import Checkpoint, digest
 from aspire_mom.inversion import Reconstruction
 from aspire_mom.moments.corrections import source_identity
 from aspire_mom.moments.options import CorrectionOptions
 from aspire_mom.moments.streaming import Sums, accumulate
+from aspire_mom.refinement.fourier import half_fsc, resized, shell_mean, transform
 from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.model import RefinedModel
 from aspire_mom.refinement.posterior import (
@@ -30,6 +31,7 @@ from aspire_mom.refinement.posterior import (
     Model,
     Shifts,
     expectation,
+    inner,
 )
 from aspire_mom.refinement.slices import volume_from_slices
 from aspire_mom.refinement.views import (
@@ -52,6 +54,8 @@ NEW_RINGS, ENOUGH = 2, 0.143
 PATIENCE, PROGRESS = 3, 0.1
 # Share of the views' probability that is uniform.
 UNIFORM_SHARE = 0.1
+# Starts that compete at most, and iterations on so many images that each gets.
+MAX_STARTS, TRIAL_ITERATIONS, TRIAL_IMAGES = 4, 3, 2048
 # Voxels along an edge beyond twice the number of rings.
 MARGIN = 5
 # Radius in boxes of the ball that holds the volume.
@@ -160,7 +164,7 @@ class Refinement:
             "corrections": asdict(self.corrections),
         }
         kept = Checkpoint(self.checkpoint, settings)
-        state = State(**_arrays(kept.state)) if kept.state else self._start(images)
+        state = State(**_arrays(kept.state)) if kept.state else self._best_start(images)
         while not self._finished(state.history):
             begun = time.perf_counter()
             state = self._next(images, state)
@@ -182,11 +186,31 @@ class Refinement:
             return False
         return max(shells[-PATIENCE:]) < max(shells[:-PATIENCE]) + PROGRESS
 
-    def _start(self, images: PolarImages) -> State:
-        """The reconstruction's volume and density, for both halves."""
+    def _best_start(self, images: PolarImages) -> State:
+        """The start, among the reconstruction's, from which a few iterations on the
+        first half of some images lead to the highest likelihood of the second half."""
+        volumes = self.reconstruction.start_volumes
+        if volumes is None or len(volumes.asnumpy()) < 2:
+            return self._start(images, self.reconstruction.volume.asnumpy()[0])
+        found, n = [], min(len(images), TRIAL_IMAGES)
+        starts = volumes.asnumpy()[:MAX_STARTS]
+        for voxels in tqdm(starts, desc="Comparing starts"):
+            start = state = self._start(images, voxels)
+            for _ in range(TRIAL_ITERATIONS):
+                state = replace(self._next(images, state, n), n_rings=start.n_rings)
+            halves = state.halves[[0, 0]]
+            _, sums, _ = self._pass(images, replace(state, halves=halves), n)
+            found.append((float(sums[1]["log_likelihood"]), start))
+        likelihoods = [likelihood for likelihood, _ in found]
+        best = int(np.argmax(likelihoods))
+        logger.info(f"Start {best + 1} of {len(found)} suits the images best")
+        return found[best][1]
+
+    def _start(self, images: PolarImages, voxels: np.ndarray) -> State:
+        """A volume and the reconstruction's density, for both halves."""
         found = self.reconstruction
         R = min(self.n_rings, found.settings.get("n_rings", COARSE_RINGS))
-        u = resized(found.volume.asnumpy()[0], self._edge(R))
+        u = resized(voxels, self._edge(R))
         distances = coarse_directions() @ found.quadrature.views.T
         density = found.view_density[distances.argmax(1)]
         noise = self._noise_of_images(images)
@@ -214,12 +238,15 @@ class Refinement:
         second = np.einsum("mrr->mr", self.basis.noise_second()).real
         return (2 * second.sum(0) - second[0]) / self.L**2
 
-    def _next(self, images: PolarImages, state: State) -> State:
-        """One iteration."""
-        R, (models, sums, _) = state.n_rings, self._pass(images, state)
+    def _next(
+        self, images: PolarImages, state: State, n_images: int | None = None
+    ) -> State:
+        """One iteration, on all images or the first ones."""
+        R, (models, sums, _) = state.n_rings, self._pass(images, state, n_images)
         halves = [self._volume(models[h], [sums[h]], state) for h in (0, 1)]
         fsc = half_fsc(halves)[:R]
-        likelihood = sum(float(s["log_likelihood"]) for s in sums) / len(images)
+        n = sum(float(s["n"]) for s in sums)
+        likelihood = sum(float(s["log_likelihood"]) for s in sums) / n
         entry = {
             "n_rings": R,
             "shells": resolution_in_shells(fsc, ENOUGH),
@@ -240,18 +267,21 @@ class Refinement:
         )
 
     def _pass(
-        self, images: PolarImages, state: State
+        self, images: PolarImages, state: State, n_images: int | None = None
     ) -> tuple[list[Model], list[Sums], np.ndarray]:
-        """Models of both halves, sums over their images, and all images' poses (n, 4):
+        """Models of both halves, sums over their images, and the images' poses (n, 4):
         finest view, in-plane angle, shift along x and y."""
+        n_images = n_images or len(images)
         views, R = Views.for_rings(state.n_rings), state.n_rings
+        areas = self.basis.areas[:R].copy()
+        areas[0] = 0  # backgrounds and filters leave no meaning to zero frequency
         models = [
-            Model(*parts, views, self.basis.areas[:R], self.L, self.device)
+            Model(*parts, views, areas, self.L, self.device)
             for parts in zip(
                 state.halves, state.densities, state.noises[:, :R], strict=True
             )
         ]
-        poses = np.zeros((len(images), 4))
+        poses = np.zeros((n_images, 4))
 
         def sums_of(batch: tuple, start: int) -> Sums:
             torch.set_flush_denormal(True)  # of this thread: many times faster
@@ -271,9 +301,7 @@ class Refinement:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            sums = accumulate(
-                len(images), self.batch, images.batch, sums_of, n_groups=2
-            )
+            sums = accumulate(n_images, self.batch, images.batch, sums_of, n_groups=2)
         finally:
             torch.set_num_threads(threads)
         processes.all_reduce_sum(poses)
@@ -307,7 +335,7 @@ class Refinement:
     def _noise(self, model: Model, sums: Sums) -> np.ndarray:
         """Mean squares of the images' differences from the model, per Fourier pixel."""
         # Σ p |c - H s|² = Σ |c|² - 2 Re Σ conj(N) s + Σ D |s|²
-        both = cross(sums["slices"], model.slices).sum(0)
+        both = inner(sums["slices"], model.slices).sum(0)
         own = (sums["information"] * model.power).sum(0)
         squares = sums["power"] - 2 * both + own
         floor = 0.1 * sums["power"]
@@ -351,44 +379,6 @@ def _arrays(state: dict) -> dict:
     return {k: v.numpy() if torch.is_tensor(v) else v for k, v in state.items()}
 
 
-def transform(u: np.ndarray) -> np.ndarray:
-    """
-    :param u: Voxels (n, n, n).
-    :return: Their Fourier transform, zero frequency at n//2, complex.
-    """
-    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(u)))
-
-
-def resized(u: np.ndarray, n: int) -> np.ndarray:
-    """
-    :param u: Voxels (m, m, m).
-    :param n: Voxels wanted along an edge.
-    :return: The same volume in the same box, low-pass filtered where n < m, float32.
-        Fourier values keep their scale, so that voxels scale by (m/n)³.
-    """
-    m = len(u)
-    spectrum, found = transform(u), np.zeros((n, n, n), complex)
-    # Even sizes have a Nyquist plane on one side only, which is left out.
-    half = (min(m, n) - 1) // 2
-    old, new = (slice(s // 2 - half, s // 2 + half + 1) for s in (m, n))
-    found[new, new, new] = spectrum[old, old, old]
-    voxels = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(found))).real
-    return voxels.astype(np.float32)
-
-
-def shell_mean(values: np.ndarray) -> np.ndarray:
-    """
-    :param values: Values at Fourier voxels (n, n, n), zero frequency at n//2.
-    :return: Their means on shells round(|k|) = 0 … (n - 1)//2.
-    """
-    n = len(values)
-    axis = np.arange(n) - n // 2
-    radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
-    shells = np.rint(radius).astype(int).ravel()
-    sums = np.bincount(shells, values.ravel())
-    return (sums / np.bincount(shells))[: (n + 1) // 2]
-
-
 def shell_precision(model: Model, sums: Sums) -> np.ndarray:
     """
     :param model: The model that images were turned by.
@@ -398,21 +388,3 @@ def shell_precision(model: Model, sums: Sums) -> np.ndarray:
     r = np.arange(model.n_rings)
     voxels = 4 * np.pi * r**2 + np.pi / 3
     return np.maximum(model.weights * sums["information"].sum(0) / voxels, 1e-12)
-
-
-def half_fsc(halves: list[np.ndarray]) -> np.ndarray:
-    """
-    :param halves: Voxels of two volumes, each (n, n, n).
-    :return: Their Fourier shell correlation.
-    """
-    return fourier_shell_correlation(*(Volume(u) for u in halves))
-
-
-def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """
-    :param a: Coefficients (n, max_order + 1, n_rings) of orders m ≥ 0.
-    :param b: Others.
-    :return: Re Σ conj(a) b over all orders (n, n_rings).
-    """
-    products = a.real * b.real + a.imag * b.imag
-    return 2 * products.sum(1) - products[:, 0]

@@ -9,7 +9,7 @@ from scipy.special import logsumexp
 
 from aspire_mom import PolarBasis
 from aspire_mom.phantoms import chain_phantom
-from aspire_mom.refinement.posterior import Model, Shifts, expectation, power
+from aspire_mom.refinement.posterior import Model, Shifts, expectation, inner
 from aspire_mom.refinement.slices import slices
 from aspire_mom.refinement.views import Views, coarse_directions, largest_order
 
@@ -25,7 +25,7 @@ def model_on(n_rings, nats=20.0):
     areas = PolarBasis(L, n_rings).areas
     u = chain_phantom(L, seed=4).asnumpy()[0]
     c = slices(u, views.directions, n_rings, L)
-    noise = np.full(n_rings, (areas * power(c)).sum(1).mean() / (2 * nats))
+    noise = np.full(n_rings, (areas * inner(c, c)).sum(1).mean() / (2 * nats))
     noise *= 1 + np.arange(n_rings) / 10
     return Model(u, density, noise, views, areas, L, CPU), density
 

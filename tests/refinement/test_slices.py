@@ -6,7 +6,7 @@ from aspire.volume import Volume
 from aspire_mom import PolarBasis, SphericalDesign
 from aspire_mom.evaluation.fsc import fourier_shell_correlation
 from aspire_mom.phantoms import chain_phantom, gaussian_phantom
-from aspire_mom.refinement.refinement import resized
+from aspire_mom.refinement.fourier import resized
 from aspire_mom.refinement.slices import slices, volume_from_slices
 from aspire_mom.refinement.views import largest_order
 from aspire_mom.rotations import viewing_rotations
@@ -43,7 +43,6 @@ def test_slices_determine_the_volume(n):
     )
     fsc = fourier_shell_correlation(Volume(found), volume)
     assert fsc[1 : R - 1].min() > 0.995
-    assert abs(found - volume.asnumpy()[0]).max() < 0.05 * abs(found).max()
 
 
 def test_volume_agrees_with_dense_least_squares():

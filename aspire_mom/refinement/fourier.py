@@ -1,0 +1,54 @@
+"""Volumes as NumPy arrays: Fourier transform, size, and averages over shells."""
+
+from __future__ import annotations
+
+import numpy as np
+from aspire.volume import Volume
+
+from aspire_mom.evaluation.fsc import fourier_shell_correlation
+
+
+def transform(u: np.ndarray) -> np.ndarray:
+    """
+    :param u: Voxels (n, n, n).
+    :return: Their Fourier transform, zero frequency at n//2, complex.
+    """
+    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(u)))
+
+
+def resized(u: np.ndarray, n: int) -> np.ndarray:
+    """
+    :param u: Voxels (m, m, m).
+    :param n: Voxels wanted along an edge.
+    :return: The same volume in the same box, low-pass filtered where n < m, float32.
+        Fourier values keep their scale, so that voxels scale by (m/n)³.
+    """
+    m = len(u)
+    spectrum, found = transform(u), np.zeros((n, n, n), complex)
+    # Even sizes have a Nyquist plane on one side only, which is left out.
+    half = (min(m, n) - 1) // 2
+    old, new = (slice(s // 2 - half, s // 2 + half + 1) for s in (m, n))
+    found[new, new, new] = spectrum[old, old, old]
+    voxels = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(found))).real
+    return voxels.astype(np.float32)
+
+
+def shell_mean(values: np.ndarray) -> np.ndarray:
+    """
+    :param values: Values at Fourier voxels (n, n, n), zero frequency at n//2.
+    :return: Their means on shells round(|k|) = 0 … (n - 1)//2.
+    """
+    n = len(values)
+    axis = np.arange(n) - n // 2
+    radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    shells = np.rint(radius).astype(int).ravel()
+    sums = np.bincount(shells, values.ravel())
+    return (sums / np.bincount(shells))[: (n + 1) // 2]
+
+
+def half_fsc(halves: list[np.ndarray]) -> np.ndarray:
+    """
+    :param halves: Voxels of two volumes, each (n, n, n).
+    :return: Their Fourier shell correlation.
+    """
+    return fourier_shell_correlation(*(Volume(u) for u in halves))
