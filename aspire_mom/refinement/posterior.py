@@ -263,8 +263,11 @@ def _add_fine(
     p = p[image, place]
     mass = p.sum(-1)
     used = torch.nonzero(mass > LEAST_SHARE)[:, 0]
-    turns = torch.fft.rfft(p[used])[:, : rows.shape[1]]
     image, row, view, mass = image[used], row[used], view[used], mass[used]
+    # What is left of each image counts in full.
+    whole = torch.zeros(len(h), device=h.device).index_add_(0, image, mass)[image]
+    turns = torch.fft.rfft(p[used] / whole[:, None])[:, : rows.shape[1]]
+    mass = mass / whole
     # Real and flat, as sums over complex ones are slow.
     flat = torch.view_as_real(sums.slices).flatten(1)
     for some in torch.arange(len(used), device=h.device).split(PAIRS_AT_ONCE):

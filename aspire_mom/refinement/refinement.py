@@ -56,6 +56,8 @@ PATIENCE, PROGRESS = 3, 0.1
 UNIFORM_SHARE = 0.1
 # Starts that compete at most, and iterations on so many images that each gets.
 MAX_STARTS, TRIAL_ITERATIONS, TRIAL_IMAGES = 4, 3, 2048
+# Least noise as a share of the images' power.
+LEAST_NOISE = 1e-3
 # Voxels along an edge beyond twice the number of rings.
 MARGIN = 5
 # Radius in boxes of the ball that holds the volume.
@@ -338,8 +340,7 @@ class Refinement:
         both = inner(sums["slices"], model.slices).sum(0)
         own = (sums["information"] * model.power).sum(0)
         squares = sums["power"] - 2 * both + own
-        floor = 0.1 * sums["power"]
-        noise = np.maximum(squares, floor) / float(sums["n"])
+        noise = np.maximum(squares, LEAST_NOISE * sums["power"]) / float(sums["n"])
         return noise / self._white_power[: model.n_rings]
 
     def _final(self, images: PolarImages, state: State) -> RefinedModel:
