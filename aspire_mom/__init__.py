@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ThirdMomentBasis,
     )
     from aspire_mom.networks import MomentEncoder
-    from aspire_mom.refinement import RefinedModel, Refinement
+    from aspire_mom.refinement import MomentOrientation, RefinedModel, Refinement
     from aspire_mom.rotations import (
         DiscreteDensity,
         SO3Quadrature,
@@ -52,6 +52,7 @@ __all__ = [
     "MomentEncoder",
     "MomentEstimator",
     "MomentInversion",
+    "MomentOrientation",
     "Moments",
     "Noise",
     "PolarBasis",

@@ -167,6 +167,7 @@ class MomentInversion:
             "basis": repr(self.moments.basis),
             "n_nodes": len(self.quadrature),
             "shift_std": self.moments.shift_std,
+            "inverted": self.moments.corrections.inverted is True,
             "device": str(self.device),
             "n_rings": self.n_rings,
             "support_radius": self.support_radius,

@@ -53,8 +53,8 @@ class Reconstruction:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """
-        Write volume.mrc, reconstruction.npz (density and quadrature) and
-        reconstruction.json (the rest), all together or none.
+        Write volume.mrc, reconstruction.npz (density, quadrature and volumes of the
+        starts) and reconstruction.json (the rest), all together or none.
 
         :param folder: Folder, made if it does not exist.
         :param overwrite: Replace files that exist.
@@ -64,6 +64,8 @@ class Reconstruction:
         for name in FILES:
             check_new(folder / name, overwrite)
         arrays = {"density": self.density, **self.quadrature.arrays}
+        if self.start_volumes is not None:
+            arrays["start_volumes"] = self.start_volumes.asnumpy()
         with staged(folder) as stage:
             save_map(self.volume, stage / FILES[0])
             save_arrays(stage / FILES[1], FORMAT, arrays)
@@ -72,7 +74,7 @@ class Reconstruction:
     @classmethod
     def load(cls, folder: str | Path) -> Reconstruction:
         """
-        Read what :meth:`save` wrote (without `start_volumes`).
+        Read what :meth:`save` wrote.
 
         :param folder: The folder.
         :return: The reconstruction.
@@ -85,8 +87,12 @@ class Reconstruction:
             if text.get("moment_errors") is not None:
                 text["moment_errors"] = tuple(text["moment_errors"])
             volume = Volume.load(str(folder / FILES[0]))
+            starts = arrays.pop("start_volumes", None)
+            if starts is not None:
+                starts = Volume(starts, pixel_size=volume.pixel_size)
             quadrature = SO3Quadrature.from_arrays(arrays)
-            return cls(volume, arrays["density"], quadrature, **text)
+            density = arrays["density"]
+            return cls(volume, density, quadrature, **text, start_volumes=starts)
 
     @property
     def view_density(self) -> np.ndarray:

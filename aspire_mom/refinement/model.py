@@ -13,10 +13,13 @@ from aspire.volume import Volume
 from aspire_mom.checks import check_new
 from aspire_mom.evaluation.fsc import resolution_in_shells
 from aspire_mom.files import contents_of, load_arrays, save_arrays, staged, write_json
+from aspire_mom.relion import Particles, write_poses
 from aspire_mom.volumes.grid import save_map
 
 FORMAT = "aspire_mom.RefinedModel.1"
 MAPS = ("volume.mrc", "half1.mrc", "half2.mrc")
+# Models without relation agree to about 3 shells, by their overall shape.
+LEAST_SHELLS = 4.0
 FILES = (*MAPS, "refinement.npz", "refinement.json")
 
 
@@ -32,6 +35,7 @@ class RefinedModel:
     :param rotations: Most probable rotation of each image, ASPIRE `Rotation`.
     :param offsets: Most probable shift of each image (n, 2), x and y in pixels, as
         ASPIRE's `source.offsets`, with those that the source knew.
+    :param halves: Half to which each image belongs (n,), 1 or 2.
     :param fsc: Fourier shell correlation of the half volumes on shells 0, 1, ….
     :param noise: Variance of the noise at a Fourier pixel of each ring in use.
     :param history: One dict per iteration: n_rings, shells (at FSC 0.143 of the
@@ -45,6 +49,7 @@ class RefinedModel:
     density: np.ndarray
     rotations: Rotation
     offsets: np.ndarray
+    halves: np.ndarray
     fsc: np.ndarray
     noise: np.ndarray
     history: list[dict]
@@ -68,6 +73,32 @@ class RefinedModel:
         box = self.volume.resolution * self.volume.pixel_size
         return box / self.resolution_shells(cutoff)
 
+    def verdict(self, start_shells: float | None = None) -> str:
+        """
+        Put into words whether the images support the model.
+
+        :param start_shells: Shells to which the starts agree, where this is known.
+        :return: One or two sentences.
+        """
+        shells = self.resolution_shells()
+        where = f"{shells:.1f} shells"
+        if self.volume.pixel_size is not None:
+            where += f" ({self.resolution():.3g} Å)"
+        head = f"The halves of the images agree to {where}"
+        if shells < LEAST_SHELLS:
+            return (
+                f"{head} only: the images support no model. Take more images, or more"
+                " starts."
+            )
+        if start_shells is not None and shells < start_shells:
+            return (
+                f"{head}, less than the starts, which agree to {start_shells:.1f}: the"
+                " images support no model, or not this one. Take more starts."
+            )
+        if shells >= len(self.fsc) - 1:
+            return f"{head}, as far as the rings in use."
+        return f"{head}."
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """
         Write volume.mrc, half1.mrc, half2.mrc, refinement.npz and refinement.json, all
@@ -80,7 +111,7 @@ class RefinedModel:
         folder = Path(folder)
         for name in FILES:
             check_new(folder / name, overwrite)
-        names = "directions", "density", "offsets", "fsc", "noise"
+        names = "directions", "density", "offsets", "halves", "fsc", "noise"
         arrays = {name: getattr(self, name) for name in names}
         arrays["rotations"] = self.rotations.matrices
         size = self.volume.pixel_size
@@ -91,6 +122,25 @@ class RefinedModel:
             save_arrays(stage / FILES[3], FORMAT, arrays)
             text = {"history": self.history, "settings": self.settings}
             write_json(stage / FILES[4], text)
+
+    def save_star(
+        self, path: str | Path, particles: Particles, *, overwrite: bool = False
+    ) -> None:
+        """
+        Write the images' poses to a STAR file that RELION, cryoSPARC and ASPIRE read:
+        the particles with angles, origins in Ångström and half sets.
+
+        :param path: STAR file to write.
+        :param particles: The particles of all images, in the same order; images may
+            have been downsampled since.
+        :param overwrite: Replace an existing file.
+        :raises FileExistsError: The file exists and `overwrite` is False.
+        :raises ValueError: Another number of particles, or their file has changed.
+        """
+        angles = np.degrees(self.rotations.angles)
+        pixel_size = particles.L * particles.pixel_size / self.volume.resolution
+        origins = self.offsets * pixel_size
+        write_poses(path, particles, angles, origins, self.halves, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | Path) -> RefinedModel:

@@ -368,6 +368,7 @@ class Refinement:
             density=mass / mass.sum(),
             rotations=Rotation(rotations, gimble_lock_warnings=False),
             offsets=offsets,
+            halves=np.arange(len(images)) // self.batch % 2 + 1,
             fsc=half_fsc(halves)[: state.n_rings],
             noise=state.noises[:, : state.n_rings].mean(0),
             history=state.history,

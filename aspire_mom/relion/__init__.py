@@ -1,5 +1,6 @@
 """RELION's particle files, as ASPIRE sources."""
 
 from aspire_mom.relion.particles import Particles, ParticleSource, read_particles
+from aspire_mom.relion.poses import write_poses
 
-__all__ = ["ParticleSource", "Particles", "read_particles"]
+__all__ = ["ParticleSource", "Particles", "read_particles", "write_poses"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,16 +96,8 @@ def read_table(path: Path) -> Table:
     :raises OSError: The file cannot be read.
     :raises ValueError: Another or a damaged file, or no particles.
     """
-    blocks = _blocks(path)
-    naming = {name: block for name, block in blocks.items() if _has(block, IMAGE)}
-    if not naming:
-        raise ValueError(f"{path} has no column {IMAGE}, which names the images")
-    if len(naming) > 1 and "particles" not in naming:
-        raise ValueError(
-            f"{path} names images in {len(naming)} tables, {', '.join(naming)}; the"
-            " table of particles must be named data_particles"
-        )
-    particles = naming.get("particles") or next(iter(naming.values()))
+    blocks = {block.name.strip(): block for block in read_document(path)}
+    particles = particle_block(path, blocks.values())
     optics = blocks.get("optics")
     try:
         numbers, indices, stacks = _images(particles)
@@ -125,8 +118,14 @@ def read_table(path: Path) -> Table:
     return Table(path, np.arange(1, n + 1), numbers, indices, stacks, columns, groups)
 
 
-def _blocks(path: Path) -> dict[str, cif.Block]:
-    """Tables by name. gemmi reads ASCII only, so other characters are escaped."""
+def read_document(path: Path) -> cif.Document:
+    """
+    :param path: STAR file.
+    :return: Its tables. gemmi reads ASCII only, so backslashes and other characters are
+        escaped, as :func:`unescaped` undoes.
+    :raises OSError: The file cannot be read.
+    :raises ValueError: It is no STAR file, or has no table.
+    """
     text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     text = text.replace("\\", r"\\")
     try:
@@ -145,7 +144,33 @@ def _blocks(path: Path) -> dict[str, cif.Block]:
             f"{path} cannot be read as a STAR file of particles:"
             f" {reason.removeprefix('data: ')}"
         ) from error
-    return {block.name.strip(): block for block in document}
+    return document
+
+
+def unescaped(text: str) -> str:
+    """
+    :param text: Text of a document that :func:`read_document` returned.
+    :return: The text as the file has it; bytes that are not UTF-8 are surrogates.
+    """
+    return text.encode().decode("unicode_escape") if "\\" in text else text
+
+
+def particle_block(path: Path, blocks: Iterable[cif.Block]) -> cif.Block:
+    """
+    :param path: STAR file, for messages.
+    :param blocks: Its tables.
+    :return: The table of particles.
+    :raises ValueError: None of them names images, or several do.
+    """
+    naming = {block.name.strip(): block for block in blocks if _has(block, IMAGE)}
+    if not naming:
+        raise ValueError(f"{path} has no column {IMAGE}, which names the images")
+    if len(naming) > 1 and "particles" not in naming:
+        raise ValueError(
+            f"{path} names images in {len(naming)} tables, {', '.join(naming)}; the"
+            " table of particles must be named data_particles"
+        )
+    return naming.get("particles") or next(iter(naming.values()))
 
 
 def _has(block: cif.Block, column: str) -> bool:
@@ -154,10 +179,7 @@ def _has(block: cif.Block, column: str) -> bool:
 
 def _texts(block: cif.Block, column: str) -> list[str]:
     """Values of a column without quotation marks and escapes."""
-    return [
-        text.encode().decode("unicode_escape") if "\\" in text else text
-        for text in map(cif.as_string, block.find_values(column))
-    ]
+    return [unescaped(cif.as_string(v)) for v in block.find_values(column)]
 
 
 def _columns(block: cif.Block) -> dict[str, np.ndarray]:

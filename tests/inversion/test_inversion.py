@@ -412,6 +412,12 @@ def test_settings_and_log(small, caplog):
     assert expected.items() <= result.settings.items()
 
 
+@pytest.mark.parametrize("inverted", [True, False, "mixed"])
+def test_settings_tell_whether_the_contrast_was_inverted(small, inverted):
+    moments = small.with_corrections(inverted=inverted)
+    assert MomentInversion(moments).settings["inverted"] is (inverted is True)
+
+
 def test_defaults(small, pixels):
     inversion = MomentInversion(small)
     assert isinstance(inversion.density, DiscreteDensity)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def test_saved_and_loaded(tmp_path, L):
     for name in ("history", "starts", "settings", "seed"):
         assert getattr(again, name) == getattr(first, name)
     assert again.start_volumes is None
+
+
+def test_volumes_of_the_starts_are_kept(tmp_path):
+    first = reconstruction()
+    others = np.concatenate([reconstruction(seed=i).volume.asnumpy() for i in (0, 4)])
+    first = replace(first, start_volumes=Volume(others, pixel_size=2.5))
+    first.save(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == FILES
+    again = Reconstruction.load(tmp_path).start_volumes
+    np.testing.assert_array_equal(again.asnumpy(), others)
+    assert again.pixel_size == pytest.approx(2.5)
 
 
 @pytest.mark.parametrize("existing", FILES)
