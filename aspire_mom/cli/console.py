@@ -200,7 +200,7 @@ class LazyGroup(Group):
             return None
         _configure_aspire()
         module = import_module(f"aspire_mom.cli.{self.modules[cmd_name][0]}")
-        return getattr(module, cmd_name)
+        return getattr(module, cmd_name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter) -> None:
         with formatter.section("Commands"):

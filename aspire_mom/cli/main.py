@@ -14,6 +14,8 @@ COMMANDS = {
     "moments": ("moments", "Average moments of particles, a RELION STAR file."),
     "inspect": ("moments", "Report signal and noise of moments on each Fourier ring."),
     "reconstruct": ("reconstruct", "Find a volume and a density of views by moments."),
+    "refine": ("refine", "Refine a reconstruction against the particles."),
+    "initial-model": ("refine", "Make a model of particles: moments to refinement."),
     "evaluate": ("volumes", "Compare a volume with a reference."),
     "train": ("train", "Train an encoder that starts reconstructions."),
     "mra": ("mra", "Multireference alignment: signals shifted at random, under noise."),
@@ -39,11 +41,14 @@ def main(ctx: click.Context) -> None:
     \b
     See it work, in a few minutes:
         aspire-mom demo --out demo
-    From images to a model, and how good it is where the truth is known:
+    From images to a model, all at once:
+        aspire-mom initial-model particles.star -o model
+    Step by step, and how good it is where the truth is known:
         aspire-mom moments particles.star -o moments.npz
         aspire-mom inspect moments.npz
         aspire-mom reconstruct moments.npz -o result
-        aspire-mom evaluate result/volume.mrc truth.mrc
+        aspire-mom refine result particles.star -o refined
+        aspire-mom evaluate refined/volume.mrc truth.mrc
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

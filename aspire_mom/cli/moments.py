@@ -10,43 +10,26 @@ import click
 
 import aspire_mom
 from aspire_mom.cli import console
+from aspire_mom.cli.particles import (
+    NumberOrAuto,
+    choice_options,
+    ignore_ctf_option,
+    ignore_shifts_option,
+    opened,
+    shift_std_option,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from aspire_mom import MomentEstimator
 
 BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
-CORRECTIONS = ("ignore_ctf", "ignore_shifts", "shift_std", "amplitude_std")
-
-
-class NumberOrAuto(click.ParamType):
-    """A number, or "auto", which becomes None."""
-
-    name = "number"
-
-    def convert(self, value, param, ctx) -> float | None:
-        try:
-            return None if value == "auto" else float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
 
 
 @click.command(cls=console.Command)
 @click.argument("particles", type=console.INPUT)
 @console.out_option("Moments file to write (.npz).", ".npz")
-@console.pixel_size_option
-@click.option(
-    "--data-folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder to which paths of stacks are relative.  [default: the STAR file's, one"
-    " above it, or the current one: the first in which the first stack is found]",
-)
-@click.option("--first", type=console.COUNT, help="Only this many particles.")
-@click.option(
-    "--random-subset", type=click.IntRange(1, 2), help="Only this _rlnRandomSubset."
-)
-@click.option(
-    "--class", "class_number", type=console.COUNT, help="Only this _rlnClassNumber."
-)
+@choice_options
 @click.option(
     "--downsample", type=click.IntRange(4), help="Fourier-crop to this many pixels."
 )
@@ -63,14 +46,7 @@ class NumberOrAuto(click.ParamType):
     default="white",
     help="Noise model: white, or coloured with a radial power spectrum.",
 )
-@click.option(
-    "--shift-std",
-    type=NumberOrAuto(),
-    metavar="NUMBER|auto",
-    default=0,
-    help="Standard deviation along each axis, in pixels after --downsample, of shifts"
-    " that the images still have. auto: reconstruct estimates it.",
-)
+@shift_std_option
 @click.option(
     "--amplitude-std",
     type=NumberOrAuto(),
@@ -90,12 +66,8 @@ class NumberOrAuto(click.ParamType):
     is_flag=True,
     help="Also write moments of both halves, in files ending in _half1 and _half2.",
 )
-@click.option(
-    "--ignore-ctf", is_flag=True, help="Take images with CTFs as if they had none."
-)
-@click.option(
-    "--ignore-shifts", is_flag=True, help="Take images with shifts as if centred."
-)
+@ignore_ctf_option
+@ignore_shifts_option
 @click.option(
     "--batch-size",
     type=console.COUNT,
@@ -151,26 +123,15 @@ def moments(
     if halves:
         outputs += [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
     console.check_outputs(outputs, overwrite or resume)
-    corrections = {name: options.pop(name) for name in CORRECTIONS}
-    read = aspire_mom.relion.read_particles(particles, **options)
-    if not corrections["ignore_ctf"]:
-        read.check_ctf()
-    source = aspire_mom.relion.ParticleSource(read)
-    if downsample is not None:
-        if downsample > source.L:
-            raise ValueError(
-                f"--downsample is {downsample}; the images have {source.L} pixels"
-            )
-        source = source.downsample(downsample)
+    read, corrections = opened(particles, **options)
+    source = source_of(read, downsample)
     images_basis = getattr(aspire_mom, BASES[basis])(source.L)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     estimator = aspire_mom.MomentEstimator(
         source,
         images_basis,
         noise=aspire_mom.Noise(spectrum="corners" if noise == "coloured" else None),
-        corrections=aspire_mom.CorrectionOptions(
-            phase_flipped=read.phase_flipped or None, **corrections
-        ),
+        corrections=corrections,
         third=None if no_third else "auto",
         streaming=aspire_mom.StreamingOptions(
             batch_size=batch_size,
@@ -178,7 +139,7 @@ def moments(
             device=device,
         ),
     )
-    if resume and not overwrite and _is_complete(outputs, estimator):
+    if resume and not overwrite and is_complete(outputs, estimator):
         # A run killed after saving its outputs may have left its checkpoint.
         files.discard_checkpoint(checkpoint)
         click.echo(f"{out} is already complete; nothing to do")
@@ -204,7 +165,7 @@ def moments(
         click.echo(f"{estimates[0]}; {estimates[0].corrections}; in {out}")
 
 
-def _is_complete(outputs: list[Path], estimator: MomentEstimator) -> bool:
+def is_complete(outputs: list[Path], estimator: MomentEstimator) -> bool:
     """Whether all outputs exist; raise if one was made with other settings or from
     other images. A killed run may have written only some."""
     for half, path in enumerate(outputs):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,11 +17,18 @@ if TYPE_CHECKING:
     import numpy as np
     from aspire.volume import Volume
 
-    from aspire_mom import MomentInversion, Moments, Reconstruction
+    from aspire_mom import Moments, Reconstruction
 
+Found = TypeVar("Found")
 RESULTS = ("volume.mrc", "reconstruction.npz", "reconstruction.json", "slices.png")
 RESULTS += ("isosurfaces.png", "views.png", "report.json")
 WRITTEN = (*RESULTS, "volume_mirror.mrc")
+starts_option = click.option(
+    "--starts",
+    type=console.COUNT,
+    help="Number of random starts.  [default: 16 for gaussians, 64 for grid, 4 for"
+    " harmonics, 1 for fouriernet]",
+)
 
 
 @click.command(cls=console.Command)
@@ -50,12 +58,7 @@ WRITTEN = (*RESULTS, "volume_mirror.mrc")
 @click.option(
     "--lowpass", type=console.Positive(), help="Low-pass filter volumes to this many Å."
 )
-@click.option(
-    "--starts",
-    type=console.COUNT,
-    help="Number of random starts.  [default: 16 for gaussians, 64 for grid, 4 for"
-    " harmonics, 1 for fouriernet]",
-)
+@starts_option
 @console.run_options
 def reconstruct(
     moments: Path,
@@ -112,7 +115,7 @@ def reconstruct(
         inversion = aspire_mom.MomentInversion(estimate, prior, **options)
     out.mkdir(parents=True, exist_ok=True)
     with processes.joined(inversion.device):
-        found = _estimated(inversion, checkpoint, overwrite)
+        found = estimated(inversion.estimate, checkpoint, overwrite)
         if not processes.is_first():
             return
     seconds = time.perf_counter() - start
@@ -136,20 +139,20 @@ def _in_boxes(radius: float, moments: Moments) -> float:
     return radius / box
 
 
-def _estimated(
-    inversion: MomentInversion, checkpoint: Path, overwrite: bool
-) -> Reconstruction:
-    """Run an inversion; with `overwrite`, anew if the checkpoint is another's."""
+def estimated(
+    estimate: Callable[[], Found], checkpoint: Path, overwrite: bool
+) -> Found:
+    """Estimate from a checkpoint; with `overwrite`, anew if that is another's."""
     try:
         try:
-            return inversion.estimate()
+            return estimate()
         except aspire_mom.files.InvalidCheckpoint as error:
             if not overwrite:
                 raise ValueError(f"{error}, or pass --overwrite") from error
         aspire_mom.processes.wait()  # until all processes have read the checkpoint
-        checkpoint.unlink(missing_ok=True)
+        aspire_mom.files.discard_checkpoint(checkpoint)
         aspire_mom.processes.wait()  # until it is gone for all of them
-        return inversion.estimate()
+        return estimate()
     except KeyboardInterrupt as error:
         raise click.ClickException(
             f"interrupted; the same command goes on from {checkpoint}"
