@@ -90,13 +90,13 @@ class RefinedModel:
                 f"{head} only: the images support no model. Take more images, or more"
                 " starts."
             )
+        if shells >= len(self.fsc) - 1:
+            return f"{head}, as far as the rings in use."
         if start_shells is not None and shells < start_shells:
             return (
                 f"{head}, less than the starts, which agree to {start_shells:.1f}: the"
                 " images support no model, or not this one. Take more starts."
             )
-        if shells >= len(self.fsc) - 1:
-            return f"{head}, as far as the rings in use."
         return f"{head}."
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:

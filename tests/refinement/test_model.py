@@ -147,7 +147,7 @@ def test_resolution(particles):
     [
         ([1, 1, 0.9, 0.7, 0.5, 0.1], 4.0, r"agree to 4.9 shells \(20.4 Å\)\.$"),
         ([1, 1, 0.9, 0.7, 0.5, 0.1], None, r"agree to 4.9 shells \(20.4 Å\)\.$"),
-        ([1, 1, 0.9, 0.7, 0.5, 0.4], 5.0, "5.0 shells .*, as far as the rings in use"),
+        ([1, 1, 0.9, 0.7, 0.5, 0.4], 9.0, "5.0 shells .*, as far as the rings in use"),
         ([1, 1, 0.9, 0.0, 0.0, 0.0], None, "2.8 shells .* only.* support no model"),
         ([1, 1, 0.9, 0.7, 0.5, 0.1], 5.5, "less than the starts.* 5.5.* no model"),
     ],
