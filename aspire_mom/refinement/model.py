@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from aspire.utils import Rotation
@@ -161,4 +162,5 @@ class RefinedModel:
                 pixel_size=volume.pixel_size,
             )
             rotations = Rotation(arrays.pop("rotations"), gimble_lock_warnings=False)
-            return cls(volume, halves, rotations=rotations, **arrays, **text)
+            fields: dict[str, Any] = {**arrays, **text}
+            return cls(volume, halves, rotations=rotations, **fields)

@@ -27,7 +27,8 @@ class MomentOrientation(Orient3D):
             )
         # `Orient3D.__init__` prepares common lines, of which there are none here.
         self._found = found
-        self.rotations = self.shifts = None
+        self.rotations: np.ndarray | None = None
+        self.shifts: np.ndarray | None = None
 
     @property
     def model(self) -> RefinedModel:
@@ -38,10 +39,10 @@ class MomentOrientation(Orient3D):
 
     def estimate_rotations(self) -> np.ndarray:
         """:return: Rotation matrices (n, 3, 3)."""
-        self.rotations = self.model.rotations.matrices
-        return self.rotations
+        self.rotations = found = self.model.rotations.matrices
+        return found
 
     def estimate_shifts(self) -> np.ndarray:
         """:return: Shifts (n, 2), x and y in pixels, as `source.offsets`."""
-        self.shifts = self.model.offsets
-        return self.shifts
+        self.shifts = found = self.model.offsets
+        return found

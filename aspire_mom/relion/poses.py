@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +64,7 @@ def write_poses(
         file.write(text.encode("utf-8", "surrogateescape"))
 
 
-def _columns(block: cif.Block, particles: Particles) -> dict[str, Sequence[str]]:
+def _columns(block: cif.Block, particles: Particles) -> dict[str, list[str]]:
     """Columns of the particles as they stand in the file, escaped and quoted."""
     table = particles.table
     rows = (table.rows - 1).tolist()
@@ -103,7 +102,7 @@ def _image_names(particles: Particles) -> list[str]:
 
 
 def _text(
-    document: cif.Document, particles: Particles, columns: dict[str, Sequence[str]]
+    document: cif.Document, particles: Particles, columns: dict[str, list[str]]
 ) -> str:
     """All tables, that of particles with other columns."""
     found = particle_block(particles.table.path, document)
