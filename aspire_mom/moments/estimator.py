@@ -374,7 +374,11 @@ def _default_third(basis: Basis, device: torch.device) -> ThirdMomentBasis | Non
 
 
 def known_offsets(source: ImageSource) -> np.ndarray | None:
-    """Shifts (n, 2) in pixels, None where there are none."""
+    """
+    :param source: ASPIRE `ImageSource`.
+    :return: Its shifts (n, 2) in pixels, None where there are none.
+    :raises ValueError: a shift is not finite.
+    """
     if source.pixel_size is None:
         return None
     offsets = np.asarray(source.offsets, dtype=float)

@@ -412,5 +412,5 @@ def test_errors_of_the_library_name_options(tmp_path, monkeypatch, message, sent
 
 
 def test_unknown_command_and_option(tmp_path):
-    assert "No such command" in refused(tmp_path, "refine")
+    assert "No such command" in refused(tmp_path, "polish")
     assert "--loud" in refused(tmp_path, "demo", "--loud")
