@@ -50,7 +50,7 @@ shift_std_option = click.option(
     metavar="NUMBER|auto",
     default=0,
     help="Standard deviation along each axis, in pixels after --downsample, of shifts"
-    " that the images still have. auto: reconstruct estimates it.",
+    " that the images still have. auto: it is found with the volume.",
 )
 ignore_ctf_option = click.option(
     "--ignore-ctf", is_flag=True, help="Take images with CTFs as if they had none."
