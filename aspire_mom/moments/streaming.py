@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from aspire.utils import tqdm
@@ -16,13 +17,14 @@ from aspire_mom.files import Checkpoint
 from aspire_mom.threads import n_workers, one_blas_thread
 
 Sums = dict[str, np.ndarray]
+Batch = TypeVar("Batch")
 
 
 def accumulate(
     n: int,
     batch_size: int,
-    read: Callable[[int, int], np.ndarray],
-    sums_of: Callable[[np.ndarray, int], Sums],
+    read: Callable[[int, int], Batch],
+    sums_of: Callable[[Batch, int], Sums],
     *,
     n_groups: int = 1,
     checkpoint: str | Path | None = None,
@@ -40,7 +42,7 @@ def accumulate(
 
     :param n: Number of images, 1 or more.
     :param batch_size: Images per batch; the last may have fewer.
-    :param read: Reads images start … stop - 1 as (stop - start, L, L), in a thread.
+    :param read: Reads images start … stop - 1, in a thread.
     :param sums_of: Sums over a batch, by name, from its images and the number of the
         first; of the same shapes and types for every batch. Called in several threads.
     :param n_groups: Batch j counts in group j mod n_groups: 2 for half-sets.
@@ -88,8 +90,8 @@ def accumulate(
 
 
 def _computed(
-    read: Callable[[int, int], np.ndarray],
-    sums_of: Callable[[np.ndarray, int], Sums],
+    read: Callable[[int, int], Batch],
+    sums_of: Callable[[Batch, int], Sums],
     batches: list[tuple[int, int]],
     workers: int,
 ) -> Iterator[Sums]:

@@ -43,10 +43,10 @@ class PolarImages:
         self.transfer = None if ignored else found
         known = known_offsets(source)
         self.offsets = None if corrections.ignore_shifts else known
-        n, M, R = source.n, basis.max_order, basis.n_rings
+        n, (orders, R) = source.n, basis.power_shape
         self._kept: tuple[torch.Tensor, ...] | None = None
-        if 8 * n * (M + 1) * R <= MEMORY:
-            x = torch.empty(n, M + 1, R, dtype=torch.complex64)
+        if 8 * n * orders * R <= MEMORY:
+            x = torch.empty(n, orders, R, dtype=torch.complex64)
             self._kept = x, torch.empty(n, R), torch.empty(n, R)
             self._done = np.zeros(n, bool)
 
@@ -78,7 +78,7 @@ class PolarImages:
         pixels = self.sign * check_images(images.asnumpy(), self.basis.L, start)
         pixels = pixels.astype(np.float32, copy=False)
         c = self.basis.coefficients(pixels)
-        x, h = c, np.ones((len(c), self.basis.n_rings))
+        x, h = c, np.ones((len(c), c.shape[2]))
         if self.transfer is not None:
             H = self.transfer.of_images(start, stop)
             h = (H**2).mean(-1)

@@ -70,9 +70,10 @@ class Model:
         self.coarse = placed((w[: self.coarse_rings] * coarse).transpose(1, 2, 0))
         self.coarse_norms = placed(0.5 * (w[: self.coarse_rings] * self.power).T)
         self.coarse_prior = placed(log_density.astype(np.float32))
-        self.slices, self.fine = coarse, None
-        if views.finer is not None:
-            self.slices = slices(u, views.finer, n_rings, L)
+        self.slices = coarse
+        self.has_finer = views.children is not None
+        if views.children is not None:
+            self.slices = slices(u, views.finest, n_rings, L)
             self.power = inner(self.slices, self.slices)
             counts = (views.children >= 0).sum(1)
             own = (log_density - np.log(np.maximum(counts, 1)))[views.parents]
@@ -193,7 +194,7 @@ def expectation(model: Model, x: Tensor, h: Tensor, shifts: Shifts) -> ViewSums:
         np.zeros((len(x), 4)),
     )
     step = max(1, IMAGES_AT_ONCE // len(shifts))
-    add = _add_coarse if model.fine is None else _add_fine
+    add = _add_fine if model.has_finer else _add_coarse
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         rows = shifts.undone(x[part, :, :n_rings], shifts.offsets)

@@ -315,7 +315,8 @@ class Refinement:
         signal = state.signal
         last = signal[-1:].repeat(max(0, model.n_rings - len(signal)))
         slices, information = (
-            sum(s[name] for s in sums) for name in ("slices", "information")
+            np.sum([s[name] for s in sums], axis=0)
+            for name in ("slices", "information")
         )
         return volume_from_slices(
             slices,
@@ -354,7 +355,7 @@ class Refinement:
         offsets = np.stack(offsets, 1)
         if images.offsets is not None:
             offsets = offsets + images.offsets
-        mass = sum(s["mass"] for s in sums)
+        mass = np.sum([s["mass"] for s in sums], axis=0)
         size = self.reconstruction.volume.pixel_size
         volume, *both = (
             Volume(resized(u, self.L), pixel_size=size) for u in (whole, *halves)

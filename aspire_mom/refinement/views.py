@@ -82,7 +82,7 @@ class Views:
         """Indices (n_finest,) of the direction that each of the finest belongs to."""
         if self.children is None:
             return np.arange(len(self.directions))
-        parents = np.empty(len(self.finer), int)
+        parents = np.empty(len(self.finest), dtype=np.int64)
         which, place = np.nonzero(self.children >= 0)
         parents[self.children[which, place]] = which
         return parents
