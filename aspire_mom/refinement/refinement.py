@@ -159,9 +159,11 @@ class Refinement:
         """
         inverted = bool(self.reconstruction.settings.get("inverted", False))
         images = PolarImages(self.source, self.basis, self.corrections, inverted)
+        found = self.reconstruction
+        starts = found.volume if found.start_volumes is None else found.start_volumes
         settings = {
             "images": source_identity(self.source),
-            "start": digest(self.reconstruction.volume.asnumpy()),
+            "start": digest(starts.asnumpy(), found.view_density, found.shift_std),
             "n_rings": self.n_rings,
             "corrections": asdict(self.corrections),
         }
