@@ -19,7 +19,7 @@ Optimizer = Literal["lbfgs", "adam"]
 LBFGS_STEPS_PER_REPORT = 20
 ADAM_STEPS_PER_REPORT = 50
 # L-BFGS has converged where a report's steps lower the loss by less than this.
-CONVERGED = 1e-6
+CONVERGED = 1e-5
 # Of `minimise_batch`: pairs kept, length of the first step, Armijo's constant, and the
 # least curvature of a pair that is kept.
 BATCH_HISTORY, FIRST_STEP, ARMIJO, LEAST_CURVATURE = 20, 0.1, 1e-4, 1e-10

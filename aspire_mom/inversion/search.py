@@ -191,7 +191,8 @@ class Search(NamedTuple):
     ) -> list[Candidate]:
         """
         Refine all starts level by level, keep fewer from each level to the next and
-        refine the last few to the end. Gaussian mixtures grow on each level.
+        refine the last few to the end. Gaussian mixtures grow on each level but the
+        first.
 
         :param candidates: The starts.
         :param problems: The levels, coarse to fine.
@@ -211,8 +212,9 @@ class Search(NamedTuple):
                     bar.set_postfix_str(candidate.history[-1]["stage"])
                     bar.update()
                 candidates.sort(key=criterion)
-                # On the last level, mixtures grow after the refinement to the end.
-                if problem is not problems[-1] or label:
+                # The first rings say as little about sizes as about starts. On the last
+                # level, mixtures grow after the refinement to the end.
+                if label or (i and problem is not problems[-1]):
                     n_kept = stages[i + 1][1] if stages[i + 1 :] else count
                     candidates = [self._grown(c, problem) for c in candidates[:n_kept]]
         return sorted(candidates, key=criterion)
@@ -265,7 +267,7 @@ class Search(NamedTuple):
                 stage=stage,
                 status=self.status and status,
                 state=begun,
-                save=keep,
+                save=keep if self.checkpoint.path else None,
                 split=volume.parameters(),
             )
             keep({"loss": candidate.loss})
