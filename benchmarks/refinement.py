@@ -13,11 +13,11 @@ import argparse
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from aspire.source import ImageSource
-from aspire.utils import Rotation
 from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
@@ -37,7 +37,7 @@ from aspire_mom import (
 )
 from aspire_mom.refinement.fourier import half_fsc, resized
 from aspire_mom.refinement.images import PolarImages
-from aspire_mom.refinement.refinement import LEAST_FSC, MOST_FSC, SUPPORT_RADIUS
+from aspire_mom.refinement.refinement import LEAST_FSC, MARGIN, MOST_FSC, SUPPORT_RADIUS
 from aspire_mom.refinement.slices import volume_from_slices
 from aspire_mom.rotations import viewing_rotations
 from benchmarks.grid import read_unit_volume, simulated
@@ -67,7 +67,7 @@ def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> No
     """Print what becomes of one set of images."""
     views = None if options.uniform else VonMisesFisherMixture.random(8, seed=seed)
     source, corrections = simulated(volume, views, seed, options)
-    source = source.cache()
+    source, corrections = source.cache(), replace(corrections, phase_flipped=False)
     times = [time.perf_counter()]
     basis = PolarBasis(volume.resolution, n_rings=10)
     third = ThirdMomentBasis.rings(basis)
@@ -89,9 +89,9 @@ def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> No
     print(f"  start   {shells(compare(start.volume, volume))}")
     comparison = compare(model.volume, volume)
     print(f"  refined {shells(comparison)}, halves {model.resolution_shells():.2f}")
-    best = ceiling(source, model, refinement, corrections)
+    best = ceiling(source, model, refinement)
     print(f"  ceiling {shells(compare(best, volume))}")
-    error = np.median(angular_errors(model, comparison, source.rotations))
+    error = np.median(angular_errors(model, comparison, source.rotations[:, :, 2]))
     spacing = np.degrees(np.sqrt(4 * np.pi / len(model.directions)))
     last = model.history[-1]
     print(
@@ -116,17 +116,16 @@ def ceiling(
     source: ImageSource,
     model: RefinedModel,
     refinement: Refinement,
-    corrections: CorrectionOptions,
 ) -> Volume:
     """The volume step from true poses, with as many rings as the model has."""
     R, L = len(model.fsc), source.L
     basis = PolarBasis(L, R, refinement.basis.max_order)
-    centred = CorrectionOptions(ignore_ctf=corrections.ignore_ctf)
+    centred = CorrectionOptions(phase_flipped=False)
     x, h, _ = (
         a.numpy() for a in PolarImages(source, basis, centred, False).batch(0, source.n)
     )
     x, h = x[:, : basis.max_order + 1], h[:, :R]
-    matrices = source.rotations.matrices
+    matrices = source.rotations
     directions = matrices[:, :, 2]
     turns = viewing_rotations(directions).transpose(0, 2, 1) @ matrices
     angles = np.arctan2(turns[:, 1, 0], turns[:, 0, 0])
@@ -134,7 +133,7 @@ def ceiling(
     x = x * np.exp(-1j * np.outer(angles, orders))[:, :, None].astype(np.complex64)
     areas = basis.areas.copy()
     areas[0] = 0
-    weights, edge = areas / model.noise, min(L, 2 * R + 5)
+    weights, edge = areas / model.noise, min(L, 2 * R + MARGIN)
     counts = 4 * np.pi * np.arange(R) ** 2 + np.pi / 3
 
     def solved(part: slice, ssnr: np.ndarray) -> np.ndarray:
@@ -155,11 +154,11 @@ def ceiling(
 
 
 def angular_errors(
-    model: RefinedModel, comparison: Comparison, true: Rotation
+    model: RefinedModel, comparison: Comparison, true: np.ndarray
 ) -> np.ndarray:
     """Degrees between true and found viewing directions, turned as the map."""
     found = comparison.align_views(model.rotations.matrices[:, :, 2])
-    cosines = np.abs((found * true.matrices[:, :, 2]).sum(1))
+    cosines = np.abs((found * true).sum(1))
     return np.degrees(np.arccos(np.clip(cosines, -1, 1)))
 
 

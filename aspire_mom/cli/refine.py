@@ -43,7 +43,7 @@ OF_START = ("verdict", "agreement_shells", "agreement_angstrom")
 EDGE = 64
 rings_option = click.option(
     "--rings",
-    type=click.IntRange(4),
+    type=click.IntRange(5, 24),
     help="Fourier rings to refine to at most.  [default: 24, or as many as the images"
     " have]",
 )
@@ -72,7 +72,8 @@ def refine(
     Refine the volume of RESULT, a folder that reconstruct wrote, against PARTICLES, the
     STAR file that its moments are of.
 
-    Images are downsampled to the size of the volume. The folder gets volume.mrc and its
+    Images are downsampled to the size of the volume. Give --ignore-ctf, --ignore-shifts
+    and the choice of particles as for moments. The folder gets volume.mrc and its
     mirror image, the maps of both halves of the images, their Fourier shell correlation
     (fsc.png), particles.star with the angles and origins of all images, pictures, and
     report.json, with a verdict in words. While it runs, progress is kept in
@@ -87,6 +88,7 @@ def refine(
     device = processes.own_device(device)
     aspire_mom.checks.checked_device(device)
     found = aspire_mom.Reconstruction.load(result)
+    start = _of_start(result / "report.json")
     read, corrections = opened(particles, **options)
     _check_box(read, found, result)
     source = source_of(read, min(read.L, found.volume.resolution))
@@ -95,7 +97,7 @@ def refine(
         _tell(read)
         model = _refined(source, found, corrections, out, rings, device, overwrite)
         if processes.is_first():
-            _finish(out, model, read, result / "report.json", begun)
+            _finish(out, model, read, start, begun)
 
 
 @click.command("initial-model", cls=console.Command)
@@ -163,7 +165,7 @@ def initial_model(
                 write_results(folder, found, moments, {})
         model = _refined(source, found, corrections, out, rings, device, overwrite)
         if processes.is_first():
-            _finish(out, model, read, start / "report.json", begun)
+            _finish(out, model, read, _of_start(start / "report.json"), begun)
             aspire_mom.files.discard_checkpoint(start / "checkpoint.pt")
 
 
@@ -237,12 +239,12 @@ def _refined(
 
 
 def _finish(
-    out: Path, model: RefinedModel, read: Particles, start: Path, begun: float
+    out: Path, model: RefinedModel, read: Particles, start: dict, begun: float
 ) -> None:
     """Write all results, and say what comes of them."""
     report = {"seconds": round(time.perf_counter() - begun, 1)}
     with aspire_mom.files.staged(out) as folder:
-        write_model(folder, model, read, _of_start(start), report)
+        write_model(folder, model, read, start, report)
     aspire_mom.files.discard_checkpoint(out / "checkpoint.pt")
     click.echo(report["verdict"])
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {report['seconds']:.0f} s")
@@ -254,7 +256,7 @@ def _of_start(path: Path) -> dict:
         return {}
     with aspire_mom.files.contents_of(path):
         report = json.loads(path.read_text())
-        return {name: report[name] for name in OF_START}
+        return {name: report.get(name) for name in OF_START}
 
 
 def write_model(

@@ -49,6 +49,6 @@ def shell_mean(values: np.ndarray) -> np.ndarray:
 def half_fsc(halves: list[np.ndarray]) -> np.ndarray:
     """
     :param halves: Voxels of two volumes, each (n, n, n).
-    :return: Their Fourier shell correlation.
+    :return: Their Fourier shell correlation on shells 0 … (n - 1)//2, float64.
     """
     return fourier_shell_correlation(*(Volume(u) for u in halves))

@@ -30,17 +30,20 @@ class RefinedModel:
     A volume refined against images, with the images' poses.
 
     :param volume: Volume of all images, ASPIRE `Volume` [z, y, x], float32.
-    :param half_volumes: Stack of two volumes, each of every other batch of images.
+    :param half_volumes: Stack (2, L, L, L): volumes of the images of half 1 and half 2.
     :param directions: Viewing directions (n_views, 3), xyz order.
     :param density: Their probabilities (n_views,), float64, sum one.
     :param rotations: Most probable rotation of each image, ASPIRE `Rotation`.
     :param offsets: Most probable shift of each image (n, 2), x and y in pixels, as
-        ASPIRE's `source.offsets`, with those that the source knew.
+        ASPIRE's `source.offsets`, with those that the source knew unless ignored.
     :param halves: Half to which each image belongs (n,), 1 or 2.
-    :param fsc: Fourier shell correlation of the half volumes on shells 0, 1, ….
-    :param noise: Variance of the noise at a Fourier pixel of each ring in use.
+    :param fsc: Fourier shell correlation of the half volumes on shells 0, 1, …
+        (n_rings,).
+    :param noise: Variance of the noise at a Fourier pixel of each ring in use, mean of
+        both halves (n_rings,).
     :param history: One dict per iteration: n_rings, shells (at FSC 0.143 of the
-        halves), log_likelihood (per image) and seconds.
+        halves), log_likelihood (per image, without constants that depend on the noise)
+        and seconds.
     :param settings: Options of the refinement.
     """
 

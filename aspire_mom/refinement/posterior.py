@@ -24,7 +24,7 @@ MOST_SHIFT = 2.5
 # least this share of the best one's probability, but so many at least and at most. The
 # best coarse view can be a neighbour of the one that holds the best finer view.
 LEAST_CANDIDATE, LEAST_KEPT, MOST_KEPT = 1e-3, 6, 32
-# Probability below which a finer view does not count.
+# Share of the best finer view's probability below which another does not count.
 LEAST_SHARE = 1e-3
 # Pairs of an image and a finer view at once, for the same reason.
 PAIRS_AT_ONCE = 128
@@ -54,8 +54,10 @@ class Model:
         device: torch.device,
     ):
         n_rings = len(noise)
-        self.views, self.n_rings, self.noise = views, n_rings, noise
-        self.weights = areas / noise
+        self.views, self.n_rings = views, n_rings
+        self.weights = np.divide(
+            areas, noise, out=np.zeros_like(areas), where=noise > 0
+        )
         self.coarse_rings = min(n_rings, COARSE_RINGS)
         self.n_angles = inplane_angles(n_rings)
         self.coarse_angles = inplane_angles(self.coarse_rings)
@@ -95,7 +97,8 @@ def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 class Shifts:
     """
-    Shifts to try, with Gaussian prior probabilities.
+    Shifts to try, with Gaussian prior probabilities. `offsets` (n, 2) holds them as x
+    and y in pixels, `finer` (n_finer, 2) what is added around the best ones.
 
     :param std: Standard deviation of the shifts along each axis, pixels; 0 for none.
     :param spacing: Distance of shifts, pixels.
@@ -110,13 +113,13 @@ class Shifts:
         offsets = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
         squares = (offsets**2).sum(1)
         # Offsets (n, 2), x and y in pixels.
-        self.offsets = offsets[squares <= (MOST_SHIFT * std) ** 2]
-        prior = -squares[squares <= (MOST_SHIFT * std) ** 2] / (2 * max(std, 1e-9) ** 2)
+        near = squares <= (MOST_SHIFT * std) ** 2
+        self.offsets = offsets[near]
+        prior = -squares[near] / (2 * max(std, 1e-9) ** 2)
         prior -= np.log(np.exp(prior).sum())
-        # Around each, half as far apart.
-        quarter = spacing / 4 if std else 0.0
-        self.finer = quarter * np.array(((-1, -1), (-1, 1), (1, -1), (1, 1)))
-        self.finer = self.finer if std else np.zeros((1, 2))
+        # Around each, half as far apart, and no further than shifts are likely.
+        corners = np.array(((-1, -1), (-1, 1), (1, -1), (1, 1)))
+        self.finer = min(spacing / 4, std) * corners if std else np.zeros((1, 2))
         self.prior = torch.from_numpy(prior.astype(np.float32)).to(device)
 
     def __len__(self) -> int:
@@ -258,12 +261,14 @@ def _add_fine(
     padded[image, place] = scores
     p, best = _probabilities(sums, padded)
     pair = first + best // model.n_angles
-    offsets = shifts.offsets[shift[at[pair]].cpu()] + finer[which[pair].cpu()]
+    offsets = shifts.offsets[shift[at[pair]].cpu().numpy()]
+    offsets = offsets + finer[which[pair].cpu().numpy()]
     found = view[pair], best % model.n_angles, model.n_angles, offsets
     _remember(sums, part, *found)
-    p = p[image, place]
-    mass = p.sum(-1)
-    used = torch.nonzero(mass > LEAST_SHARE)[:, 0]
+    masses = p.sum(-1)
+    large = masses > LEAST_SHARE * masses.amax(1, keepdim=True)
+    p, mass = p[image, place], masses[image, place]
+    used = torch.nonzero(large[image, place])[:, 0]
     image, row, view, mass = image[used], row[used], view[used], mass[used]
     # What is left of each image counts in full.
     whole = torch.zeros(len(h), device=h.device).index_add_(0, image, mass)[image]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from aspire_mom.refinement.posterior import (
     inner,
 )
 from aspire_mom.refinement.slices import volume_from_slices
+from aspire_mom.refinement.state import State, with_uniform_share
 from aspire_mom.refinement.views import (
     COARSE_RINGS,
     Views,
@@ -44,20 +45,24 @@ from aspire_mom.rotations import viewing_rotations
 
 logger = logging.getLogger(__name__)
 
+# Fewest rings, whose halves can agree to 4 shells, and pixels that have as many.
+LEAST_RINGS, MIN_SIZE = 5, 9
 # Rings at most: sums over images on 24 rings take 0.4 GB.
 MAX_RINGS = 24
 BATCH = 512
+# Bytes of results of batches computed at once.
+RESULTS = 2**30
 # Rings that are added after an iteration, at most, and the FSC of the halves on the
 # outermost ring from which on they are.
 NEW_RINGS, ENOUGH = 2, 0.143
 # Iterations without progress, in shells, after which a refinement ends.
 PATIENCE, PROGRESS = 3, 0.1
-# Share of the views' probability that is uniform.
-UNIFORM_SHARE = 0.1
 # Starts that compete at most, and iterations on so many images that each gets.
 MAX_STARTS, TRIAL_ITERATIONS, TRIAL_IMAGES = 4, 3, 2048
 # Least noise as a share of the images' power.
 LEAST_NOISE = 1e-3
+# Least variance of the volume on a shell, as a share of the largest beyond ring 0.
+LEAST_SIGNAL = 1e-12
 # Voxels along an edge beyond twice the number of rings.
 MARGIN = 5
 # Radius in boxes of the ball that holds the volume.
@@ -66,27 +71,6 @@ SUPPORT_RADIUS = 0.45
 SHIFT_SPACING = 0.25
 # Bounds of the FSC that Wiener filters rest on.
 LEAST_FSC, MOST_FSC = 0.01, 0.999
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """
-    Where a refinement stands between two iterations.
-
-    :param halves: Voxels of the halves' volumes, each (n, n, n).
-    :param densities: Probabilities of the coarse views (2, n_views).
-    :param noises: Variance of the noise at a Fourier pixel (2, rings of the basis).
-    :param signal: Variance of the volume's Fourier values / L on each shell.
-    :param n_rings: Rings to use next.
-    :param history: One dict per iteration.
-    """
-
-    halves: np.ndarray
-    densities: np.ndarray
-    noises: np.ndarray
-    signal: np.ndarray
-    n_rings: int
-    history: list[dict]
 
 
 class Refinement:
@@ -103,7 +87,8 @@ class Refinement:
 
     :param source: ASPIRE `ImageSource`.
     :param reconstruction: Where to start: its volume, density, and spread of shifts.
-    :param n_rings: Rings at most; by default 24, or as many as the images have.
+    :param n_rings: Rings at most, 5 or more; never more than 24, the default, or than
+        the images have.
     :param corrections: What to correct images for, as for their moments; the spread of
         shifts is the reconstruction's.
     :param n_iterations: Iterations at most.
@@ -135,8 +120,14 @@ class Refinement:
             )
         if source.n < 4:
             raise ValueError(f"the source has {source.n} images; it needs at least 4")
+        if L < MIN_SIZE:
+            raise ValueError(
+                f"the images have {L} pixels along an edge; a refinement needs at least"
+                f" {MIN_SIZE}"
+            )
         most = min(MAX_RINGS, (L + 1) // 2)
-        self.n_rings = min(check_integer("n_rings", n_rings or most, 4), most)
+        wanted = most if n_rings is None else n_rings
+        self.n_rings = min(check_integer("n_rings", wanted, LEAST_RINGS), most)
         self.n_iterations = check_integer("n_iterations", n_iterations, 1)
         self.source, self.reconstruction = source, reconstruction
         self.corrections, self.checkpoint = corrections, checkpoint
@@ -148,7 +139,8 @@ class Refinement:
         reach = 2 * math.pi * (self.n_rings - 1) * MOST_SHIFT * std / L
         order = largest_order(self.n_rings - 1) + math.ceil(reach)
         self.basis = PolarBasis(L, self.n_rings, order)
-        self.batch = min(BATCH, source.n // 2)
+        half = source.n / 2
+        self.batch = math.ceil(half / math.ceil(half / BATCH))  # equal halves
 
     def estimate(self) -> RefinedModel:
         """
@@ -161,14 +153,20 @@ class Refinement:
         images = PolarImages(self.source, self.basis, self.corrections, inverted)
         found = self.reconstruction
         starts = found.volume if found.start_volumes is None else found.start_volumes
+        views, first_rings = found.quadrature.views, found.settings.get("n_rings")
+        used = replace(self.corrections, shift_std=0.0, amplitude_std=0.0)
         settings = {
             "images": source_identity(self.source),
-            "start": digest(starts.asnumpy(), found.view_density, found.shift_std),
+            "start": digest(starts.asnumpy(), views, found.view_density, first_rings),
+            "shift_std": found.shift_std,
+            "inverted": inverted,
             "n_rings": self.n_rings,
-            "corrections": asdict(self.corrections),
+            "corrections": asdict(used),
+            "batch": self.batch,
         }
         kept = Checkpoint(self.checkpoint, settings)
-        state = State(**_arrays(kept.state)) if kept.state else self._best_start(images)
+        stored = processes.broadcast_object(kept.state)
+        state = State.stored(stored) if stored else self._best_start(images)
         while not self._finished(state.history):
             begun = time.perf_counter()
             state = self._next(images, state)
@@ -198,29 +196,42 @@ class Refinement:
             return self._start(images, self.reconstruction.volume.asnumpy()[0])
         found, n = [], min(len(images), TRIAL_IMAGES)
         starts = volumes.asnumpy()[:MAX_STARTS]
-        for voxels in tqdm(starts, desc="Comparing starts"):
-            start = state = self._start(images, voxels)
+        quiet = not processes.is_first()
+        for i, voxels in enumerate(
+            tqdm(starts, desc="Comparing starts", disable=quiet)
+        ):
+            start = state = self._start(images, voxels, best=i == 0)
             for _ in range(TRIAL_ITERATIONS):
                 state = replace(self._next(images, state, n), n_rings=start.n_rings)
-            halves = state.halves[[0, 0]]
-            _, sums, _ = self._pass(images, replace(state, halves=halves), n)
+            first = replace(
+                state,
+                halves=state.halves[[0, 0]],
+                densities=state.densities[[0, 0]],
+                noises=start.noises,  # the same for all, as constants are left out
+            )
+            _, sums, _ = self._pass(images, first, n)
             found.append((float(sums[1]["log_likelihood"]), start))
         likelihoods = [likelihood for likelihood, _ in found]
         best = int(np.argmax(likelihoods))
         logger.info(f"Start {best + 1} of {len(found)} suits the images best")
         return found[best][1]
 
-    def _start(self, images: PolarImages, voxels: np.ndarray) -> State:
-        """A volume and the reconstruction's density, for both halves."""
+    def _start(
+        self, images: PolarImages, voxels: np.ndarray, *, best: bool = True
+    ) -> State:
+        """A volume, the best start's or another's, and its density, for both halves."""
         found = self.reconstruction
         R = min(self.n_rings, found.settings.get("n_rings", COARSE_RINGS))
         u = resized(voxels, self._edge(R))
         distances = coarse_directions() @ found.quadrature.views.T
         density = found.view_density[distances.argmax(1)]
+        if not best:  # of another orientation and hand
+            density = np.ones(len(density))
+        density = with_uniform_share(density)
         noise = self._noise_of_images(images)
         return State(
             halves=np.stack((u, u)),
-            densities=np.stack(2 * [density / density.sum()]),
+            densities=np.stack((density, density)),
             noises=np.stack((noise, noise)),
             signal=shell_mean(np.abs(transform(u)) ** 2)[:R] / self.L**2,
             n_rings=R,
@@ -247,7 +258,7 @@ class Refinement:
     ) -> State:
         """One iteration, on all images or the first ones."""
         R, (models, sums, _) = state.n_rings, self._pass(images, state, n_images)
-        halves = [self._volume(models[h], [sums[h]], state) for h in (0, 1)]
+        halves = self._halves(models, sums, state)
         fsc = half_fsc(halves)[:R]
         n = sum(float(s["n"]) for s in sums)
         likelihood = sum(float(s["log_likelihood"]) for s in sums) / n
@@ -302,40 +313,61 @@ class Refinement:
                 "n": np.array(float(len(x))),
             }
 
+        most = max(1, RESULTS // (8 * math.prod(models[0].slices.shape)))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            sums = accumulate(n_images, self.batch, images.batch, sums_of, n_groups=2)
+            sums = accumulate(
+                n_images,
+                self.batch,
+                images.batch,
+                sums_of,
+                n_groups=2,
+                most_workers=1 if self.device.type == "cuda" else most,
+            )
         finally:
             torch.set_num_threads(threads)
         processes.all_reduce_sum(poses)
         return models, sums, poses
 
-    def _volume(self, model: Model, sums: list[Sums], state: State) -> np.ndarray:
+    def _halves(
+        self, models: list[Model], sums: list[Sums], state: State
+    ) -> list[np.ndarray]:
+        """The volumes of both halves."""
+        return [
+            self._volume(model, [of_half], state.signal, start)
+            for model, of_half, start in zip(models, sums, state.halves, strict=True)
+        ]
+
+    def _volume(
+        self, model: Model, sums: list[Sums], signal: np.ndarray, start: np.ndarray
+    ) -> np.ndarray:
         """The volume from sums over images, of both halves or one."""
-        edge = self._edge(model.n_rings)
-        signal = state.signal
-        last = signal[-1:].repeat(max(0, model.n_rings - len(signal)))
+        found, last = None, signal[-1:].repeat(max(0, model.n_rings - len(signal)))
+        signal = np.concatenate((signal, last))
+        names = "slices", "information"
         slices, information = (
-            np.sum([s[name] for s in sums], axis=0)
-            for name in ("slices", "information")
+            np.sum([s[name] for s in sums], axis=0) for name in names
         )
-        return volume_from_slices(
-            slices,
-            information,
-            model.views.finest,
-            model.weights,
-            1 / np.concatenate((signal, last)),
-            n=edge,
-            L=self.L,
-            support_radius=SUPPORT_RADIUS,
-            start=resized(state.halves[0], edge),
-        )
+        if processes.is_first():
+            edge = self._edge(model.n_rings)
+            found = volume_from_slices(
+                slices,
+                information,
+                model.views.finest,
+                model.weights,
+                1 / np.maximum(signal, LEAST_SIGNAL * signal[1:].max()),
+                n=edge,
+                L=self.L,
+                support_radius=SUPPORT_RADIUS,
+                start=resized(start, edge),
+            )
+        # Processes would differ by rounding.
+        return processes.broadcast_object(found)
 
     def _density(self, model: Model, sums: Sums) -> np.ndarray:
         n = len(model.views.directions)
-        found = np.bincount(model.views.parents, sums["mass"], n)
-        return (1 - UNIFORM_SHARE) * found / found.sum() + UNIFORM_SHARE / n
+        return with_uniform_share(np.bincount(model.views.parents, sums["mass"], n))
 
     def _noise(self, model: Model, sums: Sums) -> np.ndarray:
         """Mean squares of the images' differences from the model, per Fourier pixel."""
@@ -349,15 +381,15 @@ class Refinement:
     def _final(self, images: PolarImages, state: State) -> RefinedModel:
         """Both halves and all images once more, with the images' poses."""
         models, sums, poses = self._pass(images, state)
-        halves = [self._volume(models[h], [sums[h]], state) for h in (0, 1)]
-        whole = self._volume(models[0], sums, state)
+        halves = self._halves(models, sums, state)
+        whole = self._volume(models[0], sums, state.signal, state.halves.mean(0))
         view, angle, *offsets = poses.T
         views = models[0].views.finest
         rotations = viewing_rotations(views[view.astype(int)], angle)
         offsets = np.stack(offsets, 1)
         if images.offsets is not None:
             offsets = offsets + images.offsets
-        mass = np.sum([s["mass"] for s in sums], axis=0)
+        *_, mass = _added(sums)
         size = self.reconstruction.volume.pixel_size
         volume, *both = (
             Volume(resized(u, self.L), pixel_size=size) for u in (whole, *halves)
@@ -379,11 +411,6 @@ class Refinement:
         )
 
 
-def _arrays(state: dict) -> dict:
-    """What a checkpoint holds, tensors as arrays."""
-    return {k: v.numpy() if torch.is_tensor(v) else v for k, v in state.items()}
-
-
 def shell_precision(model: Model, sums: Sums) -> np.ndarray:
     """
     :param model: The model that images were turned by.
@@ -393,3 +420,9 @@ def shell_precision(model: Model, sums: Sums) -> np.ndarray:
     r = np.arange(model.n_rings)
     voxels = 4 * np.pi * r**2 + np.pi / 3
     return np.maximum(model.weights * sums["information"].sum(0) / voxels, 1e-12)
+
+
+def _added(sums: list[Sums]) -> list[np.ndarray]:
+    """Slices, information and mass of all halves."""
+    names = "slices", "information", "mass"
+    return [np.sum([of_half[name] for of_half in sums], axis=0) for name in names]

@@ -101,7 +101,7 @@ def test_finer_views_agree_with_enumeration():
         p = np.exp(score - logsumexp(score))
         mass += p.sum(1)
         assert found.poses[i, 0] == p.max(1).argmax()
-    # Views that hold less than LEAST_SHARE of an image are left out.
+    # Views that hold less than LEAST_SHARE of the best one's are left out.
     np.testing.assert_allclose(found.mass, mass, atol=0.03)
     assert abs(found.mass.sum() - len(x)) < 0.1
 

@@ -20,7 +20,6 @@ from aspire_mom import (
 )
 from aspire_mom.phantoms import chain_phantom
 from aspire_mom.refinement.images import PolarImages
-from aspire_mom.refinement.refinement import State
 from aspire_mom.rotations import viewing_rotations
 from aspire_mom.volumes.grid import low_pass
 
@@ -180,4 +179,3 @@ def test_refinements_end_without_progress():
     refinement.n_iterations = 25
     assert not refinement._finished(history[:5])
     assert refinement._finished(history)
-    assert "halves" in State.__annotations__
