@@ -77,7 +77,8 @@ def refine(
     mirror image, the maps of both halves of the images, their Fourier shell correlation
     (fsc.png), particles.star with the angles and origins of all images, pictures, and
     report.json, with a verdict in words. While it runs, progress is kept in
-    checkpoint.pt there: the same command goes on where a killed one stopped.
+    checkpoint.pt there: the same command goes on where a killed one stopped. Several
+    processes share the images where torchrun --no-python starts the command.
 
     \b
     Example:
