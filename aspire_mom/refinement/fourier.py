@@ -1,19 +1,12 @@
-"""Volumes as NumPy arrays: Fourier transform, size, and averages over shells."""
+"""Volumes as NumPy arrays: their size, and averages over shells."""
 
 from __future__ import annotations
 
 import numpy as np
+from aspire.numeric import fft
 from aspire.volume import Volume
 
 from aspire_mom.evaluation.fsc import fourier_shell_correlation
-
-
-def transform(u: np.ndarray) -> np.ndarray:
-    """
-    :param u: Voxels (n, n, n).
-    :return: Their Fourier transform, zero frequency at n//2, complex.
-    """
-    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(u)))
 
 
 def resized(u: np.ndarray, n: int) -> np.ndarray:
@@ -24,13 +17,12 @@ def resized(u: np.ndarray, n: int) -> np.ndarray:
         Fourier values keep their scale, so that voxels scale by (m/n)³.
     """
     m = len(u)
-    spectrum, found = transform(u), np.zeros((n, n, n), complex)
+    spectrum, found = fft.centered_fftn(u), np.zeros((n, n, n), complex)
     # Even sizes have a Nyquist plane on one side only, which is left out.
     half = (min(m, n) - 1) // 2
     old, new = (slice(s // 2 - half, s // 2 + half + 1) for s in (m, n))
     found[new, new, new] = spectrum[old, old, old]
-    voxels = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(found))).real
-    return voxels.astype(np.float32)
+    return fft.centered_ifftn(found).real.astype(np.float32)
 
 
 def shell_mean(values: np.ndarray) -> np.ndarray:

@@ -112,7 +112,6 @@ class Shifts:
         axis = spacing * np.arange(-most, most + 1)
         offsets = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
         squares = (offsets**2).sum(1)
-        # Offsets (n, 2), x and y in pixels.
         near = squares <= (MOST_SHIFT * std) ** 2
         self.offsets = offsets[near]
         prior = -squares[near] / (2 * max(std, 1e-9) ** 2)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from aspire.numeric import fft
 from aspire.source import ImageSource
 from aspire.utils import Rotation, tqdm
 from aspire.volume import Volume
@@ -23,7 +24,7 @@ from aspire_mom.inversion import Reconstruction
 from aspire_mom.moments.corrections import source_identity
 from aspire_mom.moments.options import CorrectionOptions
 from aspire_mom.moments.streaming import Sums, accumulate
-from aspire_mom.refinement.fourier import half_fsc, resized, shell_mean, transform
+from aspire_mom.refinement.fourier import half_fsc, resized, shell_mean
 from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.model import RefinedModel
 from aspire_mom.refinement.posterior import (
@@ -233,7 +234,7 @@ class Refinement:
             halves=np.stack((u, u)),
             densities=np.stack((density, density)),
             noises=np.stack((noise, noise)),
-            signal=shell_mean(np.abs(transform(u)) ** 2)[:R] / self.L**2,
+            signal=shell_mean(np.abs(fft.centered_fftn(u)) ** 2)[:R] / self.L**2,
             n_rings=R,
             history=[],
         )
@@ -345,10 +346,7 @@ class Refinement:
         """The volume from sums over images, of both halves or one."""
         found, last = None, signal[-1:].repeat(max(0, model.n_rings - len(signal)))
         signal = np.concatenate((signal, last))
-        names = "slices", "information"
-        slices, information = (
-            np.sum([s[name] for s in sums], axis=0) for name in names
-        )
+        slices, information, _ = _added(sums)
         if processes.is_first():
             edge = self._edge(model.n_rings)
             found = volume_from_slices(

@@ -101,11 +101,15 @@ def test_projections_have_the_images_poses(truth, refined):
     rotations = Rotation(model.rotations.matrices.astype(np.float32))
     projections = model.volume.project(rotations).asnumpy()
     clean = images_of(truth).projections[:].asnumpy()
-    own = [
-        np.corrcoef(a.ravel(), b.ravel())[0, 1]
-        for a, b in zip(projections, clean, strict=True)
-    ]
+    own, others = (
+        [
+            np.corrcoef(a.ravel(), b.ravel())[0, 1]
+            for a, b in zip(projections, images, strict=True)
+        ]
+        for images in (clean, np.roll(clean, 1, axis=0))
+    )
     assert np.median(own) > 0.9
+    assert np.median(own) > 1 - 0.5 * (1 - np.median(others))
 
 
 def test_another_run_goes_on_where_one_stopped(truth, refined, tmp_path):
