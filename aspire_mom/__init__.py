@@ -72,7 +72,7 @@ __all__ = [
 
 MODULES = ["bases", "moments", "rotations", "volumes", "networks"]
 MODULES += ["inversion", "evaluation", "refinement", "mra", "relion"]
-MODULES += ["checks", "files", "phantoms", "processes"]
+MODULES += ["checks", "files", "phantoms", "processes", "simulation"]
 
 
 # Modules and names are imported when first used (PEP 562), so that this package does

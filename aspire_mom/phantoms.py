@@ -1,15 +1,10 @@
-"""Draw random volumes and simulate images, for demonstrations and benchmarks."""
+"""Draw random volumes, for demonstrations and benchmarks."""
 
 from __future__ import annotations
 
 import numpy as np
-from aspire.image import Image
-from aspire.noise import WhiteNoiseAdder
-from aspire.source import Simulation
-from aspire.utils import Rotation
 from aspire.volume import Volume
 from scipy.spatial.transform import Rotation as Rotations
-from scipy.special import erfinv
 
 
 def gaussians_on_grid(
@@ -88,38 +83,3 @@ def chain_phantom(L: int = 25, *, seed: int = 0, pixel_size: float = 1.0) -> Vol
     atoms = (atoms - atoms.mean(0)) @ frame.T
     ones = np.ones(n_atoms)
     return gaussians_on_grid(atoms, 0.6 * ones, ones, L, pixel_size)
-
-
-class WhiteNoise(WhiteNoiseAdder):
-    """
-    The noise of ASPIRE's `WhiteNoiseAdder`, number by number up to rounding, in a
-    fortieth of the time: without a Fourier transform of four times the image's size
-    for a factor that is the same at all frequencies.
-    """
-
-    def _forward(self, im: Image, indices: np.ndarray) -> Image:
-        noisy, L = im.asnumpy().copy(), im.resolution
-        scale, state = np.sqrt(2 * self.noise_var), np.random.RandomState()
-        for image, index in zip(noisy, indices, strict=True):
-            # As `aspire.utils.randn` draws 2L x 2L numbers, of which these are used.
-            state.seed((self.seed + 191 * (index + 1)) or 5489)
-            uniform = state.random_sample((L, 2 * L))[:, :L]
-            image += scale * erfinv(2 * uniform - 1).T
-        return Image(noisy, pixel_size=im.pixel_size)
-
-
-def simulate(
-    volume: Volume, rotations: Rotation, noise: WhiteNoiseAdder, seed: int
-) -> Simulation:
-    """
-    Simulate noisy projections without CTF, shifts or varying amplitudes.
-
-    :param volume: One ASPIRE `Volume`, float32.
-    :param rotations: ASPIRE `Rotation` with one rotation for each image.
-    :param noise: Noise to add.
-    :param seed: Seed of the `Simulation`.
-    :return: ASPIRE `Simulation`.
-    """
-    angles = rotations.angles.astype(volume.dtype)
-    options = {"noise_adder": noise, "offsets": 0, "amplitudes": 1, "seed": seed}
-    return Simulation(vols=volume, n=len(rotations), angles=angles, **options)

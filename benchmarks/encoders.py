@@ -34,7 +34,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from aspire.noise import WhiteNoiseAdder
 from aspire.volume import Volume
 from scipy.spatial.transform import Rotation
 
@@ -58,7 +57,8 @@ from aspire_mom.inversion.optimise import LBFGS_STEPS_PER_REPORT, minimise
 from aspire_mom.inversion.start import cut_to_support
 from aspire_mom.moments.report import ring_rms
 from aspire_mom.networks import pretrained
-from aspire_mom.phantoms import gaussians_on_grid, simulate
+from aspire_mom.phantoms import gaussians_on_grid
+from aspire_mom.simulation import WhiteNoise, simulate
 from aspire_mom.volumes import FourierVolume
 from aspire_mom.volumes.grid import volume_at
 
@@ -139,7 +139,7 @@ def estimate(volume: Volume, n_images: int, seed: int) -> Moments:
     views = VonMisesFisherMixture.random(8, seed=seed + 1000)
     basis = PolarBasis(volume.resolution, n_rings=ESTIMATED_RINGS)
     if n_images:
-        noise = WhiteNoiseAdder.from_snr(SNR, seed=seed + 2)
+        noise = WhiteNoise.from_snr(SNR, seed=seed + 2)
         rotations = views.sample(n_images, seed=seed + 1)
         source = simulate(volume, rotations, noise, seed + 1)
         return MomentEstimator(source, basis).estimate()

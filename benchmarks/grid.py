@@ -22,9 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from aspire.noise import WhiteNoiseAdder
 from aspire.operators import CTFFilter
-from aspire.source import Simulation
 from aspire.utils import Rotation
 from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
@@ -44,6 +42,7 @@ from aspire_mom import (
 from aspire_mom.cli.volumes import read_volume
 from aspire_mom.evaluation import starts_agreement
 from aspire_mom.rotations import viewing_rotations
+from aspire_mom.simulation import FastSimulation, WhiteNoise
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.moments import average, slice_coefficients
@@ -147,21 +146,21 @@ def simulated(
     views: VonMisesFisherMixture | None,
     seed: int,
     options: argparse.Namespace,
-) -> tuple[Simulation, CorrectionOptions]:
+) -> tuple[FastSimulation, CorrectionOptions]:
     """Images as the options have them, and what to correct them for."""
     N, rng = options.images, np.random.default_rng(seed)
     if views is None:
         rotations = Rotation.generate_random_rotations(N, seed=seed)
     else:
         rotations = views.sample(N, seed=seed)
-    source = Simulation(
+    source = FastSimulation(
         vols=volume,
         n=N,
         angles=rotations.angles.astype(np.float32),
         offsets=rng.normal(scale=options.shifts, size=(N, 2)),
         amplitudes=1,
         unique_filters=ctfs() if options.ctf else None,
-        noise_adder=WhiteNoiseAdder.from_snr(options.snr, seed=seed),
+        noise_adder=WhiteNoise.from_snr(options.snr, seed=seed),
         seed=seed,
     )
     # The simulation knows its shifts; the inversion is to do without them.

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from aspire.source import Simulation
 from aspire.volume import Volume
 
 from aspire_mom import (
@@ -31,7 +30,8 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.phantoms import WhiteNoise, chain_phantom, gaussian_phantom
+from aspire_mom.phantoms import chain_phantom, gaussian_phantom
+from aspire_mom.simulation import FastSimulation, WhiteNoise
 
 L = 25
 SIGMA = 0.5
@@ -50,7 +50,7 @@ def estimate(volume: Volume, n_images: int, seed: int) -> tuple[Moments, float]:
     """Moments of simulated images, and their SNR (as ASPIRE defines it)."""
     # Another stream than the phantom's, or views would point along its Gaussians.
     views = VonMisesFisherMixture.random(8, seed=seed + 1000)
-    source = Simulation(
+    source = FastSimulation(
         n=n_images,
         vols=volume,
         angles=views.sample(n_images, seed=seed).angles.astype(volume.dtype),

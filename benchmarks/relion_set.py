@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from aspire.noise import WhiteNoiseAdder
-from aspire.source import Simulation
 from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
@@ -28,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aspire_mom import Moments, PolarBasis, compare
 from aspire_mom.cli.volumes import read_volume
 from aspire_mom.rotations import viewing_rotations
+from aspire_mom.simulation import FastSimulation, WhiteNoise
 from benchmarks.ctf import DEGREE, ctfs, error_of
 from benchmarks.moments import exact_moments
 from tests.references.moments import product_quadrature
@@ -49,13 +48,13 @@ def main() -> None:
     basis = PolarBasis(volume.resolution)
     exact = exact_moments(volume, viewing_rotations(directions), weights, basis)
     n, rng = arguments.images, np.random.default_rng(0)
-    source = Simulation(
+    source = FastSimulation(
         vols=volume,
         n=n,
         offsets=SHIFT_STD * rng.standard_normal((n, 2)),
         amplitudes=1,
         unique_filters=ctfs(20, astigmatism=300),
-        noise_adder=WhiteNoiseAdder.from_snr(arguments.snr, seed=0),
+        noise_adder=WhiteNoise.from_snr(arguments.snr, seed=0),
         seed=0,
     )
     with tempfile.TemporaryDirectory() as folder:

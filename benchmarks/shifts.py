@@ -18,8 +18,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from aspire.noise import WhiteNoiseAdder
-from aspire.source import Simulation
 from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
 
@@ -35,6 +33,7 @@ from aspire_mom import (
 from aspire_mom.cli.volumes import read_volume
 from aspire_mom.moments import CorrectionOptions
 from aspire_mom.phantoms import gaussian_phantom
+from aspire_mom.simulation import FastSimulation, WhiteNoise
 
 # The paper's noise (section 5.2): ASPIRE divides projections by L.
 L = 25
@@ -56,11 +55,11 @@ def main() -> None:
     for seed in range(arguments.seeds):
         if arguments.map == "phantom":
             volume = gaussian_phantom(L, seed=seed)
-            noise = WhiteNoiseAdder(SIGMA**2, seed=seed + 3)
+            noise = WhiteNoise(SIGMA**2, seed=seed + 3)
             n = arguments.images or 50_000
         else:
             volume = read_volume(Path(arguments.map), arguments.pixel_size)
-            noise = WhiteNoiseAdder.from_snr(arguments.snr, seed=seed + 3)
+            noise = WhiteNoise.from_snr(arguments.snr, seed=seed + 3)
             n = arguments.images or 20_000
         for std in arguments.stds:
             moments = estimate(volume, n, std, noise, seed)
@@ -73,12 +72,12 @@ def main() -> None:
 
 
 def estimate(
-    volume: Volume, n: int, std: float, noise: WhiteNoiseAdder, seed: int
+    volume: Volume, n: int, std: float, noise: WhiteNoise, seed: int
 ) -> Moments:
     """Moments of images whose shifts the estimator does not undo."""
     views = VonMisesFisherMixture.random(seed=seed + 1)
     rng = np.random.default_rng(seed + 4)
-    source = Simulation(
+    source = FastSimulation(
         n=n,
         vols=volume,
         angles=views.sample(n, seed=seed + 2).angles.astype(volume.dtype),

@@ -1,10 +1,7 @@
 import numpy as np
 import pytest
-from aspire.image import Image
-from aspire.noise import WhiteNoiseAdder
 
 from aspire_mom.phantoms import (
-    WhiteNoise,
     chain_phantom,
     gaussian_phantom,
     gaussians_on_grid,
@@ -71,18 +68,3 @@ def test_size_scales_the_gaussian_phantom():
     np.testing.assert_allclose(
         picked / np.linalg.norm(picked), coarse, atol=1e-6 * coarse.max() + 1e-7
     )
-
-
-@SIZES
-@pytest.mark.parametrize("seed", [3, -191 * 6])
-def test_white_noise_is_that_of_aspire(L, seed):
-    """Also where the seed of an image is 0, for which ASPIRE takes another."""
-    pixels = np.random.default_rng(0).standard_normal((5, L, L)).astype(np.float32)
-    options = {"var": 0.04, "seed": seed}
-    images, indices = Image(pixels, pixel_size=2.0), np.arange(5, 10)
-    expected = WhiteNoiseAdder(**options).forward(images, indices)
-    noisy = WhiteNoise(**options).forward(images, indices)
-    np.testing.assert_allclose(noisy.asnumpy(), expected.asnumpy(), atol=1e-6)
-    assert noisy.dtype == np.float32
-    assert noisy.pixel_size == 2.0
-    np.testing.assert_array_equal(images.asnumpy(), pixels)

@@ -45,13 +45,13 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
     """
     console.check_outputs([out / name for name in FILES], overwrite)
     aspire_mom.checks.checked_device(device)
-    phantoms, times = aspire_mom.phantoms, [time.perf_counter()]
+    simulation, times = aspire_mom.simulation, [time.perf_counter()]
     # With one seed for both, the density would peak in the directions of the Gaussians.
-    truth = phantoms.gaussian_phantom(L, seed=seed)
+    truth = aspire_mom.phantoms.gaussian_phantom(L, seed=seed)
     density = aspire_mom.VonMisesFisherMixture.random(seed=seed + 1)
     rotations = density.sample(images, seed=seed + 2)
-    noise = phantoms.WhiteNoise(SIGMA**2, seed=seed + 3)
-    source = phantoms.simulate(truth, rotations, noise, seed + 2)
+    noise = simulation.WhiteNoise(SIGMA**2, seed=seed + 3)
+    source = simulation.simulate(truth, rotations, noise, seed + 2)
     moments = aspire_mom.MomentEstimator(source, aspire_mom.PolarBasis(L)).estimate()
     times.append(time.perf_counter())
     search = aspire_mom.SearchOptions(seed=seed)

@@ -73,9 +73,9 @@ def simulate(
     density = mixture.random(seed=seed)
     if views == "uniform":
         density = mixture(np.eye(3)[2:], np.zeros(1), np.ones(1))
-    noise = aspire_mom.phantoms.WhiteNoise.from_snr(snr, seed=seed + 2)
+    noise = aspire_mom.simulation.WhiteNoise.from_snr(snr, seed=seed + 2)
     rotations = density.sample(images, seed=seed + 1)
-    source = aspire_mom.phantoms.simulate(molecule, rotations, noise, seed + 1)
+    source = aspire_mom.simulation.simulate(molecule, rotations, noise, seed + 1)
     with aspire_mom.files.staged(out.parent) as folder:
         source.save(folder / out.name, save_mode="single")
     for path in old - {stack}:

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from aspire.noise import WhiteNoiseAdder
-from aspire.source import Simulation
 from aspire.volume import Volume
 
 from aspire_mom import (
@@ -27,6 +25,7 @@ from aspire_mom import (
     VonMisesFisherMixture,
 )
 from aspire_mom.phantoms import gaussian_phantom
+from aspire_mom.simulation import FastSimulation, WhiteNoise
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 EMDB = "https://ftp.ebi.ac.uk/pub/databases/emdb/structures/EMD-{0}/map/emd_{0}.map.gz"
@@ -131,18 +130,16 @@ def views(options: argparse.Namespace) -> VonMisesFisherMixture:
     return VonMisesFisherMixture.random(8, seed=options.seed + 1000)
 
 
-def source(options: argparse.Namespace, volume: Volume) -> Simulation:
+def source(options: argparse.Namespace, volume: Volume) -> FastSimulation:
     """Noisy images of a volume, eq. 29, σ = 0.5 in the paper's units."""
     n = n_images(options)
-    return Simulation(
+    return FastSimulation(
         n=n,
         vols=volume,
         angles=views(options).sample(n, seed=options.seed).angles.astype(np.float32),
         offsets=0,
         amplitudes=1,
-        noise_adder=WhiteNoiseAdder(
-            var=(SIGMA / volume.resolution) ** 2, seed=options.seed
-        ),
+        noise_adder=WhiteNoise(var=(SIGMA / volume.resolution) ** 2, seed=options.seed),
         seed=options.seed,
     )
 

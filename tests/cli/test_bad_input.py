@@ -7,12 +7,12 @@ import mrcfile
 import numpy as np
 import pytest
 from aspire.source import Simulation
-from aspire.volume import Volume
 
 from aspire_mom import Moments, PolarBasis
 from aspire_mom.files import load_arrays, save_arrays
 from aspire_mom.moments.moments import FORMAT
 from aspire_mom.phantoms import gaussian_phantom
+from aspire_mom.simulation import FastSimulation
 from tests.cli.conftest import IMAGES, PIXEL_SIZE, L, run
 
 STACK = f"particles_0_{IMAGES - 1}.mrcs"
@@ -383,7 +383,7 @@ def test_bugs_keep_their_traceback(tmp_path, monkeypatch, volume):
     def bug(self, *args, **options):
         raise KeyError("bug")
 
-    monkeypatch.setattr(Volume, "project", bug)
+    monkeypatch.setattr(FastSimulation, "_transforms", bug)
     result = run("simulate", volume, *rest(tmp_path))
     assert isinstance(result.exception, KeyError)
 

@@ -1,0 +1,131 @@
+"""Simulate noisy projections as they are read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import finufft
+import numpy as np
+import scipy.fft
+from aspire.image import Image
+from aspire.noise import WhiteNoiseAdder
+from aspire.source import Simulation
+from aspire.utils import Rotation
+from aspire.volume import Volume
+
+# Relative accuracy of projections. They come in the volume's precision.
+ACCURACY = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
+# Images whose noise is drawn at once: any one of them takes the draw of all.
+NOISE_BLOCK = 32
+
+
+class FastSimulation(Simulation):
+    """
+    ASPIRE's `Simulation`, of the same arguments and images, at many times its rate: the
+    projections' Fourier transforms are computed on half planes only, filters, shifts
+    and amplitudes are applied to them, and one inverse transform makes the images.
+
+    Projections agree with those of `Simulation` to `ACCURACY`. Use it with `WhiteNoise`
+    in place of ASPIRE's `WhiteNoiseAdder`, which takes longer than all the rest.
+    """
+
+    def _projections(self, indices: np.ndarray) -> Image:
+        return self._of_transforms(self._transforms(indices), np.zeros(2))
+
+    def _images(self, indices: np.ndarray, clean_images: bool = False) -> Image:
+        if not clean_images and self._cached_im is not None:
+            return super()._images(indices)
+        transforms = self._transforms(indices)
+        if self.sim_filters:
+            transforms *= self._filter_values[self.filter_indices[indices]]
+        amplitudes = np.broadcast_to(self.sim_amplitudes, self.n)[indices]
+        transforms *= amplitudes.astype(self.dtype)[:, None, None]
+        images = self._of_transforms(transforms, self.sim_offsets[indices])
+        images.pixel_size = self.pixel_size
+        if not clean_images and self.noise_adder is not None:
+            images = self.noise_adder.forward(images, indices=indices)
+        return self.generation_pipeline.forward(images, indices)
+
+    @cached_property
+    def _frequencies(self) -> tuple[np.ndarray, np.ndarray]:
+        """Integers ky in the order of the FFT, and kx ≥ 0."""
+        L = self._original_L
+        return np.fft.fftfreq(L, 1 / L), np.arange((L + 1) // 2)
+
+    @cached_property
+    def _filter_values(self) -> np.ndarray:
+        """The filters at the frequencies (n_filters, n_ky, n_kx)."""
+        L, size = self._original_L, self._projection_pixel_size
+        options = {"dtype": np.float64, "pixel_size": size}
+        grids = [filt.evaluate_grid(L, **options) for filt in self.sim_filters]
+        shifted = scipy.fft.ifftshift(grids, axes=(1, 2))
+        return shifted[..., : len(self._frequencies[1])].astype(self.dtype)
+
+    def _transforms(self, indices: np.ndarray) -> np.ndarray:
+        """Transforms of projections at the frequencies (n, n_ky, n_kx), with the origin
+        at the centre of the image."""
+        ky, kx = self._frequencies
+        L, dtype = self._original_L, np.dtype(self.dtype)
+        complex_dtype = np.result_type(dtype, np.complex64)
+        found = np.empty((len(indices), len(ky), len(kx)), complex_dtype)
+        for state in np.unique(self.states[indices]):
+            of_state = np.flatnonzero(self.states[indices] == state)
+            axes = self.rotations[indices[of_state]][:, :, :2] * (2 * np.pi / L)
+            axes = axes.astype(dtype)
+            # x, y, z of the points, each flat (n, ky, kx).
+            points = axes[:, :, 1, None, None] * ky.astype(dtype)[:, None]
+            points = points + axes[:, :, 0, None, None] * kx.astype(dtype)
+            x, y, z = np.moveaxis(points, 1, 0).reshape(3, -1)
+            voxels = self.vols.asnumpy()[state - 1].astype(complex_dtype, order="C")
+            values = finufft.nufft3d2(z, y, x, voxels, eps=ACCURACY[dtype], isign=-1)
+            found[of_state] = values.reshape(-1, len(ky), len(kx))
+        if L % 2 == 0:
+            found[:, L // 2] = 0  # ASPIRE leaves out the Nyquist frequency
+        return found / L
+
+    def _of_transforms(self, transforms: np.ndarray, offsets: np.ndarray) -> Image:
+        """Images (n, L, L) of transforms, moved back by offsets (n, 2), x and y in
+        pixels, as `Image.shift` moves them."""
+        L = self._original_L
+        offsets = L // 2 - np.broadcast_to(offsets, (len(transforms), 2))
+        for axis, k in enumerate(self._frequencies):
+            along = offsets[:, 1 - axis, None] * k
+            phases = np.exp(-2j * np.pi / L * along).astype(transforms.dtype)
+            transforms *= np.expand_dims(phases, 2 - axis)
+        images = scipy.fft.irfft2(transforms, (L, L))
+        return Image(images, pixel_size=self._projection_pixel_size)
+
+
+class WhiteNoise(WhiteNoiseAdder):
+    """
+    ASPIRE's `WhiteNoiseAdder` with other random numbers, drawn in one hundredth of the
+    time. The noise of an image depends on the seed and the image's number only.
+    """
+
+    def _forward(self, im: Image, indices: np.ndarray) -> Image:
+        noisy, shape = im.asnumpy().copy(), (NOISE_BLOCK, *im.shape[1:])
+        scale = np.sqrt(self.noise_var)
+        indices = np.asarray(indices)
+        for block in np.unique(indices // NOISE_BLOCK):
+            rng = np.random.default_rng((self.seed, block))
+            noise = rng.standard_normal(shape, dtype=np.float32)
+            of_block = np.flatnonzero(indices // NOISE_BLOCK == block)
+            noisy[of_block] += scale * noise[indices[of_block] % NOISE_BLOCK]
+        return Image(noisy, pixel_size=im.pixel_size)
+
+
+def simulate(
+    volume: Volume, rotations: Rotation, noise: WhiteNoiseAdder, seed: int
+) -> FastSimulation:
+    """
+    Simulate noisy projections without CTF, shifts or varying amplitudes.
+
+    :param volume: One ASPIRE `Volume`, float32.
+    :param rotations: ASPIRE `Rotation` with one rotation for each image.
+    :param noise: Noise to add.
+    :param seed: Seed of the `Simulation`.
+    :return: The images' source.
+    """
+    angles = rotations.angles.astype(volume.dtype)
+    options = {"noise_adder": noise, "offsets": 0, "amplitudes": 1, "seed": seed}
+    return FastSimulation(vols=volume, n=len(rotations), angles=angles, **options)
