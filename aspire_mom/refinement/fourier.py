@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from aspire.numeric import fft
 from aspire.volume import Volume
@@ -38,7 +40,7 @@ def shell_mean(values: np.ndarray) -> np.ndarray:
     return (sums / np.bincount(shells))[: (n + 1) // 2]
 
 
-def half_fsc(halves: list[np.ndarray]) -> np.ndarray:
+def half_fsc(halves: Iterable[np.ndarray]) -> np.ndarray:
     """
     :param halves: Voxels of two volumes, each (n, n, n).
     :return: Their Fourier shell correlation on shells 0 … (n - 1)//2, float64.

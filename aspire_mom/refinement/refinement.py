@@ -26,15 +26,22 @@ from aspire_mom.moments.options import CorrectionOptions
 from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.refinement.fourier import half_fsc, resized, shell_mean
 from aspire_mom.refinement.images import PolarImages
+from aspire_mom.refinement.maximisation import (
+    added,
+    density_of,
+    edge_of,
+    explained_power,
+    residual_power,
+    shell_precision,
+    volume_of,
+)
 from aspire_mom.refinement.model import RefinedModel
 from aspire_mom.refinement.posterior import (
     MOST_SHIFT,
     Model,
     Shifts,
     expectation,
-    inner,
 )
-from aspire_mom.refinement.slices import volume_from_slices
 from aspire_mom.refinement.state import State, with_uniform_share
 from aspire_mom.refinement.views import (
     COARSE_RINGS,
@@ -56,18 +63,17 @@ RESULTS = 2**30
 # Rings that are added after an iteration, at most, and the FSC of the halves on the
 # outermost ring from which on they are.
 NEW_RINGS, ENOUGH = 2, 0.143
-# Iterations without progress, in shells, after which a refinement ends.
-PATIENCE, PROGRESS = 3, 0.1
-# Starts that compete at most, and iterations on so many images that each gets.
-MAX_STARTS, TRIAL_ITERATIONS, TRIAL_IMAGES = 4, 3, 2048
-# Least noise as a share of the images' power.
-LEAST_NOISE = 1e-3
-# Least variance of the volume on a shell, as a share of the largest beyond ring 0.
-LEAST_SIGNAL = 1e-12
-# Voxels along an edge beyond twice the number of rings.
-MARGIN = 5
-# Radius in boxes of the ball that holds the volume.
-SUPPORT_RADIUS = 0.45
+# Iterations without progress, in shells or log-likelihood per image, after which all
+# images are taken, or a refinement ends.
+PATIENCE, PROGRESS, LEAST_GAIN = 2, 0.1, 0.2
+# Each step of the volumes goes on with this share of the step before. Where images
+# hardly tell views apart, expectation maximisation takes many more steps without.
+MOMENTUM = 0.9
+# Images whose signal is compared with their noise to begin with, and the images that
+# are in use until there is no more progress: as many as have this log-likelihood.
+FIRST_IMAGES, FIRST_LIKELIHOOD = 2048, 3e5
+# Starts that compete at most, and iterations on half the first images that each gets.
+MAX_STARTS, TRIAL_ITERATIONS = 4, 2
 # Distance of shifts that are tried, in boxes, times the number of coarse rings.
 SHIFT_SPACING = 0.25
 # Bounds of the FSC that Wiener filters rest on.
@@ -84,7 +90,8 @@ class Refinement:
     probability, and each half's volume follows from the views by least squares in a
     ball, with a Wiener filter whose signal-to-noise ratio is that of the halves' FSC.
     Rings are added while the halves agree. Every view is tried on up to 8 rings; on
-    more rings, finer views around the best of these.
+    more rings, finer views around the best of these. As many images as that takes are
+    refined until there is no more progress, then all of them.
 
     :param source: ASPIRE `ImageSource`.
     :param reconstruction: Where to start: its volume, density, and spread of shifts.
@@ -108,7 +115,7 @@ class Refinement:
         *,
         n_rings: int | None = None,
         corrections: CorrectionOptions = CorrectionOptions(),
-        n_iterations: int = 25,
+        n_iterations: int = 60,
         checkpoint: str | Path | None = None,
         device: str | torch.device = "cpu",
     ):
@@ -184,38 +191,47 @@ class Refinement:
     def _finished(self, history: list[dict]) -> bool:
         if len(history) >= self.n_iterations:
             return True
-        shells = [entry["shells"] for entry in history]
-        if len(shells) <= PATIENCE:
-            return False
-        return max(shells[-PATIENCE:]) < max(shells[:-PATIENCE]) + PROGRESS
+        return settled(history) and history[-1]["n_images"] == self.source.n
 
     def _best_start(self, images: PolarImages) -> State:
         """The start, among the reconstruction's, from which a few iterations on the
         first half of some images lead to the highest likelihood of the second half."""
         volumes = self.reconstruction.start_volumes
-        if volumes is None or len(volumes.asnumpy()) < 2:
-            return self._start(images, self.reconstruction.volume.asnumpy()[0])
-        found, n = [], min(len(images), TRIAL_IMAGES)
-        starts = volumes.asnumpy()[:MAX_STARTS]
+        if volumes is None:
+            volumes = self.reconstruction.volume
+        best, *others = volumes.asnumpy()[:MAX_STARTS]
+        first = self._with_noise(images, self._start(images, best))
+        if not others:
+            return first
+        starts = [first]
+        for voxels in others:
+            start = self._start(images, voxels, best=False)
+            # Likelihoods leave out constants, which depend on the noise.
+            starts.append(replace(start, noises=first.noises, n_images=first.n_images))
         quiet = not processes.is_first()
-        for i, voxels in enumerate(
-            tqdm(starts, desc="Comparing starts", disable=quiet)
-        ):
-            start = state = self._start(images, voxels, best=i == 0)
-            for _ in range(TRIAL_ITERATIONS):
-                state = replace(self._next(images, state, n), n_rings=start.n_rings)
-            first = replace(
-                state,
-                halves=state.halves[[0, 0]],
-                densities=state.densities[[0, 0]],
-                noises=start.noises,  # the same for all, as constants are left out
-            )
-            _, sums, _ = self._pass(images, first, n)
-            found.append((float(sums[1]["log_likelihood"]), start))
-        likelihoods = [likelihood for likelihood, _ in found]
+        likelihoods = [
+            self._trial(images, start)
+            for start in tqdm(starts, desc="Comparing starts", disable=quiet)
+        ]
         best = int(np.argmax(likelihoods))
-        logger.info(f"Start {best + 1} of {len(found)} suits the images best")
-        return found[best][1]
+        logger.info(f"Start {best + 1} of {len(starts)} suits the images best")
+        return starts[best]
+
+    def _trial(self, images: PolarImages, start: State) -> float:
+        """Log-likelihood of images held out from a few iterations on others."""
+        few = replace(start, n_images=self._whole_batches(start.n_images / 2))
+        state = few
+        for _ in range(TRIAL_ITERATIONS):
+            state = self._next(images, state)
+            state = replace(state, n_rings=few.n_rings, n_images=few.n_images)
+        state = replace(
+            state,
+            halves=state.halves[[0, 0]],
+            densities=state.densities[[0, 0]],
+            noises=start.noises,
+        )
+        _, sums, _ = self._pass(images, state)
+        return float(sums[1]["log_likelihood"])
 
     def _start(
         self, images: PolarImages, voxels: np.ndarray, *, best: bool = True
@@ -223,7 +239,7 @@ class Refinement:
         """A volume, the best start's or another's, and its density, for both halves."""
         found = self.reconstruction
         R = min(self.n_rings, found.settings.get("n_rings", COARSE_RINGS))
-        u = resized(voxels, self._edge(R))
+        u = resized(voxels, edge_of(R, self.L))
         distances = coarse_directions() @ found.quadrature.views.T
         density = found.view_density[distances.argmax(1)]
         if not best:  # of another orientation and hand
@@ -232,16 +248,30 @@ class Refinement:
         noise = self._noise_of_images(images)
         return State(
             halves=np.stack((u, u)),
+            before=np.stack((u, u)),
             densities=np.stack((density, density)),
             noises=np.stack((noise, noise)),
             signal=shell_mean(np.abs(fft.centered_fftn(u)) ** 2)[:R] / self.L**2,
             n_rings=R,
+            n_images=self._whole_batches(FIRST_IMAGES),
             history=[],
         )
 
-    def _edge(self, n_rings: int) -> int:
-        """Voxels along an edge of volumes that have so many rings."""
-        return min(self.L, 2 * n_rings + MARGIN)
+    def _with_noise(self, images: PolarImages, start: State) -> State:
+        """A start with the noise that it leaves, and as many images as it takes."""
+        models, sums, _ = self._pass(images, start)
+        noises, R = start.noises.copy(), start.n_rings
+        both = list(zip(models, sums, strict=True))
+        noises[:, :R] = [self._noise(*half) for half in both]
+        ratios = [explained_power(*half) / self._noise(*half) for half in both]
+        likelihood = 0.5 * (self.basis.areas[1:R] * sum(ratios)[1:]).sum()
+        n_images = self._whole_batches(FIRST_LIKELIHOOD / likelihood * start.n_images)
+        return replace(start, noises=noises, n_images=n_images)
+
+    def _whole_batches(self, n: float) -> int:
+        """At least n images as equal halves of whole batches, or all."""
+        pairs = math.ceil(n / (2 * self.batch))
+        return min(2 * self.batch * pairs, self.source.n)
 
     def _noise_of_images(self, images: PolarImages) -> np.ndarray:
         """Power on the rings of the first images, nearly all of it noise."""
@@ -254,41 +284,46 @@ class Refinement:
         second = np.einsum("mrr->mr", self.basis.noise_second()).real
         return (2 * second.sum(0) - second[0]) / self.L**2
 
-    def _next(
-        self, images: PolarImages, state: State, n_images: int | None = None
-    ) -> State:
-        """One iteration, on all images or the first ones."""
-        R, (models, sums, _) = state.n_rings, self._pass(images, state, n_images)
-        halves = self._halves(models, sums, state)
+    def _next(self, images: PolarImages, state: State) -> State:
+        """One iteration."""
+        R, n = state.n_rings, state.n_images
+        models, sums, _ = self._pass(images, state)
+        halves = np.stack(self._halves(models, sums, state))
         fsc = half_fsc(halves)[:R]
-        n = sum(float(s["n"]) for s in sums)
-        likelihood = sum(float(s["log_likelihood"]) for s in sums) / n
         entry = {
             "n_rings": R,
+            "n_images": n,
             "shells": resolution_in_shells(fsc, ENOUGH),
-            "log_likelihood": likelihood,
+            "log_likelihood": sum(float(s["log_likelihood"]) for s in sums) / n,
         }
+        history = [*state.history, entry]
         both = list(zip(models, sums, strict=True))
         precision = sum(shell_precision(*half) for half in both) / 2
         ratio = np.clip(fsc, LEAST_FSC, MOST_FSC)
         noises = state.noises.copy()
         noises[:, :R] = [self._noise(*half) for half in both]
+        moved = halves
+        if state.history and state.history[-1]["n_images"] == n:
+            before = [resized(u, halves.shape[-1]) for u in state.before]
+            moved = halves + np.float32(MOMENTUM) * (halves - before)
         return State(
-            halves=np.stack(halves),
-            densities=np.stack([self._density(*half) for half in both]),
+            halves=moved,
+            before=halves,
+            densities=np.stack([density_of(*half) for half in both]),
             noises=noises,
             signal=ratio / (1 - ratio) / precision,
             n_rings=min(R + NEW_RINGS, self.n_rings) if fsc[-1] > ENOUGH else R,
-            history=[*state.history, entry],
+            n_images=self.source.n if settled(history) else n,
+            history=history,
         )
 
     def _pass(
-        self, images: PolarImages, state: State, n_images: int | None = None
+        self, images: PolarImages, state: State
     ) -> tuple[list[Model], list[Sums], np.ndarray]:
         """Models of both halves, sums over their images, and the images' poses (n, 4):
         finest view, in-plane angle, shift along x and y."""
-        n_images = n_images or len(images)
-        views, R = Views.for_rings(state.n_rings), state.n_rings
+        R, n_images = state.n_rings, state.n_images
+        views = Views.for_rings(R)
         areas = self.basis.areas[:R].copy()
         areas[0] = 0  # backgrounds and filters leave no meaning to zero frequency
         models = [
@@ -344,41 +379,18 @@ class Refinement:
         self, model: Model, sums: list[Sums], signal: np.ndarray, start: np.ndarray
     ) -> np.ndarray:
         """The volume from sums over images, of both halves or one."""
-        found, last = None, signal[-1:].repeat(max(0, model.n_rings - len(signal)))
-        signal = np.concatenate((signal, last))
-        slices, information, _ = _added(sums)
+        found = None
         if processes.is_first():
-            edge = self._edge(model.n_rings)
-            found = volume_from_slices(
-                slices,
-                information,
-                model.views.finest,
-                model.weights,
-                1 / np.maximum(signal, LEAST_SIGNAL * signal[1:].max()),
-                n=edge,
-                L=self.L,
-                support_radius=SUPPORT_RADIUS,
-                start=resized(start, edge),
-            )
+            found = volume_of(model, sums, signal, start, self.L)
         # Processes would differ by rounding.
         return processes.broadcast_object(found)
 
-    def _density(self, model: Model, sums: Sums) -> np.ndarray:
-        n = len(model.views.directions)
-        return with_uniform_share(np.bincount(model.views.parents, sums["mass"], n))
-
     def _noise(self, model: Model, sums: Sums) -> np.ndarray:
-        """Mean squares of the images' differences from the model, per Fourier pixel."""
-        # Σ p |c - H s|² = Σ |c|² - 2 Re Σ conj(N) s + Σ D |s|²
-        both = inner(sums["slices"], model.slices).sum(0)
-        own = (sums["information"] * model.power).sum(0)
-        squares = sums["power"] - 2 * both + own
-        noise = np.maximum(squares, LEAST_NOISE * sums["power"]) / float(sums["n"])
-        return noise / self._white_power[: model.n_rings]
+        return residual_power(model, sums) / self._white_power[: model.n_rings]
 
     def _final(self, images: PolarImages, state: State) -> RefinedModel:
         """Both halves and all images once more, with the images' poses."""
-        models, sums, poses = self._pass(images, state)
+        models, sums, poses = self._pass(images, replace(state, n_images=len(images)))
         halves = self._halves(models, sums, state)
         whole = self._volume(models[0], sums, state.signal, state.halves.mean(0))
         view, angle, *offsets = poses.T
@@ -387,7 +399,7 @@ class Refinement:
         offsets = np.stack(offsets, 1)
         if images.offsets is not None:
             offsets = offsets + images.offsets
-        *_, mass = _added(sums)
+        *_, mass = added(sums)
         size = self.reconstruction.volume.pixel_size
         volume, *both = (
             Volume(resized(u, self.L), pixel_size=size) for u in (whole, *halves)
@@ -409,18 +421,16 @@ class Refinement:
         )
 
 
-def shell_precision(model: Model, sums: Sums) -> np.ndarray:
+def settled(history: list[dict]) -> bool:
     """
-    :param model: The model that images were turned by.
-    :param sums: Sums over them.
-    :return: Precision of the volume's Fourier values / L on each shell (n_rings,).
+    :param history: One dict per iteration.
+    :return: Whether the last iterations of as many images brought no progress.
     """
-    r = np.arange(model.n_rings)
-    voxels = 4 * np.pi * r**2 + np.pi / 3
-    return np.maximum(model.weights * sums["information"].sum(0) / voxels, 1e-12)
-
-
-def _added(sums: list[Sums]) -> list[np.ndarray]:
-    """Slices, information and mass of all halves."""
-    names = "slices", "information", "mass"
-    return [np.sum([of_half[name] for of_half in sums], axis=0) for name in names]
+    last = [e for e in history if e["n_images"] == history[-1]["n_images"]]
+    if len(last) <= PATIENCE:
+        return False
+    for name, least in ("shells", PROGRESS), ("log_likelihood", LEAST_GAIN):
+        values = [entry[name] for entry in last]
+        if max(values[-PATIENCE:]) >= max(values[:-PATIENCE]) + least:
+            return False
+    return True

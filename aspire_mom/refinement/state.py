@@ -18,19 +18,23 @@ class State:
     Where a refinement stands between two iterations.
 
     :param halves: Voxels of the halves' volumes, each (n, n, n).
+    :param before: What the images of the last iteration gave, before momentum.
     :param densities: Probabilities of the coarse views (2, n_views).
     :param noises: Variance of the noise at a Fourier pixel (2, rings of the basis).
     :param signal: Variance of the volume's Fourier values / L on shells 0, 1, … (rings
         of the last iteration,).
     :param n_rings: Rings to use next.
+    :param n_images: Images to use next.
     :param history: One dict per iteration.
     """
 
     halves: np.ndarray
+    before: np.ndarray
     densities: np.ndarray
     noises: np.ndarray
     signal: np.ndarray
     n_rings: int
+    n_images: int
     history: list[dict]
 
     @classmethod
