@@ -18,34 +18,19 @@ from aspire.volume import Volume
 from aspire_mom import processes
 from aspire_mom.bases import PolarBasis
 from aspire_mom.checks import check_integer, check_kind, checked_device
-from aspire_mom.evaluation.fsc import resolution_in_shells
 from aspire_mom.files import Checkpoint, digest
 from aspire_mom.inversion import Reconstruction
 from aspire_mom.moments.corrections import source_identity
 from aspire_mom.moments.options import CorrectionOptions
-from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.refinement.fourier import half_fsc, resized, shell_mean
 from aspire_mom.refinement.images import PolarImages
-from aspire_mom.refinement.maximisation import (
-    added,
-    density_of,
-    edge_of,
-    explained_power,
-    residual_power,
-    shell_precision,
-    volume_of,
-)
+from aspire_mom.refinement.iteration import Iterations, settled
+from aspire_mom.refinement.maximisation import added, edge_of, explained_power
 from aspire_mom.refinement.model import RefinedModel
-from aspire_mom.refinement.posterior import (
-    MOST_SHIFT,
-    Model,
-    Shifts,
-    expectation,
-)
+from aspire_mom.refinement.posterior import MOST_SHIFT, Shifts
 from aspire_mom.refinement.state import State, with_uniform_share
 from aspire_mom.refinement.views import (
     COARSE_RINGS,
-    Views,
     coarse_directions,
     largest_order,
 )
@@ -58,17 +43,6 @@ LEAST_RINGS, MIN_SIZE = 5, 9
 # Rings at most: sums over images on 24 rings take 0.4 GB.
 MAX_RINGS = 24
 BATCH = 512
-# Bytes of results of batches computed at once.
-RESULTS = 2**30
-# Rings that are added after an iteration, at most, and the FSC of the halves on the
-# outermost ring from which on they are.
-NEW_RINGS, ENOUGH = 2, 0.143
-# Iterations without progress, in shells or log-likelihood per image, after which all
-# images are taken, or a refinement ends.
-PATIENCE, PROGRESS, LEAST_GAIN = 2, 0.1, 0.2
-# Each step of the volumes goes on with this share of the step before. Where images
-# hardly tell views apart, expectation maximisation takes many more steps without.
-MOMENTUM = 0.9
 # Images whose signal is compared with their noise to begin with, and the images that
 # are in use until there is no more progress: as many as have this log-likelihood.
 FIRST_IMAGES, FIRST_LIKELIHOOD = 2048, 3e5
@@ -76,8 +50,6 @@ FIRST_IMAGES, FIRST_LIKELIHOOD = 2048, 3e5
 MAX_STARTS, TRIAL_ITERATIONS = 4, 2
 # Distance of shifts that are tried, in boxes, times the number of coarse rings.
 SHIFT_SPACING = 0.25
-# Bounds of the FSC that Wiener filters rest on.
-LEAST_FSC, MOST_FSC = 0.01, 0.999
 
 
 class Refinement:
@@ -157,9 +129,7 @@ class Refinement:
         :return: The refined model.
         :raises ValueError: An image is not finite, or the checkpoint does not fit.
         """
-        inverted = bool(self.reconstruction.settings.get("inverted", False))
-        images = PolarImages(self.source, self.basis, self.corrections, inverted)
-        found = self.reconstruction
+        found, iterations = self.reconstruction, self._iterations()
         starts = found.volume if found.start_volumes is None else found.start_volumes
         views, first_rings = found.quadrature.views, found.settings.get("n_rings")
         used = replace(self.corrections, shift_std=0.0, amplitude_std=0.0)
@@ -167,17 +137,17 @@ class Refinement:
             "images": source_identity(self.source),
             "start": digest(starts.asnumpy(), views, found.view_density, first_rings),
             "shift_std": found.shift_std,
-            "inverted": inverted,
+            "inverted": self._inverted,
             "n_rings": self.n_rings,
             "corrections": asdict(used),
             "batch": self.batch,
         }
         kept = Checkpoint(self.checkpoint, settings)
         stored = processes.broadcast_object(kept.state)
-        state = State.stored(stored) if stored else self._best_start(images)
+        state = State.stored(stored) if stored else self._best_start(iterations)
         while not self._finished(state.history):
             begun = time.perf_counter()
-            state = self._next(images, state)
+            state = iterations.next(state)
             entry = state.history[-1]
             entry["seconds"] = round(time.perf_counter() - begun, 2)
             kept.state = vars(state)
@@ -186,43 +156,52 @@ class Refinement:
                 f"Iteration {len(state.history)}: {entry['n_rings']} rings, halves"
                 f" agree to {entry['shells']:.1f} shells"
             )
-        return self._final(images, state)
+        return self._final(iterations, state)
+
+    @property
+    def _inverted(self) -> bool:
+        """Whether molecules are dark in the images as they are."""
+        return bool(self.reconstruction.settings.get("inverted", False))
+
+    def _iterations(self) -> Iterations:
+        images = PolarImages(self.source, self.basis, self.corrections, self._inverted)
+        return Iterations(images, self.shifts, self.n_rings, self.batch, self.device)
 
     def _finished(self, history: list[dict]) -> bool:
         if len(history) >= self.n_iterations:
             return True
         return settled(history) and history[-1]["n_images"] == self.source.n
 
-    def _best_start(self, images: PolarImages) -> State:
+    def _best_start(self, iterations: Iterations) -> State:
         """The start, among the reconstruction's, from which a few iterations on the
         first half of some images lead to the highest likelihood of the second half."""
         volumes = self.reconstruction.start_volumes
         if volumes is None:
             volumes = self.reconstruction.volume
         best, *others = volumes.asnumpy()[:MAX_STARTS]
-        first = self._with_noise(images, self._start(images, best))
+        first = self._with_noise(iterations, self._start(iterations, best))
         if not others:
             return first
         starts = [first]
         for voxels in others:
-            start = self._start(images, voxels, best=False)
+            start = self._start(iterations, voxels, best=False)
             # Likelihoods leave out constants, which depend on the noise.
             starts.append(replace(start, noises=first.noises, n_images=first.n_images))
         quiet = not processes.is_first()
         likelihoods = [
-            self._trial(images, start)
+            self._trial(iterations, start)
             for start in tqdm(starts, desc="Comparing starts", disable=quiet)
         ]
         best = int(np.argmax(likelihoods))
         logger.info(f"Start {best + 1} of {len(starts)} suits the images best")
         return starts[best]
 
-    def _trial(self, images: PolarImages, start: State) -> float:
+    def _trial(self, iterations: Iterations, start: State) -> float:
         """Log-likelihood of images held out from a few iterations on others."""
         few = replace(start, n_images=self._whole_batches(start.n_images / 2))
         state = few
         for _ in range(TRIAL_ITERATIONS):
-            state = self._next(images, state)
+            state = iterations.next(state)
             state = replace(state, n_rings=few.n_rings, n_images=few.n_images)
         state = replace(
             state,
@@ -230,11 +209,11 @@ class Refinement:
             densities=state.densities[[0, 0]],
             noises=start.noises,
         )
-        _, sums, _ = self._pass(images, state)
+        _, sums, _ = iterations.sums(state)
         return float(sums[1]["log_likelihood"])
 
     def _start(
-        self, images: PolarImages, voxels: np.ndarray, *, best: bool = True
+        self, iterations: Iterations, voxels: np.ndarray, *, best: bool = True
     ) -> State:
         """A volume, the best start's or another's, and its density, for both halves."""
         found = self.reconstruction
@@ -245,7 +224,8 @@ class Refinement:
         if not best:  # of another orientation and hand
             density = np.ones(len(density))
         density = with_uniform_share(density)
-        noise = self._noise_of_images(images)
+        # Nearly all of the images' power is noise.
+        noise = iterations.power_of_images()
         return State(
             halves=np.stack((u, u)),
             before=np.stack((u, u)),
@@ -257,13 +237,13 @@ class Refinement:
             history=[],
         )
 
-    def _with_noise(self, images: PolarImages, start: State) -> State:
+    def _with_noise(self, iterations: Iterations, start: State) -> State:
         """A start with the noise that it leaves, and as many images as it takes."""
-        models, sums, _ = self._pass(images, start)
+        models, sums, _ = iterations.sums(start)
         noises, R = start.noises.copy(), start.n_rings
         both = list(zip(models, sums, strict=True))
-        noises[:, :R] = [self._noise(*half) for half in both]
-        ratios = [explained_power(*half) / self._noise(*half) for half in both]
+        noises[:, :R] = [iterations.noise(*half) for half in both]
+        ratios = [explained_power(*half) / iterations.noise(*half) for half in both]
         likelihood = 0.5 * (self.basis.areas[1:R] * sum(ratios)[1:]).sum()
         n_images = self._whole_batches(FIRST_LIKELIHOOD / likelihood * start.n_images)
         return replace(start, noises=noises, n_images=n_images)
@@ -273,126 +253,12 @@ class Refinement:
         pairs = math.ceil(n / (2 * self.batch))
         return min(2 * self.batch * pairs, self.source.n)
 
-    def _noise_of_images(self, images: PolarImages) -> np.ndarray:
-        """Power on the rings of the first images, nearly all of it noise."""
-        _, _, squares = images.batch(0, self.batch)
-        return squares.numpy().mean(0) / self._white_power
-
-    @property
-    def _white_power(self) -> np.ndarray:
-        """Power of noise of unit variance per Fourier pixel in the orders in use."""
-        second = np.einsum("mrr->mr", self.basis.noise_second()).real
-        return (2 * second.sum(0) - second[0]) / self.L**2
-
-    def _next(self, images: PolarImages, state: State) -> State:
-        """One iteration."""
-        R, n = state.n_rings, state.n_images
-        models, sums, _ = self._pass(images, state)
-        halves = np.stack(self._halves(models, sums, state))
-        fsc = half_fsc(halves)[:R]
-        entry = {
-            "n_rings": R,
-            "n_images": n,
-            "shells": resolution_in_shells(fsc, ENOUGH),
-            "log_likelihood": sum(float(s["log_likelihood"]) for s in sums) / n,
-        }
-        history = [*state.history, entry]
-        both = list(zip(models, sums, strict=True))
-        precision = sum(shell_precision(*half) for half in both) / 2
-        ratio = np.clip(fsc, LEAST_FSC, MOST_FSC)
-        noises = state.noises.copy()
-        noises[:, :R] = [self._noise(*half) for half in both]
-        moved = halves
-        if state.history and state.history[-1]["n_images"] == n:
-            before = [resized(u, halves.shape[-1]) for u in state.before]
-            moved = halves + np.float32(MOMENTUM) * (halves - before)
-        return State(
-            halves=moved,
-            before=halves,
-            densities=np.stack([density_of(*half) for half in both]),
-            noises=noises,
-            signal=ratio / (1 - ratio) / precision,
-            n_rings=min(R + NEW_RINGS, self.n_rings) if fsc[-1] > ENOUGH else R,
-            n_images=self.source.n if settled(history) else n,
-            history=history,
-        )
-
-    def _pass(
-        self, images: PolarImages, state: State
-    ) -> tuple[list[Model], list[Sums], np.ndarray]:
-        """Models of both halves, sums over their images, and the images' poses (n, 4):
-        finest view, in-plane angle, shift along x and y."""
-        R, n_images = state.n_rings, state.n_images
-        views = Views.for_rings(R)
-        areas = self.basis.areas[:R].copy()
-        areas[0] = 0  # backgrounds and filters leave no meaning to zero frequency
-        models = [
-            Model(*parts, views, areas, self.L, self.device)
-            for parts in zip(
-                state.halves, state.densities, state.noises[:, :R], strict=True
-            )
-        ]
-        poses = np.zeros((n_images, 4))
-
-        def sums_of(batch: tuple, start: int) -> Sums:
-            torch.set_flush_denormal(True)  # of this thread: many times faster
-            x, h, squares = (part.to(self.device) for part in batch)
-            model = models[start // self.batch % 2]
-            found = expectation(model, x, h[:, :R], self.shifts)
-            poses[start : start + len(x)] = found.poses
-            return {
-                "slices": found.slices.cpu().numpy(),
-                "information": found.information.cpu().numpy(),
-                "mass": found.mass.cpu().numpy(),
-                "log_likelihood": np.array(found.log_likelihood),
-                "power": squares[:, :R].sum(0).cpu().numpy(),
-                "n": np.array(float(len(x))),
-            }
-
-        most = max(1, RESULTS // (8 * math.prod(models[0].slices.shape)))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            sums = accumulate(
-                n_images,
-                self.batch,
-                images.batch,
-                sums_of,
-                n_groups=2,
-                most_workers=1 if self.device.type == "cuda" else most,
-            )
-        finally:
-            torch.set_num_threads(threads)
-        processes.all_reduce_sum(poses)
-        return models, sums, poses
-
-    def _halves(
-        self, models: list[Model], sums: list[Sums], state: State
-    ) -> list[np.ndarray]:
-        """The volumes of both halves."""
-        return [
-            self._volume(model, [of_half], state.signal, start)
-            for model, of_half, start in zip(models, sums, state.halves, strict=True)
-        ]
-
-    def _volume(
-        self, model: Model, sums: list[Sums], signal: np.ndarray, start: np.ndarray
-    ) -> np.ndarray:
-        """The volume from sums over images, of both halves or one."""
-        found = None
-        if processes.is_first():
-            found = volume_of(model, sums, signal, start, self.L)
-        # Processes would differ by rounding.
-        return processes.broadcast_object(found)
-
-    def _noise(self, model: Model, sums: Sums) -> np.ndarray:
-        return residual_power(model, sums) / self._white_power[: model.n_rings]
-
-    def _final(self, images: PolarImages, state: State) -> RefinedModel:
+    def _final(self, iterations: Iterations, state: State) -> RefinedModel:
         """Both halves and all images once more, with the images' poses."""
-        models, sums, poses = self._pass(images, replace(state, n_images=len(images)))
-        halves = self._halves(models, sums, state)
-        whole = self._volume(models[0], sums, state.signal, state.halves.mean(0))
+        images = iterations.images
+        models, sums, poses = iterations.sums(replace(state, n_images=len(images)))
+        halves = iterations.halves(models, sums, state)
+        whole = iterations.volume(models[0], sums, state.signal, state.halves.mean(0))
         view, angle, *offsets = poses.T
         views = models[0].views.finest
         rotations = viewing_rotations(views[view.astype(int)], angle)
@@ -419,18 +285,3 @@ class Refinement:
             history=state.history,
             settings={"n_rings": self.n_rings, "shift_std": self.shifts.std},
         )
-
-
-def settled(history: list[dict]) -> bool:
-    """
-    :param history: One dict per iteration.
-    :return: Whether the last iterations of as many images brought no progress.
-    """
-    last = [e for e in history if e["n_images"] == history[-1]["n_images"]]
-    if len(last) <= PATIENCE:
-        return False
-    for name, least in ("shells", PROGRESS), ("log_likelihood", LEAST_GAIN):
-        values = [entry[name] for entry in last]
-        if max(values[-PATIENCE:]) >= max(values[:-PATIENCE]) + least:
-            return False
-    return True

@@ -19,6 +19,8 @@ from aspire_mom.refinement.views import largest_order, planes
 ACCURACY = 1e-4
 # Conjugate gradients stop at this relative residual, or after this many steps.
 CG_TOLERANCE, CG_STEPS = 1e-3, 30
+# Views at once, which bounds temporary arrays to 0.1 GB at 24 rings.
+VIEWS_AT_ONCE = 1024
 # Views with less than this share of the largest view's information are left out.
 LEAST_INFORMATION = 1e-6
 
@@ -51,13 +53,17 @@ def slices(u: np.ndarray, directions: np.ndarray, n_rings: int, L: int) -> np.nd
         beyond an object's.
     """
     n_half, M = circle_points(n_rings), largest_order(n_rings - 1)
-    points = _half_circles(directions, np.arange(n_rings), n_half, len(u))
     voxels = np.ascontiguousarray(u, dtype=np.complex64)
-    values = finufft.nufft3d2(*points, voxels, eps=ACCURACY, isign=-1)
-    half = values.reshape(len(directions), n_rings, n_half) / (2 * n_half * L)
-    rings = np.concatenate((half, half.conj()), axis=-1)
-    orders = scipy.fft.fft(rings, axis=-1)[..., : M + 1].transpose(0, 2, 1)
-    return np.ascontiguousarray(orders * _supported(n_rings))
+    found = np.empty((len(directions), M + 1, n_rings), np.complex64)
+    for start in range(0, len(directions), VIEWS_AT_ONCE):
+        part = slice(start, start + VIEWS_AT_ONCE)
+        points = _half_circles(directions[part], np.arange(n_rings), n_half, len(u))
+        values = finufft.nufft3d2(*points, voxels, eps=ACCURACY, isign=-1)
+        half = values.reshape(-1, n_rings, n_half) / (2 * n_half * L)
+        rings = np.concatenate((half, half.conj()), axis=-1)
+        orders = scipy.fft.fft(rings, axis=-1)[..., : M + 1].transpose(0, 2, 1)
+        np.multiply(orders, _supported(n_rings), out=found[part])
+    return found
 
 
 def _supported(n_rings: int) -> np.ndarray:
@@ -101,25 +107,35 @@ def volume_from_slices(
     """
     total = information.sum(1)
     used = np.flatnonzero(total > LEAST_INFORMATION * total.max())
-    M, n_rings = sums.shape[1] - 1, sums.shape[2]
-    n_half = circle_points(n_rings)
-    points = _half_circles(directions[used], np.arange(n_rings), n_half, n)
-    # Values on the circles, each standing for itself and for its opposite point.
-    orders = np.zeros((len(used), n_rings, 2 * n_half), np.complex64)
-    orders[..., : M + 1] = sums[used].transpose(0, 2, 1)
-    signs = (-1.0) ** np.arange(1, M + 1)
-    orders[..., -M:] = (signs * orders[..., 1 : M + 1].conj())[..., ::-1]
-    values = scipy.fft.ifft(orders, axis=-1, norm="forward", overwrite_x=True)
-    values = values[..., :n_half] * (weights[:, None] / n_half)
-    values = np.ascontiguousarray(values.reshape(-1), dtype=np.complex64)
-    scale = np.repeat(information[used] * (weights / n_half), n_half, axis=-1)
-    scale = scale.reshape(-1).astype(np.complex64)
-    adjoint = finufft.nufft3d1(*points, values, (n, n, n), eps=ACCURACY, isign=1)
-    kernel = finufft.nufft3d1(*points, scale, (2 * n,) * 3, eps=ACCURACY, isign=1)
+    n_rings, n_half = sums.shape[2], circle_points(sums.shape[2])
+    adjoint, kernel = (np.zeros((size,) * 3, np.float32) for size in (n, 2 * n))
+    for i in range(0, len(used), VIEWS_AT_ONCE):
+        part = used[i : i + VIEWS_AT_ONCE]
+        points = _half_circles(directions[part], np.arange(n_rings), n_half, n)
+        values = _values(sums[part], n_half) * (weights[:, None] / n_half)
+        values = np.ascontiguousarray(values.reshape(-1), dtype=np.complex64)
+        scale = np.repeat(information[part] * (weights / n_half), n_half, axis=-1)
+        scale = scale.reshape(-1).astype(np.complex64)
+        options = {"eps": ACCURACY, "isign": 1}
+        adjoint += finufft.nufft3d1(*points, values, (n, n, n), **options).real
+        kernel += finufft.nufft3d1(*points, scale, (2 * n,) * 3, **options).real
     # As much as the outermost ring weighs, to leave nothing beyond it.
     beyond = weights[-1] * information[:, -1].sum() / (4 * np.pi * (n_rings - 1) ** 2)
     prior = np.append(prior, max(prior[-1], beyond))
-    return _solve(adjoint.real * L, kernel.real, prior, support_radius, start)
+    return _solve(adjoint * L, kernel, prior, support_radius, start)
+
+
+def _values(orders: np.ndarray, n_half: int) -> np.ndarray:
+    """Values on half circles (n_views, n_rings, n_half) of orders m ≥ 0, (n_views,
+    max_order + 1, n_rings), each standing for itself and for its opposite point."""
+    n_views, n_orders, n_rings = orders.shape
+    M = n_orders - 1
+    full = np.zeros((n_views, n_rings, 2 * n_half), np.complex64)
+    full[..., : M + 1] = orders.transpose(0, 2, 1)
+    signs = (-1.0) ** np.arange(1, M + 1)
+    full[..., -M:] = (signs * full[..., 1 : M + 1].conj())[..., ::-1]
+    values = scipy.fft.ifft(full, axis=-1, norm="forward", overwrite_x=True)
+    return values[..., :n_half]
 
 
 def _solve(

@@ -19,6 +19,7 @@ from tests.cli.conftest import run, succeed
 
 L, PIXEL_SIZE, IMAGES = 25, 4.0, 300
 PICTURES = {"slices.png", "isosurfaces.png", "views.png"}
+ITERATIONS = "aspire_mom.refinement.iteration.Iterations"
 FEW = ("--starts", 1, "--rings", 6)
 
 
@@ -176,7 +177,7 @@ def test_killed_job_goes_on(stage, finished, particles, tmp_path, monkeypatch):
         if "start" in done:
             patch.setattr("torch.optim.LBFGS.step", killed)
         if "refinement" in done or stage == "refinement":
-            patch.setattr("aspire_mom.Refinement._next", killed)
+            patch.setattr(f"{ITERATIONS}.next", killed)
         succeed(*command)
     ours, theirs = (RefinedModel.load(path) for path in (tmp_path, finished[0]))
     voxels = theirs.volume.asnumpy()

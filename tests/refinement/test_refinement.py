@@ -19,7 +19,7 @@ from aspire_mom import (
     compare,
 )
 from aspire_mom.phantoms import chain_phantom
-from aspire_mom.refinement.images import PolarImages
+from aspire_mom.refinement.iteration import settled
 from aspire_mom.rotations import viewing_rotations
 from aspire_mom.volumes.grid import low_pass
 
@@ -81,18 +81,18 @@ def test_resolution(truth, refined):
 def test_poses_of_clean_images(truth):
     source = images_of(truth, 100, snr=100)
     refinement = Refinement(source, start_from(truth, n_rings=10), n_rings=10)
-    images = PolarImages(source, refinement.basis, CorrectionOptions(), False)
-    state = refinement._start(images, truth.asnumpy()[0])
+    iterations = refinement._iterations()
+    state = refinement._start(iterations, truth.asnumpy()[0])
     noise = source.noise_adder.noise_var * L**2
     state = replace(state, noises=np.full_like(state.noises, noise))
-    models, sums, poses = refinement._pass(images, state)
+    models, sums, poses = iterations.sums(replace(state, n_images=100))
     views = models[0].views.finest[poses[:, 0].astype(int)]
     matrices = viewing_rotations(views, poses[:, 1])
     model = SimpleNamespace(rotations=Rotation(matrices))
     # The spacing of views is 4°, that of in-plane angles 7°.
     assert np.median(pose_errors(model, source)) < 4
     # Rings beyond 5 have noise, and little error from the spacing.
-    found = refinement._noise(models[0], sums[0])[6:] / noise
+    found = iterations.noise(models[0], sums[0])[6:] / noise
     np.testing.assert_allclose(found, 1, atol=0.8)
 
 
