@@ -31,7 +31,6 @@ from aspire_mom import (
     RefinedModel,
     Refinement,
     SearchOptions,
-    ThirdMomentBasis,
     VonMisesFisherMixture,
     compare,
 )
@@ -70,13 +69,11 @@ def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> No
     source, corrections = simulated(volume, views, seed, options)
     source, corrections = source.cache(), replace(corrections, phase_flipped=False)
     times = [time.perf_counter()]
-    basis = PolarBasis(volume.resolution, n_rings=10)
-    third = ThirdMomentBasis.rings(basis)
-    estimator = MomentEstimator(source, basis, corrections=corrections, third=third)
-    moments = estimator.estimate()
+    basis = PolarBasis(volume.resolution)
+    moments = MomentEstimator(source, basis, corrections=corrections).estimate()
     times.append(time.perf_counter())
     search = SearchOptions(seed=1000 * seed)
-    start = MomentInversion(moments, "grid", search=search).estimate()
+    start = MomentInversion(moments, search=search).estimate()
     times.append(time.perf_counter())
     refinement = Refinement(
         source, start, n_rings=options.rings, corrections=corrections

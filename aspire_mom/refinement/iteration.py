@@ -25,11 +25,12 @@ from aspire_mom.refinement.views import Views
 # Bytes of results of batches computed at once.
 RESULTS = 2**30
 # Rings that are added after an iteration, at most, and the FSC of the halves on the
-# outermost ring from which on they are.
-NEW_RINGS, ENOUGH = 2, 0.143
-# Iterations without progress, in shells or log-likelihood per image, after which all
-# images are taken, or a refinement ends.
-PATIENCE, PROGRESS, LEAST_GAIN = 2, 0.1, 0.2
+# outermost ring from which on they are: at once, or when there is no more progress. It
+# falls as the halves forget the start that they share.
+NEW_RINGS, PLENTY, ENOUGH = 2, 0.5, 0.143
+# Iterations without progress, in shells or as a share of the log-likelihood, after
+# which all images are taken, or a refinement ends.
+PATIENCE, LEAST_SHELLS, LEAST_GAIN = 2, 0.1, 0.01
 # Each step of the volumes goes on with this share of the step before. Where images
 # hardly tell views apart, expectation maximisation takes many more steps without.
 MOMENTUM = 0.9
@@ -86,6 +87,8 @@ class Iterations:
             "log_likelihood": sum(float(s["log_likelihood"]) for s in sums) / n,
         }
         history = [*state.history, entry]
+        resting = settled(history)
+        enough = ENOUGH if resting and n == len(self.images) else PLENTY
         both = list(zip(models, sums, strict=True))
         precision = sum(shell_precision(*half) for half in both) / 2
         ratio = np.clip(fsc, LEAST_FSC, MOST_FSC)
@@ -101,8 +104,8 @@ class Iterations:
             densities=np.stack([density_of(*half) for half in both]),
             noises=noises,
             signal=ratio / (1 - ratio) / precision,
-            n_rings=min(R + NEW_RINGS, self.max_rings) if fsc[-1] > ENOUGH else R,
-            n_images=len(self.images) if settled(history) else n,
+            n_rings=min(R + NEW_RINGS, self.max_rings) if fsc[-1] > enough else R,
+            n_images=len(self.images) if resting else n,
             history=history,
         )
 
@@ -204,8 +207,10 @@ def settled(history: list[dict]) -> bool:
     last = [e for e in history if e["n_images"] == history[-1]["n_images"]]
     if len(last) <= PATIENCE:
         return False
-    for name, least in ("shells", PROGRESS), ("log_likelihood", LEAST_GAIN):
-        values = [entry[name] for entry in last]
-        if max(values[-PATIENCE:]) >= max(values[:-PATIENCE]) + least:
-            return False
-    return True
+    shells, likelihoods = (
+        [entry[name] for entry in last] for name in ("shells", "log_likelihood")
+    )
+    best = max(likelihoods[:-PATIENCE])
+    return max(shells[-PATIENCE:]) < max(shells[:-PATIENCE]) + LEAST_SHELLS and max(
+        likelihoods[-PATIENCE:]
+    ) < best + LEAST_GAIN * abs(best)

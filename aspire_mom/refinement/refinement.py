@@ -43,11 +43,13 @@ LEAST_RINGS, MIN_SIZE = 5, 9
 # Rings at most: sums over images on 24 rings take 0.4 GB.
 MAX_RINGS = 24
 BATCH = 512
-# Images whose signal is compared with their noise to begin with, and the images that
-# are in use until there is no more progress: as many as have this log-likelihood.
-FIRST_IMAGES, FIRST_LIKELIHOOD = 2048, 3e5
-# Starts that compete at most, and iterations on half the first images that each gets.
-MAX_STARTS, TRIAL_ITERATIONS = 4, 2
+# Images whose signal is compared with their noise to begin with. The images that are in
+# use until there is no more progress times their mean log-likelihood squared: the less
+# images say of their poses, the more of them it takes.
+FIRST_IMAGES, FIRST_LIKELIHOOD = 2048, 2.5e7
+# Starts that compete at most, and iterations and images that each gets, of which the
+# first half is fitted.
+MAX_STARTS, TRIAL_ITERATIONS, TRIAL_IMAGES = 4, 2, 4096
 # Distance of shifts that are tried, in boxes, times the number of coarse rings.
 SHIFT_SPACING = 0.25
 
@@ -145,7 +147,7 @@ class Refinement:
         kept = Checkpoint(self.checkpoint, settings)
         stored = processes.broadcast_object(kept.state)
         state = State.stored(stored) if stored else self._best_start(iterations)
-        while not self._finished(state.history):
+        while not self._finished(state):
             begun = time.perf_counter()
             state = iterations.next(state)
             entry = state.history[-1]
@@ -167,10 +169,12 @@ class Refinement:
         images = PolarImages(self.source, self.basis, self.corrections, self._inverted)
         return Iterations(images, self.shifts, self.n_rings, self.batch, self.device)
 
-    def _finished(self, history: list[dict]) -> bool:
-        if len(history) >= self.n_iterations:
-            return True
-        return settled(history) and history[-1]["n_images"] == self.source.n
+    def _finished(self, state: State) -> bool:
+        if not state.history or len(state.history) >= self.n_iterations:
+            return bool(state.history)
+        last = state.history[-1]
+        same = last["n_images"] == self.source.n and last["n_rings"] == state.n_rings
+        return same and settled(state.history)
 
     def _best_start(self, iterations: Iterations) -> State:
         """The start, among the reconstruction's, from which a few iterations on the
@@ -198,7 +202,7 @@ class Refinement:
 
     def _trial(self, iterations: Iterations, start: State) -> float:
         """Log-likelihood of images held out from a few iterations on others."""
-        few = replace(start, n_images=self._whole_batches(start.n_images / 2))
+        few = replace(start, n_images=self._whole_batches(TRIAL_IMAGES))
         state = few
         for _ in range(TRIAL_ITERATIONS):
             state = iterations.next(state)
@@ -245,7 +249,9 @@ class Refinement:
         noises[:, :R] = [iterations.noise(*half) for half in both]
         ratios = [explained_power(*half) / iterations.noise(*half) for half in both]
         likelihood = 0.5 * (self.basis.areas[1:R] * sum(ratios)[1:]).sum()
-        n_images = self._whole_batches(FIRST_LIKELIHOOD / likelihood * start.n_images)
+        n_images = self._whole_batches(
+            FIRST_LIKELIHOOD * (start.n_images / likelihood) ** 2
+        )
         return replace(start, noises=noises, n_images=n_images)
 
     def _whole_batches(self, n: float) -> int:
