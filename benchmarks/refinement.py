@@ -36,8 +36,8 @@ from aspire_mom import (
 )
 from aspire_mom.refinement.fourier import half_fsc, resized
 from aspire_mom.refinement.images import PolarImages
+from aspire_mom.refinement.iteration import LEAST_FSC, MOST_FSC
 from aspire_mom.refinement.maximisation import MARGIN, SUPPORT_RADIUS
-from aspire_mom.refinement.refinement import LEAST_FSC, MOST_FSC
 from aspire_mom.refinement.slices import volume_from_slices
 from aspire_mom.rotations import viewing_rotations
 from benchmarks.grid import read_unit_volume, simulated
