@@ -19,6 +19,7 @@ from aspire_mom import (
     compare,
 )
 from aspire_mom.phantoms import chain_phantom
+from aspire_mom.refinement.fourier import resized
 from aspire_mom.refinement.iteration import settled
 from aspire_mom.rotations import viewing_rotations
 from aspire_mom.volumes.grid import low_pass
@@ -192,3 +193,28 @@ def test_refinements_end_without_progress():
     assert not settled([*history[:4], history[4] | {"log_likelihood": 73.0}])
     assert not settled([*history[:4], history[4] | {"shells": 6.2}])
     assert not settled([*history, history[-1] | {"n_images": 20}])
+
+
+def test_a_part_of_the_images_first_and_momentum(truth, monkeypatch):
+    """Of 1,200 images half are two batches. Steps go on while as many are in use."""
+    module = "aspire_mom.refinement.refinement"
+    monkeypatch.setattr(f"{module}.FIRST_LIKELIHOOD", 1e-9)
+    start = start_from(low_pass(truth, 25.0))
+    refinement = Refinement(images_of(truth, 1200), start, n_rings=6)
+    iterations = refinement._iterations()
+    state = refinement._best_start(iterations)
+    assert state.n_images == 600
+    first = iterations.next(state)
+    np.testing.assert_array_equal(first.halves, first.before)
+    second = iterations.next(first)
+    for half in (0, 1):
+        step = second.before[half] - resized(first.before[half], len(second.before[0]))
+        moved = second.before[half] + 0.9 * step
+        np.testing.assert_allclose(second.halves[half], moved, atol=1e-5 * moved.max())
+    whole = iterations.next(replace(second, n_images=1200))
+    np.testing.assert_array_equal(whole.halves, whole.before)
+    model = refinement.estimate()
+    used = [entry["n_images"] for entry in model.history]
+    assert used[0] == 600
+    assert used[-1] == 1200
+    assert used == sorted(used)
