@@ -3,9 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from aspire.noise import WhiteNoiseAdder
 from aspire.operators import RadialCTFFilter
-from aspire.source import Simulation
 from aspire.utils import Rotation
 from aspire.volume import Volume
 
@@ -22,6 +20,7 @@ from aspire_mom.phantoms import chain_phantom
 from aspire_mom.refinement.fourier import resized
 from aspire_mom.refinement.iteration import settled
 from aspire_mom.rotations import viewing_rotations
+from aspire_mom.simulation import FastSimulation, WhiteNoise
 from aspire_mom.volumes.grid import low_pass
 
 L = 25
@@ -36,11 +35,11 @@ def truth():
 def images_of(volume, n=300, snr=1.0, **options):
     rotations = VonMisesFisherMixture.random(seed=1).sample(n, seed=2)
     options = {"offsets": 0, "amplitudes": 1, **options}
-    return Simulation(
+    return FastSimulation(
         vols=volume,
         n=n,
         angles=rotations.angles.astype(np.float32),
-        noise_adder=WhiteNoiseAdder.from_snr(snr),
+        noise_adder=WhiteNoise.from_snr(snr),
         seed=4,
         **options,
     )
