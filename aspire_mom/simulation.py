@@ -12,11 +12,10 @@ from aspire.noise import WhiteNoiseAdder
 from aspire.source import Simulation
 from aspire.utils import Rotation
 from aspire.volume import Volume
+from scipy.special import erfinv
 
 # Relative accuracy of projections. They come in the volume's precision.
 ACCURACY = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
-# Images whose noise is drawn at once: any one of them takes the draw of all.
-NOISE_BLOCK = 32
 
 
 class FastSimulation(Simulation):
@@ -98,19 +97,19 @@ class FastSimulation(Simulation):
 
 class WhiteNoise(WhiteNoiseAdder):
     """
-    ASPIRE's `WhiteNoiseAdder` with other random numbers, drawn in one hundredth of the
-    time. The noise of an image depends on the seed and the image's number only.
+    The noise of ASPIRE's `WhiteNoiseAdder`, number by number up to rounding, in a
+    fortieth of the time: without a Fourier transform of four times the image's size
+    for a factor that is the same at all frequencies.
     """
 
     def _forward(self, im: Image, indices: np.ndarray) -> Image:
-        noisy, shape = im.asnumpy().copy(), (NOISE_BLOCK, *im.shape[1:])
-        scale = np.sqrt(self.noise_var)
-        indices = np.asarray(indices)
-        for block in np.unique(indices // NOISE_BLOCK):
-            rng = np.random.default_rng((self.seed, block))
-            noise = rng.standard_normal(shape, dtype=np.float32)
-            of_block = np.flatnonzero(indices // NOISE_BLOCK == block)
-            noisy[of_block] += scale * noise[indices[of_block] % NOISE_BLOCK]
+        noisy, L = im.asnumpy().copy(), im.resolution
+        scale, state = np.sqrt(2 * self.noise_var), np.random.RandomState()
+        for image, index in zip(noisy, indices, strict=True):
+            # As `aspire.utils.randn` draws 2L x 2L numbers, of which these are used.
+            state.seed((self.seed + 191 * (index + 1)) or 5489)
+            uniform = state.random_sample((L, 2 * L))[:, :L]
+            image += scale * erfinv(2 * uniform - 1).T
         return Image(noisy, pixel_size=im.pixel_size)
 
 
