@@ -1,4 +1,4 @@
-"""Simulate noisy projections as they are read."""
+"""Simulate noisy projections, computed when they are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aspire.utils import Rotation
 from aspire.volume import Volume
 from scipy.special import erfinv
 
-# Relative accuracy of projections. They come in the volume's precision.
+# Relative accuracy of projections, by the volume's dtype.
 ACCURACY = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
 
 

@@ -37,7 +37,7 @@ from aspire_mom import (
 from aspire_mom.refinement.fourier import half_fsc, resized
 from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.iteration import LEAST_FSC, MOST_FSC
-from aspire_mom.refinement.maximisation import MARGIN, SUPPORT_RADIUS
+from aspire_mom.refinement.maximisation import SUPPORT_RADIUS, edge_of
 from aspire_mom.refinement.slices import volume_from_slices
 from aspire_mom.rotations import viewing_rotations
 from benchmarks.grid import read_unit_volume, simulated
@@ -131,7 +131,7 @@ def ceiling(
     x = x * np.exp(-1j * np.outer(angles, orders))[:, :, None].astype(np.complex64)
     areas = basis.areas.copy()
     areas[0] = 0
-    weights, edge = areas / model.noise, min(L, 2 * R + MARGIN)
+    weights, edge = areas / model.noise, edge_of(R, L)
     counts = 4 * np.pi * np.arange(R) ** 2 + np.pi / 3
 
     def solved(part: slice, ssnr: np.ndarray) -> np.ndarray:

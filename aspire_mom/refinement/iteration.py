@@ -1,4 +1,4 @@
-"""One iteration of a refinement: posteriors of all images, and what follows."""
+"""One iteration of a refinement: posteriors of images, and what follows."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from aspire_mom.refinement.views import Views
 
 # Bytes of results of batches computed at once.
 RESULTS = 2**30
-# Rings that are added after an iteration, at most, and the FSC of the halves on the
-# outermost ring from which on they are: at once, or when there is no more progress. It
-# falls as the halves forget the start that they share.
+# Rings that are added after an iteration, at most. The FSC of the halves on the
+# outermost ring must be PLENTY, or ENOUGH once all images are in use and there is no
+# more progress: it falls as the halves forget the start that they share.
 NEW_RINGS, PLENTY, ENOUGH = 2, 0.5, 0.143
 # Iterations without progress, in shells or as a share of the log-likelihood, after
 # which all images are taken, or a refinement ends.
 PATIENCE, LEAST_SHELLS, LEAST_GAIN = 2, 0.1, 0.01
-# Each step of the volumes goes on with this share of the step before. Where images
-# hardly tell views apart, expectation maximisation takes many more steps without.
+# Volumes are extrapolated by this share of their last step. Where images hardly tell
+# views apart, expectation maximisation takes many more steps without it.
 MOMENTUM = 0.9
 # Bounds of the FSC that Wiener filters rest on.
 LEAST_FSC, MOST_FSC = 0.01, 0.999
@@ -44,7 +44,7 @@ class Iterations:
 
     :param images: The images.
     :param shifts: Shifts to try.
-    :param max_rings: Rings at most.
+    :param max_rings: Rings to add up to.
     :param batch: Images in a batch; every other one belongs to the same half.
     :param device: torch device of the posteriors.
     """
@@ -94,10 +94,15 @@ class Iterations:
         ratio = np.clip(fsc, LEAST_FSC, MOST_FSC)
         noises = state.noises.copy()
         noises[:, :R] = [self.noise(*half) for half in both]
-        moved = halves
-        if state.history and state.history[-1]["n_images"] == n:
-            before = [resized(u, halves.shape[-1]) for u in state.before]
-            moved = halves + np.float32(MOMENTUM) * (halves - before)
+        moved, last = halves, state.history[-1] if state.history else {}
+        if last.get("n_images") == n:
+            # New rings have no step before.
+            inner = 2 * last["n_rings"] - 1
+            steps = [
+                resized(resized(new, inner) - resized(old, inner), len(new))
+                for new, old in zip(halves, state.before, strict=True)
+            ]
+            moved = halves + np.float32(MOMENTUM) * np.stack(steps)
         return State(
             halves=moved,
             before=halves,
@@ -211,6 +216,7 @@ def settled(history: list[dict]) -> bool:
         [entry[name] for entry in last] for name in ("shells", "log_likelihood")
     )
     best = max(likelihoods[:-PATIENCE])
-    return max(shells[-PATIENCE:]) < max(shells[:-PATIENCE]) + LEAST_SHELLS and max(
-        likelihoods[-PATIENCE:]
-    ) < best + LEAST_GAIN * abs(best)
+    # Those of pure noise are near 0.
+    least = best + LEAST_GAIN * max(abs(best), 1)
+    closer = max(shells[-PATIENCE:]) >= max(shells[:-PATIENCE]) + LEAST_SHELLS
+    return not closer and max(likelihoods[-PATIENCE:]) < least

@@ -43,9 +43,9 @@ LEAST_RINGS, MIN_SIZE = 5, 9
 # Rings at most: sums over images on 24 rings take 0.4 GB.
 MAX_RINGS = 24
 BATCH = 512
-# Images whose signal is compared with their noise to begin with. The images that are in
-# use until there is no more progress times their mean log-likelihood squared: the less
-# images say of their poses, the more of them it takes.
+# Images whose signal is compared with their noise to begin with. Then so many are used,
+# until there is no more progress: FIRST_LIKELIHOOD over the square of their mean
+# log-likelihood. The less images say of their poses, the more of them it takes.
 FIRST_IMAGES, FIRST_LIKELIHOOD = 2048, 2.5e7
 # Starts that compete at most, and iterations and images that each gets, of which the
 # first half is fitted.
@@ -64,8 +64,9 @@ class Refinement:
     probability, and each half's volume follows from the views by least squares in a
     ball, with a Wiener filter whose signal-to-noise ratio is that of the halves' FSC.
     Rings are added while the halves agree. Every view is tried on up to 8 rings; on
-    more rings, finer views around the best of these. As many images as that takes are
-    refined until there is no more progress, then all of them.
+    more rings, finer views around the best of these. At first a part of
+    the images is used, the larger the less each says of its pose; all of them once
+    there is no more progress.
 
     :param source: ASPIRE `ImageSource`.
     :param reconstruction: Where to start: its volume, density, and spread of shifts.
@@ -196,9 +197,9 @@ class Refinement:
             self._trial(iterations, start)
             for start in tqdm(starts, desc="Comparing starts", disable=quiet)
         ]
-        best = int(np.argmax(likelihoods))
-        logger.info(f"Start {best + 1} of {len(starts)} suits the images best")
-        return starts[best]
+        chosen = int(np.argmax(likelihoods))
+        logger.info(f"Start {chosen + 1} of {len(starts)} suits the images best")
+        return starts[chosen]
 
     def _trial(self, iterations: Iterations, start: State) -> float:
         """Log-likelihood of images held out from a few iterations on others."""
@@ -247,16 +248,20 @@ class Refinement:
         noises, R = start.noises.copy(), start.n_rings
         both = list(zip(models, sums, strict=True))
         noises[:, :R] = [iterations.noise(*half) for half in both]
-        ratios = [explained_power(*half) / iterations.noise(*half) for half in both]
+        ratios = [
+            explained_power(*half) / np.maximum(iterations.noise(*half), 1e-30)
+            for half in both
+        ]
         likelihood = 0.5 * (self.basis.areas[1:R] * sum(ratios)[1:]).sum()
-        n_images = self._whole_batches(
-            FIRST_LIKELIHOOD * (start.n_images / likelihood) ** 2
-        )
+        mean = max(likelihood / start.n_images, 1e-3)
+        n_images = self._whole_batches(FIRST_LIKELIHOOD / mean**2)
+        # Processes would differ by rounding.
+        n_images = processes.broadcast_object(n_images)
         return replace(start, noises=noises, n_images=n_images)
 
     def _whole_batches(self, n: float) -> int:
         """At least n images as equal halves of whole batches, or all."""
-        pairs = math.ceil(n / (2 * self.batch))
+        pairs = max(1, math.ceil(n / (2 * self.batch)))
         return min(2 * self.batch * pairs, self.source.n)
 
     def _final(self, iterations: Iterations, state: State) -> RefinedModel:

@@ -17,8 +17,9 @@ class State:
     """
     Where a refinement stands between two iterations.
 
-    :param halves: Voxels of the halves' volumes, each (n, n, n).
-    :param before: What the images of the last iteration gave, before momentum.
+    :param halves: Volumes of both halves that the next iteration starts from, after
+        momentum, each (n, n, n).
+    :param before: The same without momentum, as the images determined them.
     :param densities: Probabilities of the coarse views (2, n_views).
     :param noises: Variance of the noise at a Fourier pixel (2, rings of the basis).
     :param signal: Variance of the volume's Fourier values / L on shells 0, 1, … (rings
