@@ -80,7 +80,8 @@ class FastSimulation(Simulation):
             found[of_state] = values.reshape(-1, len(ky), len(kx))
         if L % 2 == 0:
             found[:, L // 2] = 0  # ASPIRE leaves out the Nyquist frequency
-        return found / L
+        found /= L
+        return found
 
     def _of_transforms(self, transforms: np.ndarray, offsets: np.ndarray) -> Image:
         """Images (n, L, L) of transforms, moved back by offsets (n, 2), x and y in
@@ -97,9 +98,9 @@ class FastSimulation(Simulation):
 
 class WhiteNoise(WhiteNoiseAdder):
     """
-    The noise of ASPIRE's `WhiteNoiseAdder`, number by number up to rounding, in a
-    fortieth of the time: without a Fourier transform of four times the image's size
-    for a factor that is the same at all frequencies.
+    The noise of ASPIRE's `WhiteNoiseAdder`, number by number up to rounding, without a
+    Fourier transform of four times the image's size for a factor that is the same at
+    all frequencies.
     """
 
     def _forward(self, im: Image, indices: np.ndarray) -> Image:

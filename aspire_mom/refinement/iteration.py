@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Iterations:
         self.images, self.shifts, self.max_rings = images, shifts, max_rings
         self.batch, self.device, self.L = batch, device, images.basis.L
 
-    @property
+    @cached_property
     def _white_power(self) -> np.ndarray:
         """Power of noise of unit variance per Fourier pixel in the orders in use."""
         second = np.einsum("mrr->mr", self.images.basis.noise_second()).real

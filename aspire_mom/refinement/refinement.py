@@ -248,11 +248,9 @@ class Refinement:
         noises, R = start.noises.copy(), start.n_rings
         both = list(zip(models, sums, strict=True))
         noises[:, :R] = [iterations.noise(*half) for half in both]
-        ratios = [
-            explained_power(*half) / np.maximum(iterations.noise(*half), 1e-30)
-            for half in both
-        ]
-        likelihood = 0.5 * (self.basis.areas[1:R] * sum(ratios)[1:]).sum()
+        powers = np.array([explained_power(*half) for half in both])
+        ratios = (powers / np.maximum(noises[:, :R], 1e-30)).sum(0)
+        likelihood = 0.5 * (self.basis.areas[1:R] * ratios[1:]).sum()
         mean = max(likelihood / start.n_images, 1e-3)
         n_images = self._whole_batches(FIRST_LIKELIHOOD / mean**2)
         # Processes would differ by rounding.
