@@ -8,6 +8,7 @@ from torch import Tensor
 
 from aspire_mom.inversion.forward import PolarForward
 from aspire_mom.inversion.grid_shifts import Block, ShiftedMoment
+from aspire_mom.inversion.grid_third import AveragedProducts, OrderProducts
 from aspire_mom.inversion.loss import relative_information
 from aspire_mom.inversion.start import cut_to_support
 from aspire_mom.moments import Moments
@@ -108,7 +109,7 @@ class GridProblem:
 
     def _set_third(self, moments: Moments) -> None:
         """Products of rows (m2, m1 + m2) that meet rows m1, per m1."""
-        self.third: list[tuple] = []
+        self.third: list[tuple[OrderProducts, _Target]] = []
         third = moments.third_basis
         if third is None:
             return
@@ -147,18 +148,18 @@ class GridProblem:
                     np.concatenate, zip(*parts, strict=True)
                 )
                 target = _Target(value, error, scale, count)
-                rows_b, rows_c = torch.from_numpy(b), torch.from_numpy(c)
                 span = slice(rows[m1][0], rows[m1][-1] + 1)
-                self.third.append((span, rows_b, rows_c, target))
+                part = OrderProducts(span, torch.from_numpy(b), torch.from_numpy(c))
+                self.third.append((part, target))
 
     def _shifted_moments(self, std: float) -> Iterator[ShiftedMoment]:
         """The effect of shifts on first, second and third moments; none without."""
         rows = np.arange(len(self.rings))
         second = [_rows(rows[span], rows[span]) for span, *_ in self.second]
         third = []
-        for span, rows_b, rows_c, _ in self.third:
-            at = _rows(np.arange(len(rows_b)), rows[span])
-            b, c = rows_b.numpy()[at[:, 0]], rows_c.numpy()[at[:, 0]]
+        for part, _ in self.third:
+            at = _rows(np.arange(len(part.second)), rows[part.first])
+            b, c = part.second.numpy()[at[:, 0]], part.third.numpy()[at[:, 0]]
             third.append(np.stack((at[:, 1], b, c), 1))
         for parts in ([_rows(rows[: len(self.first.value)])], second, third):
             if std and parts:
@@ -176,10 +177,7 @@ class GridProblem:
             target.to(device)
         for *_, target in self.second:
             target.to(device)
-        self.third = [
-            (span, b.to(device), c.to(device), target.to(device))
-            for span, b, c, target in self.third
-        ]
+        self.third = [(p.to(device), target.to(device)) for p, target in self.third]
         return self
 
     def losses(self, x: Tensor) -> Tensor:
@@ -228,13 +226,9 @@ class GridProblem:
             real = (a * even) @ a.mT + (b * even) @ b.mT
             cross = (b * odd) @ a.mT
             moments[1].append((real, cross - cross.mT))
-        for span, rows_b, rows_c, _ in self.third:
-            a, b = re[:, span], im[:, span]
-            c, d, e, f = re[:, rows_b], im[:, rows_b], re[:, rows_c], im[:, rows_c]
-            products = torch.cat((c * e + d * f, d * e - c * f), -1)
-            real = products @ torch.cat((a * even, -b * even), -1).mT
-            imag = products @ torch.cat((b * odd, a * odd), -1).mT
-            moments[2].append((real, imag))
+        products = [part for part, _ in self.third]
+        parts = AveragedProducts.apply(re, im, even, odd, products)
+        moments[2] += zip(parts[::2], parts[1::2], strict=True)
         for i, shifted in enumerate(self.shifts):
             moments[i] = shifted(moments[i])
         return moments
@@ -245,7 +239,7 @@ class GridProblem:
         second = third = torch.zeros_like(first)
         for (_, count, target), parts in zip(self.second, moments[1], strict=True):
             second = second + count * target.distance(*parts)
-        for (*_, target), parts in zip(self.third, moments[2], strict=True):
+        for (_, target), parts in zip(self.third, moments[2], strict=True):
             third = third + target.distance(*parts)
         norms = (
             (first, self.first.norm),

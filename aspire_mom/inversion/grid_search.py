@@ -2,7 +2,8 @@
 The search for a `PositiveGrid` with given first, second and third moments.
 
 Many random starts are fitted to the first few rings, all in one batch of tensors. Ring
-after ring is added, and each time only the starts of lowest loss go on. Where there are
+after ring is added, and each time only the starts of lowest loss go on. The best of the
+last few then goes on from their average, if that leads to a lower loss. Where there are
 several processes, each fits its share of the starts of a level.
 """
 
@@ -12,12 +13,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from typing import NamedTuple
 
 import torch
 from aspire.utils import tqdm
 from torch import Tensor, nn
 
 from aspire_mom.files import Checkpoint
+from aspire_mom.inversion.consensus import averaged_starts, grid_of
 from aspire_mom.inversion.grid_problem import FIRST_RING, GridProblem
 from aspire_mom.inversion.optimise import (
     OptimizerStatus,
@@ -94,45 +97,50 @@ def search_grid(
     seeds = list(range(options.seed, options.seed + options.n_starts))
     grid = PositiveGrid(n_rings, support_radius=support_radius)
     degree = math.isqrt(len(density.coefficients) + 1) - 1
+    levels = _levels(options, n_rings)
+    counts = sorted({2, levels[-1][1]}) if levels[-1][1] > 1 else []
+    total = sum(n_starts * (n_steps + 1) for _, n_starts, n_steps, _ in levels)
+    total += len(counts) * (options.n_steps + 1)
+    bar = tqdm(desc="inversion", total=total, disable=not is_first())
+    fits = _Fits(bar, status, checkpoint, device)
     x = losses = None
     histories: dict[int, list[dict]] = {seed: [] for seed in seeds}
-    levels = _levels(options, n_rings)
-    total = sum(n_starts * (n_steps + 1) for _, n_starts, n_steps, _ in levels)
-    bar = tqdm(desc="inversion", total=total, disable=not is_first())
     with bar, _flushed_denormals():
         for level, n_starts, n_steps, weight in levels:
             if losses is not None:
                 kept = _kept(seeds, losses, n_starts)
                 x, seeds = x[kept], [seeds[i] for i in kept]
-            n, own = len(seeds), local_rows(len(seeds))
             weights = [weight if seed % 2 else FREE_WEIGHT for seed in seeds]
-            weights = torch.tensor(weights)[own]
+            weights = torch.tensor(weights)[local_rows(len(seeds))]
             problem = GridProblem(moments, grid, degree, level, weights).to(device)
             x = _random_starts(problem, seeds) if x is None else x
             stage = f"grid, {level} rings"
-            done = checkpoint.state.get(stage)
-            if done is None:
-                objective = _watched(problem.losses, bar, status, stage, n_steps, n)
-                fitted = minimise_batch(objective, x[own], n_steps)
-                x, losses = (all_gather_rows(values, n) for values in fitted)
-                done = checkpoint.state[stage] = {"x": x, "losses": losses}
-                checkpoint.write_now_and_then()
-            else:
-                bar.update(n_starts * (n_steps + 1))
-            x, losses = (done[name].to(device) for name in ("x", "losses"))
-            if not losses.isfinite().any():
-                raise FloatingPointError(f"the loss became infinite or NaN in {stage}")
+            x, losses = fits.fit(problem, x, n_steps, stage)
             for seed, loss in zip(seeds, losses.tolist(), strict=True):
-                values = {"n_rings": level, "loss": loss, "criterion": loss}
-                histories[seed].append({"stage": stage, **values})
-    found = []
-    for i in losses.argsort():
-        volume_and_density = _candidate(problem, x[i], density)
-        candidate = Candidate(seeds[i], *volume_and_density, False)
-        candidate.loss = candidate.criterion = float(losses[i])
-        candidate.history = histories[seeds[i]]
-        found.append(candidate.to(device))
-    return found
+                histories[seed].append(_entry(stage, level, loss))
+        order = losses.argsort()
+        x, losses, seeds = x[order], losses[order], [seeds[i] for i in order]
+        if counts:
+            stage, own = "grid, averages", local_rows(len(counts))
+            weights = torch.full((len(counts),), FREE_WEIGHT)[own]
+            problem.gain_weights = weights.to(device)
+            starts = averaged_starts(problem, x, counts)
+            found, losses_found = fits.fit(problem, starts, options.n_steps, stage)
+            best = losses_found.argmin()
+            if losses_found[best] < losses[0]:
+                x[0], losses[0] = found[best], losses_found[best]
+                histories[seeds[0]].append(_entry(stage, n_rings, losses[0].item()))
+    candidates = []
+    for seed, row, loss in zip(seeds, x, losses.tolist(), strict=True):
+        candidate = Candidate(seed, *_candidate(problem, row, density), False)
+        candidate.loss = candidate.criterion = loss
+        candidate.history = histories[seed]
+        candidates.append(candidate.to(device))
+    return candidates
+
+
+def _entry(stage: str, n_rings: int, loss: float) -> dict:
+    return {"stage": stage, "n_rings": n_rings, "loss": loss, "criterion": loss}
 
 
 @contextmanager
@@ -154,29 +162,50 @@ def _kept(seeds: list[int], losses: Tensor, n_starts: int) -> list[int]:
     return [i for half in halves for i in half[: (n_starts + 1) // 2]]
 
 
-def _watched(
-    losses: Callable[[Tensor], Tensor],
-    bar: tqdm,
-    status: StatusCallback | None,
-    stage: str,
-    n_steps: int,
-    n: int,
-) -> Callable[[Tensor], Tensor]:
-    """The function `losses`, which also moves the bar and calls the status callback.
-    All processes call it equally often, with their shares of the n starts."""
-    evaluations = count()
+class _Fits(NamedTuple):
+    """Fits of many starts at once, of which each process has its share."""
 
-    def objective(x: Tensor) -> Tensor:
-        values, step = losses(x), next(evaluations)
-        bar.update(n)
-        if status is not None and step % STEPS_PER_REPORT == 0:
-            loss = all_gather_rows(values.detach(), n).min().item()
-            stop = status(OptimizerStatus(stage, step, n_steps, loss))
-            if broadcast_object(bool(stop)):
-                raise StoppedByUser(stage)
-        return values
+    bar: tqdm
+    status: StatusCallback | None
+    checkpoint: Checkpoint
+    device: torch.device
 
-    return objective
+    def fit(
+        self, problem: GridProblem, x: Tensor, n_steps: int, stage: str
+    ) -> tuple[Tensor, Tensor]:
+        """Fit starts (n, …), or read the checkpoint; return them and their losses."""
+        n, states = len(x), self.checkpoint.state
+        if stage in states:
+            self.bar.update(n * (n_steps + 1))
+        else:
+            losses = self._watched(problem.losses, n, n_steps, stage)
+            fitted = minimise_batch(losses, x[local_rows(n)], n_steps)
+            x, losses = (all_gather_rows(values, n) for values in fitted)
+            states[stage] = {"x": x, "losses": losses}
+            self.checkpoint.write_now_and_then()
+        x, losses = (states[stage][name].to(self.device) for name in ("x", "losses"))
+        if not losses.isfinite().any():
+            raise FloatingPointError(f"the loss became infinite or NaN in {stage}")
+        return x, losses
+
+    def _watched(
+        self, losses: Callable[[Tensor], Tensor], n: int, n_steps: int, stage: str
+    ) -> Callable[[Tensor], Tensor]:
+        """The function `losses`, which also moves the bar and calls the status
+        callback. All processes call it equally often, with their shares of n starts."""
+        evaluations = count()
+
+        def objective(x: Tensor) -> Tensor:
+            values, step = losses(x), next(evaluations)
+            self.bar.update(n)
+            if self.status is not None and step % STEPS_PER_REPORT == 0:
+                loss = all_gather_rows(values.detach(), n).min().item()
+                stop = self.status(OptimizerStatus(stage, step, n_steps, loss))
+                if broadcast_object(bool(stop)):
+                    raise StoppedByUser(stage)
+            return values
+
+        return objective
 
 
 def _levels(options: SearchOptions, n_rings: int) -> list[tuple[int, int, int, float]]:
@@ -186,8 +215,8 @@ def _levels(options: SearchOptions, n_rings: int) -> list[tuple[int, int, int, f
         share, n_steps, weight = LEVELS[min(i, len(LEVELS) - 1)]
         n_starts = min(options.n_starts, max(FINISHED, round(share * options.n_starts)))
         if n == n_rings:
-            n_starts, n_steps = min(n_starts, FINISHED), options.n_steps
-            weight = FREE_WEIGHT
+            n_starts, weight = min(n_starts, FINISHED), FREE_WEIGHT
+            n_steps = n_steps if n_starts > 1 else options.n_steps
         levels.append((n, n_starts, n_steps, weight))
     return levels
 
@@ -215,10 +244,8 @@ def _random_starts(problem: GridProblem, seeds: list[int]) -> Tensor:
 def _candidate(problem: GridProblem, x: Tensor, density: DiscreteDensity) -> tuple:
     """A start's volume and density. On the rings that were left out, the gain gives the
     volume the power that the moments have if all views are equally likely."""
-    volume, density = copy.deepcopy(problem.grid), copy.deepcopy(density)
-    *parameters, coefficients = (part[0].cpu() for part in problem.split(x[None]))
-    for parameter, values in zip(volume.parameters(), parameters, strict=True):
-        parameter.copy_(values)
+    volume, density = grid_of(problem, x), copy.deepcopy(density)
+    coefficients = problem.split(x[None])[-1][0]
     density.coefficients.copy_(coefficients)
     directions = torch.tensor(SphericalDesign(13).points).float()
     for ring in range(FIRST_RING):
