@@ -8,14 +8,13 @@ import math
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from aspire.volume import Volume
 from torch import Tensor, nn
 
-from aspire_mom.bases import Basis, CartesianBasis
+from aspire_mom.bases import Basis
 from aspire_mom.checks import check_choice, check_integer, check_kind, checked_device
 from aspire_mom.files import Checkpoint, digest
 from aspire_mom.inversion import start
@@ -36,9 +35,9 @@ from aspire_mom.inversion.search import (
 from aspire_mom.moments import Moments
 from aspire_mom.moments.compression import N_RINGS
 from aspire_mom.moments.report import informative_rings, ring_rms
-from aspire_mom.networks import LatentEncoder, MomentEncoder
+from aspire_mom.networks import MomentEncoder
 from aspire_mom.processes import wait
-from aspire_mom.rotations import DiscreteDensity, SO3Quadrature, SphericalDesign
+from aspire_mom.rotations import DiscreteDensity, SO3Quadrature
 from aspire_mom.volumes import BallHarmonics, FourierNet, FourierVolume, GaussianMixture
 
 logger = logging.getLogger(__name__)
@@ -50,8 +49,6 @@ STARTING_SIGMA = 0.1
 # Wide enough for the few shells that moments determine, and quick.
 NETWORK_WIDTH = 64
 FIRST_RINGS, RING_GROWTH_FACTOR = 4, 1.35
-# Adam's learning rates in section 5.2 of the paper.
-PAPER_LEARNING_RATES = (1e-5, 1e-6)
 
 
 class MomentInversion:
@@ -61,10 +58,11 @@ class MomentInversion:
     By default the density of viewing directions is smooth, moments are weighted by
     their standard errors, and the volume is a mixture of Gaussians, which grows while
     Akaike's information criterion falls; or, for images with CTFs, as those of real
-    particles have, and where the moments show that the molecule lies in solvent, a
-    `PositiveGrid`, found by `search_grid` from third moments too. The criterion also
-    chooses the best of several starts. Where `moments.shift_std` is None, each start
-    finds the standard deviation of the images' shifts too.
+    particles have, and where the moments have signal on many rings or show that the
+    molecule lies in solvent, a `PositiveGrid`, found by `search_grid` from third
+    moments too. The criterion also chooses the best of several starts. Where
+    `moments.shift_std` is None, each start finds the standard deviation of the images'
+    shifts too.
 
     :param moments: Estimated or exact moments in either basis.
     :param volume: "gaussians", "grid", "harmonics", "fouriernet", or a volume model to
@@ -352,61 +350,3 @@ class MomentInversion:
         )
         models = {"initial volume": self.volume, "initial density": self.density}
         return found | {name: digest(model) for name, model in models.items()}
-
-
-def paper_inversion(
-    moments: Moments,
-    *,
-    n_epochs: int = 10_000,
-    n_latent: int = 0,
-    lam: float = 1.0,
-    seed: int = 0,
-    **options: Any,
-) -> MomentInversion:
-    """
-    Set up the inversion of Khoo, Paul & Sharon: moments of all n² Fourier pixels, nodes
-    of a 100-point 13-design times 12 in-plane angles with equal weights, their
-    probabilities from the encoder ξ_θ^ρ and the volume a `FourierNet`, both optimised
-    by Adam on eq. 28, with learning rate 1e-5 and then 1e-6.
-
-    The paper does not say the following. λ is 1, and each norm is divided by that of
-    the estimate. `FourierNet` has layers of width 128, ω = 5, the largest RMS of the
-    three innermost rings as its scale, and frequencies up to the corners of the Fourier
-    square, √2 · n/2 cycles per box.
-
-    :param moments: Moments in a `CartesianBasis`.
-    :param n_epochs: Steps at each of the two learning rates.
-    :param n_latent: Length of z_v, the output of an encoder ξ_θ^v that is optimised
-        too; 0 for none, as in the paper's experiments.
-    :param lam: λ of eq. 28.
-    :param seed: Seed of all initial parameters.
-    :param options: `device`, `status` and `checkpoint`, as for `MomentInversion`.
-    :return: The inversion, to call `estimate()` on.
-    :raises TypeError: `moments` is no `Moments`.
-    :raises ValueError: They are of another basis, or an option is out of range.
-    """
-    check_kind("moments", moments, Moments)
-    if not isinstance(moments.basis, CartesianBasis):
-        raise ValueError(
-            f"moments are of {moments.basis}; they must be of a CartesianBasis"
-        )
-    check_integer("n_epochs", n_epochs, 1)
-    check_integer("n_latent", n_latent, 0)
-    L = moments.basis.L
-    quadrature = SO3Quadrature.product(SphericalDesign(13, n_points=100), 12)
-    encoder = LatentEncoder.cartesian(L, n_latent, seed=seed) if n_latent else None
-    scale = L * float(ring_rms(moments)[:3].max())
-    return MomentInversion(
-        moments,
-        FourierNet(L / math.sqrt(2), scale=scale, encoder=encoder, seed=seed),
-        MomentEncoder.cartesian(L, len(quadrature), seed=seed),
-        quadrature,
-        loss=LossOptions("none", lam),
-        search=SearchOptions(
-            optimizer="adam",
-            n_steps=len(PAPER_LEARNING_RATES) * n_epochs,
-            learning_rates=PAPER_LEARNING_RATES,
-            seed=seed,
-        ),
-        **options,
-    )

@@ -21,6 +21,9 @@ SUPPORT_RADIUS = 0.4
 MAX_DEGREE = 41
 # Fewest rings of a grid: third moments of two, and rings 0 and 1, which do not count.
 LEAST_GRID_RINGS = 4
+# With signal on more rings than a few blobs have, a mixture of Gaussians needs more of
+# them than a search finds in minutes.
+MANY_RINGS = 10
 
 
 def cut_to_support(basis: Basis, n_rings: int, support_radius: float) -> Basis:
@@ -81,17 +84,19 @@ def needs_signs(moments: Moments) -> bool:
 def default_volume(moments: Moments) -> str:
     """
     :param moments: The moments.
-    :return: "grid" if the molecule seems to lie in solvent and the grid's search can
-        use the moments; else "gaussians". Images with CTFs are taken to be of real
-        particles, which lie in solvent. Without CTFs, solvent shows where no
-        non-negative volume alone has such moments.
+    :return: "grid" if the grid's search can use the moments and the molecule seems to
+        lie in solvent or has signal on at least 10 rings; else "gaussians". Images with
+        CTFs are taken to be of real particles, which lie in solvent. Without CTFs,
+        solvent shows where no non-negative volume alone has such moments.
     """
     in_solvent = moments.first_information is not None or needs_signs(moments)
+    n_rings = informative_rings(moments)
     third = moments.third_basis
     usable = third is not None and third.ring_indices is not None
     usable &= moments.shift_std is not None
-    usable &= informative_rings(moments) >= LEAST_GRID_RINGS
-    return "grid" if usable and in_solvent else "gaussians"
+    usable &= n_rings >= LEAST_GRID_RINGS
+    wanted = in_solvent or n_rings >= MANY_RINGS
+    return "grid" if usable and wanted else "gaussians"
 
 
 @torch.no_grad()

@@ -1,0 +1,121 @@
+"""Starts from averages, and products averaged over views."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from aspire_mom import compare
+from aspire_mom.inversion import grid_search
+from aspire_mom.inversion.consensus import averaged_starts
+from aspire_mom.inversion.grid_problem import GridProblem
+from aspire_mom.inversion.grid_third import AveragedProducts, OrderProducts
+from aspire_mom.rotations import SphericalDesign
+from tests.inversion.test_grid import DEGREE, inversion, moments_of, parameters, truth
+
+
+def products():
+    """Of three rows of m1 and two pairs of others, one of them in common."""
+    second, third = torch.tensor([3, 4, 3]), torch.tensor([5, 5, 0])
+    return [
+        OrderProducts(slice(0, 3), second, third),
+        OrderProducts(slice(3, 5), third[:1], second[:1]),
+    ]
+
+
+def draws(*lead):
+    generator = torch.Generator().manual_seed(len(lead))
+    shapes = ((6, 7), (6, 7), (1, 7), (1, 7))
+    return [
+        torch.randn(*lead, *shape, generator=generator, dtype=torch.float64)
+        for shape in shapes
+    ]
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_products_are_averages_over_views_and_antipodes(lead):
+    real, imag, ahead, behind = draws(*lead)
+    found = AveragedProducts.apply(
+        real, imag, ahead + behind, ahead - behind, products()
+    )
+    a = torch.complex(real, imag)
+    for part, *pair in zip(products(), found[::2], found[1::2], strict=True):
+        of_view = torch.einsum(
+            "...iv,...jv,...jv->...jiv",
+            *(a[..., part.first, :], a[..., part.second, :]),
+            a[..., part.third, :].conj(),
+        )
+        weights = (t[..., None, :, :].to(a) for t in (ahead, behind))
+        expected = sum(
+            (values * w).sum(-1)
+            for values, w in zip((of_view, of_view.conj()), weights, strict=True)
+        )
+        torch.testing.assert_close(torch.complex(*pair), expected)
+
+
+@pytest.mark.parametrize("lead", [(), (2,)])
+def test_gradients_of_products(lead):
+    inputs = [t.requires_grad_() for t in draws(*lead)]
+    torch.autograd.gradcheck(lambda *t: AveragedProducts.apply(*t, products()), inputs)
+
+
+def moved(grid, seed, mirrored):
+    """The same volume, elsewhere: not of points of the grid."""
+    other = copy.deepcopy(grid)
+    matrix = Rotation.random(random_state=seed).as_matrix()
+    other.points = grid.points @ torch.tensor(matrix, dtype=torch.float32).T
+    if mirrored:
+        other.points = other.points * torch.tensor((1.0, 1.0, -1.0))
+    return other
+
+
+def test_averages_are_of_registered_volumes():
+    """One volume in three poses and hands: their average is the volume."""
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(20))
+    problem = GridProblem(moments, grid, DEGREE, 5, torch.zeros(3))
+    x = parameters(grid, coefficients)
+    others = []
+    for seed, mirrored in ((0, False), (1, True)):
+        pose = moved(grid, seed, mirrored)
+        spread = (grid.points[:, None] - pose.points[None]).norm(dim=-1)
+        weights = torch.exp(-(spread**2) / (2 * 0.4**2 / 81)) @ grid.roots.detach() ** 2
+        weights *= (grid.roots.detach() ** 2).sum() / weights.sum()
+        resampled = copy.deepcopy(grid)
+        resampled.roots.data = weights.sqrt()
+        others.append(parameters(resampled, coefficients))
+    starts = averaged_starts(problem, torch.cat((x, *others)), (1, 3))
+    assert starts.shape == (2, x.shape[1])
+    # The average of one is that one.
+    torch.testing.assert_close(starts[0], x[0], rtol=1e-3, atol=1e-3)
+    n_points = len(grid.roots)
+    np.testing.assert_array_equal(starts[1, n_points:], x[0, n_points:])
+    average = copy.deepcopy(grid)
+    average.roots.data = starts[1, :n_points]
+    fsc = compare(average.to_volume(21, 1.0), grid.to_volume(21, 1.0)).fsc
+    assert fsc[1:5].min() > 0.95
+
+
+def test_the_best_start_goes_on_from_averages(monkeypatch):
+    """It ends lower than without, and the other starts stay as they were."""
+    monkeypatch.setattr(grid_search, "LEVELS", ((1, 20, 1.0), (1, 20, 1.0)))
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(20))
+    found = inversion(moments, n_starts=4, n_steps=30).estimate()
+    losses = [entry["loss"] for entry in found.history]
+    assert [entry["stage"] for entry in found.history[-2:]] == [
+        "grid, 5 rings",
+        "grid, averages",
+    ]
+    assert losses[-1] < losses[-2] <= found.starts[1]["loss"]
+    assert len({start["seed"] for start in found.starts}) == 4
+
+
+def test_one_start_has_no_average(monkeypatch):
+    monkeypatch.setattr(grid_search, "LEVELS", ((1, 5, 1.0),))
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(20))
+    found = inversion(moments, n_starts=1, n_steps=5).estimate()
+    assert found.history[-1]["stage"] == "grid, 5 rings"
