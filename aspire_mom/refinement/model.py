@@ -17,10 +17,12 @@ from aspire_mom.files import contents_of, load_arrays, save_arrays, staged, writ
 from aspire_mom.relion import Particles, write_poses
 from aspire_mom.volumes.grid import save_map
 
-FORMAT = "aspire_mom.RefinedModel.1"
+FORMAT = "aspire_mom.RefinedModel.2"
 MAPS = ("volume.mrc", "half1.mrc", "half2.mrc")
 # Models without relation agree to about 3 shells, by their overall shape.
 LEAST_SHELLS = 4.0
+# Of held-out images. With noise alone it is at most about 0.01.
+LEAST_LIKELIHOOD = 0.05
 FILES = (*MAPS, "refinement.npz", "refinement.json")
 
 
@@ -42,9 +44,10 @@ class RefinedModel:
     :param noise: Variance of the noise at a Fourier pixel of each ring in use, mean of
         both halves (n_rings,).
     :param history: One dict per iteration: n_rings, shells (at FSC 0.143 of the
-        halves), log_likelihood (per image, without constants that depend on the noise)
-        and seconds.
+        halves), log_likelihood (per image, less that of noise alone) and seconds.
     :param settings: Options of the refinement.
+    :param held_out_likelihood: Mean log-likelihood of the images of each half, given
+        the volume of the other half, less that of noise alone.
     """
 
     volume: Volume
@@ -58,6 +61,7 @@ class RefinedModel:
     noise: np.ndarray
     history: list[dict]
     settings: dict
+    held_out_likelihood: float
 
     def resolution_shells(self, cutoff: float = 0.143) -> float:
         """
@@ -89,6 +93,13 @@ class RefinedModel:
         if self.volume.pixel_size is not None:
             where += f" ({self.resolution():.3g} Å)"
         head = f"The halves of the images agree to {where}"
+        if self.held_out_likelihood < LEAST_LIKELIHOOD:
+            # They agree all the same, since they share their start.
+            return (
+                f"{head}, but neither explains the images of the other half better than"
+                " noise does: the images support no model. Take more images, or more"
+                " starts."
+            )
         if shells < LEAST_SHELLS:
             return (
                 f"{head} only: the images support no model. Take more images, or more"
@@ -124,7 +135,8 @@ class RefinedModel:
             for name, volume in zip(MAPS, (self.volume, *halves), strict=True):
                 save_map(volume, stage / name)
             save_arrays(stage / FILES[3], FORMAT, arrays)
-            text = {"history": self.history, "settings": self.settings}
+            names = "history", "settings", "held_out_likelihood"
+            text = {name: getattr(self, name) for name in names}
             write_json(stage / FILES[4], text)
 
     def save_star(

@@ -62,6 +62,7 @@ class Model:
         self.n_angles = inplane_angles(n_rings)
         self.coarse_angles = inplane_angles(self.coarse_rings)
         log_density = np.log(np.maximum(density, 1e-9))
+        coarse_prior = log_density - math.log(self.coarse_angles)
 
         def placed(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
@@ -71,7 +72,7 @@ class Model:
         self.power = inner(coarse, coarse)
         self.coarse = placed((w[: self.coarse_rings] * coarse).transpose(1, 2, 0))
         self.coarse_norms = placed(0.5 * (w[: self.coarse_rings] * self.power).T)
-        self.coarse_prior = placed(log_density.astype(np.float32))
+        self.coarse_prior = placed(coarse_prior.astype(np.float32))
         self.slices = coarse
         self.has_finer = views.children is not None
         if views.children is not None:
@@ -79,6 +80,7 @@ class Model:
             self.power = inner(self.slices, self.slices)
             counts = (views.children >= 0).sum(1)
             own = (log_density - np.log(np.maximum(counts, 1)))[views.parents]
+            own -= math.log(self.n_angles)
             self.fine = placed(w * self.slices)
             self.fine_norms = placed(0.5 * w * self.power)
             self.fine_prior = placed(own.astype(np.float32))
@@ -161,7 +163,7 @@ class ViewSums:
     :param mass: Sums of probabilities (n_views,).
     :param poses: Most probable pose of each image (n, 4): finest view, in-plane angle
         in radians, shift along x and y in pixels; float64.
-    :param log_likelihood: Sum of the images' log-likelihoods, without constants.
+    :param log_likelihood: Sum of the images' log-likelihoods less those of noise alone.
     """
 
     slices: Tensor

@@ -265,7 +265,8 @@ class Refinement:
     def _final(self, iterations: Iterations, state: State) -> RefinedModel:
         """Both halves and all images once more, with the images' poses."""
         images = iterations.images
-        models, sums, poses = iterations.sums(replace(state, n_images=len(images)))
+        state = replace(state, n_images=len(images))
+        models, sums, poses = iterations.sums(state)
         halves = iterations.halves(models, sums, state)
         whole = iterations.volume(models[0], sums, state.signal, state.halves.mean(0))
         view, angle, *offsets = poses.T
@@ -275,6 +276,10 @@ class Refinement:
         if images.offsets is not None:
             offsets = offsets + images.offsets
         *_, mass = added(sums)
+        swapped = {name: getattr(state, name)[::-1] for name in ("densities", "noises")}
+        swapped = replace(state, halves=np.stack(halves[::-1]), **swapped)
+        _, held_out, _ = iterations.sums(swapped)
+        likelihood = sum(float(s["log_likelihood"]) for s in held_out)
         size = self.reconstruction.volume.pixel_size
         volume, *both = (
             Volume(resized(u, self.L), pixel_size=size) for u in (whole, *halves)
@@ -293,4 +298,5 @@ class Refinement:
             noise=state.noises[:, : state.n_rings].mean(0),
             history=state.history,
             settings={"n_rings": self.n_rings, "shift_std": self.shifts.std},
+            held_out_likelihood=likelihood / len(images),
         )

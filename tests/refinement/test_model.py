@@ -52,6 +52,7 @@ def model(source, size=L, **changes):
         noise=np.ones(6),
         history=[{"n_rings": 6, "shells": 4.5}],
         settings={"n_rings": 6},
+        held_out_likelihood=3.0,
     )
     return replace(found, **changes)
 
@@ -153,4 +154,7 @@ def test_resolution(particles):
     ],
 )
 def test_verdict(particles, fsc, start, words):
-    assert re.search(words, model(particles[0], fsc=np.array(fsc)).verdict(start))
+    found = model(particles[0], fsc=np.array(fsc))
+    assert re.search(words, found.verdict(start))
+    unexplained = replace(found, held_out_likelihood=0.02)
+    assert re.search("better than noise does.* no model", unexplained.verdict(start))

@@ -19,6 +19,7 @@ from aspire_mom import (
 from aspire_mom.phantoms import chain_phantom
 from aspire_mom.refinement.fourier import resized
 from aspire_mom.refinement.iteration import settled
+from aspire_mom.refinement.model import LEAST_LIKELIHOOD
 from aspire_mom.rotations import viewing_rotations
 from aspire_mom.simulation import FastSimulation, WhiteNoise
 from aspire_mom.volumes.grid import low_pass
@@ -74,6 +75,8 @@ def test_resolution(truth, refined):
     found = compare(model.volume, truth)
     assert found.resolution_shells(0.5) > 1.5 * start.resolution_shells(0.5)
     assert abs(model.density.sum() - 1) < 1e-9
+    own = model.history[-1]["log_likelihood"]
+    assert 0.5 * own < model.held_out_likelihood < own
     assert model.volume.pixel_size == 4.0
     assert len(model.rotations.matrices) == len(model.offsets) == 300
 
@@ -136,6 +139,18 @@ def test_the_start_that_suits_the_images_is_chosen(truth):
     start = replace(start_from(bad), start_volumes=stack)
     found = Refinement(images_of(truth, 200), start, n_iterations=2).estimate()
     assert compare(found.volume, truth).resolution_shells(0.5) > 6
+
+
+def test_noise_alone_supports_no_model(truth):
+    """Whatever the start, which the halves may well agree on."""
+    clean = images_of(truth)
+    nothing = Volume(1e-6 * truth.asnumpy(), pixel_size=4.0)
+    source = images_of(nothing, snr=1e-12)
+    assert np.std(source.images[:9].asnumpy()) > 0.5 * clean.images[:9].asnumpy().std()
+    start = start_from(low_pass(truth, 25.0))
+    model = Refinement(source, start, **SHORT).estimate()
+    assert model.held_out_likelihood < LEAST_LIKELIHOOD
+    assert "support no model" in model.verdict()
 
 
 def test_ctfs_and_shifts(truth):
