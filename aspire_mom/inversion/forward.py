@@ -122,12 +122,13 @@ class PolarForward(torch.nn.Module):
             p_views, p_antipodes = p.tensor_split(2)
             p, p_difference = p_views + p_antipodes, p_views - p_antipodes
         first = (c[0] * p).sum(-1)
-        # Views as columns: blocks of (rings × views)(views × rings) per order.
-        re, im = c.real, c.imag
-        rt, it = re.transpose(1, 2), im.transpose(1, 2)
-        real = (re * p) @ rt + (im * p) @ it
-        cross = (im * p_difference) @ rt
-        return first, torch.complex(real, cross - cross.transpose(1, 2))
+        # Views as columns: blocks of (rings × views)(views × rings) per order. PyTorch
+        # multiplies them one by one where they are not contiguous.
+        re, im = c.real.contiguous(), c.imag.contiguous()
+        both = torch.cat((re, im), 2)
+        real = (both * p.repeat(2)) @ both.mT
+        cross = (im * p_difference) @ re.mT
+        return first, torch.complex(real, cross - cross.mT)
 
     def _unaveraged_moments(self, c: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
         M = self.max_order

@@ -173,7 +173,16 @@ class _Fits(NamedTuple):
     def fit(
         self, problem: GridProblem, x: Tensor, n_steps: int, stage: str
     ) -> tuple[Tensor, Tensor]:
-        """Fit starts (n, …), or read the checkpoint; return them and their losses."""
+        """
+        Fit starts, or read the checkpoint's result.
+
+        :param problem: What to fit to.
+        :param x: Parameters (n_starts, n).
+        :param n_steps: Number of steps.
+        :param stage: Name of the stage.
+        :return: Parameters and losses (n_starts,).
+        :raises FloatingPointError: All losses became infinite or NaN.
+        """
         n, states = len(x), self.checkpoint.state
         if stage in states:
             self.bar.update(n * (n_steps + 1))

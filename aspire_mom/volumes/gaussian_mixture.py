@@ -161,9 +161,10 @@ class RingSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, phase: Tensor, amplitude: Tensor) -> Tensor:
         ctx.save_for_backward(phase, amplitude)
+        of_rings = amplitude.T.contiguous()
         rings = [
-            torch.complex(re @ amplitude[:, r], im @ amplitude[:, r])
-            for r, re, im in _powers(phase, amplitude.shape[1])
+            torch.complex(re @ of_rings[r], im @ of_rings[r])
+            for r, re, im in _powers(phase, len(of_rings))
         ]
         return torch.stack(rings, 1)
 
@@ -171,14 +172,15 @@ class RingSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         phase, amplitude = ctx.saved_tensors
-        g_re, g_im = gradient.real.contiguous(), gradient.imag.contiguous()
-        g_amplitude = torch.empty_like(amplitude)
+        g_re, g_im = gradient.real.T.contiguous(), gradient.imag.T.contiguous()
+        of_rings = amplitude.T.contiguous()
+        g_of_rings = torch.empty_like(of_rings)
         g_phase = torch.zeros_like(phase)
-        for r, re, im in _powers(phase, amplitude.shape[1]):
-            g_amplitude[:, r] = re.T @ g_re[:, r] + im.T @ g_im[:, r]
-            slope = g_im[:, r, None] * re - g_re[:, r, None] * im
-            g_phase.addcmul_(slope, r * amplitude[:, r])
-        return g_phase, g_amplitude
+        for r, re, im in _powers(phase, len(of_rings)):
+            g_of_rings[r] = re.T @ g_re[r] + im.T @ g_im[r]
+            slope = g_im[r, :, None] * re - g_re[r, :, None] * im
+            g_phase.addcmul_(slope, r * of_rings[r])
+        return g_phase, g_of_rings.T
 
 
 def _powers(phase: Tensor, n: int):
