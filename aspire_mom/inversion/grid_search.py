@@ -121,14 +121,10 @@ def search_grid(
         order = losses.argsort()
         x, losses, seeds = x[order], losses[order], [seeds[i] for i in order]
         if counts:
-            stage, own = "grid, averages", local_rows(len(counts))
-            weights = torch.full((len(counts),), FREE_WEIGHT)[own]
-            problem.gain_weights = weights.to(device)
-            starts = averaged_starts(problem, x, counts)
-            found, losses_found = fits.fit(problem, starts, options.n_steps, stage)
-            best = losses_found.argmin()
-            if losses_found[best] < losses[0]:
-                x[0], losses[0] = found[best], losses_found[best]
+            stage = "grid, averages"
+            better = _from_averages(fits, problem, x, counts, options.n_steps, stage)
+            if better[1] < losses[0]:
+                x[0], losses[0] = better
                 histories[seeds[0]].append(_entry(stage, n_rings, losses[0].item()))
     candidates = []
     for seed, row, loss in zip(seeds, x, losses.tolist(), strict=True):
@@ -137,6 +133,24 @@ def search_grid(
         candidate.history = histories[seed]
         candidates.append(candidate.to(device))
     return candidates
+
+
+def _from_averages(
+    fits: "_Fits",
+    problem: GridProblem,
+    x: Tensor,
+    counts: list[int],
+    n_steps: int,
+    stage: str,
+) -> tuple[Tensor, Tensor]:
+    """Parameters and loss of the best fit from averages of the first few starts."""
+    weights = torch.full((len(counts),), FREE_WEIGHT)[local_rows(len(counts))]
+    problem.gain_weights = weights.to(x.device)
+    found, losses = fits.fit(
+        problem, averaged_starts(problem, x, counts), n_steps, stage
+    )
+    best = losses.argmin()
+    return found[best], losses[best]
 
 
 def _entry(stage: str, n_rings: int, loss: float) -> dict:
