@@ -2,9 +2,9 @@
 The search for a `PositiveGrid` with given first, second and third moments.
 
 Many random starts are fitted to the first few rings, all in one batch of tensors. Ring
-after ring is added, and each time only the starts of lowest loss go on. The best of the
-last few then goes on from their average, if that leads to a lower loss. Where there are
-several processes, each fits its share of the starts of a level.
+after ring is added, and each time only the starts of lowest loss go on. The last few
+are averaged, fits from their averages join them, and so on for a few rounds. Where
+there are several processes, each fits its share of the starts of a level.
 """
 
 import copy
@@ -59,6 +59,8 @@ LEVELS = (
 FREE_WEIGHT = 1e-5
 # Starts that are fitted to all rings.
 FINISHED = 4
+# Rounds of averaging, of half the steps of a last refinement each.
+ROUNDS = 3
 # Rings at most: at 10 the matrix of coefficients takes 0.4 GB, at 12 it takes 1.6.
 MAX_RINGS = 10
 # Standard deviation of the density's coefficients at the start.
@@ -100,7 +102,7 @@ def search_grid(
     levels = _levels(options, n_rings)
     counts = sorted({2, levels[-1][1]}) if levels[-1][1] > 1 else []
     total = sum(n_starts * (n_steps + 1) for _, n_starts, n_steps, _ in levels)
-    total += len(counts) * (options.n_steps + 1)
+    total += ROUNDS * len(counts) * (options.n_steps // 2 + 1)
     bar = tqdm(desc="inversion", total=total, disable=not is_first())
     fits = _Fits(bar, status, checkpoint, device)
     x = losses = None
@@ -121,11 +123,10 @@ def search_grid(
         order = losses.argsort()
         x, losses, seeds = x[order], losses[order], [seeds[i] for i in order]
         if counts:
-            stage = "grid, averages"
-            better = _from_averages(fits, problem, x, counts, options.n_steps, stage)
-            if better[1] < losses[0]:
-                x[0], losses[0] = better
-                histories[seeds[0]].append(_entry(stage, n_rings, losses[0].item()))
+            steps = options.n_steps // 2
+            x[0], losses[0] = _from_averages(fits, problem, x, losses, counts, steps)
+            entry = _entry("grid, averages", n_rings, losses[0].item())
+            histories[seeds[0]].append(entry)
     candidates = []
     for seed, row, loss in zip(seeds, x, losses.tolist(), strict=True):
         candidate = Candidate(seed, *_candidate(problem, row, density), False)
@@ -139,18 +140,21 @@ def _from_averages(
     fits: "_Fits",
     problem: GridProblem,
     x: Tensor,
+    losses: Tensor,
     counts: list[int],
     n_steps: int,
-    stage: str,
 ) -> tuple[Tensor, Tensor]:
-    """Parameters and loss of the best fit from averages of the first few starts."""
+    """Parameters and loss of the best fit from averages of the best starts, and from
+    averages of these and what came of them, in turn."""
     weights = torch.full((len(counts),), FREE_WEIGHT)[local_rows(len(counts))]
     problem.gain_weights = weights.to(x.device)
-    found, losses = fits.fit(
-        problem, averaged_starts(problem, x, counts), n_steps, stage
-    )
-    best = losses.argmin()
-    return found[best], losses[best]
+    for i in range(ROUNDS):
+        starts = averaged_starts(problem, x[: counts[-1]], counts)
+        found = fits.fit(problem, starts, n_steps, f"grid, averages {i + 1}")
+        x, losses = torch.cat((x, found[0])), torch.cat((losses, found[1]))
+        order = losses.argsort()
+        x, losses = x[order], losses[order]
+    return x[0], losses[0]
 
 
 def _entry(stage: str, n_rings: int, loss: float) -> dict:

@@ -101,6 +101,7 @@ def test_averages_are_of_registered_volumes():
 def test_the_best_start_goes_on_from_averages(monkeypatch):
     """It ends lower than without, and the other starts stay as they were."""
     monkeypatch.setattr(grid_search, "LEVELS", ((1, 20, 1.0), (1, 20, 1.0)))
+    monkeypatch.setattr(grid_search, "ROUNDS", 2)
     grid, coefficients = truth(5)
     moments = moments_of(grid, coefficients, SphericalDesign(20))
     found = inversion(moments, n_starts=4, n_steps=30).estimate()

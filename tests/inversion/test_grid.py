@@ -323,6 +323,7 @@ def test_finds_the_volume(problem, monkeypatch):
 def few_steps(monkeypatch):
     monkeypatch.setattr(grid_search, "LEVELS", ((1, 10, 1.0), (1, 15, 1.0)))
     monkeypatch.setattr(grid_search, "STEPS_PER_REPORT", 5)
+    monkeypatch.setattr(grid_search, "ROUNDS", 1)
 
 
 @pytest.mark.usefixtures("few_steps")
