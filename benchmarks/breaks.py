@@ -52,7 +52,7 @@ def work(folder: Path, n_images: int) -> None:
     with processes.joined(torch.device("cpu")):
         model = refinement.estimate()
         if processes.is_first():
-            model.save(folder / "model")
+            model.save(folder / "model", overwrite=True)
 
 
 def worker(folder: Path, n_images: int, n_processes: int = 1) -> subprocess.Popen:
@@ -100,7 +100,7 @@ def main() -> None:
         whole = RefinedModel.load(folder / "whole" / "model")
         print(f"unbroken: {len(whole.history)} iterations, {seconds:.0f} s", flush=True)
         killed, distances, broken = 0, [], folder / "broken"
-        while killed < options.kills or broken.exists():
+        while killed < options.kills or not distances:
             process = worker(broken, options.images)
             try:
                 more = rng.uniform(0, seconds / 2) if killed < options.kills else None

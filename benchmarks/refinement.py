@@ -87,8 +87,8 @@ def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> No
     print(f"  start   {shells(compare(start.volume, volume))}")
     comparison = compare(model.volume, volume)
     print(f"  refined {shells(comparison)}, halves {model.resolution_shells():.2f}")
-    own, held_out = model.history[-1]["log_likelihood"], model.held_out_likelihood
-    print(f"  log-likelihood per image {own:.2f}, held out {held_out:.2f}")
+    held_out = model.held_out_log_likelihood
+    print(f"  log-likelihood per held-out image {held_out:.2f}")
     print(f"  {model.verdict()}")
     best = ceiling(source, model, refinement)
     print(f"  ceiling {shells(compare(best, volume))}")

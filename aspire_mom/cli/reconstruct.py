@@ -41,8 +41,8 @@ starts_option = click.option(
     " network (FourierNet), or ball harmonics. The grid uses third moments and suits"
     " real maps. paper selects the paper's complete configuration; it requires"
     " Cartesian moments and runs for days.  [default: grid for images with CTFs, and"
-    " where moments show that the molecule lies in solvent, if there are third moments"
-    " of rings; else gaussians]",
+    " where moments have signal on 10 rings or show that the molecule lies in solvent,"
+    " if there are third moments of rings; else gaussians]",
 )
 @click.option(
     "--epochs",

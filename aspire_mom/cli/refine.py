@@ -277,7 +277,7 @@ def write_model(
         "shells": model.resolution_shells(),
         "angstrom": None if size is None else model.resolution(),
         "fsc": model.fsc.tolist(),
-        "held_out_likelihood": model.held_out_likelihood,
+        "held_out_log_likelihood": model.held_out_log_likelihood,
         "n_images": len(particles),
         "box": model.volume.resolution,
         "pixel_size": size,

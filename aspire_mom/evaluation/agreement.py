@@ -37,8 +37,9 @@ def starts_agreement(
 ) -> Agreement:
     """
     Compare the best start with the next three, whatever their hand. The closest one
-    counts: a single independent start that finds the same shape confirms it, and starts
-    that went astray say nothing. Starts that are wrong in the same way agree, too.
+    counts: a single start that finds the same shape confirms it, and starts that went
+    astray say nothing. Starts that are wrong in the same way agree, too; and the best
+    grid, which comes of averages of several starts, shares some of their errors.
 
     :param volumes: Stack of the volumes of the starts, best first, if they are known.
     :param n_rings: Number of rings in use; agreement beyond them does not count.

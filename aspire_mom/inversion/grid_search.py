@@ -20,7 +20,7 @@ from aspire.utils import tqdm
 from torch import Tensor, nn
 
 from aspire_mom.files import Checkpoint
-from aspire_mom.inversion.consensus import averaged_starts, grid_of
+from aspire_mom.inversion.grid_averages import averaged_starts, grid_of
 from aspire_mom.inversion.grid_problem import FIRST_RING, GridProblem
 from aspire_mom.inversion.optimise import (
     OptimizerStatus,
@@ -59,7 +59,7 @@ LEVELS = (
 FREE_WEIGHT = 1e-5
 # Starts that are fitted to all rings.
 FINISHED = 4
-# Rounds of averaging, of half the steps of a last refinement each.
+# Rounds of averaging, each of half of `SearchOptions.n_steps`.
 ROUNDS = 3
 # Rings at most: at 10 the matrix of coefficients takes 0.4 GB, at 12 it takes 1.6.
 MAX_RINGS = 10
@@ -92,7 +92,8 @@ def search_grid(
     :param device: torch device.
     :param status: Status callback.
     :param checkpoint: Where finished levels are kept.
-    :return: The starts that were fitted to all rings, best first.
+    :return: The starts that were fitted to all rings, best first; the first one, if
+        there are several, is what came of averages.
     :raises StoppedByUser: The status callback returned True.
     :raises FloatingPointError: The losses of all starts became infinite or NaN.
     """
@@ -118,11 +119,14 @@ def search_grid(
             x = _random_starts(problem, seeds) if x is None else x
             stage = f"grid, {level} rings"
             x, losses = fits.fit(problem, x, n_steps, stage)
+            if not losses.isfinite().any():
+                raise FloatingPointError(f"the loss became infinite or NaN in {stage}")
             for seed, loss in zip(seeds, losses.tolist(), strict=True):
                 histories[seed].append(_entry(stage, level, loss))
-        order = losses.argsort()
+        # Losses that are not finite come last.
+        order = losses.argsort()[: int(losses.isfinite().sum())]
         x, losses, seeds = x[order], losses[order], [seeds[i] for i in order]
-        if counts:
+        if len(seeds) > 1:
             steps = options.n_steps // 2
             x[0], losses[0] = _from_averages(fits, problem, x, losses, counts, steps)
             entry = _entry("grid, averages", n_rings, losses[0].item())
@@ -146,6 +150,7 @@ def _from_averages(
 ) -> tuple[Tensor, Tensor]:
     """Parameters and loss of the best fit from averages of the best starts, and from
     averages of these and what came of them, in turn."""
+    # The problem had as many starts as were left.
     weights = torch.full((len(counts),), FREE_WEIGHT)[local_rows(len(counts))]
     problem.gain_weights = weights.to(x.device)
     for i in range(ROUNDS):
@@ -199,7 +204,6 @@ class _Fits(NamedTuple):
         :param n_steps: Number of steps.
         :param stage: Name of the stage.
         :return: Parameters and losses (n_starts,).
-        :raises FloatingPointError: All losses became infinite or NaN.
         """
         n, states = len(x), self.checkpoint.state
         if stage in states:
@@ -211,8 +215,6 @@ class _Fits(NamedTuple):
             states[stage] = {"x": x, "losses": losses}
             self.checkpoint.write_now_and_then()
         x, losses = (states[stage][name].to(self.device) for name in ("x", "losses"))
-        if not losses.isfinite().any():
-            raise FloatingPointError(f"the loss became infinite or NaN in {stage}")
         return x, losses
 
     def _watched(

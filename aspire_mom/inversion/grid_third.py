@@ -77,7 +77,7 @@ class AveragedProducts(torch.autograd.Function):
                 c, d = (t.index_select(-2, others) for t in (real, imag))
                 to_real.index_add_(-2 % real.ndim, rows, x * c - y * d)
                 to_imag.index_add_(-2 % real.ndim, rows, x * d + y * c)
-                y = -y
+                y = -y  # a[m1 + m2] enters as its conjugate
         return *found, None
 
 

@@ -21,8 +21,8 @@ SUPPORT_RADIUS = 0.4
 MAX_DEGREE = 41
 # Fewest rings of a grid: third moments of two, and rings 0 and 1, which do not count.
 LEAST_GRID_RINGS = 4
-# With signal on more rings than a few blobs have, a mixture of Gaussians needs more of
-# them than a search finds in minutes.
+# A volume with signal on so many rings needs more Gaussians than a search finds in
+# minutes.
 MANY_RINGS = 10
 
 

@@ -22,7 +22,7 @@ MAPS = ("volume.mrc", "half1.mrc", "half2.mrc")
 # Models without relation agree to about 3 shells, by their overall shape.
 LEAST_SHELLS = 4.0
 # Of held-out images. With noise alone it is at most about 0.01.
-LEAST_LIKELIHOOD = 0.05
+LEAST_LOG_LIKELIHOOD = 0.05
 FILES = (*MAPS, "refinement.npz", "refinement.json")
 
 
@@ -46,8 +46,8 @@ class RefinedModel:
     :param history: One dict per iteration: n_rings, shells (at FSC 0.143 of the
         halves), log_likelihood (per image, less that of noise alone) and seconds.
     :param settings: Options of the refinement.
-    :param held_out_likelihood: Mean log-likelihood of the images of each half, given
-        the volume of the other half, less that of noise alone.
+    :param held_out_log_likelihood: Mean log-likelihood of the images of each half on up
+        to 8 rings, given the volume of the other half, less that of noise alone.
     """
 
     volume: Volume
@@ -61,7 +61,7 @@ class RefinedModel:
     noise: np.ndarray
     history: list[dict]
     settings: dict
-    held_out_likelihood: float
+    held_out_log_likelihood: float
 
     def resolution_shells(self, cutoff: float = 0.143) -> float:
         """
@@ -93,7 +93,7 @@ class RefinedModel:
         if self.volume.pixel_size is not None:
             where += f" ({self.resolution():.3g} Å)"
         head = f"The halves of the images agree to {where}"
-        if self.held_out_likelihood < LEAST_LIKELIHOOD:
+        if not self.held_out_log_likelihood >= LEAST_LOG_LIKELIHOOD:
             # They agree all the same, since they share their start.
             return (
                 f"{head}, but neither explains the images of the other half better than"
@@ -135,7 +135,7 @@ class RefinedModel:
             for name, volume in zip(MAPS, (self.volume, *halves), strict=True):
                 save_map(volume, stage / name)
             save_arrays(stage / FILES[3], FORMAT, arrays)
-            names = "history", "settings", "held_out_likelihood"
+            names = "history", "settings", "held_out_log_likelihood"
             text = {name: getattr(self, name) for name in names}
             write_json(stage / FILES[4], text)
 

@@ -163,7 +163,8 @@ class ViewSums:
     :param mass: Sums of probabilities (n_views,).
     :param poses: Most probable pose of each image (n, 4): finest view, in-plane angle
         in radians, shift along x and y in pixels; float64.
-    :param log_likelihood: Sum of the images' log-likelihoods less those of noise alone.
+    :param log_likelihood: Sum of the images' log-likelihoods less those of noise alone,
+        of the views that are tried.
     """
 
     slices: Tensor

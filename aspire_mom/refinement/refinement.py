@@ -277,6 +277,8 @@ class Refinement:
             offsets = offsets + images.offsets
         *_, mass = added(sums)
         swapped = {name: getattr(state, name)[::-1] for name in ("densities", "noises")}
+        # On more rings, views far from an image's best ones would not be counted.
+        swapped["n_rings"] = min(state.n_rings, COARSE_RINGS)
         swapped = replace(state, halves=np.stack(halves[::-1]), **swapped)
         _, held_out, _ = iterations.sums(swapped)
         likelihood = sum(float(s["log_likelihood"]) for s in held_out)
@@ -298,5 +300,5 @@ class Refinement:
             noise=state.noises[:, : state.n_rings].mean(0),
             history=state.history,
             settings={"n_rings": self.n_rings, "shift_std": self.shifts.std},
-            held_out_likelihood=likelihood / len(images),
+            held_out_log_likelihood=likelihood / len(images),
         )

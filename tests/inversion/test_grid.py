@@ -311,6 +311,7 @@ def inversion(moments, *, n_starts=2, n_steps=20, **options):
 
 def test_finds_the_volume(problem, monkeypatch):
     monkeypatch.setattr(grid_search, "LEVELS", ((1, 40, 1.0), (1, 60, 1.0)))
+    monkeypatch.setattr(grid_search, "ROUNDS", 1)
     volume, moments = problem
     found = inversion(moments, n_starts=8, n_steps=60).estimate()
     assert compare(found.volume, volume).fsc[2:5].min() > 0.8

@@ -52,7 +52,7 @@ def model(source, size=L, **changes):
         noise=np.ones(6),
         history=[{"n_rings": 6, "shells": 4.5}],
         settings={"n_rings": 6},
-        held_out_likelihood=3.0,
+        held_out_log_likelihood=3.0,
     )
     return replace(found, **changes)
 
@@ -156,5 +156,5 @@ def test_resolution(particles):
 def test_verdict(particles, fsc, start, words):
     found = model(particles[0], fsc=np.array(fsc))
     assert re.search(words, found.verdict(start))
-    unexplained = replace(found, held_out_likelihood=0.02)
+    unexplained = replace(found, held_out_log_likelihood=0.02)
     assert re.search("better than noise does.* no model", unexplained.verdict(start))

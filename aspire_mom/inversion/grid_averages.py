@@ -25,8 +25,8 @@ def grid_of(problem: GridProblem, x: Tensor) -> PositiveGrid:
     :return: Its grid, on the CPU.
     """
     grid = copy.deepcopy(problem.grid)
-    parts = problem.split(x[None].cpu())
-    for parameter, values in zip(grid.parameters(), parts, strict=False):
+    *parts, _ = problem.split(x[None].cpu())
+    for parameter, values in zip(grid.parameters(), parts, strict=True):
         parameter.copy_(values[0])
     return grid
 
@@ -47,8 +47,8 @@ def averaged_starts(problem: GridProblem, x: Tensor, counts: Sequence[int]) -> T
     radii = torch.arange(FIRST_RING, problem.n_rings)
     k = radii[:, None, None] * torch.tensor(points).float()
     with torch.no_grad():
-        moved = [first, *(_registered(grid, first) for grid in others)]
-        values = torch.stack([grid(k) for grid in moved])
+        aligned = [first, *(_registered(grid, first) for grid in others)]
+        values = torch.stack([grid(k) for grid in aligned])
         targets = torch.stack([values[:n].mean(0) for n in counts])
         # Each ring counts equally.
         scale = targets[0].abs().square().mean(1).sqrt()[:, None]
@@ -62,8 +62,8 @@ def averaged_starts(problem: GridProblem, x: Tensor, counts: Sequence[int]) -> T
 
     roots = first.roots.detach().expand(len(targets), -1)
     roots, _ = minimise_batch(losses, roots, FIT_STEPS)
-    others = x[:1, roots.shape[1] :].expand(len(roots), -1)
-    return torch.cat((roots.to(x), others), 1)
+    rest = x[:1, roots.shape[1] :].expand(len(roots), -1)
+    return torch.cat((roots.to(x), rest), 1)
 
 
 def _registered(grid: PositiveGrid, reference: PositiveGrid) -> PositiveGrid:

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from aspire_mom import compare
 from aspire_mom.inversion import grid_search
-from aspire_mom.inversion.consensus import averaged_starts
+from aspire_mom.inversion.grid_averages import averaged_starts
 from aspire_mom.inversion.grid_problem import GridProblem
 from aspire_mom.inversion.grid_third import AveragedProducts, OrderProducts
 from aspire_mom.rotations import SphericalDesign
