@@ -150,7 +150,7 @@ def test_killed_job_goes_on(stage, finished, particles, tmp_path, monkeypatch):
     """The same command repeats no finished stage, and ends at the same model."""
     target = {
         "moments": "aspire_mom.MomentEstimator.estimate",
-        "start": "aspire_mom.inversion.search.Search.run",
+        "start": "aspire_mom.inversion.grid_search.minimise_batch",
         "refinement": "aspire_mom.refinement.refinement.Refinement._final",
         "results": "aspire_mom.cli.refine.write_model",
     }[stage]
@@ -175,7 +175,7 @@ def test_killed_job_goes_on(stage, finished, particles, tmp_path, monkeypatch):
         if "moments" in done:
             patch.setattr("aspire_mom.MomentEstimator.estimate", killed)
         if "start" in done:
-            patch.setattr("torch.optim.LBFGS.step", killed)
+            patch.setattr("aspire_mom.inversion.grid_search.minimise_batch", killed)
         if "refinement" in done or stage == "refinement":
             patch.setattr(f"{ITERATIONS}.next", killed)
         succeed(*command)
