@@ -25,7 +25,8 @@ def test_results_are_those_of_one_process(count, tmp_path):
     (losses, volumes), _ = found.pop("grid")
     one, _ = benchmark.grid(L)
     assert benchmark.relative([losses], one[:1]) < 1e-4
-    assert benchmark.relative([volumes], one[1:]) < 3e-3
+    assert benchmark.relative([volumes[1:]], [one[1][1:]]) < 1e-4
+    assert benchmark.relative([volumes[:1]], [one[1][:1]]) < 3e-3  # from averages
     assert len(found) == 4
     for kind, (values, _) in found.items():
         basis, dtype = kind.split()

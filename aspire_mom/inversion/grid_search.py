@@ -154,8 +154,10 @@ def _from_averages(
     weights = torch.full((len(counts),), FREE_WEIGHT)[local_rows(len(counts))]
     problem.gain_weights = weights.to(x.device)
     for i in range(ROUNDS):
-        starts = averaged_starts(problem, x[: counts[-1]], counts)
-        found = fits.fit(problem, starts, n_steps, f"grid, averages {i + 1}")
+        stage, starts = f"grid, averages {i + 1}", x[: len(counts)]
+        if stage not in fits.checkpoint.state:
+            starts = averaged_starts(problem, x[: counts[-1]], counts)
+        found = fits.fit(problem, starts, n_steps, stage)
         x, losses = torch.cat((x, found[0])), torch.cat((losses, found[1]))
         order = losses.argsort()
         x, losses = x[order], losses[order]

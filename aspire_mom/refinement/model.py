@@ -21,7 +21,7 @@ FORMAT = "aspire_mom.RefinedModel.2"
 MAPS = ("volume.mrc", "half1.mrc", "half2.mrc")
 # Models without relation agree to about 3 shells, by their overall shape.
 LEAST_SHELLS = 4.0
-# Of held-out images. With noise alone it is at most about 0.01.
+# Of held-out images. With noise alone it is near 0 or below.
 LEAST_LOG_LIKELIHOOD = 0.05
 FILES = (*MAPS, "refinement.npz", "refinement.json")
 
@@ -94,7 +94,7 @@ class RefinedModel:
             where += f" ({self.resolution():.3g} Å)"
         head = f"The halves of the images agree to {where}"
         if not self.held_out_log_likelihood >= LEAST_LOG_LIKELIHOOD:
-            # They agree all the same, since they share their start.
+            # They agree all the same, since they share their start. NaN counts as less.
             return (
                 f"{head}, but neither explains the images of the other half better than"
                 " noise does: the images support no model. Take more images, or more"
