@@ -263,8 +263,7 @@ def _random_starts(problem: GridProblem, seeds: list[int]) -> Tensor:
         starts.append(torch.cat((*parameters, DENSITY_SPREAD * coefficients)))
     x = torch.stack(starts).detach().to(problem.powers.device)
     counts = torch.from_numpy(1.0 + (problem.orders > 0)).to(x)
-    re, im = problem.views(x)
-    power = ((re**2 + im**2).mean(-1) * counts).sum(-1)
+    power = (problem.views(x).abs().square().mean(-1) * counts).sum(-1)
     roots, *others = problem.split(x)
     target = (counts * problem.powers.clamp(min=LEAST_POWER)).sum()
     scale = (target / power) ** 0.25

@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Block = tuple[Tensor, Tensor]
-
 
 class ShiftedMoment(torch.nn.Module):
     """
@@ -62,15 +60,13 @@ class ShiftedMoment(torch.nn.Module):
         self.register_buffer("first", torch.from_numpy(first))
         self.register_buffer("places", torch.from_numpy(places.reshape(-1)))
 
-    def forward(self, blocks: list[Block]) -> list[Block]:
+    def forward(self, moments: Tensor) -> Tensor:
         """
-        :param blocks: Real and imaginary parts of moments of centred images. Each is
-            (n_starts, …); all of a start's entries, one after the other, are those of
-            `rings`.
+        :param moments: Entries of moments of centred images, (n_starts, n), complex.
         :return: Those of shifted images.
         """
-        flat = torch.cat([torch.stack(block).flatten(2) for block in blocks], 2)
-        entries = (flat * self.signs).index_select(2, self.first)
+        parts = torch.stack((moments.real, moments.imag))
+        entries = (parts * self.signs).index_select(2, self.first)
         shifted = torch.cat(
             [
                 part @ getattr(self, f"matrices_{i}")
@@ -78,13 +74,7 @@ class ShiftedMoment(torch.nn.Module):
             ],
             2,
         )
-        flat = shifted.index_select(2, self.places) * self.signs
-        shapes = [real.shape for real, _ in blocks]
-        parts = flat.split([shape[1:].numel() for shape in shapes], 2)
-        return [
-            (part[0].reshape(shape), part[1].reshape(shape))
-            for part, shape in zip(parts, shapes, strict=True)
-        ]
+        return torch.complex(*(shifted.index_select(2, self.places) * self.signs))
 
 
 def _sorted_entries(rings: np.ndarray, orders: np.ndarray) -> tuple:

@@ -76,7 +76,7 @@ class PositiveGrid(FourierVolume):
         if not torch.equal(radii, torch.arange(len(radii)).to(radii)):
             return super().on_rings(directions, radii)
         phase = -2 * math.pi * directions @ self.points.T
-        amplitude = self.gain(radii) * self._decay(radii)
+        amplitude = self.gain(radii) * self.decay(radii)
         return RingSum.apply(phase, (self.roots**2)[:, None] * amplitude)
 
     def functions(self, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,10 +86,14 @@ class PositiveGrid(FourierVolume):
             Gaussian, of weight 1, (..., n_points).
         """
         phase = -2 * math.pi * k @ self.points.T
-        decay = self._decay(k.norm(dim=-1, keepdim=True))
+        decay = self.decay(k.norm(dim=-1, keepdim=True))
         return decay * phase.cos(), decay * phase.sin()
 
-    def _decay(self, radii: Tensor) -> Tensor:
+    def decay(self, radii: Tensor) -> Tensor:
+        """
+        :param radii: |k| (...), cycles per box.
+        :return: exp(-2π² σ² |k|²), of every point's Gaussian.
+        """
         return torch.exp(-2 * (math.pi * self.sigma * radii) ** 2)
 
     def gain(self, radii: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Starts from averages, and products averaged over views."""
+"""Starts from averages."""
 
 import copy
 
 import numpy as np
-import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
@@ -11,54 +10,8 @@ from aspire_mom import compare
 from aspire_mom.inversion import grid_search
 from aspire_mom.inversion.grid_averages import averaged_starts
 from aspire_mom.inversion.grid_problem import GridProblem
-from aspire_mom.inversion.grid_third import AveragedProducts, OrderProducts
 from aspire_mom.rotations import SphericalDesign
 from tests.inversion.test_grid import DEGREE, inversion, moments_of, parameters, truth
-
-
-def products():
-    """Of three rows of m1 and two pairs of others, one of them in common."""
-    second, third = torch.tensor([3, 4, 3]), torch.tensor([5, 5, 0])
-    return [
-        OrderProducts(slice(0, 3), second, third),
-        OrderProducts(slice(3, 5), third[:1], second[:1]),
-    ]
-
-
-def draws(*lead):
-    generator = torch.Generator().manual_seed(len(lead))
-    shapes = ((6, 7), (6, 7), (1, 7), (1, 7))
-    return [
-        torch.randn(*lead, *shape, generator=generator, dtype=torch.float64)
-        for shape in shapes
-    ]
-
-
-@pytest.mark.parametrize("lead", [(), (2,)])
-def test_products_are_averages_over_views_and_antipodes(lead):
-    real, imag, ahead, behind = draws(*lead)
-    found = AveragedProducts.apply(
-        real, imag, ahead + behind, ahead - behind, products()
-    )
-    a = torch.complex(real, imag)
-    for part, *pair in zip(products(), found[::2], found[1::2], strict=True):
-        of_view = torch.einsum(
-            "...iv,...jv,...jv->...jiv",
-            *(a[..., part.first, :], a[..., part.second, :]),
-            a[..., part.third, :].conj(),
-        )
-        weights = (t[..., None, :, :].to(a) for t in (ahead, behind))
-        expected = sum(
-            (values * w).sum(-1)
-            for values, w in zip((of_view, of_view.conj()), weights, strict=True)
-        )
-        torch.testing.assert_close(torch.complex(*pair), expected)
-
-
-@pytest.mark.parametrize("lead", [(), (2,)])
-def test_gradients_of_products(lead):
-    inputs = [t.requires_grad_() for t in draws(*lead)]
-    torch.autograd.gradcheck(lambda *t: AveragedProducts.apply(*t, products()), inputs)
 
 
 def moved(grid, seed, mirrored):

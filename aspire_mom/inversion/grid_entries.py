@@ -1,0 +1,136 @@
+"""The entries of moments that grids are fitted to."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from aspire_mom.inversion.loss import relative_information
+from aspire_mom.moments import Moments
+
+# Error of the model, relative to an entry's rings, that is added to standard errors.
+MODEL_ERROR = 0.03
+
+
+class Entries(NamedTuple):
+    """
+    Entries E a[i] a[j] conj a[k] of moments, for all rows i of one angular order and n
+    pairs of rows (j, k). A row is one angular order on one ring; after all of these
+    comes a row of ones, in place of factors that first and second moments do not have.
+    Entries are in units of the RMS of their rings.
+
+    :param order: Angular order of the rows i; -1 for the row of ones.
+    :param j: Rows (n,).
+    :param k: Rows (n,).
+    :param value: The moments' entries (n, n_i), complex.
+    :param weights: Their weights (n, n_i).
+    """
+
+    order: int
+    j: np.ndarray
+    k: np.ndarray
+    value: np.ndarray
+    weights: np.ndarray
+
+
+def first_and_second(
+    moments: Moments, orders: np.ndarray, rings: np.ndarray, rms: np.ndarray
+) -> tuple[Entries, Entries]:
+    """
+    :param moments: In-plane averaged polar moments.
+    :param orders: Angular orders (n_rows,) of the rows.
+    :param rings: Their rings (n_rows,).
+    :param rms: RMS (n_rings,) of the rings.
+    :return: Entries of the first moment, and of the second: each pair of rows once.
+        Those on which CTFs leave no information have no weight.
+    """
+    known = [share > 0 for share in relative_information(moments)]
+    zero = np.flatnonzero(orders == 0)
+    ones = np.full(len(zero), len(orders))
+    error = moments.first_error
+    first = _entries(
+        (-1, zero, ones),
+        moments.first[rings[zero]],
+        None if error is None else error[rings[zero]],
+        rms[rings[zero]],
+        known[0][rings[zero]],
+    )
+    j, k = np.nonzero(np.triu(orders[:, None] == orders))
+    at, error = (orders[j], rings[j], rings[k]), moments.second_error
+    # Each stands for itself, its conjugate, and those of order -m.
+    count = (1 + (j != k)) * (1 + (orders[j] > 0))
+    second = _entries(
+        (-1, j, k),
+        moments.second[at],
+        None if error is None else error[at],
+        rms[rings[j]] * rms[rings[k]],
+        count * known[1][at],
+    )
+    return first, second
+
+
+def third(
+    moments: Moments, orders: np.ndarray, rings: np.ndarray, rms: np.ndarray
+) -> list[Entries]:
+    """
+    :param moments: In-plane averaged polar moments.
+    :param orders: Angular orders (n_rows,) of the rows.
+    :param rings: Their rings (n_rows,).
+    :param rms: RMS (n_rings,) of the rings.
+    :return: Entries of the third moment, E a[m1] a[m2] conj a[m1 + m2], by m1; none
+        where there are no third moments.
+    """
+    basis = moments.third_basis
+    if basis is None:
+        return []
+    rows, places, units = [], [], []
+    for m in range(min(orders.max(), basis.max_order) + 1):
+        kept = basis.ring_indices[m].tolist()
+        of_order = np.flatnonzero(orders == m)
+        rows.append(of_order[np.isin(rings[of_order], kept)])
+        on_rings = rings[rows[-1]]
+        places.append([kept.index(ring) for ring in on_rings])
+        units.append(basis.vectors[m][on_rings, places[-1]].real * rms[on_rings])
+
+    def blocks(values: np.ndarray, m1: int, m2: int) -> np.ndarray:
+        at = np.ix_(*(places[m] for m in (m1, m2, m1 + m2)))
+        block = basis.block(values, m1, m2)[at].transpose(1, 2, 0)
+        return block.reshape(-1, len(rows[m1]))
+
+    entries = []
+    for m1 in range((len(rows) - 1) // 2 + 1):
+        parts = []
+        for m2 in range(m1, len(rows) - m1):
+            j, k = rows[m2], rows[m1 + m2]
+            if not (len(rows[m1]) and len(j) and len(k)):
+                continue
+            scale = np.outer(np.outer(units[m2], units[m1 + m2]), units[m1])
+            error, known = scale * 0, np.ones_like(scale)
+            if moments.third_error is not None:
+                error = blocks(moments.third_error, m1, m2)
+                known = error > 0  # 0 where CTFs let nothing through
+            # Signs and permutations of the three orders, see `ThirdMomentBasis`.
+            count = 12 / ((1 + (m1 == m2)) * (1 + (m1 == 0))) if m2 else 1.0
+            pairs = np.repeat(j, len(k)), np.tile(k, len(j))
+            value = blocks(moments.third, m1, m2)
+            parts.append((*pairs, value, error, scale, count * known))
+        if parts:
+            j, k, *values = map(np.concatenate, zip(*parts, strict=True))
+            entries.append(_entries((m1, j, k), *values))
+    return entries
+
+
+def _entries(
+    rows: tuple[int, np.ndarray, np.ndarray],
+    value: np.ndarray,
+    error: np.ndarray | None,
+    scale: np.ndarray,
+    count: np.ndarray,
+) -> Entries:
+    """Entries of these values and standard errors, in units of `scale`, each of which
+    stands for `count`; 0 leaves it out."""
+    relative = 0 if error is None else error / scale
+    weights = count / ((relative / MODEL_ERROR) ** 2 + 1)
+    value, weights = (a.reshape(len(rows[1]), -1) for a in (value / scale, weights))
+    return Entries(*rows, value, weights)
