@@ -31,39 +31,55 @@ def grid_of(problem: GridProblem, x: Tensor) -> PositiveGrid:
     return grid
 
 
-def averaged_starts(problem: GridProblem, x: Tensor, counts: Sequence[int]) -> Tensor:
+def aligned_grids(problem: GridProblem, x: Tensor) -> list[PositiveGrid]:
+    """
+    :param problem: A problem.
+    :param x: Parameters (n_starts, n).
+    :return: Their grids, points moved such that each is aligned with the first one,
+        whatever its hand.
+    """
+    first, *others = (grid_of(problem, row) for row in x)
+    return [first, *(_registered(grid, first) for grid in others)]
+
+
+def averaged_starts(
+    problem: GridProblem,
+    grids: Sequence[PositiveGrid],
+    x: Tensor,
+    groups: Sequence[Sequence[int]],
+) -> Tensor:
     """
     Average volumes that a search has found. Each is partly right and has errors of its
     own, which averages reduce, so these often lie in a better basin than any of them.
 
     :param problem: The problem that they were fitted to.
-    :param x: Their parameters (n_starts, n), best first.
-    :param counts: How many of them to average for each new start.
-    :return: Parameters (len(counts), n) of grids with the first one's gain and density,
-        fitted to averages of volumes that are registered to the first one.
+    :param grids: They, aligned.
+    :param x: Their parameters (len(grids), n).
+    :param groups: Which of them to average for each new start.
+    :return: Parameters (len(groups), n) of grids fitted to averages, with the gain and
+        the density of the first of each group.
     """
-    first, *others = (grid_of(problem, row) for row in x)
     points = SphericalDesign(2 * problem.n_rings + EXTRA_DEGREE).points
     radii = torch.arange(FIRST_RING, problem.n_rings)
     k = radii[:, None, None] * torch.tensor(points).float()
+    firsts = [group[0] for group in groups]
     with torch.no_grad():
-        aligned = [first, *(_registered(grid, first) for grid in others)]
-        values = torch.stack([grid(k) for grid in aligned])
-        targets = torch.stack([values[:n].mean(0) for n in counts])
+        values = {i: grids[i](k) for group in groups for i in group}
+        targets = [sum(values[i] for i in group) / len(group) for group in groups]
+        targets = torch.view_as_real(torch.stack(targets)).movedim(-1, 1)
         # Each ring counts equally.
-        scale = targets[0].abs().square().mean(1).sqrt()[:, None]
-        gains = (first.gain(radii) / scale[:, 0])[:, None, None]
-        functions = torch.stack(first.functions(k)) * gains
-        targets = torch.view_as_real(targets / scale).movedim(-1, 1).flatten(1)
-        functions = functions.flatten(0, -2)
+        scale = targets.square().sum(1).mean(-1).sqrt()[:, None, :, None]
+        gains = torch.stack([grids[i].gain(radii) for i in firsts])
+        gains, targets = gains[:, None, :, None] / scale, targets / scale
+        functions = torch.stack(problem.grid.functions(k)).flatten(0, -2)
 
     def losses(roots: Tensor) -> Tensor:
-        return (roots**2 @ functions.T - targets).square().mean(1)
+        found = (roots**2 @ functions.T).reshape(targets.shape)
+        return (gains * found - targets).square().flatten(1).mean(1)
 
-    roots = first.roots.detach().expand(len(targets), -1)
+    roots = torch.stack([grids[i].roots.detach() for i in firsts])
     roots, _ = minimise_batch(losses, roots, FIT_STEPS)
-    rest = x[:1, roots.shape[1] :].expand(len(roots), -1)
-    return torch.cat((roots.to(x), rest), 1)
+    return torch.cat((roots.to(x), x[firsts, roots.shape[1] :]), 1)
 
 
 def _registered(grid: PositiveGrid, reference: PositiveGrid) -> PositiveGrid:

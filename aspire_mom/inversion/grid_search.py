@@ -15,12 +15,17 @@ from contextlib import contextmanager
 from itertools import count
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from aspire.utils import tqdm
 from torch import Tensor, nn
 
 from aspire_mom.files import Checkpoint
-from aspire_mom.inversion.grid_averages import averaged_starts, grid_of
+from aspire_mom.inversion.grid_averages import (
+    aligned_grids,
+    averaged_starts,
+    grid_of,
+)
 from aspire_mom.inversion.grid_problem import FIRST_RING, GridProblem
 from aspire_mom.inversion.optimise import (
     OptimizerStatus,
@@ -58,9 +63,11 @@ LEVELS = (
 )
 FREE_WEIGHT = 1e-5
 # Starts that are fitted to all rings.
-FINISHED = 4
-# Rounds of averaging, each of half of `SearchOptions.n_steps`.
-ROUNDS = 3
+FINISHED = 8
+# Rounds of averaging, each of a third of `SearchOptions.n_steps`; averages in a round;
+# and how many of the best FINISHED, drawn at random, each is of. Averages of the very
+# best lead to basins that are no better more often.
+ROUNDS, AVERAGES, PARENTS = 8, 4, 3
 # Rings at most: at 10 the matrix of coefficients takes 0.4 GB, at 12 it takes 1.6.
 MAX_RINGS = 10
 # Standard deviation of the density's coefficients at the start.
@@ -101,9 +108,9 @@ def search_grid(
     grid = PositiveGrid(n_rings, support_radius=support_radius)
     degree = math.isqrt(len(density.coefficients) + 1) - 1
     levels = _levels(options, n_rings)
-    counts = sorted({2, levels[-1][1]}) if levels[-1][1] > 1 else []
     total = sum(n_starts * (n_steps + 1) for _, n_starts, n_steps, _ in levels)
-    total += ROUNDS * len(counts) * (options.n_steps // 2 + 1)
+    if levels[-1][1] > 1:
+        total += ROUNDS * AVERAGES * (options.n_steps // 3 + 1)
     bar = tqdm(desc="inversion", total=total, disable=not is_first())
     fits = _Fits(bar, status, checkpoint, device)
     x = losses = None
@@ -127,8 +134,7 @@ def search_grid(
         order = losses.argsort()[: int(losses.isfinite().sum())]
         x, losses, seeds = x[order], losses[order], [seeds[i] for i in order]
         if len(seeds) > 1:
-            steps = options.n_steps // 2
-            x[0], losses[0] = _from_averages(fits, problem, x, losses, counts, steps)
+            x[0], losses[0] = _from_averages(fits, problem, x, losses, options)
             entry = _entry("grid, averages", n_rings, losses[0].item())
             histories[seeds[0]].append(entry)
     candidates = []
@@ -145,23 +151,30 @@ def _from_averages(
     problem: GridProblem,
     x: Tensor,
     losses: Tensor,
-    counts: list[int],
-    n_steps: int,
+    options: SearchOptions,
 ) -> tuple[Tensor, Tensor]:
-    """Parameters and loss of the best fit from averages of the best starts, and from
-    averages of these and what came of them, in turn."""
+    """Parameters and loss of the best fit from averages of starts, best first, and of
+    what came of averages, in turn."""
     # The problem had as many starts as were left.
-    weights = torch.full((len(counts),), FREE_WEIGHT)[local_rows(len(counts))]
+    weights = torch.full((AVERAGES,), FREE_WEIGHT)[local_rows(AVERAGES)]
     problem.gain_weights = weights.to(x.device)
+    grids, n_starts = [], len(x)
     for i in range(ROUNDS):
-        stage, starts = f"grid, averages {i + 1}", x[: len(counts)]
+        stage, starts = f"grid, averages {i + 1}", x[:1].expand(AVERAGES, -1)
         if stage not in fits.checkpoint.state:
-            starts = averaged_starts(problem, x[: counts[-1]], counts)
-        found = fits.fit(problem, starts, n_steps, stage)
+            grids = grids or aligned_grids(problem, x[:n_starts])
+            # Fits stay aligned with what they started from.
+            grids += [grid_of(problem, row) for row in x[len(grids) :]]
+            best, rng = losses.argsort()[:FINISHED], np.random.default_rng(i)
+            groups = [
+                best[np.sort(rng.permutation(len(best))[:PARENTS])].tolist()
+                for _ in range(AVERAGES)
+            ]
+            starts = averaged_starts(problem, grids, x, groups)
+        found = fits.fit(problem, starts, options.n_steps // 3, stage)
         x, losses = torch.cat((x, found[0])), torch.cat((losses, found[1]))
-        order = losses.argsort()
-        x, losses = x[order], losses[order]
-    return x[0], losses[0]
+    best = losses.argmin()
+    return x[best], losses[best]
 
 
 def _entry(stage: str, n_rings: int, loss: float) -> dict:

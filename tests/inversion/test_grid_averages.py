@@ -8,7 +8,7 @@ from scipy.spatial.transform import Rotation
 
 from aspire_mom import compare
 from aspire_mom.inversion import grid_search
-from aspire_mom.inversion.grid_averages import averaged_starts
+from aspire_mom.inversion.grid_averages import aligned_grids, averaged_starts
 from aspire_mom.inversion.grid_problem import GridProblem
 from aspire_mom.rotations import SphericalDesign
 from tests.inversion.test_grid import DEGREE, inversion, moments_of, parameters, truth
@@ -39,7 +39,9 @@ def test_averages_are_of_registered_volumes():
         resampled = copy.deepcopy(grid)
         resampled.roots.data = weights.sqrt()
         others.append(parameters(resampled, coefficients))
-    starts = averaged_starts(problem, torch.cat((x, *others)), (1, 3))
+    every = torch.cat((x, *others))
+    grids = aligned_grids(problem, every)
+    starts = averaged_starts(problem, grids, every, [[0], [0, 1, 2]])
     assert starts.shape == (2, x.shape[1])
     # The average of one is that one.
     torch.testing.assert_close(starts[0], x[0], rtol=1e-3, atol=1e-3)
