@@ -15,10 +15,10 @@ MODEL_ERROR = 0.03
 
 class Entries(NamedTuple):
     """
-    Entries E a[i] a[j] conj a[k] of moments, for all rows i of one angular order and n
-    pairs of rows (j, k). A row is one angular order on one ring; after all of these
-    comes a row of ones, in place of factors that first and second moments do not have.
-    Entries are in units of the RMS of their rings.
+    Entries E a[i] a[j] conj a[k] of moments, for the first n_i rows i of one angular
+    order and n pairs of rows (j, k). A row is one angular order on one ring; after all
+    of these comes a row of ones, in place of factors that first and second moments do
+    not have. Entries are in units of the RMS of their rings.
 
     :param order: Angular order of the rows i; -1 for the row of ones.
     :param j: Rows (n,).

@@ -84,7 +84,7 @@ class GridProblem:
             group for group in ([first], [second], third(moments, *rows)) if group
         ]
         every = [entries for group in groups for entries in group]
-        self.parts = [(entries.order, len(entries.j)) for entries in every]
+        self.parts = [(entries.order, entries.value.shape) for entries in every]
         self.j, self.k = (
             torch.from_numpy(np.concatenate([getattr(e, name) for e in every]))
             for name in "jk"
@@ -114,7 +114,7 @@ class GridProblem:
 
     def _rows(self, entries: Entries) -> np.ndarray:
         """Rows i, j and k of each entry, (n, 3)."""
-        i = np.flatnonzero(self.orders == entries.order)
+        i = np.flatnonzero(self.orders == entries.order)[: entries.value.shape[1]]
         at = np.repeat(np.stack((entries.j, entries.k), 1), len(i), axis=0)
         return np.column_stack((np.tile(i, len(entries.j)), at))
 
@@ -176,10 +176,12 @@ class GridProblem:
         # Of real and imaginary parts of the moments.
         i = torch.stack((i * (ahead + behind), 1j * i * (ahead - behind)), 2)
         of_order = torch.view_as_real(i).flatten(3).split(self.n_rows, 1)
-        sizes = [size for _, size in self.parts]
+        sizes = [n_pairs for _, (n_pairs, _) in self.parts]
         parts = [
-            (part @ of_order[order].flatten(1, 2).mT).flatten(1)
-            for part, (order, _) in zip(pairs.split(sizes, 1), self.parts, strict=True)
+            (part @ of_order[order][:, :n].flatten(1, 2).mT).flatten(1)
+            for part, (order, (_, n)) in zip(
+                pairs.split(sizes, 1), self.parts, strict=True
+            )
         ]
         moments = torch.view_as_complex(torch.cat(parts, 1).unflatten(1, (-1, 2)))
         if self.shifts:

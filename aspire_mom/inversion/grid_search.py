@@ -68,7 +68,7 @@ FINISHED = 8
 # and how many of the best FINISHED, drawn at random, each is of. Averages of the very
 # best lead to basins that are no better more often.
 ROUNDS, AVERAGES, PARENTS = 8, 4, 3
-# Rings at most: at 10 the matrix of coefficients takes 0.4 GB, at 12 it takes 1.6.
+# Rings at most: on 10, a step takes four times as long as on 8, and twice the memory.
 MAX_RINGS = 10
 # Standard deviation of the density's coefficients at the start.
 DENSITY_SPREAD = 0.1
