@@ -33,6 +33,8 @@ class PolarForward(torch.nn.Module):
     :raises ValueError: Images have shifts and the basis is not averaged in plane.
     """
 
+    directions: Tensor
+
     def __init__(
         self, basis: PolarBasis, quadrature: SO3Quadrature, shift_std: float | None
     ):

@@ -45,41 +45,43 @@ def aligned_grids(problem: GridProblem, x: Tensor) -> list[PositiveGrid]:
 def averaged_starts(
     problem: GridProblem,
     grids: Sequence[PositiveGrid],
-    x: Tensor,
     groups: Sequence[Sequence[int]],
+    first: Tensor,
 ) -> Tensor:
     """
     Average volumes that a search has found. Each is partly right and has errors of its
     own, which averages reduce, so these often lie in a better basin than any of them.
 
     :param problem: The problem that they were fitted to.
-    :param grids: They, aligned.
-    :param x: Their parameters (len(grids), n).
+    :param grids: The volumes, as :func:`aligned_grids` returns them.
     :param groups: Which of them to average for each new start.
-    :return: Parameters (len(groups), n) of grids fitted to averages, with the gain and
-        the density of the first of each group.
+    :param first: Parameters (n,) of the one with which the others are aligned.
+    :return: Parameters (len(groups), n) of grids fitted to averages, with that one's
+        gain and density.
     """
     points = SphericalDesign(2 * problem.n_rings + EXTRA_DEGREE).points
     radii = torch.arange(FIRST_RING, problem.n_rings)
     k = radii[:, None, None] * torch.tensor(points).float()
-    firsts = [group[0] for group in groups]
+    reference = grid_of(problem, first)
     with torch.no_grad():
-        values = {i: grids[i](k) for group in groups for i in group}
+        values = {
+            i: grids[i](k) for i in sorted({i for group in groups for i in group})
+        }
         targets = [sum(values[i] for i in group) / len(group) for group in groups]
         targets = torch.view_as_real(torch.stack(targets)).movedim(-1, 1)
         # Each ring counts equally.
         scale = targets.square().sum(1).mean(-1).sqrt()[:, None, :, None]
-        gains = torch.stack([grids[i].gain(radii) for i in firsts])
-        gains, targets = gains[:, None, :, None] / scale, targets / scale
+        gains, targets = reference.gain(radii)[:, None] / scale, targets / scale
         functions = torch.stack(problem.grid.functions(k)).flatten(0, -2)
 
     def losses(roots: Tensor) -> Tensor:
         found = (roots**2 @ functions.T).reshape(targets.shape)
         return (gains * found - targets).square().flatten(1).mean(1)
 
-    roots = torch.stack([grids[i].roots.detach() for i in firsts])
+    roots = reference.roots.detach().expand(len(groups), -1)
     roots, _ = minimise_batch(losses, roots, FIT_STEPS)
-    return torch.cat((roots.to(x), x[firsts, roots.shape[1] :]), 1)
+    rest = first[roots.shape[1] :].expand(len(groups), -1)
+    return torch.cat((roots.to(first), rest), 1)
 
 
 def _registered(grid: PositiveGrid, reference: PositiveGrid) -> PositiveGrid:

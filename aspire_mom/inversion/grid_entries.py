@@ -15,26 +15,31 @@ MODEL_ERROR = 0.03
 
 class Entries(NamedTuple):
     """
-    Entries E a[i] a[j] conj a[k] of moments, for the first n_i rows i of one angular
-    order and n pairs of rows (j, k). A row is one angular order on one ring; after all
-    of these comes a row of ones, in place of factors that first and second moments do
-    not have. Entries are in units of the RMS of their rings.
+    Entries E a[i] a[j] conj a[k] of moments, for some rows i and n pairs of rows (j,
+    k). A row is one angular order on one ring; after all of these comes a row of ones,
+    in place of factors that first and second moments do not have. Entries are in units
+    of the RMS of their rings.
 
-    :param order: Angular order of the rows i; -1 for the row of ones.
+    :param i: Rows (n_i,).
     :param j: Rows (n,).
     :param k: Rows (n,).
     :param value: The moments' entries (n, n_i), complex.
     :param weights: Their weights (n, n_i).
     """
 
-    order: int
+    i: np.ndarray
     j: np.ndarray
     k: np.ndarray
     value: np.ndarray
     weights: np.ndarray
 
+    def rows(self) -> np.ndarray:
+        """:return: Rows i, j and k of each entry, (n n_i, 3)."""
+        pairs = np.repeat(np.stack((self.j, self.k), 1), len(self.i), axis=0)
+        return np.column_stack((np.tile(self.i, len(self.j)), pairs))
 
-def first_and_second(
+
+def first_and_second_entries(
     moments: Moments, orders: np.ndarray, rings: np.ndarray, rms: np.ndarray
 ) -> tuple[Entries, Entries]:
     """
@@ -46,11 +51,10 @@ def first_and_second(
         Those on which CTFs leave no information have no weight.
     """
     known = [share > 0 for share in relative_information(moments)]
-    zero = np.flatnonzero(orders == 0)
-    ones = np.full(len(zero), len(orders))
+    zero, one = np.flatnonzero(orders == 0), np.array([len(orders)])
     error = moments.first_error
     first = _entries(
-        (-1, zero, ones),
+        (one, zero, one.repeat(len(zero))),
         moments.first[rings[zero]],
         None if error is None else error[rings[zero]],
         rms[rings[zero]],
@@ -61,7 +65,7 @@ def first_and_second(
     # Each stands for itself, its conjugate, and those of order -m.
     count = (1 + (j != k)) * (1 + (orders[j] > 0))
     second = _entries(
-        (-1, j, k),
+        (one, j, k),
         moments.second[at],
         None if error is None else error[at],
         rms[rings[j]] * rms[rings[k]],
@@ -70,7 +74,7 @@ def first_and_second(
     return first, second
 
 
-def third(
+def third_entries(
     moments: Moments, orders: np.ndarray, rings: np.ndarray, rms: np.ndarray
 ) -> list[Entries]:
     """
@@ -81,8 +85,8 @@ def third(
     :return: Entries of the third moment, E a[m1] a[m2] conj a[m1 + m2], by m1; none
         where there are no third moments.
     """
-    basis = moments.third_basis
-    if basis is None:
+    basis, third = moments.third_basis, moments.third
+    if basis is None or basis.ring_indices is None or third is None:
         return []
     rows, places, units = [], [], []
     for m in range(min(orders.max(), basis.max_order) + 1):
@@ -113,16 +117,16 @@ def third(
             # Signs and permutations of the three orders, see `ThirdMomentBasis`.
             count = 12 / ((1 + (m1 == m2)) * (1 + (m1 == 0))) if m2 else 1.0
             pairs = np.repeat(j, len(k)), np.tile(k, len(j))
-            value = blocks(moments.third, m1, m2)
+            value = blocks(third, m1, m2)
             parts.append((*pairs, value, error, scale, count * known))
         if parts:
             j, k, *values = map(np.concatenate, zip(*parts, strict=True))
-            entries.append(_entries((m1, j, k), *values))
+            entries.append(_entries((rows[m1], j, k), *values))
     return entries
 
 
 def _entries(
-    rows: tuple[int, np.ndarray, np.ndarray],
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
     value: np.ndarray,
     error: np.ndarray | None,
     scale: np.ndarray,
@@ -132,5 +136,7 @@ def _entries(
     stands for `count`; 0 leaves it out."""
     relative = 0 if error is None else error / scale
     weights = count / ((relative / MODEL_ERROR) ** 2 + 1)
-    value, weights = (a.reshape(len(rows[1]), -1) for a in (value / scale, weights))
+    value, weights = (
+        a.reshape(len(rows[1]), len(rows[0])) for a in (value / scale, weights)
+    )
     return Entries(*rows, value, weights)

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from aspire_mom.inversion.forward import PolarForward
-from aspire_mom.inversion.grid_entries import Entries, first_and_second, third
+from aspire_mom.inversion.grid_entries import (
+    Entries,
+    first_and_second_entries,
+    third_entries,
+)
 from aspire_mom.inversion.grid_shifts import ShiftedMoment
 from aspire_mom.inversion.grid_views import GridViews
 from aspire_mom.inversion.start import cut_to_support
@@ -70,25 +74,26 @@ class GridProblem:
         # Noise can leave weak rings with no power at all.
         self.rms = np.maximum(rms, LEAST_RMS * rms.max())
         units = basis.L * self.rms
-        self.of_points = GridViews(grid, forward, self.orders, self.rings, units)
+        self.grid_views = GridViews(grid, forward, self.orders, self.rings, units)
         self.harmonics = log_density_harmonics(design.points, degree).float()
-        at = moments.second[self.orders, self.rings, self.rings].real
-        self.powers = torch.from_numpy(at / self.rms[self.rings] ** 2).float()
-        self.n_rows = [*np.bincount(self.orders).tolist(), 1]
+        power = moments.second[self.orders, self.rings, self.rings].real
+        self.powers = torch.from_numpy(power / self.rms[self.rings] ** 2).float()
         self._set_entries(moments)
 
     def _set_entries(self, moments: Moments) -> None:
         rows = self.orders, self.rings, self.rms
-        first, second = first_and_second(moments, *rows)
+        first, second = first_and_second_entries(moments, *rows)
         groups = [
-            group for group in ([first], [second], third(moments, *rows)) if group
+            group
+            for group in ([first], [second], third_entries(moments, *rows))
+            if group
         ]
         every = [entries for group in groups for entries in group]
-        self.parts = [(entries.order, entries.value.shape) for entries in every]
-        self.j, self.k = (
-            torch.from_numpy(np.concatenate([getattr(e, name) for e in every]))
-            for name in "jk"
+        self.i, self.j, self.k = (
+            torch.from_numpy(np.concatenate(rows))
+            for rows in zip(*((e.i, e.j, e.k) for e in every), strict=True)
         )
+        self.n_i, self.n_pairs = [len(e.i) for e in every], [len(e.j) for e in every]
         target = np.concatenate([e.value.ravel() for e in every])
         self.target = torch.from_numpy(target.astype(np.complex64))
         weights = []
@@ -106,26 +111,18 @@ class GridProblem:
     ) -> Iterator[ShiftedMoment]:
         """The effect of shifts on first, second and third moments."""
         for i, group in enumerate(groups):
-            if i < 2:
-                at = np.stack((group[0].j, group[0].k), 1)[:, : i + 1]
-            else:
-                at = np.concatenate([self._rows(entries) for entries in group])
-            yield ShiftedMoment(self.rings[at], self.orders[at], std)
-
-    def _rows(self, entries: Entries) -> np.ndarray:
-        """Rows i, j and k of each entry, (n, 3)."""
-        i = np.flatnonzero(self.orders == entries.order)[: entries.value.shape[1]]
-        at = np.repeat(np.stack((entries.j, entries.k), 1), len(i), axis=0)
-        return np.column_stack((np.tile(i, len(entries.j)), at))
+            rows = np.concatenate([entries.rows() for entries in group])
+            # First and second moments have one factor and two.
+            rows = rows[:, (slice(1, 2), slice(1, 3), slice(3))[i]]
+            yield ShiftedMoment(self.rings[rows], self.orders[rows], std)
 
     def to(self, device: torch.device) -> "GridProblem":
         """
         :param device: Device of the tensors.
         :return: The same problem, there.
         """
-        for name in ("of_points", "harmonics", "powers", "gain_weights"):
-            setattr(self, name, getattr(self, name).to(device))
-        for name in ("j", "k", "target", "weights"):
+        names = "grid_views", "harmonics", "powers", "gain_weights", "target", "weights"
+        for name in (*names, "i", "j", "k"):
             setattr(self, name, getattr(self, name).to(device))
         self.shifts = [shift.to(device) for shift in self.shifts]
         return self
@@ -157,7 +154,7 @@ class GridProblem:
         """
         roots, solvent, log_gains, _ = self.split(x)
         gains = log_ring_gains(solvent, log_gains).exp()[:, self.rings]
-        return self.of_points(roots**2) * gains[..., None]
+        return self.grid_views(roots**2) * gains[..., None]
 
     def _moments(self, x: Tensor) -> Tensor:
         """The model's moments (n_starts, n_entries), as those of `target`."""
@@ -172,17 +169,12 @@ class GridProblem:
         # Views, then their antipodes, which show mirror images: conjugate coefficients.
         logits = self.split(x)[-1] @ self.harmonics.T
         ahead, behind = torch.softmax(logits, -1)[:, None].tensor_split(2, -1)
-        i = a.conj()
-        # Of real and imaginary parts of the moments.
-        i = torch.stack((i * (ahead + behind), 1j * i * (ahead - behind)), 2)
-        of_order = torch.view_as_real(i).flatten(3).split(self.n_rows, 1)
-        sizes = [n_pairs for _, (n_pairs, _) in self.parts]
-        parts = [
-            (part @ of_order[order][:, :n].flatten(1, 2).mT).flatten(1)
-            for part, (order, (_, n)) in zip(
-                pairs.split(sizes, 1), self.parts, strict=True
-            )
-        ]
+        conjugate = a.conj()
+        # For real and for imaginary parts of the moments.
+        i = (conjugate * (ahead + behind), 1j * conjugate * (ahead - behind))
+        i = torch.view_as_real(torch.stack(i, 2)).flatten(3).index_select(1, self.i)
+        factors = zip(pairs.split(self.n_pairs, 1), i.split(self.n_i, 1), strict=True)
+        parts = [(part @ i.flatten(1, 2).mT).flatten(1) for part, i in factors]
         moments = torch.view_as_complex(torch.cat(parts, 1).unflatten(1, (-1, 2)))
         if self.shifts:
             groups = zip(self.shifts, moments.split(self.sizes, 1), strict=True)

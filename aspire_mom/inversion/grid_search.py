@@ -2,8 +2,8 @@
 The search for a `PositiveGrid` with given first, second and third moments.
 
 Many random starts are fitted to the first few rings, all in one batch of tensors. Ring
-after ring is added, and each time only the starts of lowest loss go on. The last few
-are averaged, fits from their averages join them, and so on for a few rounds. Where
+after ring is added, and each time only the starts of lowest loss go on. Averages of
+the last few are fitted, and averages of what comes of them, for several rounds. Where
 there are several processes, each fits its share of the starts of a level.
 """
 
@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
+from itertools import combinations, count
 from typing import NamedTuple
 
 import numpy as np
@@ -65,8 +65,8 @@ FREE_WEIGHT = 1e-5
 # Starts that are fitted to all rings.
 FINISHED = 8
 # Rounds of averaging, each of a third of `SearchOptions.n_steps`; averages in a round;
-# and how many of the best FINISHED, drawn at random, each is of. Averages of the very
-# best lead to basins that are no better more often.
+# and how many of the best FINISHED, drawn at random, each is of. Averages of only the
+# very best lead back to known basins more often.
 ROUNDS, AVERAGES, PARENTS = 8, 4, 3
 # Rings at most: on 10, a step takes four times as long as on 8, and twice the memory.
 MAX_RINGS = 10
@@ -109,8 +109,7 @@ def search_grid(
     degree = math.isqrt(len(density.coefficients) + 1) - 1
     levels = _levels(options, n_rings)
     total = sum(n_starts * (n_steps + 1) for _, n_starts, n_steps, _ in levels)
-    if levels[-1][1] > 1:
-        total += ROUNDS * AVERAGES * (options.n_steps // 3 + 1)
+    total += sum(_round_sizes(levels[-1][1])) * (options.n_steps // 3 + 1)
     bar = tqdm(desc="inversion", total=total, disable=not is_first())
     fits = _Fits(bar, status, checkpoint, device)
     x = losses = None
@@ -153,28 +152,39 @@ def _from_averages(
     losses: Tensor,
     options: SearchOptions,
 ) -> tuple[Tensor, Tensor]:
-    """Parameters and loss of the best fit from averages of starts, best first, and of
-    what came of averages, in turn."""
-    # The problem had as many starts as were left.
-    weights = torch.full((AVERAGES,), FREE_WEIGHT)[local_rows(AVERAGES)]
-    problem.gain_weights = weights.to(x.device)
-    grids, n_starts = [], len(x)
-    for i in range(ROUNDS):
-        stage, starts = f"grid, averages {i + 1}", x[:1].expand(AVERAGES, -1)
+    """Parameters and loss of the best fit, in rounds: averages of starts, which are
+    given best first, are fitted, and join them."""
+    n_starts, grids = len(x), []
+    for i, n_averages in enumerate(_round_sizes(n_starts)):
+        # The problem had as many starts as were left.
+        weights = torch.full((n_averages,), FREE_WEIGHT)[local_rows(n_averages)]
+        problem.gain_weights = weights.to(x.device)
+        stage = f"grid, averages {i + 1}"
+        starts = x[:1].expand(n_averages, -1)  # if the checkpoint has what comes of it
         if stage not in fits.checkpoint.state:
             grids = grids or aligned_grids(problem, x[:n_starts])
             # Fits stay aligned with what they started from.
             grids += [grid_of(problem, row) for row in x[len(grids) :]]
-            best, rng = losses.argsort()[:FINISHED], np.random.default_rng(i)
-            groups = [
-                best[np.sort(rng.permutation(len(best))[:PARENTS])].tolist()
-                for _ in range(AVERAGES)
-            ]
-            starts = averaged_starts(problem, grids, x, groups)
+            best = losses.argsort().tolist()
+            groups = list(combinations(best[:FINISHED], min(PARENTS, len(best))))
+            drawn = np.random.default_rng(i).permutation(len(groups))[:n_averages]
+            first = next(j for j in best if j == 0 or j >= n_starts)
+            starts = averaged_starts(
+                problem, grids, [groups[j] for j in drawn], x[first]
+            )
         found = fits.fit(problem, starts, options.n_steps // 3, stage)
         x, losses = torch.cat((x, found[0])), torch.cat((losses, found[1]))
-    best = losses.argmin()
+    best = losses.argsort()[0]
     return x[best], losses[best]
+
+
+def _round_sizes(n_starts: int) -> list[int]:
+    """Number of averages in each round."""
+    sizes: list[int] = []
+    for _ in range(ROUNDS if n_starts > 1 else 0):
+        n = n_starts + sum(sizes)
+        sizes.append(min(AVERAGES, math.comb(min(n, FINISHED), min(n, PARENTS))))
+    return sizes
 
 
 def _entry(stage: str, n_rings: int, loss: float) -> dict:

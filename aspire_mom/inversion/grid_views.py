@@ -13,8 +13,8 @@ from aspire_mom.inversion.forward import PolarForward
 from aspire_mom.rotations.sphere import real_spherical_harmonics
 from aspire_mom.volumes import PositiveGrid
 
-# Degrees of harmonics beyond 2π |k| |μ|: with 6, the coefficients' error is below 4e-4
-# of their RMS, even of points on the edge of the ball.
+# Degrees of harmonics beyond 2π |k| |μ|: with 6, the error of points on the edge of the
+# ball is about 1e-3 of a ring's RMS on 8 rings, far less than `MODEL_ERROR`.
 MARGIN = 6
 
 
@@ -50,18 +50,19 @@ class GridViews:
         for ring in np.unique(rings):
             x = 2 * math.pi * ring * distances
             degree = math.ceil(float(x.max())) + MARGIN
-            of_points = list(real_spherical_harmonics(toward, degree))
+            of_points = list(enumerate(real_spherical_harmonics(toward, degree)))
             of_views = list(real_spherical_harmonics(forward.directions, degree))
             scale = 4 * math.pi * grid.decay(torch.tensor(ring)) / units[ring]
             # Even degrees are real and make even orders, odd degrees imaginary ones.
             for parity in (0, 1):
                 expansion = [
                     (1, -1, -1, 1)[l % 4] * torch.from_numpy(spherical_jn(l, x)) * Y.T
-                    for l, Y in list(enumerate(of_points))[parity::2]
+                    for l, Y in of_points[parity::2]
                 ]
                 expansions.append(scale * torch.cat(expansion))
-                parts = [torch.zeros_like(Y := torch.cat(of_views[parity::2], 1))] * 2
-                parts[parity] = Y
+                Y = torch.cat(of_views[parity::2], 1)
+                zero = torch.zeros_like(Y)
+                parts = (zero, Y) if parity else (Y, zero)
                 at = np.flatnonzero((rings == ring) & (orders % 2 == parity))
                 c = torch.view_as_real(forward.orders(*parts)[orders[at]])
                 matrix = c.permute(1, 0, 2, 3).flatten(1)
@@ -88,7 +89,7 @@ class GridViews:
         """
         harmonics = (weights @ self.expansion).split(self.sizes, 1)
         blocks = [
-            (part @ matrix).reshape(len(weights), -1, 2 * self.n_views)
+            (part @ matrix).unflatten(1, (-1, 2 * self.n_views))
             for part, matrix in zip(harmonics, self.matrices, strict=True)
         ]
         rows = torch.cat(blocks, 1).index_select(1, self.order)

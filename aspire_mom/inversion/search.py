@@ -47,7 +47,7 @@ class SearchOptions:
     :param n_starts: Number of starts; by default 16 for Gaussians, 64 for a grid, 4 for
         harmonics, else 1.
     :param n_steps: Steps of the last refinement of each start; by default 400 of L-BFGS
-        or 1,000 of Adam. For a grid, twice those of each round of averaging.
+        or 1,000 of Adam. For a grid, three times those of a round of averages.
     :param optimizer: "lbfgs" or "adam"; by default Adam for networks, else L-BFGS.
     :param learning_rates: Adam's learning rates, each for an equal share of the steps.
     :param max_gaussians: Largest number of Gaussians in a mixture.

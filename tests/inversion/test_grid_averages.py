@@ -41,7 +41,7 @@ def test_averages_are_of_registered_volumes():
         others.append(parameters(resampled, coefficients))
     every = torch.cat((x, *others))
     grids = aligned_grids(problem, every)
-    starts = averaged_starts(problem, grids, every, [[0], [0, 1, 2]])
+    starts = averaged_starts(problem, grids, [(0,), (1, 2)], x[0])
     assert starts.shape == (2, x.shape[1])
     # The average of one is that one.
     torch.testing.assert_close(starts[0], x[0], rtol=1e-3, atol=1e-3)
