@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
@@ -51,6 +52,9 @@ def test_averages_are_of_registered_volumes():
     average.roots.data = starts[1, :n_points]
     fsc = compare(average.to_volume(21, 1.0), grid.to_volume(21, 1.0)).fsc
     assert fsc[1:5].min() > 0.95
+    # With the density of the first one, which the others are aligned with.
+    elsewhere = problem._distances(torch.cat(others)).min()
+    assert problem._distances(starts[1:]) < 0.6 * elsewhere
 
 
 def test_the_best_start_goes_on_from_averages(monkeypatch):
@@ -67,6 +71,14 @@ def test_the_best_start_goes_on_from_averages(monkeypatch):
     ]
     assert losses[-1] < losses[-2] <= found.starts[1]["loss"]
     assert len({start["seed"] for start in found.starts}) == 4
+
+
+@pytest.mark.parametrize(
+    ("n_starts", "sizes"), [(1, []), (2, [1, 1, 4]), (3, [1, 4, 4]), (8, [4, 4, 4])]
+)
+def test_no_average_is_made_twice_in_a_round(monkeypatch, n_starts, sizes):
+    monkeypatch.setattr(grid_search, "ROUNDS", 3)
+    assert grid_search._round_sizes(n_starts) == sizes
 
 
 def test_one_start_has_no_average(monkeypatch):
