@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -164,33 +163,31 @@ class RingSum(torch.autograd.Function):
         ctx.save_for_backward(phase, amplitude)
         of_rings = amplitude.T.contiguous()
         rings = [
-            waves @ a for a, waves in zip(of_rings, _multiples(phase), strict=False)
+            torch.complex(re @ of_rings[r], im @ of_rings[r])
+            for r, re, im in _powers(phase, len(of_rings))
         ]
-        return torch.complex(*torch.stack(rings, 2))
+        return torch.stack(rings, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         phase, amplitude = ctx.saved_tensors
-        gradient = torch.view_as_real(gradient.T.resolve_conj()).movedim(2, 1)
-        # Of cos rφ and sin rφ, whose derivatives are -r sin rφ and r cos rφ.
-        turned = torch.stack((gradient[:, 1], -gradient[:, 0]), 1)
+        g_re, g_im = gradient.real.T.contiguous(), gradient.imag.T.contiguous()
         of_rings = amplitude.T.contiguous()
         g_of_rings = torch.empty_like(of_rings)
         g_phase = torch.zeros_like(phase)
-        for r, waves in zip(range(len(of_rings)), _multiples(phase), strict=False):
-            g_of_rings[r] = gradient[r].flatten() @ waves.flatten(0, 1)
-            for part, slope in zip(waves, turned[r], strict=True):
-                g_phase.addcmul_(part * slope[:, None], r * of_rings[r])
+        for r, re, im in _powers(phase, len(of_rings)):
+            g_of_rings[r] = re.T @ g_re[r] + im.T @ g_im[r]
+            slope = g_im[r, :, None] * re - g_re[r, :, None] * im
+            g_phase.addcmul_(slope, r * of_rings[r])
         return g_phase, g_of_rings.T
 
 
-def _multiples(phase: Tensor) -> Iterator[Tensor]:
-    """(cos rφ, sin rφ), (2, *phase.shape), for r = 0, 1, …; each is valid until the
-    next one. Both obey x[r + 1] = 2 cos φ x[r] - x[r - 1], which works in place."""
-    now = torch.stack((torch.ones_like(phase), torch.zeros_like(phase)))
-    last = torch.stack((phase.cos(), -phase.sin()))
-    twice = 2 * last[0]
-    while True:
-        yield now
-        now, last = last.neg_().addcmul_(twice, now), now
+def _powers(phase: Tensor, n: int):
+    """(r, cos rφ, sin rφ) for r = 0 … n - 1."""
+    c, s = phase.cos(), phase.sin()
+    re, im = torch.ones_like(c), torch.zeros_like(s)
+    for r in range(n):
+        if r:
+            re, im = re * c - im * s, re * s + im * c
+        yield r, re, im
