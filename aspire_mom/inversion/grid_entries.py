@@ -25,6 +25,7 @@ class Entries(NamedTuple):
     :param k: Rows (n,).
     :param value: The moments' entries (n, n_i), complex.
     :param weights: Their weights (n, n_i).
+    :param errors: Their standard errors (n, n_i); 0 where they are not known.
     """
 
     i: np.ndarray
@@ -32,6 +33,7 @@ class Entries(NamedTuple):
     k: np.ndarray
     value: np.ndarray
     weights: np.ndarray
+    errors: np.ndarray
 
     def rows(self) -> np.ndarray:
         """:return: Rows i, j and k of each entry, (n n_i, 3)."""
@@ -134,9 +136,8 @@ def _entries(
 ) -> Entries:
     """Entries of these values and standard errors, in units of `scale`, each of which
     stands for `count`; 0 leaves it out."""
-    relative = 0 if error is None else error / scale
-    weights = count / ((relative / MODEL_ERROR) ** 2 + 1)
-    value, weights = (
-        a.reshape(len(rows[1]), len(rows[0])) for a in (value / scale, weights)
-    )
-    return Entries(*rows, value, weights)
+    errors = 0 * scale if error is None else error / scale
+    weights = count / ((errors / MODEL_ERROR) ** 2 + 1)
+    shape = len(rows[1]), len(rows[0])
+    arrays = (a.reshape(shape) for a in (value / scale, weights, errors))
+    return Entries(*rows, *arrays)

@@ -101,6 +101,8 @@ class GridProblem:
             w = np.concatenate([e.weights.ravel() for e in group])
             norm = sum((e.weights * abs(e.value) ** 2).sum() for e in group)
             weights.append(w / norm if norm > 0 else 0 * w)
+        squares = np.concatenate([e.errors.ravel() ** 2 for e in every])
+        self.noise_loss = float((np.concatenate(weights) * squares).sum())
         self.weights = torch.from_numpy(np.concatenate(weights).astype(np.float32))
         self.sizes = [len(w) for w in weights]
         std = moments.shift_std / self.L

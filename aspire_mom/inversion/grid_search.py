@@ -3,8 +3,10 @@ The search for a `PositiveGrid` with given first, second and third moments.
 
 Many random starts are fitted to the first few rings, all in one batch of tensors. Ring
 after ring is added, and each time only the starts of lowest loss go on. Averages of
-the last few are fitted, and averages of what comes of them, for several rounds. Where
-there are several processes, each fits its share of the starts of a level.
+the last few are fitted, and averages of what comes of them, for several rounds. On all
+rings, fits go on until the best explains the moments as well as their noise allows:
+from there on, they would follow the noise. Where there are several processes, each
+fits its share of the starts of a level.
 """
 
 import copy
@@ -68,6 +70,9 @@ FINISHED = 8
 # and how many of the best FINISHED, drawn at random, each is of. Averages of only the
 # very best lead back to known basins more often.
 ROUNDS, AVERAGES, PARENTS = 8, 4, 3
+# A round of averages is the last one if their losses, less that of noise, differ by no
+# more than this share.
+SAME = 0.05
 # Rings at most: on 10, a step takes four times as long as on 8, and twice the memory.
 MAX_RINGS = 10
 # Standard deviation of the density's coefficients at the start.
@@ -124,7 +129,8 @@ def search_grid(
             problem = GridProblem(moments, grid, degree, level, weights).to(device)
             x = _random_starts(problem, seeds) if x is None else x
             stage = f"grid, {level} rings"
-            x, losses = fits.fit(problem, x, n_steps, stage)
+            enough = problem.noise_loss if level == n_rings else 0.0
+            x, losses = fits.fit(problem, x, n_steps, stage, enough)
             if not losses.isfinite().any():
                 raise FloatingPointError(f"the loss became infinite or NaN in {stage}")
             for seed, loss in zip(seeds, losses.tolist(), strict=True):
@@ -133,9 +139,12 @@ def search_grid(
         order = losses.argsort()[: int(losses.isfinite().sum())]
         x, losses, seeds = x[order], losses[order], [seeds[i] for i in order]
         if len(seeds) > 1:
-            x[0], losses[0] = _from_averages(fits, problem, x, losses, options)
-            entry = _entry("grid, averages", n_rings, losses[0].item())
-            histories[seeds[0]].append(entry)
+            row, loss = _from_averages(fits, problem, x, losses, options)
+            if loss < losses[0]:
+                x[0], losses[0] = row, loss
+                entry = _entry("grid, averages", n_rings, loss.item())
+                histories[seeds[0]].append(entry)
+        bar.update(bar.total - bar.n)
     candidates = []
     for seed, row, loss in zip(seeds, x, losses.tolist(), strict=True):
         candidate = Candidate(seed, *_candidate(problem, row, density), False)
@@ -153,9 +162,14 @@ def _from_averages(
     options: SearchOptions,
 ) -> tuple[Tensor, Tensor]:
     """Parameters and loss of the best fit, in rounds: averages of starts, which are
-    given best first, are fitted, and join them."""
-    n_starts, grids = len(x), []
+    given best first, are fitted, and join them. This ends once the best one reaches the
+    noise, or all of a round come to the same."""
+    n_starts, grids, latest = len(x), [], losses
     for i, n_averages in enumerate(_round_sizes(n_starts)):
+        excess = latest - problem.noise_loss
+        same = len(latest) > 1 and excess.max() <= (1 + SAME) * excess.min()
+        if same or excess.min() <= 0:
+            break
         # The problem had as many starts as were left.
         weights = torch.full((n_averages,), FREE_WEIGHT)[local_rows(n_averages)]
         problem.gain_weights = weights.to(x.device)
@@ -172,8 +186,9 @@ def _from_averages(
             starts = averaged_starts(
                 problem, grids, [groups[j] for j in drawn], x[first]
             )
-        found = fits.fit(problem, starts, options.n_steps // 3, stage)
-        x, losses = torch.cat((x, found[0])), torch.cat((losses, found[1]))
+        n_steps, enough = options.n_steps // 3, problem.noise_loss
+        found, latest = fits.fit(problem, starts, n_steps, stage, enough)
+        x, losses = torch.cat((x, found)), torch.cat((losses, latest))
     best = losses.argsort()[0]
     return x[best], losses[best]
 
@@ -219,23 +234,33 @@ class _Fits(NamedTuple):
     device: torch.device
 
     def fit(
-        self, problem: GridProblem, x: Tensor, n_steps: int, stage: str
+        self,
+        problem: GridProblem,
+        x: Tensor,
+        n_steps: int,
+        stage: str,
+        enough: float,
     ) -> tuple[Tensor, Tensor]:
         """
         Fit starts, or read the checkpoint's result.
 
         :param problem: What to fit to.
         :param x: Parameters (n_starts, n).
-        :param n_steps: Number of steps.
+        :param n_steps: Number of steps, at most.
         :param stage: Name of the stage.
+        :param enough: Loss of the best start that is low enough.
         :return: Parameters and losses (n_starts,).
         """
         n, states = len(x), self.checkpoint.state
         if stage in states:
             self.bar.update(n * (n_steps + 1))
         else:
-            losses = self._watched(problem.losses, n, n_steps, stage)
-            fitted = minimise_batch(losses, x[local_rows(n)], n_steps)
+            objective = self._watched(problem.losses, n, n_steps, stage)
+
+            def reached(losses: Tensor) -> bool:
+                return all_gather_rows(losses, n).min().item() <= enough
+
+            fitted = minimise_batch(objective, x[local_rows(n)], n_steps, reached)
             x, losses = (all_gather_rows(values, n) for values in fitted)
             states[stage] = {"x": x, "losses": losses}
             self.checkpoint.write_now_and_then()

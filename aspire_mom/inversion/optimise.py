@@ -157,7 +157,10 @@ def minimise(
 
 
 def minimise_batch(
-    objective: Callable[[Tensor], Tensor], x: Tensor, n_steps: int
+    objective: Callable[[Tensor], Tensor],
+    x: Tensor,
+    n_steps: int,
+    enough: Callable[[Tensor], bool] = lambda losses: False,
 ) -> tuple[Tensor, Tensor]:
     """
     Minimise one function from several starts at once by L-BFGS (Nocedal & Wright 2006,
@@ -168,7 +171,8 @@ def minimise_batch(
     :param objective: Function from points (n_starts, n) to losses (n_starts,), each of
         its own point. A loss that is not finite counts as a step too long.
     :param x: Starts (n_starts, n).
-    :param n_steps: Number of evaluations.
+    :param n_steps: Number of evaluations, at most.
+    :param enough: Function of the lowest losses so far (n_starts,): whether to stop.
     :return: The best points (n_starts, n) and their losses (n_starts,).
     """
 
@@ -186,6 +190,8 @@ def minimise_batch(
     size, zero = torch.ones_like(losses), torch.zeros_like(x)
     memory: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=BATCH_HISTORY)
     for _ in range(n_steps):
+        if enough(losses):
+            break
         trial = x + size[:, None] * direction
         new_losses, new_gradient = evaluated(trial)
         slope = (gradient * direction).sum(1)

@@ -191,6 +191,34 @@ def test_the_truth_has_no_loss():
     assert at_truth < 1e-3
 
 
+def noisy(moments, level, seed):
+    """Moments with errors of a share of the RMS entry, which they know."""
+    rng, changed = np.random.default_rng(seed), {}
+    for name in ("first", "second", "third"):
+        values = getattr(moments, name)
+        error = level * np.sqrt((abs(values) ** 2).mean()) * np.ones(values.shape)
+        parts = rng.normal(size=(2, *values.shape)) / np.sqrt(2)
+        changed |= {
+            name: values + error * (parts[0] + 1j * parts[1]),
+            f"{name}_error": error,
+        }
+    return replace(moments, **changed)
+
+
+def test_the_truth_differs_by_the_noise():
+    grid, coefficients = truth(5)
+    moments = moments_of(grid, coefficients, SphericalDesign(30))
+    x, ratios = parameters(grid, coefficients), []
+    for seed in range(10):
+        some = noisy(moments, 0.2, seed)
+        problem = GridProblem(some, grid, DEGREE, 5, torch.zeros(1))
+        ratios.append(problem._distances(x).item() / problem.noise_loss)
+    # A hundred entries or so carry most of the weight: 0.1 per draw.
+    assert np.mean(ratios) == pytest.approx(1, abs=0.1)
+    exact = GridProblem(moments, grid, DEGREE, 5, torch.zeros(1))
+    assert exact.noise_loss == 0
+
+
 @pytest.mark.parametrize("third", ["all rings", "inner rings", "outer rings", ""])
 def test_losses_are_sums_over_entries(third):
     """The definition, with moments of one volume at a time and NumPy sums."""
@@ -338,6 +366,25 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(grid_search, "LEVELS", ((1, 10, 1.0), (1, 15, 1.0)))
     monkeypatch.setattr(grid_search, "STEPS_PER_REPORT", 5)
     monkeypatch.setattr(grid_search, "ROUNDS", 1)
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_a_search_does_not_follow_the_noise(problem, monkeypatch):
+    _, moments = problem
+    first = inversion(moments).estimate().history[1]
+    noise, steps = 1.5 * first["loss"], []
+    set_entries = GridProblem._set_entries
+
+    def with_noise(self, moments):
+        set_entries(self, moments)
+        self.noise_loss = noise
+
+    monkeypatch.setattr(GridProblem, "_set_entries", with_noise)
+    search = inversion(moments, status=steps.append)
+    found = search.estimate()
+    # One step may go further, but no more follow, on all rings.
+    assert first["loss"] < found.starts[0]["loss"] <= noise
+    assert steps[-1].stage == found.history[-1]["stage"] == "grid, 5 rings"
 
 
 @pytest.mark.usefixtures("few_steps")

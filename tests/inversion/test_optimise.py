@@ -289,3 +289,14 @@ class TestBatch:
         x = torch.from_numpy(start)[None]
         x, losses = minimise_batch(rosenbrock, x, 2 * reference.nfev)
         assert losses < 1e-10
+
+    def test_stops_where_that_is_enough(self):
+        lowest = []
+
+        def enough(losses):
+            lowest.append(losses.min().item())
+            return lowest[-1] <= 0.1
+
+        _, losses = minimise_batch(self.valleys, self.starts(), 60, enough)
+        assert len(lowest) < 60
+        assert losses.min() == lowest[-1] <= 0.1 < lowest[-2]
