@@ -46,6 +46,7 @@ class GridProblem:
     added.
 
     A row of coefficients is one angular order m on one ring r, ordered by m, then r.
+    `noise_loss` is what the standard errors add to the loss of the truth.
 
     :param moments: In-plane averaged polar moments.
     :param grid: The kind of volume.
