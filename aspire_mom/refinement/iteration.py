@@ -19,7 +19,8 @@ from aspire_mom.refinement.maximisation import (
     shell_precision,
     volume_of,
 )
-from aspire_mom.refinement.posterior import Model, Shifts, expectation
+from aspire_mom.refinement.posterior import Model, expectation
+from aspire_mom.refinement.shifts import Shifts
 from aspire_mom.refinement.state import State
 from aspire_mom.refinement.views import Views
 

@@ -65,7 +65,7 @@ def density_of(model: Model, sums: Sums) -> np.ndarray:
     :return: Probabilities of the coarse views (n_views,), none of them 0.
     """
     n = len(model.views.directions)
-    return with_uniform_share(np.bincount(model.views.parents, sums["mass"], n))
+    return with_uniform_share(np.bincount(model.views.coarsest[-1], sums["mass"], n))
 
 
 def residual_power(model: Model, sums: Sums) -> np.ndarray:

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from aspire_mom.refinement.shifts import Shifts
 from aspire_mom.refinement.slices import slices
-from aspire_mom.refinement.views import (
-    COARSE_RINGS,
-    Views,
-    inplane_angles,
-)
+from aspire_mom.refinement.views import Views, inplane_angles
 
 # Images at once: more do not fit into cache.
 IMAGES_AT_ONCE = 16
-# Largest shift that is tried, in standard deviations.
-MOST_SHIFT = 2.5
-# Coarse views and shifts of an image around which finer ones are tried: those of at
-# least this share of the best one's probability, but so many at least and at most. The
-# best coarse view can be a neighbour of the one that holds the best finer view.
-LEAST_CANDIDATE, LEAST_KEPT, MOST_KEPT = 1e-3, 6, 32
+# Views and shifts of an image around which finer ones are tried: those of at least this
+# share of the best one's probability, but so many at least and at most: on the coarsest
+# level, and on others. The best view can be a neighbour of the one that holds the best
+# finer view.
+LEAST_CANDIDATE, LEAST_KEPT, MOST_KEPT, MOST_FINER = 1e-3, 12, 32, 64
 # Share of the best finer view's probability below which another does not count.
 LEAST_SHARE = 1e-3
 # Pairs of an image and a finer view at once, for the same reason.
-PAIRS_AT_ONCE = 128
+PAIRS_AT_ONCE = 64
+
+
+class Level(NamedTuple):
+    """
+    Views that are tried around the best ones of a coarser level.
+
+    :param slices: Weighted slices (n_views, orders, rings).
+    :param norms: Half their weighted power (n_views, rings).
+    :param prior: Logarithms of the probabilities of each view and in-plane angle.
+    :param n_angles: In-plane angles.
+    :param children: Views of this level that belong to each of the coarser one, -1 for
+        none.
+    """
+
+    slices: Tensor
+    norms: Tensor
+    prior: Tensor
+    n_angles: int
+    children: Tensor
 
 
 class Model:
@@ -58,33 +74,39 @@ class Model:
         self.weights = np.divide(
             areas, noise, out=np.zeros_like(areas), where=noise > 0
         )
-        self.coarse_rings = min(n_rings, COARSE_RINGS)
         self.n_angles = inplane_angles(n_rings)
-        self.coarse_angles = inplane_angles(self.coarse_rings)
+        self.coarse_angles = inplane_angles(views.rings[0])
         log_density = np.log(np.maximum(density, 1e-9))
-        coarse_prior = log_density - math.log(self.coarse_angles)
+        w = self.weights.astype(np.float32)
+        levels = zip(views.levels, views.rings, strict=True)
+        found = [slices(u, directions, R, L) for directions, R in levels]
+        powers = [inner(c, c) for c in found]
+        self.slices, self.power = found[-1], powers[-1]
+        weighted = [w[: c.shape[2]] * c for c in found]
+        norms = [0.5 * w[: power.shape[1]] * power for power in powers]
 
         def placed(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-        coarse = slices(u, views.directions, self.coarse_rings, L)
-        w = self.weights.astype(np.float32)
-        self.power = inner(coarse, coarse)
-        self.coarse = placed((w[: self.coarse_rings] * coarse).transpose(1, 2, 0))
-        self.coarse_norms = placed(0.5 * (w[: self.coarse_rings] * self.power).T)
-        self.coarse_prior = placed(coarse_prior.astype(np.float32))
-        self.slices = coarse
-        self.has_finer = views.children is not None
-        if views.children is not None:
-            self.slices = slices(u, views.finest, n_rings, L)
-            self.power = inner(self.slices, self.slices)
-            counts = (views.children >= 0).sum(1)
-            own = (log_density - np.log(np.maximum(counts, 1)))[views.parents]
-            own -= math.log(self.n_angles)
-            self.fine = placed(w * self.slices)
-            self.fine_norms = placed(0.5 * w * self.power)
-            self.fine_prior = placed(own.astype(np.float32))
-            self.children = placed(views.children)
+        def prior(i: int) -> Tensor:
+            coarsest = views.coarsest[i]
+            counts = np.maximum(np.bincount(coarsest), 1) * inplane_angles(
+                views.rings[i]
+            )
+            return placed((log_density - np.log(counts))[coarsest].astype(np.float32))
+
+        self.coarse = placed(weighted[0].transpose(1, 2, 0))
+        self.coarse_norms, self.coarse_prior = placed(norms[0].T), prior(0)
+        self.finer = [
+            Level(
+                placed(weighted[i]),
+                placed(norms[i]),
+                prior(i),
+                inplane_angles(views.rings[i]),
+                placed(children),
+            )
+            for i, children in enumerate(views.children, 1)
+        ]
 
 
 def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -95,61 +117,6 @@ def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
     products = a.real * b.real + a.imag * b.imag
     return 2 * products.sum(1) - products[:, 0]
-
-
-class Shifts:
-    """
-    Shifts to try, with Gaussian prior probabilities. `offsets` (n, 2) holds them as x
-    and y in pixels, `finer` (n_finer, 2) what is added around the best ones.
-
-    :param std: Standard deviation of the shifts along each axis, pixels; 0 for none.
-    :param spacing: Distance of shifts, pixels.
-    :param L: Pixels along the edge of the images.
-    :param device: torch device.
-    """
-
-    def __init__(self, std: float, spacing: float, L: int, device: torch.device):
-        self.std, self.L = std, L
-        most = math.ceil(MOST_SHIFT * std / spacing)
-        axis = spacing * np.arange(-most, most + 1)
-        offsets = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-        squares = (offsets**2).sum(1)
-        near = squares <= (MOST_SHIFT * std) ** 2
-        self.offsets = offsets[near]
-        prior = -squares[near] / (2 * max(std, 1e-9) ** 2)
-        prior -= np.log(np.exp(prior).sum())
-        # Around each, half as far apart, and no further than shifts are likely.
-        corners = np.array(((-1, -1), (-1, 1), (1, -1), (1, 1)))
-        self.finer = min(spacing / 4, std) * corners if std else np.zeros((1, 2))
-        self.prior = torch.from_numpy(prior.astype(np.float32)).to(device)
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def undone(self, x: Tensor, offsets: np.ndarray) -> Tensor:
-        """
-        :param x: Coefficients of images (n, orders, n_rings).
-        :param offsets: Shifts (n_shifts, 2), x and y in pixels.
-        :return: Coefficients of the images moved back by each of the shifts, (n ·
-            n_shifts, orders, n_rings).
-        """
-        if not offsets.any():
-            return x
-        M, n_angles = x.shape[1] - 1, 2 * x.shape[1]
-        signs = (-1.0) ** torch.arange(1, M + 1, device=x.device)
-        negative = (x[:, 1:].conj() * signs[:, None]).flip(1)
-        full = torch.cat((x, torch.zeros_like(x[:, :1]), negative), 1)
-        values = torch.fft.ifft(full, dim=1, norm="forward")[:, None]
-        values = values * self._phases(offsets, n_angles, x.shape[2]).to(x.device)
-        moved = torch.fft.fft(values, dim=2, norm="forward")
-        return moved[:, :, : M + 1].flatten(0, 1)
-
-    def _phases(self, offsets: np.ndarray, n_angles: int, n_rings: int) -> Tensor:
-        """Factors (shifts, angles, rings) that move images back."""
-        theta = 2 * np.pi * np.arange(n_angles) / n_angles
-        along = offsets @ np.stack((np.cos(theta), np.sin(theta)))
-        phase = -2 * np.pi / self.L * along[..., None] * np.arange(n_rings)
-        return torch.from_numpy(np.exp(1j * phase).astype(np.complex64))
 
 
 @dataclass
@@ -199,7 +166,7 @@ def expectation(model: Model, x: Tensor, h: Tensor, shifts: Shifts) -> ViewSums:
         np.zeros((len(x), 4)),
     )
     step = max(1, IMAGES_AT_ONCE // len(shifts))
-    add = _add_fine if model.has_finer else _add_coarse
+    add = _add_fine if model.finer else _add_coarse
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         rows = shifts.undone(x[part, :, :n_rings], shifts.offsets)
@@ -235,62 +202,126 @@ def _add_coarse(
     sums.mass += mass.sum(0)
 
 
+class _Pairs(NamedTuple):
+    """
+    Pairs of a row and a view, (n_pairs,) each, ordered by image.
+
+    :param image: Image.
+    :param row: Row: the image, moved back by a shift and a finer one.
+    :param shift: Shift.
+    :param finer: Finer shift.
+    :param view: View of a level.
+    """
+
+    image: Tensor
+    row: Tensor
+    shift: Tensor
+    finer: Tensor
+    view: Tensor
+
+    def at(self, places: Tensor) -> _Pairs:
+        """
+        :param places: Places of some of the pairs.
+        :return: These.
+        """
+        return _Pairs(*(part[places] for part in self))
+
+    def children(self, level: Level) -> _Pairs:
+        """
+        :param level: The next finer level.
+        :return: Its views that belong to these.
+        """
+        children = level.children[self.view]
+        pair, child = torch.nonzero(children >= 0, as_tuple=True)
+        return self.at(pair)._replace(view=children[pair, child])
+
+
 def _add_fine(
     sums: ViewSums, model: Model, rows: Tensor, h: Tensor, shifts: Shifts, part: slice
 ) -> None:
-    """Add images to the sums over the finer views and shifts around their best coarse
-    ones. Pairs are of a row, an image at a shift, and a view."""
-    image, shift, view = _candidates(_coarse_scores(model, rows, h, shifts))
-    kept, row = torch.unique(image * len(shifts) + shift, return_inverse=True)
-    finer = shifts.finer
-    rows = shifts.undone(rows[kept], finer)[:, : sums.slices.shape[1]]
-    children = model.children[view][:, None].expand(-1, len(finer), -1)
-    at, which, child = torch.nonzero(children >= 0, as_tuple=True)
-    image, row, view = (
-        image[at],
-        row[at] * len(finer) + which,
-        children[at, which, child],
+    """Add images to the sums over the finest views and shifts around the best ones of
+    each coarser level."""
+    score = _coarse_scores(model, rows, h, shifts)
+    n_views, n_finer = score.shape[2], len(shifts.finer)
+    image, best = _candidates(
+        torch.softmax(score.flatten(1), 1).view_as(score), MOST_KEPT
     )
-    scores = _fine_scores(model, rows, row, view)
-    prior = model.fine_prior[view] + (shifts.prior - math.log(len(finer)))[shift[at]]
-    scores += (prior - (h[image] * model.fine_norms[view]).sum(-1))[:, None]
-    # Side by side for each image, to normalise.
-    counts = torch.bincount(image, minlength=len(h))
+    shift, view = best // n_views, best % n_views
+    kept, row = torch.unique(image * len(shifts) + shift, return_inverse=True)
+    rows = shifts.undone(rows[kept], shifts.finer)[:, : sums.slices.shape[1]]
+    finer = torch.arange(n_finer, device=h.device).repeat(len(row))
+    each = (
+        part.repeat_interleave(n_finer) for part in (image, row * n_finer, shift, view)
+    )
+    image, row, shift, view = each
+    pairs = _Pairs(image, row + finer, shift, finer, view)
+    for level in model.finer:
+        pairs = pairs.children(level)
+        score, first, place = _side_by_side(level, pairs, rows, h, shifts)
+        if level is not model.finer[-1]:
+            p = torch.softmax(score.flatten(1), 1).view_as(score)
+            image, best = _candidates(p, MOST_FINER)
+            pairs = pairs.at(first[image] + best)
+    p, best = _probabilities(sums, score)
+    likeliest = pairs.at(first + best // level.n_angles)
+    offsets = shifts.offsets[likeliest.shift.cpu().numpy()]
+    offsets = offsets + shifts.finer[likeliest.finer.cpu().numpy()]
+    angle = best % level.n_angles
+    _remember(sums, part, likeliest.view, angle, level.n_angles, offsets)
+    _add_pairs(sums, pairs, p[pairs.image, place], rows, h)
+
+
+def _side_by_side(
+    level: Level, pairs: _Pairs, rows: Tensor, h: Tensor, shifts: Shifts
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logarithms of posteriors, those of each image side by side (n, most, angles), -∞
+    beyond its last; each image's first pair (n,), and the pairs' places (n_pairs,)."""
+    _, M, R = level.slices.shape
+    conjugate = rows[:, :M, :R].conj().resolve_conj()
+    some = zip(
+        *(part.split(PAIRS_AT_ONCE) for part in (pairs.row, pairs.view)), strict=True
+    )
+    products = [
+        conjugate.index_select(0, a).mul_(level.slices.index_select(0, b)).sum(-1)
+        for a, b in some
+    ]
+    scores = torch.fft.irfft(torch.cat(products), level.n_angles, norm="forward")
+    prior = (
+        level.prior[pairs.view]
+        + shifts.prior[pairs.shift]
+        - math.log(len(shifts.finer))
+    )
+    norms = (h[pairs.image, :R] * level.norms[pairs.view]).sum(-1)
+    scores += (prior - norms)[:, None]
+    counts = torch.bincount(pairs.image, minlength=len(h))
     first = counts.cumsum(0) - counts
-    place = torch.arange(len(image), device=h.device) - first[image]
-    shape = len(h), int(counts.max()), model.n_angles
+    place = torch.arange(len(scores), device=h.device) - first[pairs.image]
+    shape = len(h), int(counts.max()), level.n_angles
     padded = torch.full(shape, -math.inf, device=h.device)
-    padded[image, place] = scores
-    p, best = _probabilities(sums, padded)
-    pair = first + best // model.n_angles
-    offsets = shifts.offsets[shift[at[pair]].cpu().numpy()]
-    offsets = offsets + finer[which[pair].cpu().numpy()]
-    found = view[pair], best % model.n_angles, model.n_angles, offsets
-    _remember(sums, part, *found)
-    masses = p.sum(-1)
-    large = masses > LEAST_SHARE * masses.amax(1, keepdim=True)
-    p, mass = p[image, place], masses[image, place]
-    used = torch.nonzero(large[image, place])[:, 0]
-    image, row, view, mass = image[used], row[used], view[used], mass[used]
+    padded[pairs.image, place] = scores
+    return padded, first, place
+
+
+def _add_pairs(
+    sums: ViewSums, pairs: _Pairs, p: Tensor, rows: Tensor, h: Tensor
+) -> None:
+    """Add pairs of the finest level, of probabilities p (n_pairs, angles)."""
+    mass = p.sum(1)
+    highest = torch.zeros(len(h), device=h.device)
+    highest.scatter_reduce_(0, pairs.image, mass, "amax")
+    used = torch.nonzero(mass > LEAST_SHARE * highest[pairs.image])[:, 0]
+    pairs, mass = pairs.at(used), mass[used]
     # What is left of each image counts in full.
-    whole = torch.zeros(len(h), device=h.device).index_add_(0, image, mass)[image]
-    turns = torch.fft.rfft(p[used] / whole[:, None])[:, : rows.shape[1]]
+    whole = torch.zeros_like(highest).index_add_(0, pairs.image, mass)[pairs.image]
+    turns = torch.fft.rfft(p[used] / whole[:, None])[:, : rows.shape[1], None]
     mass = mass / whole
     # Real and flat, as sums over complex ones are slow.
     flat = torch.view_as_real(sums.slices).flatten(1)
     for some in torch.arange(len(used), device=h.device).split(PAIRS_AT_ONCE):
-        turned = turns[some, :, None] * rows[row[some]]
-        flat.index_add_(0, view[some], torch.view_as_real(turned).flatten(1))
-    sums.information.index_add_(0, view, mass[:, None] * h[image])
-    sums.mass.index_add_(0, view, mass)
-
-
-def _fine_scores(model: Model, rows: Tensor, row: Tensor, view: Tensor) -> Tensor:
-    """Re Σ conj(x) s e^{imα} of pairs of rows and finer views, (pairs, angles)."""
-    conjugate = rows.conj().resolve_conj()
-    pairs = zip(row.split(PAIRS_AT_ONCE), view.split(PAIRS_AT_ONCE), strict=True)
-    products = [(conjugate[a] * model.fine[b]).sum(-1) for a, b in pairs]
-    return torch.fft.irfft(torch.cat(products), model.n_angles, norm="forward")
+        turned = rows.index_select(0, pairs.row[some]).mul_(turns[some])
+        flat.index_add_(0, pairs.view[some], torch.view_as_real(turned).flatten(1))
+    sums.information.index_add_(0, pairs.view, mass[:, None] * h[pairs.image])
+    sums.mass.index_add_(0, pairs.view, mass)
 
 
 def _probabilities(sums: ViewSums, score: Tensor) -> tuple[Tensor, Tensor]:
@@ -305,17 +336,16 @@ def _probabilities(sums: ViewSums, score: Tensor) -> tuple[Tensor, Tensor]:
     return p.view_as(score), best
 
 
-def _candidates(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, shifts and coarse views, each (n_candidates,), that hold nearly all of
-    the images' posteriors; `MOST_KEPT` of an image at most. Images ascend."""
-    n_views = score.shape[2]
-    p = torch.softmax(score.flatten(1), 1).view_as(score).sum(-1).flatten(1)
-    p, best = p.topk(min(MOST_KEPT, p.shape[1]))
+def _candidates(p: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Images, and which of their views or shifts and views, side by side, hold nearly
+    all of their posteriors p (n, …, angles); `most` of an image at most. Both are
+    (n_candidates,); images ascend."""
+    p = p.sum(-1).flatten(1)
+    p, best = p.topk(min(most, p.shape[1]))
     chosen = p > LEAST_CANDIDATE * p[:, :1]
-    chosen[:, :LEAST_KEPT] = True
+    chosen[:, :LEAST_KEPT] = p[:, :LEAST_KEPT] > 0
     image, place = torch.nonzero(chosen, as_tuple=True)
-    best = best[image, place]
-    return image, best // n_views, best % n_views
+    return image, best[image, place]
 
 
 def _remember(

@@ -27,7 +27,7 @@ from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.iteration import Iterations, settled
 from aspire_mom.refinement.maximisation import added, edge_of, explained_power
 from aspire_mom.refinement.model import RefinedModel
-from aspire_mom.refinement.posterior import MOST_SHIFT, Shifts
+from aspire_mom.refinement.shifts import MOST_SHIFT, Shifts
 from aspire_mom.refinement.state import State, with_uniform_share
 from aspire_mom.refinement.views import (
     COARSE_RINGS,

@@ -1,9 +1,10 @@
-"""Viewing directions of a refinement: coarse ones, and finer ones around each."""
+"""Viewing directions of a refinement: coarse ones, and finer ones level by level."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.fft import next_fast_len
@@ -18,8 +19,8 @@ COARSE_RINGS = 8
 # Spacing of views in radians, times the outermost ring: points at 0.3 boxes from the
 # centre are then off by a sixth of a period at most.
 SPACING = 1.0
-# Finer views for each coarse one at least, so that every coarse one has some.
-LEAST_CHILDREN = 4
+# Finer views for each coarser one at least, so that every one has some.
+LEAST_CHILDREN = 2
 
 
 def largest_order(ring: int) -> int:
@@ -41,51 +42,72 @@ def inplane_angles(n_rings: int) -> int:
 @dataclass(frozen=True, eq=False)
 class Views:
     """
-    Viewing directions, each with the finer ones that are closest to it.
+    Viewing directions, finer from level to level.
 
-    :param directions: Unit vectors (n, 3), xyz order.
-    :param finer: Finer unit vectors (n_finer, 3), or None where `directions` are fine
-        enough for all rings.
-    :param children: Indices (n, n_children) of the finer ones that are closest to each
-        direction, -1 where it has fewer.
+    :param rings: Number of rings that each level is fine enough for.
+    :param levels: Unit vectors (n, 3) of each level, xyz order.
     """
 
-    directions: np.ndarray
-    finer: np.ndarray | None = None
-    children: np.ndarray | None = None
+    rings: tuple[int, ...]
+    levels: tuple[np.ndarray, ...]
 
     @classmethod
     def for_rings(cls, n_rings: int) -> Views:
         """
         :param n_rings: Number of rings in use.
-        :return: Views as fine as they need.
+        :return: Views as fine as they need, on levels of at most twice the rings of the
+            one before.
         """
-        directions = coarse_directions()
         if n_rings <= COARSE_RINGS:
-            return cls(directions)
-        n_finer = math.ceil(4 * math.pi * ((n_rings - 1) / SPACING) ** 2)
-        finer = spiral(max(n_finer, LEAST_CHILDREN * len(directions)))
-        _, parents = KDTree(directions).query(finer)
-        order = np.argsort(parents, kind="stable")
-        counts = np.bincount(parents, minlength=len(directions))
-        children = np.full((len(directions), counts.max()), -1)
-        children[np.arange(counts.max()) < counts[:, None]] = order
-        return cls(directions, finer, children)
+            return cls((n_rings,), (coarse_directions(),))
+        ratio = n_rings / COARSE_RINGS
+        n_steps = math.ceil(math.log2(ratio))
+        steps = np.arange(n_steps + 1) / n_steps
+        rings = tuple(round(COARSE_RINGS * ratio**step) for step in steps)
+        levels = [coarse_directions()]
+        for n in rings[1:]:
+            n_views = math.ceil(4 * math.pi * ((n - 1) / SPACING) ** 2)
+            levels.append(spiral(max(n_views, LEAST_CHILDREN * len(levels[-1]))))
+        return cls(rings, tuple(levels))
+
+    @property
+    def directions(self) -> np.ndarray:
+        """The coarsest directions (n, 3)."""
+        return self.levels[0]
 
     @property
     def finest(self) -> np.ndarray:
         """The finest directions (n, 3)."""
-        return self.directions if self.finer is None else self.finer
+        return self.levels[-1]
 
-    @property
-    def parents(self) -> np.ndarray:
-        """Indices (n_finest,) of the direction that each of the finest belongs to."""
-        if self.children is None:
-            return np.arange(len(self.directions))
-        parents = np.empty(len(self.finest), dtype=np.int64)
-        which, place = np.nonzero(self.children >= 0)
-        parents[self.children[which, place]] = which
-        return parents
+    @cached_property
+    def _closest(self) -> list[np.ndarray]:
+        """For each level but the first: the closest view of the level before."""
+        pairs = zip(self.levels[:-1], self.levels[1:], strict=True)
+        return [KDTree(coarser).query(finer)[1] for coarser, finer in pairs]
+
+    @cached_property
+    def children(self) -> list[np.ndarray]:
+        """
+        :return: For each level but the first: indices (n, n_children) of its views that
+            are closest to each of the n of the level before, -1 where there are fewer.
+        """
+        found = []
+        for coarser, closest in zip(self.levels, self._closest, strict=False):
+            counts = np.bincount(closest, minlength=len(coarser))
+            children = np.full((len(coarser), counts.max()), -1)
+            filled = np.arange(counts.max()) < counts[:, None]
+            children[filled] = np.argsort(closest, kind="stable")
+            found.append(children)
+        return found
+
+    @cached_property
+    def coarsest(self) -> list[np.ndarray]:
+        """:return: For each level: the coarsest direction of each view, (n,)."""
+        found = [np.arange(len(self.directions))]
+        for closest in self._closest:
+            found.append(found[-1][closest])
+        return found
 
 
 def coarse_directions() -> np.ndarray:

@@ -9,7 +9,8 @@ from scipy.special import logsumexp
 
 from aspire_mom import PolarBasis
 from aspire_mom.phantoms import chain_phantom
-from aspire_mom.refinement.posterior import Model, Shifts, expectation, inner
+from aspire_mom.refinement.posterior import Model, expectation, inner
+from aspire_mom.refinement.shifts import Shifts
 from aspire_mom.refinement.slices import slices
 from aspire_mom.refinement.views import Views, coarse_directions, largest_order
 
@@ -17,7 +18,7 @@ L = 25
 CPU = torch.device("cpu")
 
 
-def model_on(n_rings, nats=20.0):
+def model_on(n_rings, nats=20.0, L=L):
     """A model whose slices differ from nothing by so many nats, and its density."""
     views = Views.for_rings(n_rings)
     rng = np.random.default_rng(0)
@@ -86,14 +87,19 @@ def test_sums_over_coarse_views_agree_with_enumeration(n_rings):
     np.testing.assert_allclose(found.information, information, atol=5e-4)
 
 
-def test_finer_views_agree_with_enumeration():
-    model, density = model_on(10, nats=150)
+@pytest.mark.parametrize(("n_rings", "L", "n_levels"), [(10, 25, 2), (17, 41, 3)])
+def test_finer_views_agree_with_enumeration(n_rings, L, n_levels, monkeypatch):
+    # One of the images hardly tells views apart.
+    monkeypatch.setattr("aspire_mom.refinement.posterior.MOST_KEPT", 200)
+    monkeypatch.setattr("aspire_mom.refinement.posterior.MOST_FINER", 400)
+    model, density = model_on(n_rings, 150, L)
+    assert len(model.views.levels) == n_levels
     x, h = noisy_images(model, 4)
     found = expectation(model, x, h, Shifts(0.0, 1.0, L, CPU))
     views = model.views
-    counts = (views.children >= 0).sum(1)
-    prior = (np.log(density) - np.log(counts))[views.parents]
-    mass = np.zeros(len(views.finer))
+    coarsest = views.coarsest[-1]
+    prior = (np.log(density) - np.log(np.bincount(coarsest)))[coarsest]
+    mass = np.zeros(len(views.finest))
     for i, (image, ctf) in enumerate(zip(x.numpy(), h.numpy(), strict=True)):
         score = brute_force(
             image, ctf, model.slices, model.weights, prior, model.n_angles
@@ -144,11 +150,27 @@ def test_shift_priors_sum_to_one():
 
 
 def test_each_finer_view_belongs_to_the_closest():
-    views = Views.for_rings(14)
-    kept = views.children[views.children >= 0]
-    assert sorted(kept) == list(range(len(views.finer)))
-    closest = (views.finer @ views.directions.T).argmax(1)
-    np.testing.assert_array_equal(views.parents, closest)
+    views = Views.for_rings(20)
+    assert views.rings == (8, 13, 20)
+    coarsest = np.arange(len(views.directions))
+    pairs = zip(views.levels[:-1], views.levels[1:], strict=True)
+    for i, (coarser, finer) in enumerate(pairs):
+        children = views.children[i]
+        assert sorted(children[children >= 0]) == list(range(len(finer)))
+        assert (children >= 0).any(1).all()
+        closest = (finer @ coarser.T).argmax(1)
+        which, place = np.nonzero(children >= 0)
+        np.testing.assert_array_equal(closest[children[which, place]], which)
+        coarsest = coarsest[closest]
+        np.testing.assert_array_equal(views.coarsest[i + 1], coarsest)
+
+
+def test_levels_have_at_most_twice_the_rings():
+    for n_rings in range(9, 33):
+        rings = Views.for_rings(n_rings).rings
+        assert rings[0] == 8
+        assert rings[-1] == n_rings
+        assert all(a < b <= 2 * a for a, b in zip(rings[:-1], rings[1:], strict=True))
 
 
 def test_views_are_as_fine_as_rings_need():
