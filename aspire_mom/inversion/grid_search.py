@@ -104,8 +104,8 @@ def search_grid(
     :param device: torch device.
     :param status: Status callback.
     :param checkpoint: Where finished levels are kept.
-    :return: The starts that were fitted to all rings, best first; the first one, if
-        there are several, is what came of averages.
+    :return: The starts that were fitted to all rings, best first; what came of averages
+        takes the place of the first one if it is better.
     :raises StoppedByUser: The status callback returned True.
     :raises FloatingPointError: The losses of all starts became infinite or NaN.
     """
@@ -166,8 +166,8 @@ def _from_averages(
     noise, or all of a round come to the same."""
     n_starts, grids, latest = len(x), [], losses
     for i, n_averages in enumerate(_round_sizes(n_starts)):
-        excess = latest - problem.noise_loss
-        same = len(latest) > 1 and excess.max() <= (1 + SAME) * excess.min()
+        excess = (latest - problem.noise_loss).nan_to_num(nan=math.inf)
+        same = i > 0 and len(latest) > 1 and excess.max() <= (1 + SAME) * excess.min()
         if same or excess.min() <= 0:
             break
         # The problem had as many starts as were left.
@@ -258,7 +258,10 @@ class _Fits(NamedTuple):
             objective = self._watched(problem.losses, n, n_steps, stage)
 
             def reached(losses: Tensor) -> bool:
-                return all_gather_rows(losses, n).min().item() <= enough
+                if enough <= 0:
+                    return False
+                losses = all_gather_rows(losses, n).nan_to_num(nan=math.inf)
+                return losses.min().item() <= enough
 
             fitted = minimise_batch(objective, x[local_rows(n)], n_steps, reached)
             x, losses = (all_gather_rows(values, n) for values in fitted)

@@ -33,7 +33,7 @@ class Level(NamedTuple):
 
     :param slices: Weighted slices (n_views, orders, rings).
     :param norms: Half their weighted power (n_views, rings).
-    :param prior: Logarithms of the probabilities of each view and in-plane angle.
+    :param prior: Logarithm of each view's probability per in-plane angle (n_views,).
     :param n_angles: In-plane angles.
     :param children: Views of this level that belong to each of the coarser one, -1 for
         none.
@@ -90,9 +90,9 @@ class Model:
 
         def prior(i: int) -> Tensor:
             coarsest = views.coarsest[i]
-            counts = np.maximum(np.bincount(coarsest), 1) * inplane_angles(
-                views.rings[i]
-            )
+            counts = np.maximum(
+                np.bincount(coarsest, minlength=len(density)), 1
+            ) * inplane_angles(views.rings[i])
             return placed((log_density - np.log(counts))[coarsest].astype(np.float32))
 
         self.coarse = placed(weighted[0].transpose(1, 2, 0))
@@ -209,14 +209,14 @@ class _Pairs(NamedTuple):
     :param image: Image.
     :param row: Row: the image, moved back by a shift and a finer one.
     :param shift: Shift.
-    :param finer: Finer shift.
+    :param finer_shift: Finer shift.
     :param view: View of a level.
     """
 
     image: Tensor
     row: Tensor
     shift: Tensor
-    finer: Tensor
+    finer_shift: Tensor
     view: Tensor
 
     def at(self, places: Tensor) -> _Pairs:
@@ -265,7 +265,7 @@ def _add_fine(
     p, best = _probabilities(sums, score)
     likeliest = pairs.at(first + best // level.n_angles)
     offsets = shifts.offsets[likeliest.shift.cpu().numpy()]
-    offsets = offsets + shifts.finer[likeliest.finer.cpu().numpy()]
+    offsets = offsets + shifts.finer[likeliest.finer_shift.cpu().numpy()]
     angle = best % level.n_angles
     _remember(sums, part, likeliest.view, angle, level.n_angles, offsets)
     _add_pairs(sums, pairs, p[pairs.image, place], rows, h)
@@ -344,6 +344,7 @@ def _candidates(p: Tensor, most: int) -> tuple[Tensor, Tensor]:
     p, best = p.topk(min(most, p.shape[1]))
     chosen = p > LEAST_CANDIDATE * p[:, :1]
     chosen[:, :LEAST_KEPT] = p[:, :LEAST_KEPT] > 0
+    chosen[:, 0] = True
     image, place = torch.nonzero(chosen, as_tuple=True)
     return image, best[image, place]
 

@@ -130,14 +130,15 @@ def test_shifts_are_undone():
         )
 
 
-def test_the_shift_of_an_image_is_found():
-    model, _ = model_on(10, nats=1000)
+@pytest.mark.parametrize(("n_rings", "L"), [(10, 25), (17, 41)])
+def test_the_shift_of_an_image_is_found(n_rings, L):
+    model, _ = model_on(n_rings, 1000, L)
     shifts = Shifts(1.5, 1.0, L, CPU)
     orders = model.slices.shape[1] + 8
-    x = np.zeros((1, orders, 10), np.complex64)
+    x = np.zeros((1, orders, n_rings), np.complex64)
     x[0, : model.slices.shape[1]] = model.slices[100]
     moved = shifts.undone(torch.from_numpy(x), -np.array([[1.25, -0.75]]))
-    found = expectation(model, moved, torch.ones(1, 10), shifts)
+    found = expectation(model, moved, torch.ones(1, n_rings), shifts)
     np.testing.assert_allclose(found.poses[0, 2:], (1.25, -0.75))
     assert found.poses[0, 0] == 100
     assert math.isclose(found.mass.sum(), 1, rel_tol=0.05)
