@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -183,7 +184,7 @@ class RingSum(torch.autograd.Function):
         return g_phase, g_of_rings.T
 
 
-def _powers(phase: Tensor, n: int):
+def _powers(phase: Tensor, n: int) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(r, cos rφ, sin rφ) for r = 0 … n - 1."""
     c, s = phase.cos(), phase.sin()
     re, im = torch.ones_like(c), torch.zeros_like(s)
