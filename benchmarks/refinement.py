@@ -59,8 +59,6 @@ def main() -> None:
         volume = read_unit_volume(path)
         for seed in options.seeds:
             run(path.stem, volume, seed, options)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{memory:.2f} GiB of memory at most, simulation included")
 
 
 def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> None:
@@ -80,10 +78,12 @@ def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> No
     )
     model = refinement.estimate()
     times.append(time.perf_counter())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     seconds = "moments {:.0f} s, inversion {:.0f} s, refinement {:.0f} s".format(
         *np.diff(times)
     )
     print(f"{name}, {source.n} images at SNR {options.snr:g}, seed {seed}: {seconds}")
+    print(f"  {memory:.2f} GiB of memory at most so far, images included")
     print(f"  start   {shells(compare(start.volume, volume))}")
     comparison = compare(model.volume, volume)
     print(f"  refined {shells(comparison)}, halves {model.resolution_shells():.2f}")

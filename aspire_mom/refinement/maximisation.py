@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import numpy as np
 
 from aspire_mom.moments.streaming import Sums
@@ -108,4 +110,5 @@ def added(sums: list[Sums]) -> list[np.ndarray]:
     :return: Slices, information and mass of all.
     """
     names = "slices", "information", "mass"
-    return [np.sum([of_half[name] for of_half in sums], axis=0) for name in names]
+    # One half is not copied: its slices may take 0.3 GB.
+    return [reduce(np.add, (of_half[name] for of_half in sums)) for name in names]

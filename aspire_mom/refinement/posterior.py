@@ -31,7 +31,7 @@ class Level(NamedTuple):
     """
     Views that are tried around the best ones of a coarser level.
 
-    :param slices: Weighted slices (n_views, orders, rings).
+    :param slices: Slices (n_views, orders, rings).
     :param norms: Half their weighted power (n_views, rings).
     :param prior: Logarithm of each view's probability per in-plane angle (n_views,).
     :param n_angles: In-plane angles.
@@ -82,7 +82,6 @@ class Model:
         found = [slices(u, directions, R, L) for directions, R in levels]
         powers = [inner(c, c) for c in found]
         self.slices, self.power = found[-1], powers[-1]
-        weighted = [w[: c.shape[2]] * c for c in found]
         norms = [0.5 * w[: power.shape[1]] * power for power in powers]
 
         def placed(array: np.ndarray) -> Tensor:
@@ -95,11 +94,13 @@ class Model:
             ) * inplane_angles(views.rings[i])
             return placed((log_density - np.log(counts))[coarsest].astype(np.float32))
 
-        self.coarse = placed(weighted[0].transpose(1, 2, 0))
+        self.ring_weights = placed(w)
+        weighted = w[: views.rings[0]] * found[0]
+        self.coarse = placed(weighted.transpose(1, 2, 0))
         self.coarse_norms, self.coarse_prior = placed(norms[0].T), prior(0)
         self.finer = [
             Level(
-                placed(weighted[i]),
+                placed(found[i]),
                 placed(norms[i]),
                 prior(i),
                 inplane_angles(views.rings[i]),
@@ -115,8 +116,10 @@ def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     :param b: Others.
     :return: Re Σ conj(a) b over all orders (n, n_rings).
     """
-    products = a.real * b.real + a.imag * b.imag
-    return 2 * products.sum(1) - products[:, 0]
+    # Products of all coefficients would take twice the memory of these.
+    parts = (a.real, b.real), (a.imag, b.imag)
+    every = sum(np.einsum("nmr,nmr->nr", x, y) for x, y in parts)
+    return 2 * every - sum(x[:, 0] * y[:, 0] for x, y in parts)
 
 
 @dataclass
@@ -249,6 +252,7 @@ def _add_fine(
     shift, view = best // n_views, best % n_views
     kept, row = torch.unique(image * len(shifts) + shift, return_inverse=True)
     rows = shifts.undone(rows[kept], shifts.finer)[:, : sums.slices.shape[1]]
+    weighted = (rows * model.ring_weights).conj().resolve_conj()
     finer = torch.arange(n_finer, device=h.device).repeat(len(row))
     each = (
         part.repeat_interleave(n_finer) for part in (image, row * n_finer, shift, view)
@@ -257,7 +261,7 @@ def _add_fine(
     pairs = _Pairs(image, row + finer, shift, finer, view)
     for level in model.finer:
         pairs = pairs.children(level)
-        score, first, place = _side_by_side(level, pairs, rows, h, shifts)
+        score, first, place = _side_by_side(level, pairs, weighted, h, shifts)
         if level is not model.finer[-1]:
             p = torch.softmax(score.flatten(1), 1).view_as(score)
             image, best = _candidates(p, MOST_FINER)
@@ -272,17 +276,18 @@ def _add_fine(
 
 
 def _side_by_side(
-    level: Level, pairs: _Pairs, rows: Tensor, h: Tensor, shifts: Shifts
+    level: Level, pairs: _Pairs, weighted: Tensor, h: Tensor, shifts: Shifts
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logarithms of posteriors, those of each image side by side (n, most, angles), -∞
-    beyond its last; each image's first pair (n,), and the pairs' places (n_pairs,)."""
+    beyond its last; each image's first pair (n,), and the pairs' places (n_pairs,).
+    `weighted` are the rows' conjugates times the rings' weights."""
     _, M, R = level.slices.shape
-    conjugate = rows[:, :M, :R].conj().resolve_conj()
+    weighted = weighted[:, :M, :R]
     some = zip(
         *(part.split(PAIRS_AT_ONCE) for part in (pairs.row, pairs.view)), strict=True
     )
     products = [
-        conjugate.index_select(0, a).mul_(level.slices.index_select(0, b)).sum(-1)
+        weighted.index_select(0, a).mul_(level.slices.index_select(0, b)).sum(-1)
         for a, b in some
     ]
     scores = torch.fft.irfft(torch.cat(products), level.n_angles, norm="forward")
