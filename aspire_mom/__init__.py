@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from aspire_mom.configuration import configure_aspire
+
 if TYPE_CHECKING:
     from aspire_mom.bases import CartesianBasis, PolarBasis
     from aspire_mom.evaluation import Comparison, compare
@@ -73,6 +75,8 @@ __all__ = [
 MODULES = ["bases", "moments", "rotations", "volumes", "networks"]
 MODULES += ["inversion", "evaluation", "refinement", "mra", "relion"]
 MODULES += ["checks", "files", "phantoms", "processes", "simulation"]
+
+configure_aspire()
 
 
 # Modules and names are imported when first used (PEP 562), so that this package does

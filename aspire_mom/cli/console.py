@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import math
 import os
 import re
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 
 import click
+
+from aspire_mom.configuration import configure_aspire
 
 
 class Positive(click.ParamType):
@@ -198,33 +197,15 @@ class LazyGroup(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.modules:
             return None
-        _configure_aspire()
+        # Python's own excepthook, and progress bars on terminals only.
+        hidden = not (sys.stderr and sys.stderr.isatty())
+        configure_aspire(log_exceptions=0, tqdm_disable=hidden)
         module = import_module(f"aspire_mom.cli.{self.modules[cmd_name][0]}")
         return getattr(module, cmd_name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(k, help) for k, (_, help) in self.modules.items()])
-
-
-def _configure_aspire() -> None:
-    """
-    Keep ASPIRE from writing ./logs and ./aspire.err.log once it is imported. Where the
-    user's configuration does not say otherwise, send its logs to a temporary folder,
-    keep Python's own excepthook, and show progress bars on terminals only.
-    """
-    if "aspire" in sys.modules:
-        return
-    import confuse
-
-    folder = Path(tempfile.mkdtemp(prefix="aspire-mom-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    config = confuse.Configuration("ASPIRE", read=False)
-    config.read(defaults=False)
-    logs = {"log_dir": str(folder), "log_exceptions": 0}
-    config.add({"logging": {**logs, "tqdm_disable": not sys.stderr.isatty()}})
-    (folder / "config.yaml").write_text(config.dump())
-    os.environ["ASPIREDIR"] = str(folder)
 
 
 @contextmanager
