@@ -17,6 +17,7 @@ from aspire_mom.evaluation.fsc import (
     check_pair,
     fourier_shell_correlation,
     resolution_in_shells,
+    without_nyquist_planes,
 )
 from aspire_mom.evaluation.plots import plot_fsc
 from aspire_mom.evaluation.registration import Registration, register
@@ -34,7 +35,8 @@ class Comparison(Registration):
     The registration of a volume to a reference, and how well the two agree.
 
     :param fsc: Fourier shell correlation of shells 0 to (L - 1)//2, float64.
-    :param correlation: ⟨u, v⟩ / (|u| |v|) of the aligned volume u and the reference v.
+    :param correlation: ⟨u, v⟩ / (|u| |v|) of the aligned volume u and the reference v,
+        without the Nyquist planes of even sizes.
     :param relative_error: |v - u| / |v| (eq. 27), without scaling u.
     :param aligned: ASPIRE `Volume` mirrored, rotated and shifted onto the reference.
     :param pixel_size: Ångström per voxel, or None.
@@ -146,14 +148,15 @@ def compare(volume: Volume, reference: Volume, *, translate: bool = True) -> Com
     :param volume: One ASPIRE `Volume`, such as a reconstruction, [z, y, x].
     :param reference: One ASPIRE `Volume` of the same size L and pixel size, if known.
     :param translate: Whether to shift the volume too, see :func:`register`.
-    :return: The :class:`Comparison`. For even L the aligned volume has no Nyquist
-        planes, so the reference's power there counts as error.
+    :return: The :class:`Comparison`. For even L it is of both volumes without their
+        Nyquist planes, which no rotation keeps.
     """
     pixel_size = check_pair(volume, reference)
     found = register(volume, reference, translate=translate)
     aligned = found.apply(volume)
     aligned.pixel_size = pixel_size
-    u, v = (w.asnumpy()[0].astype(np.float64) for w in (aligned, reference))
+    u = aligned.asnumpy()[0].astype(np.float64)
+    v = without_nyquist_planes(reference)
     norm = np.linalg.norm(v)
     return Comparison(
         fsc=fourier_shell_correlation(aligned, reference),

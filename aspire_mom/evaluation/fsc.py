@@ -63,6 +63,20 @@ def fourier_shell_correlation(a: Volume, b: Volume) -> np.ndarray:
     return np.divide(cross, power, out=np.zeros_like(cross), where=power > 0)
 
 
+def without_nyquist_planes(volume: Volume) -> np.ndarray:
+    """
+    :param volume: One ASPIRE `Volume`.
+    :return: Its voxels [z, y, x], float64, without the Nyquist planes of even sizes, as
+        `Volume.rotate` leaves them.
+    """
+    voxels = volume.asnumpy()[0].astype(np.float64)
+    if volume.resolution % 2:
+        return voxels
+    spectrum = fft.centered_fftn(voxels)
+    spectrum[0] = spectrum[:, 0] = spectrum[:, :, 0] = 0
+    return fft.centered_ifftn(spectrum).real
+
+
 def resolution_in_shells(fsc: np.ndarray, cutoff: float) -> float:
     """
     Find where an FSC curve first falls below a cutoff (section 5.2), with FSC(0) = 1.

@@ -42,6 +42,18 @@ def test_a_moved_copy_agrees(L, dtype):
     assert abs(difference).max() < 1e-3 * reference.asnumpy().max()
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("L", [14, 15])
+def test_white_noise_agrees_with_itself(L, mirrored):
+    """It has power up to the last frequency, and for even sizes on Nyquist planes."""
+    voxels = np.random.default_rng(L).standard_normal((L, L, L))
+    volume = Volume(voxels, pixel_size=2.0)
+    comparison = compare(mirror(volume) if mirrored else volume, volume)
+    assert comparison.mirrored == mirrored
+    assert comparison.correlation == pytest.approx(1, abs=1e-4)
+    assert comparison.relative_error < 0.01
+
+
 def test_figures_are_those_of_the_aligned_volume(comparison):
     reference = blobs(33, dtype=np.float32)
     expected = blobs(33) + 0.8 * blobs(33, seed=1)
