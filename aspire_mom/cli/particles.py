@@ -88,8 +88,16 @@ def opened(
     )
     if not corrections["ignore_ctf"]:
         read.check_ctf()
+    if not corrections["ignore_shifts"]:
+        read.check_shifts()
     flipped = read.phase_flipped or None
     return read, aspire_mom.CorrectionOptions(phase_flipped=flipped, **corrections)
+
+
+def check_file(particles: Path) -> None:
+    """Check that a STAR file can be read again, when poses are written beside it."""
+    if not particles.is_file():
+        raise ValueError(f"{particles} can be read only once; a file is needed")
 
 
 def source_of(particles: Particles, L: int | None) -> ParticleSource:

@@ -14,6 +14,7 @@ import aspire_mom
 from aspire_mom.cli import console
 from aspire_mom.cli.moments import is_complete
 from aspire_mom.cli.particles import (
+    check_file,
     choice_options,
     ignore_ctf_option,
     ignore_shifts_option,
@@ -86,6 +87,7 @@ def refine(
     """
     begun, processes = time.perf_counter(), aspire_mom.processes
     console.check_outputs([out / name for name in WRITTEN], overwrite)
+    check_file(particles)
     device = processes.own_device(device)
     aspire_mom.checks.checked_device(device)
     found = aspire_mom.Reconstruction.load(result)
@@ -147,6 +149,7 @@ def initial_model(
     """
     begun, processes = time.perf_counter(), aspire_mom.processes
     console.check_outputs([out / name for name in WRITTEN], overwrite)
+    check_file(particles)
     device = processes.own_device(device)
     aspire_mom.checks.checked_device(device)
     read, corrections = opened(particles, **options)

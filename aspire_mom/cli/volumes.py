@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import mrcfile
 import numpy as np
 
 import aspire_mom
+from aspire_mom import mrc
 from aspire_mom.cli import console
 
 if TYPE_CHECKING:
@@ -62,6 +64,11 @@ def simulate(
     Example:
         aspire-mom simulate map.mrc --images 10000 --snr 0.1 -o particles.star
     """
+    if not out.name.isprintable() or set(out.name) & set(" @#'\""):
+        raise ValueError(
+            f"{str(out)!r} cannot be the name: images are named number@stack after it,"
+            " so it must have no space, @, #, quotation mark or control character"
+        )
     # As ASPIRE names the stack of a STAR file.
     stack = out.with_name(f"{out.stem}_0_{images - 1}.mrcs")
     stacks = re.compile(re.escape(out.stem) + r"_0_\d+\.mrcs")
@@ -118,15 +125,19 @@ def evaluate(
 
 
 def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
-    """Read an MRC file of one cubic volume [z, y, x] as float32, perhaps without pixel
-    size; headers may deviate from the format."""
+    """Read an MRC file of one cubic volume as float32 [z, y, x], whatever the order of
+    its axes, perhaps without pixel size; headers may deviate from the format."""
     from aspire.volume import Volume
 
     checks = aspire_mom.checks
     try:
-        with mrcfile.open(path, mode="r", permissive=True) as mrc:
-            voxels, sizes = mrc.data, mrc.voxel_size.item()
-    except (ValueError, EOFError) as error:
+        opened = mrcfile.open(path, mode="r", permissive=True)
+        with opened as file, np.errstate(divide="ignore", invalid="ignore"):
+            voxels, header = file.data, file.header
+            sizes = np.nan_to_num(file.voxel_size.item(), posinf=0, neginf=0)
+    except (ValueError, EOFError, OSError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise ValueError(f"{path} cannot be read as MRC: {error}") from error
     if voxels is None:
         raise ValueError(f"{path} is cut short, or no MRC file")
@@ -135,14 +146,24 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
     if voxels.ndim != 3 or len(set(voxels.shape)) != 1:
         shape = " x ".join(map(str, voxels.shape))
         raise ValueError(f"{path} holds {shape} values; a volume must be cubic")
-    if voxels.dtype.kind not in "iuf" or not np.isfinite(voxels).all():
-        raise ValueError(f"{path} holds values that are NaN, infinite or complex")
+    if mrc.is_image_stack(path, header):
+        raise ValueError(f"{path} holds a stack of {len(voxels)} images, not a volume")
+    voxels = voxels.view(mrc.value_type(path, header))
+    if not np.isfinite(voxels).all():
+        raise ValueError(f"{path} holds values that are NaN or infinite")
     if np.ptp(voxels) == 0:
         raise ValueError(f"{path} is {voxels.flat[0]} in all its voxels")
-    if not np.allclose(sizes, sizes[0], rtol=checks.PIXEL_SIZE_TOLERANCE, atol=0):
-        raise ValueError(f"{path} has voxels of {sizes} Å; they must be cubes")
-    size = checks.agreed_pixel_size(path, sizes[0] or None, pixel_size)
-    return Volume(voxels.astype(np.float32), pixel_size=size)
+    equal = np.allclose(sizes, sizes[0], rtol=checks.PIXEL_SIZE_TOLERANCE, atol=0)
+    if not equal or np.mod(header["cellb"].item(), 90).any():
+        edges = " x ".join(f"{edge:g}" for edge in sizes)
+        raise ValueError(
+            f"{path} has voxels of {edges} Å in a cell with angles of"
+            f" {header['cellb']}°; they must be cubes"
+        )
+    size = checks.agreed_pixel_size(path, float(sizes[0]) or None, pixel_size)
+    axes = mrc.check_axes(path, header)
+    voxels = np.transpose(voxels, [axes.index(axis) for axis in (3, 2, 1)])
+    return Volume(np.ascontiguousarray(voxels, dtype=np.float32), pixel_size=size)
 
 
 def read_volumes(paths: Iterable[Path], pixel_size: float | None) -> list[Volume]:

@@ -70,19 +70,11 @@ class TransferFunctions:
 
     @cached_property
     def flat(self) -> bool:
-        """
-        :return: Whether no filter varies with frequency, as after white whitening.
-        :raises ValueError: a filter lets nothing pass.
-        """
+        """:return: Whether no filter varies with frequency, as after whitening."""
         pixels = _pixels(self.basis.L)
-        for i, image_filter in enumerate(self.filters):
+        for image_filter in self.filters:
             values = _evaluate(image_filter, pixels, self.pixel_size)
-            if not np.any(values):
-                raise ValueError(
-                    f"filter {i} of the source is zero at all frequencies; such images"
-                    " tell nothing"
-                )
-            if np.ptp(values) > FLAT * np.abs(values).max():
+            if not np.any(values) or np.ptp(values) > FLAT * np.abs(values).max():
                 return False
         return True
 
@@ -113,12 +105,14 @@ class TransferFunctions:
         :param start: First image.
         :param stop: One past the last.
         :return: Factors, float64, as `Basis.filter_values` has them.
+        :raises ValueError: a filter lets nothing pass.
         """
         used, which = np.unique(self.indices[start:stop], return_inverse=True)
         if self._phases is None:
             values = np.empty((self._omega.shape[1], len(used)))
             for column, i in zip(values.T, used, strict=True):
                 column[:] = _evaluate(self.filters[i], self._omega, self.pixel_size)
+                _check_not_zero(i, column.any())
         else:
             values = np.sin(self._terms @ self._phases[:, used])
             B = self._parameters[used, -1]
@@ -154,6 +148,8 @@ class TransferFunctions:
         if len(self._parameters) < len(self.filters):
             return None
         voltage, Cs, alpha, u, v, angle, _ = self._parameters.T
+        zero = (Cs == 0) & (alpha == 0) & (u == 0) & (v == 0)
+        _check_not_zero(int(np.argmax(zero)), not zero.any())
         # Nanometres; defocus is in Å, Cs in mm.
         wavelength = 1.22639 / np.sqrt(voltage * 1000 + 0.97845 * voltage**2)
         half = np.pi * wavelength / 20
@@ -170,6 +166,14 @@ class TransferFunctions:
         if math.isinf(astigmatism):
             return math.inf
         return np.pi / 2 * (largest / self.pixel_size) ** 2 * astigmatism
+
+
+def _check_not_zero(i: int, is_any: bool) -> None:
+    if not is_any:
+        raise ValueError(
+            f"filter {i} of the source is zero at all frequencies; images behind it"
+            " tell nothing"
+        )
 
 
 def _astigmatism(image_filter: Filter) -> float:

@@ -1,4 +1,4 @@
-"""Particles of a RELION STAR file, and an ASPIRE source of them."""
+"""Particles of a RELION STAR file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from aspire.operators import CTFFilter
-from aspire.source import RelionSource
 
 from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, agreed_pixel_size
 from aspire_mom.relion.stacks import check_stacks, locate
@@ -24,8 +22,11 @@ NO_ABERRATION = {
         **dict.fromkeys(("_rlnMagMat00", "_rlnMagMat11"), 1.0),
         **dict.fromkeys(("_rlnMagMat01", "_rlnMagMat10"), 0.0),
     },
+    "higher-order aberrations": {"_rlnOddZernike": 0.0, "_rlnEvenZernike": 0.0},
     "CTF scale factors": {"_rlnCtfScalefactor": 1.0},
 }
+# In Å. Smaller values are in µm, and those outside the usual range perhaps in nm.
+LEAST_DEFOCUS, USUAL_DEFOCUS = 100, (2500, 100_000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +86,11 @@ class Particles:
 
     def check_ctf(self) -> None:
         """
-        Check that the CTF can be corrected for.
+        Check that the CTF can be corrected for. Warn of unusual defocus.
 
         :raises ValueError: Columns are missing, or images were multiplied by the CTF,
-            phase-flipped in part, or taken with a phase plate.
+            phase-flipped in part, or taken with a phase plate; defocus is in another
+            unit than Å, or a CTF is zero.
         """
         if not self.has_ctf:
             return
@@ -104,10 +106,50 @@ class Particles:
             problem = f"{flipped} phase-flipped images among {len(self)}"
         elif phase > 0:
             problem = f"phase shifts of up to {phase:g}° (_rlnPhaseShift)"
+        else:
+            problem = self._defocus_problem()
         if problem:
             raise ValueError(
                 f"{self.table.path} has {problem}, so its CTF cannot be corrected for;"
                 " pass ignore_ctf=True to ignore it"
+            )
+
+    def _defocus_problem(self) -> str:
+        """Say what is wrong with defocus, if anything; warn of unusual values."""
+        _, u, v, _, Cs, contrast = (self.table.columns[name] for name in CTF_COLUMNS)
+        defocus = np.maximum(np.abs(u), np.abs(v))
+        zero = (defocus == 0) & (Cs == 0) & (contrast == 0)
+        if zero.any():
+            where = self.table.where(int(np.argmax(zero)))
+            return (
+                f"a CTF that is zero in {where}, without defocus, spherical aberration"
+                " and amplitude contrast"
+            )
+        low, high = USUAL_DEFOCUS
+        listed = f"defocus values of {_span(np.stack((u, v)))} Å (_rlnDefocusU)"
+        if 0 < defocus.max() < LEAST_DEFOCUS:
+            return f"{listed}, which may be in µm; they must be in Å"
+        if not low <= np.median(defocus) <= high:
+            logger.warning(
+                f"{self.table.path} has {listed}, most of them not between {low:,} and"
+                f" {high:,}; they must be in Å"
+            )
+        return ""
+
+    def check_shifts(self) -> None:
+        """
+        Check that shifts leave the centres of all particles within their images.
+
+        :raises ValueError: One lies outside.
+        """
+        outside = (np.abs(self.shifts) > self.L / 2).any(axis=1)
+        if outside.any():
+            i = int(np.argmax(outside))
+            x, y = self.shifts[i]
+            raise ValueError(
+                f"{self.table.path}: {self.table.where(i)} has an origin of {x:g},"
+                f" {y:g} pixels, outside of {self.L} x {self.L} pixels; pass"
+                " ignore_shifts=True to take images as centred"
             )
 
     def summary(self) -> str:
@@ -143,46 +185,6 @@ class Particles:
 
     def _flags(self, column: str) -> np.ndarray:
         return self.table.columns.get(column, np.zeros(len(self))) != 0
-
-
-class ParticleSource(RelionSource):
-    """
-    ASPIRE's `RelionSource` for particles that have been read and checked. Images are
-    float32; ASPIRE casts all of them to the mode of the first stack. Orientation angles
-    in the file are ignored. There is one filter for each CTF of `Particles.ctfs`.
-
-    :param particles: The particles.
-    """
-
-    def __init__(self, particles: Particles):
-        self._particles = particles
-        super().__init__(particles.table.path, pixel_size=particles.pixel_size)
-        self.dtype = np.dtype(np.float32)
-        ctfs, indices = particles.ctfs
-        if len(ctfs) > 0:
-            self.unique_filters = [
-                # RELION's exp(-B s² / 4) is in Å², ASPIRE's exp(-B s²) in nm².
-                CTFFilter(voltage, u, v, np.radians(angle), cs, contrast, B=b / 400)
-                for voltage, u, v, angle, cs, contrast, b in ctfs
-            ]
-            self.filter_indices = indices
-        del self._particles  # only `populate_metadata` needs them; saves memory
-
-    def populate_metadata(self) -> dict[str, np.ndarray]:
-        """:return: The columns of the STAR file that ASPIRE uses, by name."""
-        particles, table = self._particles, self._particles.table
-        shifts = particles.shifts * particles.pixel_size
-        paths = np.array([str(path) for path in particles.stacks], dtype=object)
-        metadata = {
-            "__mrc_filepath": paths[table.stack_indices],
-            "__mrc_index": table.numbers,
-            "_rlnImagePixelSize": np.full(len(particles), particles.pixel_size),
-            "_rlnOriginXAngst": shifts[:, 0].copy(),
-            "_rlnOriginYAngst": shifts[:, 1].copy(),
-        }
-        if "_aspireAmplitude" in table.columns:
-            metadata["_aspireAmplitude"] = table.columns["_aspireAmplitude"]
-        return metadata
 
 
 def read_particles(

@@ -12,6 +12,7 @@ from gemmi import cif
 from aspire_mom.checks import check_new
 from aspire_mom.files import atomic
 from aspire_mom.relion.particles import Particles
+from aspire_mom.relion.stacks import FORMAT
 from aspire_mom.relion.table import IMAGE, particle_block, read_document, unescaped
 
 ANGLES = ("_rlnAngleRot", "_rlnAngleTilt", "_rlnAnglePsi")
@@ -90,11 +91,12 @@ def _tags(block: cif.Block) -> list[str]:
 
 def _image_names(particles: Particles) -> list[str]:
     """Names number@stack, as :func:`read_document` escapes and quotes them."""
-    stacks = []
-    for stack in particles.stacks:
-        name = os.path.abspath(stack).replace("\\", r"\\")
+    table, stacks = particles.table, []
+    for stack, listed in zip(particles.stacks, table.stacks, strict=True):
+        kind = FORMAT.search(listed)
+        name = os.path.abspath(stack) + (kind.group() if kind else "")
+        name = name.replace("\\", r"\\")
         stacks.append(name.encode("ascii", "backslashreplace").decode())
-    table = particles.table
     pairs = zip(table.numbers, table.stack_indices, strict=True)
     names = [f"{number:06d}@{stacks[index]}" for number, index in pairs]
     # Some programs do not know quotation marks, which only white space needs here.

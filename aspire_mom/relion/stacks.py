@@ -1,28 +1,46 @@
-"""Checks of image stacks by their headers and sizes; no pixel is read."""
+"""Image stacks: checks by their headers and sizes, and reading."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from mrcfile import utils
 from mrcfile.dtypes import HEADER_DTYPE
 
-from aspire_mom.relion.table import Table
+from aspire_mom import mrc
+from aspire_mom.relion.table import Table, check_uncompressed
 
-# MRC modes that ASPIRE can read.
-MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16"}
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstd", b"PK": "zip"}
+# RELION's way to say how a file of another name is to be read.
+FORMAT = re.compile(":(mrcs?|st|map)$")
 
 
-def _stack_size(path: Path) -> tuple[int, int]:
-    """Number and edge of a stack's images; raise if ASPIRE cannot read it."""
+class Stack(NamedTuple):
+    """
+    Where the images of a file are.
+
+    :param n: Number of images.
+    :param L: Pixels along an image's edge.
+    :param dtype: Type of the pixels.
+    :param offset: Bytes before them.
+    :param is_volume: Whether the header is that of a volume.
+    """
+
+    n: int
+    L: int
+    dtype: np.dtype
+    offset: int
+    is_volume: bool
+
+
+def _stack(path: Path) -> Stack:
+    """Read a stack's header; raise if its images cannot be read."""
     with open(path, "rb") as file:
         head = file.read(HEADER_DTYPE.itemsize)
-    for mark, program in COMPRESSED.items():
-        if head.startswith(mark):
-            raise ValueError(f"{path} is compressed by {program}; unpack it first")
+    check_uncompressed(path, head)
     if len(head) < HEADER_DTYPE.itemsize:
         raise ValueError(
             f"{path} has {len(head)} bytes; a stack of images has a header of"
@@ -31,24 +49,23 @@ def _stack_size(path: Path) -> tuple[int, int]:
     # Read in the wrong byte order, a size below 2^16 is 2^16 or more.
     orders = (np.frombuffer(head, HEADER_DTYPE.newbyteorder(o))[0] for o in "<>")
     header = min(orders, key=lambda h: abs(int(h["nx"])))
-    nx, ny, nz, mode = (int(header[name]) for name in ("nx", "ny", "nz", "mode"))
+    nx, ny, nz = (int(header[name]) for name in ("nx", "ny", "nz"))
     extended = int(header["nsymbt"])
     if min(nx, ny, nz) < 1 or extended < 0:
         raise ValueError(
             f"{path} is no MRC file, or damaged: its header gives {nz} images of"
             f" {nx} x {ny} pixels after {extended} bytes of extended header"
         )
-    if mode not in MODES:
-        name = " (float16)" if mode == 12 else ""
-        raise ValueError(
-            f"{path} is in MRC mode {mode}{name}; ASPIRE reads modes"
-            f" {', '.join(f'{k} ({v})' for k, v in MODES.items())}: convert it to"
-            " float32"
-        )
+    dtype, offset = mrc.value_type(path, header), len(head) + extended
     if utils.spacegroup_is_volume_stack(header["ispg"]):
         raise ValueError(f"{path} holds volumes; a stack of images is needed")
-    item = np.dtype(MODES[mode]).itemsize
-    needed = len(head) + extended + nx * ny * nz * item
+    axes = mrc.check_axes(path, header)
+    if axes != (3, 2, 1):
+        raise ValueError(
+            f"{path} has its axes in the order {axes[2]}, {axes[1]}, {axes[0]} (MAPC,"
+            " MAPR, MAPS); images must be in the order 1, 2, 3"
+        )
+    needed = offset + nx * ny * nz * dtype.itemsize
     if path.stat().st_size < needed:
         raise ValueError(
             f"{path} is truncated: its header gives {nz} images of {nx} x {ny} pixels"
@@ -58,7 +75,31 @@ def _stack_size(path: Path) -> tuple[int, int]:
         raise ValueError(
             f"{path} has images of {nx} x {ny} pixels; they must be square"
         )
-    return nz, nx
+    return Stack(nz, nx, dtype, offset, mrc.is_volume(header))
+
+
+def read_images(path: Path, numbers: np.ndarray) -> np.ndarray:
+    """
+    :param path: A stack.
+    :param numbers: Positions of images in it, from 1, (n,).
+    :return: The images (n, L, L), float32.
+    :raises OSError: The stack cannot be read.
+    :raises ValueError: It is no stack, or has become shorter.
+    """
+    stack = _stack(path)
+    size, order = stack.L**2, np.argsort(numbers, kind="stable")
+    images = np.empty((len(numbers), stack.L, stack.L), np.float32)
+    # Images that follow one another are read at once.
+    breaks = np.flatnonzero(np.diff(numbers[order]) != 1) + 1
+    with open(path, "rb") as file:
+        for run in np.split(order, breaks):
+            before = (int(numbers[run[0]]) - 1) * size * stack.dtype.itemsize
+            file.seek(stack.offset + before)
+            pixels = np.fromfile(file, stack.dtype, len(run) * size)
+            if len(pixels) < len(run) * size:
+                raise ValueError(f"{path} has become shorter while it was read")
+            images[run] = pixels.reshape(len(run), stack.L, stack.L)
+    return images
 
 
 def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
@@ -72,13 +113,14 @@ def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
     """
     names = (table.stacks[i] for i in np.unique(table.stack_indices))
     first = next((name for name in names if not os.path.isabs(name)), "")
+    first = FORMAT.sub("", first)
     star = Path(os.path.abspath(table.path))
     folders = [*star.parents, Path.cwd(), *star.resolve().parents]
     if data_folder is not None:
         folders = [data_folder]
     # A broken symlink counts as a match; `check_stacks` reports it.
     base = next((f for f in folders if os.path.lexists(f / first)), folders[0])
-    return tuple(base / stack for stack in table.stacks)
+    return tuple(base / FORMAT.sub("", stack) for stack in table.stacks)
 
 
 def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
@@ -89,35 +131,42 @@ def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
     :param stacks: Paths of their stacks.
     :return: Pixels along the edge of all their images.
     :raises OSError: A stack is missing, or may not be read.
-    :raises ValueError: ASPIRE cannot read a stack, or its images or sizes do not fit.
+    :raises ValueError: A stack cannot be read, or its images or sizes do not fit.
     """
-    counts, L, model = np.zeros(len(stacks), dtype=np.int64), 0, None
+    found, first = {}, None
     for index in np.unique(table.stack_indices):
         path = stacks[index]
-        counts[index], size = _listed_stack_size(table.path, path)
-        if model is None:
-            L, model = size, path
-        if size != L:
+        found[index] = stack = _listed_stack(table.path, path)
+        if first is None:
+            L, first = stack.L, path
+        if stack.L != L:
             raise ValueError(
-                f"{path} has images of {size} x {size} pixels, {model} of {L} x {L};"
-                " only images of one size can be averaged together"
+                f"{path} has images of {stack.L} x {stack.L} pixels, {first} of"
+                f" {L} x {L}; only images of one size can be averaged together"
             )
+    # One stack among many may have as many images as pixels along an edge.
+    named = [table.stacks[index].endswith("mrcs") for index in found]
+    if not any(named) and all(stack.is_volume for stack in found.values()):
+        raise ValueError(
+            f"{first} holds a volume by its header, of {L} x {L} x {L} voxels; a stack"
+            f" of images is needed (if it is one, name it {table.stacks[index]}:mrcs)"
+        )
+    counts = np.zeros(len(stacks), dtype=np.int64)
+    counts[list(found)] = [stack.n for stack in found.values()]
     available = counts[table.stack_indices]
     missing = (table.numbers < 1) | (table.numbers > available)
     if missing.any():
-        first = int(np.argmax(missing))
-        path = stacks[table.stack_indices[first]]
+        i = int(np.argmax(missing))
         raise ValueError(
-            f"{table.path}: row {table.rows[first]} names image"
-            f" {table.numbers[first]} of {path}, which has images 1 to"
-            f" {available[first]}"
+            f"{table.path}: row {table.rows[i]} names image {table.numbers[i]} of"
+            f" {stacks[table.stack_indices[i]]}, which has images 1 to {available[i]}"
         )
     return L
 
 
-def _listed_stack_size(star: Path, path: Path) -> tuple[int, int]:
+def _listed_stack(star: Path, path: Path) -> Stack:
     try:
-        return _stack_size(path)
+        return _stack(path)
     except FileNotFoundError as error:
         where = "is missing"
         if path.is_symlink():

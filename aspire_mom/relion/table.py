@@ -12,6 +12,8 @@ from gemmi import cif
 
 IMAGE, GROUP, GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
 NO_CTF = "_aspireNoCTF"  # ASPIRE marks placeholder optics without a CTF
+# First bytes of compressed files.
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5": "zstd", b"PK": "zip"}
 # In the order of `CTFFilter`'s arguments.
 CTF_COLUMNS = (
     "_rlnVoltage",
@@ -40,11 +42,16 @@ RANGES = {
     "_rlnDetectorPixelSize": (1e-3, 1e4),  # µm
     "_rlnMagnification": (1, 1e8),
     "_rlnImageSize": (1, 1e5),
+    "_rlnImageDimensionality": (2, 2),
     "_aspireAmplitude": (-1e6, 1e6),
     **dict.fromkeys((GROUP, "_rlnRandomSubset", "_rlnClassNumber"), (-1e9, 1e9)),
     "_rlnCtfDataArePhaseFlipped": (0, 1),
     "_rlnCtfDataAreCtfPremultiplied": (0, 1),
 }
+
+
+# Vectors, written as [1,-2,0]. Of these, the largest magnitude is kept.
+VECTORS = ("_rlnOddZernike", "_rlnEvenZernike")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +65,7 @@ class Table:
     :param stack_indices: Index of each image's stack in `stacks`, (n,).
     :param stacks: Names of all stacks in the file.
     :param columns: Numbers (n,) by RELION's name of their column, from the particles'
-        table and from each particle's row of the optics table.
+        table, or else from each particle's row of the optics table.
     :param groups: Names of optics groups by number, empty without an optics table.
     """
 
@@ -72,6 +79,14 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def where(self, i: int) -> str:
+        """
+        :param i: Index of a particle.
+        :return: Its row in the file and its image's number in the stack, for messages.
+        """
+        stack = self.stacks[self.stack_indices[i]]
+        return f"row {self.rows[i]} (image {self.numbers[i]} of {stack})"
 
     def chosen(self, which: np.ndarray | slice) -> Table:
         """
@@ -106,7 +121,7 @@ def read_table(path: Path) -> Table:
             raise ValueError("it lists 0 particles; at least 1 is needed")
         if optics is not None:
             groups, own = _optics(optics, columns.get(GROUP), n)
-            columns |= own
+            columns = own | columns  # RELION, too, takes the particle's own value
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if any(_has(block, NO_CTF) for block in (particles, optics) if block is not None):
@@ -126,7 +141,9 @@ def read_document(path: Path) -> cif.Document:
     :raises OSError: The file cannot be read.
     :raises ValueError: It is no STAR file, or has no table.
     """
-    text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+    found = path.read_bytes()
+    check_uncompressed(path, found)
+    text = found.decode("utf-8-sig", "surrogateescape")
     text = text.replace("\\", r"\\")
     try:
         document = cif.read_string(text.encode("ascii", "backslashreplace"))
@@ -145,6 +162,17 @@ def read_document(path: Path) -> cif.Document:
             f" {reason.removeprefix('data: ')}"
         ) from error
     return document
+
+
+def check_uncompressed(path: Path, head: bytes) -> None:
+    """
+    :param path: A file.
+    :param head: Its first bytes.
+    :raises ValueError: They are those of a compressed file.
+    """
+    for mark, program in COMPRESSED.items():
+        if head.startswith(mark):
+            raise ValueError(f"{path} is compressed by {program}; unpack it first")
 
 
 def unescaped(text: str) -> str:
@@ -183,7 +211,7 @@ def _texts(block: cif.Block, column: str) -> list[str]:
 
 
 def _columns(block: cif.Block) -> dict[str, np.ndarray]:
-    """Values (n,) of all columns of `RANGES` that a table has."""
+    """Values (n,) of all columns of `RANGES` and `VECTORS` that a table has."""
     columns = {}
     for name, (low, high) in RANGES.items():
         texts = block.find_values(name)
@@ -193,12 +221,30 @@ def _columns(block: cif.Block) -> dict[str, np.ndarray]:
         for i in map(int, np.flatnonzero(~((values >= low) & (values <= high)))):
             values[i] = cif.as_number(texts.str(i))  # it may be quoted
             if not low <= values[i] <= high:
+                image = (
+                    f" (image {_texts(block, IMAGE)[i]})" if _has(block, IMAGE) else ""
+                )
+                span = f"a number from {low:g} to {high:g}" if low < high else f"{low}"
                 raise ValueError(
-                    f"in data_{block.name.strip()}, row {i + 1} has {texts.str(i)!r} as"
-                    f" {name}, which must be a number from {low:g} to {high:g}"
+                    f"in data_{block.name.strip()}, row {i + 1}{image} has"
+                    f" {texts.str(i)!r} as {name}, which must be {span}"
                 )
         columns[name] = values
+    for name in VECTORS:
+        if texts := _texts(block, name):
+            columns[name] = np.array([_largest(name, text) for text in texts])
     return columns
+
+
+def _largest(name: str, text: str) -> float:
+    """Return the largest magnitude of the numbers of a vector."""
+    try:
+        numbers = [float(number) for number in text.strip("[]").split(",") if number]
+    except ValueError as error:
+        raise ValueError(
+            f"it has {text!r} as {name}, which must be numbers such as [1,-2,0]"
+        ) from error
+    return max(map(abs, numbers), default=0.0)
 
 
 def _images(block: cif.Block) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

@@ -189,7 +189,6 @@ def quoted(text, rng):
 
 
 GOOD, BAD, EITHER = "moments", "a sentence", "either"
-# float16 is mode 12, which ASPIRE does not read.
 KINDS = {
     "sound": (lambda folder, rng: None, GOOD),
     "star cut": (edit_text(lambda t, rng: t[: rng.integers(len(t))]), EITHER),
@@ -265,7 +264,10 @@ KINDS = {
         write_stack(lambda rng: rng.integers(-99, 99, (EACH, EDGE, EDGE), np.int16)),
         GOOD,
     ),
-    "float16": (write_stack(lambda rng: np.ones((EACH, EDGE, EDGE), np.float16)), BAD),
+    "float16": (
+        write_stack(lambda rng: rng.standard_normal((EACH, EDGE, EDGE)).astype("f2")),
+        GOOD,
+    ),
     "larger images": (
         write_stack(lambda rng: np.ones((EACH, EDGE + 1, EDGE + 1), np.float32)),
         BAD,

@@ -282,10 +282,16 @@ def test_filters_that_are_no_numbers_are_named(name):
         MomentEstimator(source, PolarBasis(16))
 
 
-def test_images_that_nothing_reached_are_refused():
-    source = simulation(16, [ScalarFilter(value=0)])
-    with pytest.raises(ValueError, match="filter 0 of the source is zero"):
-        MomentEstimator(source, PolarBasis(16))
+NOTHING = dict.fromkeys(("defocus_u", "defocus_v", "Cs", "alpha"), 0.0)
+
+
+@pytest.mark.parametrize("nothing", [ScalarFilter(value=0), CTFFilter(**NOTHING)])
+def test_images_that_nothing_reached_are_refused(nothing):
+    source = simulation(16, [CTFFilter(), nothing])
+    with pytest.raises(ValueError, match="filter 1 of the source is zero"):
+        MomentEstimator(source, PolarBasis(16)).estimate()
+    ignored = CorrectionOptions(ignore_ctf=True)
+    MomentEstimator(source, PolarBasis(16), corrections=ignored).estimate()
 
 
 def test_phases_flipped_out_of_sight(caplog):

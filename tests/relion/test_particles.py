@@ -372,7 +372,7 @@ def test_stack_that_may_not_be_read(tmp_path, monkeypatch):
     def denied(path, *args):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("aspire_mom.relion.stacks._stack_size", denied)
+    monkeypatch.setattr("aspire_mom.relion.stacks._stack", denied)
     with pytest.raises(OSError, match=r"a\.mrcs, a stack that .* Permission denied"):
         read_particles(star)
 
@@ -401,9 +401,13 @@ def test_values_that_need_quotation_marks(tmp_path, value):
 def test_rows_are_named(tmp_path):
     write_stack(tmp_path / "a.mrcs")
     for column, value, words in (
-        ("_rlnDefocusU", "2_5x", "in data_particles, row 2 has '2_5x' as _rlnDefocusU"),
-        ("_rlnDefocusV", "nan", "row 2 has 'nan' as _rlnDefocusV"),
-        ("_rlnDefocusU", 1e9, "row 2 has '1000000000.0' as _rlnDefocusU"),
+        (
+            "_rlnDefocusU",
+            "2_5x",
+            "in data_particles, row 2 .image 3@a.mrcs. has '2_5x' as _rlnDefocusU",
+        ),
+        ("_rlnDefocusV", "nan", "row 2 .* has 'nan' as _rlnDefocusV"),
+        ("_rlnDefocusU", 1e9, "row 2 .* has '1000000000.0' as _rlnDefocusU"),
         ("_rlnImageName", "5@a.mrcs", "row 2 names image 5 of .* images 1 to 4"),
     ):
         table = particles(NAMES, **ctf(3))

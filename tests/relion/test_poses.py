@@ -123,3 +123,14 @@ def test_wrong_input_is_refused(folder):
         with pytest.raises(ValueError, match=f"has changed: {reason}"):
             write_poses(folder / "q.star", read, angles, origins, halves)
     assert not (folder / "q.star").exists()
+
+
+def test_formats_of_stacks_are_kept(folder):
+    """RELION takes a name that does not end in .mrcs for that of a volume."""
+    (folder / "b.mrcs").rename(folder / "b.mrc")
+    star = write_star(folder / "p.star", particles(["2@b.mrc:mrcs", "1@sub/a.mrcs"]))
+    write_poses(folder / "poses.star", read_particles(star), *poses(2))
+    text = (folder / "poses.star").read_text()
+    assert f"000002@{folder}/b.mrc:mrcs" in text
+    assert f"000001@{folder}/sub/a.mrcs " in text
+    assert len(read_particles(folder / "poses.star")) == 2

@@ -1,0 +1,75 @@
+"""ASPIRE source of the images of particles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from aspire.image import Image
+from aspire.operators import CTFFilter, IdentityFilter
+from aspire.source import ImageSource
+
+from aspire_mom.relion.particles import Particles
+from aspire_mom.relion.stacks import read_images
+
+
+class ParticleSource(ImageSource):
+    """
+    ASPIRE source of particles that have been read and checked. Unlike ASPIRE's
+    `RelionSource`, it reads stacks of different modes, float16 and unsigned bytes too.
+    Images are float32. Orientation angles in the file are ignored. There is one filter
+    for each CTF of `Particles.ctfs`.
+
+    :param particles: The particles.
+    """
+
+    def __init__(self, particles: Particles):
+        table, size = particles.table, particles.pixel_size
+        shifts = particles.shifts * size
+        paths = np.array([str(path) for path in particles.stacks], dtype=object)
+        metadata = {
+            "__mrc_filepath": paths[table.stack_indices],
+            "__mrc_index": table.numbers,
+            "__star_row": table.rows,
+            "_rlnImagePixelSize": np.full(len(particles), size),
+            "_rlnOriginXAngst": shifts[:, 0].copy(),
+            "_rlnOriginYAngst": shifts[:, 1].copy(),
+        }
+        if "_aspireAmplitude" in table.columns:
+            metadata["_aspireAmplitude"] = table.columns["_aspireAmplitude"]
+        super().__init__(
+            particles.L, len(particles), np.float32, metadata, pixel_size=size
+        )
+        self._stack_L, self._star = particles.L, table.path
+        ctfs, indices = particles.ctfs
+        # RELION's exp(-B s² / 4) is in Å², ASPIRE's exp(-B s²) in nm².
+        self.unique_filters = [
+            CTFFilter(voltage, u, v, np.radians(angle), cs, contrast, B=b / 400)
+            for voltage, u, v, angle, cs, contrast, b in ctfs
+        ] or [IdentityFilter()]
+        self.filter_indices = indices
+        self._mutable = False
+
+    def _images(self, indices: np.ndarray) -> Image:
+        if self._cached_im is not None:
+            images = self._cached_im[indices]
+        else:
+            images = Image(self._pixels(indices), pixel_size=self.pixel_size)
+        return self.generation_pipeline.forward(images, indices)
+
+    def _pixels(self, indices: np.ndarray) -> np.ndarray:
+        """Read images as they are in their stacks."""
+        names = ("__mrc_filepath", "__mrc_index", "__star_row")
+        paths, numbers, rows = (self._metadata[name][indices] for name in names)
+        pixels = np.empty((len(indices), self._stack_L, self._stack_L), np.float32)
+        for path in np.unique(paths):
+            of_stack = np.flatnonzero(paths == path)
+            pixels[of_stack] = read_images(Path(path), numbers[of_stack])
+        finite = np.isfinite(pixels).all(axis=(1, 2))
+        if not finite.all():
+            i = int(np.argmin(finite))
+            raise ValueError(
+                f"{self._star}: row {rows[i]} names image {numbers[i]} of {paths[i]},"
+                " which has values that are NaN or infinite"
+            )
+        return pixels
