@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from aspire.volume import Volume
 
@@ -89,6 +92,37 @@ def check_new(path: Path, overwrite: bool) -> None:
     """
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True to replace it")
+
+
+def check_disk(path: Path, n_bytes: int) -> None:
+    """
+    :param path: File to write.
+    :param n_bytes: Its size.
+    :raises OSError: the disk has less room.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if free < n_bytes:
+        reason = (
+            f"{n_bytes / 1e6:.3g} MB are to be written, {free / 1e6:.3g} MB are free"
+        )
+        raise OSError(errno.ENOSPC, reason, str(path))
+
+
+def check_memory(what: str, n_bytes: int) -> None:
+    """
+    :param what: What is to be computed.
+    :param n_bytes: Memory that it takes at least.
+    :raises MemoryError: less is available, or allowed to this process.
+    """
+    free = psutil.virtual_memory().available
+    if hasattr(psutil, "RLIMIT_AS"):  # Linux
+        limit, _ = psutil.Process().rlimit(psutil.RLIMIT_AS)
+        free = min(free, limit if limit >= 0 else free)
+    if free < n_bytes:
+        raise MemoryError(
+            f"{what} takes {n_bytes / 2**30:.3g} GiB or more, and"
+            f" {free / 2**30:.3g} GiB are available"
+        )
 
 
 def check_volume(name: str, volume: Volume) -> np.ndarray:

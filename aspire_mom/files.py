@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -57,8 +58,18 @@ def atomic(path: str | Path, mode: str = "wb") -> Iterator[Any]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename in (None, str(partial)):
+            _raise_named(error, path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _raise_named(error: OSError, path: Path) -> NoReturn:
+    """Raise an error with a file's name. Those of a full disk come without."""
+    reason = error.strerror or str(error)
+    raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
 @contextmanager
@@ -70,10 +81,19 @@ def staged(folder: Path) -> Iterator[Path]:
     :yield: A temporary folder on the same file system.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
-        yield Path(partial)
-        for path in sorted(Path(partial).iterdir()):
-            os.replace(path, folder / path.name)
+    with TemporaryDirectory(prefix=".partial-", dir=folder) as name:
+        partial = Path(name)
+        try:
+            yield partial
+            for path in sorted(partial.iterdir()):
+                os.replace(path, folder / path.name)
+        except OSError as error:
+            # An error without a name is of the file that was written last.
+            written = sorted(partial.iterdir(), key=os.path.getmtime)
+            path = Path(error.filename or [partial, *written][-1])
+            if path.is_relative_to(partial):
+                _raise_named(error, folder.absolute() / path.relative_to(partial))
+            raise
 
 
 def write_json(path: Path, report: dict) -> None:
@@ -121,10 +141,9 @@ def load_arrays(path: str | Path, format: str) -> tuple[dict[str, np.ndarray], d
     arrays = load_npz(path)
     with contents_of(path):
         found = str(arrays.pop("format", "unknown contents"))
-        text = str(arrays.pop("settings", "{}"))
         if found != format:
             raise ValueError(f"it holds {found}, and {format} is wanted")
-        return arrays, json.loads(text)
+        return arrays, json.loads(str(arrays.pop("settings", "{}")))
 
 
 def load_npz(path: str | Path) -> dict[str, np.ndarray]:
@@ -198,7 +217,7 @@ def save_network(
 def load_network(path: str | Path, kinds: Mapping[str, type[Network]]) -> Network:
     """
     :param path: What :func:`save_network` wrote.
-    :param kinds: Accepted classes of networks, by kind.
+    :param kinds: Accepted classes, by kind.
     :return: The network, float32, in evaluation mode, with `training_info`.
     :raises ValueError: the file is damaged, or holds something else.
     """
@@ -206,9 +225,7 @@ def load_network(path: str | Path, kinds: Mapping[str, type[Network]]) -> Networ
     with contents_of(path):
         kind, wanted = about["kind"], " or ".join(map(repr, kinds))
         if kind not in kinds:
-            raise ValueError(
-                f"it holds a network of kind {kind!r}, and {wanted} is wanted"
-            )
+            raise ValueError(f"it holds a {kind!r} network, and {wanted} is wanted")
         network = kinds[kind](**about["settings"])
         network.load_state_dict({k: torch.as_tensor(v) for k, v in arrays.items()})
         network.training_info = about["how"]  # type: ignore[assignment]
@@ -314,7 +331,11 @@ class Checkpoint:
                 sha = _sha256_of_contents(file)
                 file.seek(len(CHECKPOINT))
                 file.write(sha)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            # torch raises an error of its own while it handles that of the disk.
+            error = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(error, OSError):
+                raise
             reason = f"the checkpoint could not be written ({error.strerror or error})"
             if self.path.exists():
                 reason += "; the former one is whole and can be resumed from"

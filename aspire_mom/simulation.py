@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 
 import finufft
 import numpy as np
@@ -13,6 +14,8 @@ from aspire.source import Simulation
 from aspire.utils import Rotation
 from aspire.volume import Volume
 from scipy.special import erfinv
+
+from aspire_mom.checks import check_disk
 
 # Relative accuracy of projections, by the volume's dtype.
 ACCURACY = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
@@ -44,6 +47,11 @@ class FastSimulation(Simulation):
         if not clean_images and self.noise_adder is not None:
             images = self.noise_adder.forward(images, indices=indices)
         return self.generation_pipeline.forward(images, indices)
+
+    def save_images(self, starfile_filepath: str | Path, *args, **options) -> None:
+        # ASPIRE writes through a memory map, and a full disk kills a process that does.
+        check_disk(Path(starfile_filepath), 4 * self.n * self.L**2)
+        super().save_images(starfile_filepath, *args, **options)
 
     @cached_property
     def _frequencies(self) -> tuple[np.ndarray, np.ndarray]:

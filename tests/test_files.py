@@ -134,7 +134,7 @@ def test_networks_come_back(tmp_path):
     assert not found.training
     for name, value in network.state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
-    with pytest.raises(ValueError, match="of kind 'norm', and 'other' is wanted"):
+    with pytest.raises(ValueError, match="a 'norm' network, and 'other' is wanted"):
         load_network(path, {"other": torch.nn.BatchNorm1d})
     with pytest.raises(ValueError, match=r"n\.npz is damaged or incomplete"):
         load_network(path, {"norm": lambda num_features: torch.nn.BatchNorm1d(2)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -10,11 +11,14 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from glob import escape
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
+from aspire_mom.cli.terminal import open_standard_streams, stopped_by_signals
 from aspire_mom.configuration import configure_aspire
 
 
@@ -139,12 +143,14 @@ class Command(click.Command):
                 # cannot be used raise errors.
                 warnings.filterwarnings("ignore", module="mrcfile")
                 return super().invoke(ctx)
-        except OSError as error:
-            # Errors of the operating system hold the reason and the file separately.
-            reason = (error.strerror, error.filename) if error.filename else error.args
-            message = ": ".join(str(part) for part in reason)
         except (ValueError, FloatingPointError) as error:
             message = str(error)
+        except Exception as error:
+            message = _of_the_machine(error) or ""
+            if not message:
+                raise
+            if _is_short_of_memory(error):
+                message += _what_needs_less(ctx.params)
         raise click.ClickException(self._with_option_names(message))
 
     def _with_option_names(self, message: str) -> str:
@@ -160,21 +166,90 @@ class Command(click.Command):
         return message
 
 
+# Options, and what to do with them, where memory is short.
+NEEDS_LESS = {
+    "basis": "--basis polar",
+    "downsample": "a smaller --downsample",
+    "batch_size": "a smaller --batch-size",
+    "rings": "a smaller number of --rings",
+    "images": "a smaller number of --images",
+    "observations": "a smaller number of --observations",
+}
+# What PyTorch, C++, the linker and Python say.
+SHORT_OF_MEMORY = re.compile(
+    "(allocate|out of|not enough) memory|malloc|bad_alloc|failed to map segment"
+    "|start new thread",
+    re.IGNORECASE,
+)
+
+
+def _is_short_of_memory(error: Exception) -> bool:
+    if isinstance(error, RuntimeError | ImportError):
+        return SHORT_OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM
+
+
+def _what_needs_less(options: dict[str, Any]) -> str:
+    """Name options of a command that make its computation smaller."""
+    there = [text for name, text in NEEDS_LESS.items() if name in options]
+    there = [text for text in there if text != f"--basis {options.get('basis')}"]
+    return f"; {' or '.join(there)} needs less" if there else ""
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """A sentence about an error of the operating system; None if it is another's."""
+    if isinstance(error, OSError):
+        # Errors of the operating system hold the reason and the file separately.
+        reason = (error.strerror, error.filename) if error.filename else error.args
+        return ": ".join(str(part) for part in reason)
+    if _is_short_of_memory(error):
+        return f"there is not enough memory: {error}".removesuffix(": ")
+    return None
+
+
+@contextmanager
+def resumable(checkpoint: Path | None) -> Iterator[None]:
+    """
+    Say of an interrupted command whether it can go on.
+
+    :param checkpoint: The checkpoint of what the context computes, None for none.
+    :yield: Nothing.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        what = "--resume would keep sums"
+        if checkpoint is not None:
+            # That of several processes is in as many files.
+            files = checkpoint.parent.glob(f"{escape(checkpoint.name)}*")
+            kept = any(file.suffix != ".part" for file in files)
+            what = f"the same command goes on from {checkpoint}"
+            if not kept:
+                what = "there was no checkpoint yet, and nothing of this step is kept"
+        raise click.ClickException(f"interrupted; {what}") from error
+
+
 class Group(click.Group):
     """Commands whose errors are one sentence on stderr, with exit status 2."""
 
     command_class = Command
 
     def main(self, *args, **extra):
+        open_standard_streams()
         try:
-            return super().main(*args, **{**extra, "standalone_mode": False})
+            with stopped_by_signals():
+                return super().main(*args, **{**extra, "standalone_mode": False})
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else self.name
             message = f"{error.format_message()} (see {command} --help)"
         except click.ClickException as error:
             message = error.format_message()
-        except click.Abort:
+        except (click.Abort, KeyboardInterrupt):
             message = "interrupted"
+        except Exception as error:
+            message = _of_the_machine(error) or ""
+            if not message:
+                raise
         click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(2)
 
@@ -198,7 +273,7 @@ class LazyGroup(Group):
         if cmd_name not in self.modules:
             return None
         # Python's own excepthook, and progress bars on terminals only.
-        hidden = not (sys.stderr and sys.stderr.isatty())
+        hidden = not sys.stderr.isatty()
         configure_aspire(log_exceptions=0, tqdm_disable=hidden)
         module = import_module(f"aspire_mom.cli.{self.modules[cmd_name][0]}")
         return getattr(module, cmd_name.replace("-", "_"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +127,9 @@ def moments(
     read, corrections = opened(particles, **options)
     source = source_of(read, downsample)
     images_basis = getattr(aspire_mom, BASES[basis])(source.L)
+    # Sums in double precision, and the complex numbers that come of them.
+    n_bytes = (8 * len(outputs) + 16) * math.prod(images_basis.second_shape)
+    aspire_mom.checks.check_memory(f"a second moment in {images_basis}", n_bytes)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     estimator = aspire_mom.MomentEstimator(
         source,
@@ -148,13 +152,10 @@ def moments(
         if processes.is_first():
             click.echo(read.summary(), err=True)
         out.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with console.resumable(checkpoint if resume else None):
             estimates = (
                 estimator.estimate_with_halves() if halves else [estimator.estimate()]
             )
-        except KeyboardInterrupt as error:
-            what = "the same command goes on" if resume else "--resume would keep sums"
-            raise click.ClickException(f"interrupted; {what}") from error
         if not processes.is_first():
             return
         with files.staged(out.parent) as folder:

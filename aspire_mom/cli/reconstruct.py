@@ -143,7 +143,7 @@ def estimated(
     estimate: Callable[[], Found], checkpoint: Path, overwrite: bool
 ) -> Found:
     """Estimate from a checkpoint; with `overwrite`, anew if that is another's."""
-    try:
+    with console.resumable(checkpoint):
         try:
             return estimate()
         except aspire_mom.files.InvalidCheckpoint as error:
@@ -153,10 +153,6 @@ def estimated(
         aspire_mom.files.discard_checkpoint(checkpoint)
         aspire_mom.processes.wait()  # until it is gone for all of them
         return estimate()
-    except KeyboardInterrupt as error:
-        raise click.ClickException(
-            f"interrupted; the same command goes on from {checkpoint}"
-        ) from error
 
 
 def write_results(

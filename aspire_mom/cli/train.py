@@ -71,7 +71,10 @@ def run_training(
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     hidden = not sys.stderr.isatty()
-    with tqdm(total=training.n_steps, desc="training", disable=hidden) as bar:
+    with (
+        console.resumable(checkpoint),
+        tqdm(total=training.n_steps, desc="training", disable=hidden) as bar,
+    ):
 
         def show(status: TrainingStatus) -> None:
             bar.update(status.step - bar.n)
