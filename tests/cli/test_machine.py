@@ -2,6 +2,7 @@
 signals to stop. Each ends in one sentence, with exit status 2, and leaves what was."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,3 +211,22 @@ def test_closed_streams(tmp_path, closed):
     assert path.read_text() == ""
     assert done.stdout == ("" if 1 in closed else "result\n")
     assert "Traceback" not in done.stderr
+
+
+def test_a_stack_that_shrinks(tmp_path, monkeypatch, star):
+    """Half of it is gone when the second batch is read."""
+    for path in star.parent.glob("particles*"):
+        shutil.copy(path, tmp_path)
+    stack, read = next(tmp_path.glob("*.mrcs")), ParticleSource._images
+
+    def shrinking(self, indices):
+        images = read(self, indices)
+        os.truncate(stack, stack.stat().st_size // 2)
+        return images
+
+    monkeypatch.setattr(ParticleSource, "_images", shrinking)
+    command = ("moments", tmp_path / star.name, "-o", tmp_path / "m.npz")
+    result = run(*command, "--batch-size", 50)
+    assert result.exit_code == 2
+    assert f"Error: {stack} is truncated" in result.stderr
+    assert not list(tmp_path.glob("m.npz*"))
