@@ -11,7 +11,7 @@ from aspire_mom.cli.console import LazyGroup
 COMMANDS = {
     "demo": ("demo", "Simulate noisy images, reconstruct, and compare with the truth."),
     "simulate": ("volumes", "Simulate noisy particle images of a volume."),
-    "moments": ("moments", "Average moments of particles, a RELION STAR file."),
+    "moments": ("moments", "Average moments of particles, a STAR or .cs file."),
     "inspect": ("moments", "Report signal and noise of moments on each Fourier ring."),
     "reconstruct": ("reconstruct", "Find a volume and a density of views by moments."),
     "refine": ("refine", "Refine a reconstruction against the particles."),

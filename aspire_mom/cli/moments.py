@@ -99,10 +99,10 @@ def moments(
     **options,
 ) -> None:
     """
-    Average the moments of PARTICLES, a RELION STAR file, in one pass.
+    Average the moments of PARTICLES, a STAR or .cs file, in one pass.
 
-    PARTICLES may be of RELION 3.0 to 5, or of cryoSPARC, converted by csparc2star.py of
-    pyem. Angles in the file are not used; CTFs are corrected for and origins centred.
+    PARTICLES may be of RELION 3.0 to 5, or of cryoSPARC, with --passthrough for fields
+    that are in another file. Angles in the file are not used; CTFs are corrected for and origins centred.
     A summary of the particle file (particles, CTFs, shifts) is printed to stderr before
     averaging starts. The noise is estimated from the pixels outside the inscribed disc,
     and its share of the second moment is removed.

@@ -1,4 +1,4 @@
-"""Particles of a STAR file: options that commands share, and how they are opened."""
+"""Particles of a file: options that commands share, and how they are opened."""
 
 from __future__ import annotations
 
@@ -30,9 +30,14 @@ class NumberOrAuto(click.ParamType):
 CHOICE = (
     console.pixel_size_option,
     click.option(
+        "--passthrough",
+        type=console.INPUT,
+        help="Passthrough file of a .cs file, for fields which that lacks.",
+    ),
+    click.option(
         "--data-folder",
         type=click.Path(exists=True, file_okay=False, path_type=Path),
-        help="Folder to which paths of stacks are relative.  [default: the STAR file's,"
+        help="Folder to which paths of stacks are relative.  [default: the file's,"
         " one above it, or the current one: the first in which the first stack is"
         " found]",
     ),
@@ -70,6 +75,7 @@ def choice_options(command):
 def opened(
     particles: Path,
     *,
+    passthrough: Path | None,
     data_folder: Path | None,
     pixel_size: float | None,
     first: int | None,
@@ -77,10 +83,11 @@ def opened(
     class_number: int | None,
     **corrections,
 ) -> tuple[Particles, CorrectionOptions]:
-    """Read a STAR file and check that images can be corrected as the options say."""
+    """Read particles and check that images can be corrected as the options say."""
     read = aspire_mom.relion.read_particles(
         particles,
         pixel_size,
+        passthrough=passthrough,
         data_folder=data_folder,
         first=first,
         random_subset=random_subset,
@@ -95,7 +102,7 @@ def opened(
 
 
 def check_file(particles: Path) -> None:
-    """Check that a STAR file can be read again, when poses are written beside it."""
+    """Check that particles can be read again, when poses are written beside it."""
     if not particles.is_file():
         raise ValueError(f"{particles} can be read only once; a file is needed")
 

@@ -71,7 +71,7 @@ def refine(
 ) -> None:
     """
     Refine the volume of RESULT, a folder that reconstruct wrote, against PARTICLES, the
-    STAR file that its moments are of.
+    STAR or .cs file that its moments are of.
 
     Images are downsampled to the size of the volume. Give --ignore-ctf, --ignore-shifts
     and the choice of particles as for moments. The folder gets volume.mrc and its
@@ -130,7 +130,7 @@ def initial_model(
     **options,
 ) -> None:
     """
-    Make an initial model from PARTICLES, a RELION STAR file: moments, a start that has
+    Make an initial model from PARTICLES, a STAR or .cs file: moments, a start that has
     these moments, and its refinement against the images.
 
     The folder gets what the command refine writes: volume.mrc and its mirror image,

@@ -21,6 +21,9 @@ from aspire_mom.cli import console
 if TYPE_CHECKING:
     from aspire.volume import Volume
 
+# Sums of squares of larger values overflow in single precision.
+LARGEST = 1e15
+
 
 @click.command(cls=console.Command)
 @click.argument("volume", type=console.INPUT)
@@ -135,7 +138,7 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
         with opened as file, np.errstate(divide="ignore", invalid="ignore"):
             voxels, header = file.data, file.header
             sizes = np.nan_to_num(file.voxel_size.item(), posinf=0, neginf=0)
-    except (ValueError, EOFError, OSError, zlib.error) as error:
+    except (ValueError, EOFError, OSError, MemoryError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{path} cannot be read as MRC: {error}") from error
@@ -149,8 +152,8 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
     if mrc.is_image_stack(path, header):
         raise ValueError(f"{path} holds a stack of {len(voxels)} images, not a volume")
     voxels = voxels.view(mrc.value_type(path, header))
-    if not np.isfinite(voxels).all():
-        raise ValueError(f"{path} holds values that are NaN or infinite")
+    if not (np.abs(voxels) < LARGEST).all():
+        raise ValueError(f"{path} holds values that are NaN, or {LARGEST:g} or more")
     if np.ptp(voxels) == 0:
         raise ValueError(f"{path} is {voxels.flat[0]} in all its voxels")
     equal = np.allclose(sizes, sizes[0], rtol=checks.PIXEL_SIZE_TOLERANCE, atol=0)

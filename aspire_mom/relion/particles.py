@@ -191,17 +191,20 @@ def read_particles(
     path: Path,
     pixel_size: float | None = None,
     *,
+    passthrough: Path | None = None,
     data_folder: Path | None = None,
     first: int | None = None,
     random_subset: int | None = None,
     class_number: int | None = None,
 ) -> Particles:
     """
-    Read a RELION STAR file of particles, and check the headers and sizes of its stacks,
-    without reading pixels. Warn of aberrations that are not corrected for.
+    Read a RELION STAR file of particles, or a .cs file of cryoSPARC, and check the
+    headers and sizes of its stacks, without reading pixels. Warn of aberrations that
+    are not corrected for.
 
-    :param path: STAR file of RELION 3.0 to 5.
-    :param pixel_size: Ångström per pixel, where the STAR file has none.
+    :param path: STAR file of RELION 3.0 to 5, or .cs file.
+    :param pixel_size: Ångström per pixel, where the file has none.
+    :param passthrough: Passthrough file of a .cs file, for fields which that lacks.
     :param data_folder: Folder that paths of stacks are relative to. By default,
         the one with the first stack: the STAR file's, one above it or the current one.
     :param first: Take this many particles, or all where there are fewer.
@@ -214,12 +217,7 @@ def read_particles(
         or pixel sizes, no pixel size, or one that contradicts `pixel_size`.
     """
     path = Path(path)
-    if path.suffix == ".cs":
-        raise ValueError(
-            f"{path} is a cryoSPARC file; convert it to a STAR file by pyem's"
-            f" csparc2star.py {path.name} particles.star"
-        )
-    table = read_table(path)
+    table = read_table(path, passthrough)
     n_listed = len(table)
     table = _subset(table, "_rlnRandomSubset", random_subset)
     table = _subset(table, "_rlnClassNumber", class_number)
@@ -262,7 +260,8 @@ def _common(table: Table, values: np.ndarray, name: str, unit: str) -> float:
     """Return the one value of all particles, values (n,); raise if they differ."""
     if np.ptp(values) <= PIXEL_SIZE_TOLERANCE * values.max():
         return float(values[0])
-    several = f"{values.min():g} to {values.max():g} {unit}"
+    other = int(np.argmax(values != values[0]))
+    several = ", ".join(f"{values[i]:g} {unit} in {table.where(i)}" for i in (0, other))
     numbers = table.columns.get(GROUP, np.zeros(len(table)))
     _, first = np.unique(numbers, return_index=True)
     if np.ptp(values[first]) > 0:  # or else they differ within groups

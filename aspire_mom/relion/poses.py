@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ from aspire_mom.checks import check_new
 from aspire_mom.files import atomic
 from aspire_mom.relion.particles import Particles
 from aspire_mom.relion.stacks import FORMAT
-from aspire_mom.relion.table import IMAGE, particle_block, read_document, unescaped
+from aspire_mom.relion.star import escaped, unescaped
+from aspire_mom.relion.table import IMAGE, particle_block, read_document
 
 ANGLES = ("_rlnAngleRot", "_rlnAngleTilt", "_rlnAnglePsi")
 ORIGINS = ("_rlnOriginXAngst", "_rlnOriginYAngst")
@@ -51,7 +51,7 @@ def write_poses(
     for name, array in (("angles", angles), ("origins", origins), ("halves", halves)):
         if len(array) != n:
             raise ValueError(f"there are {len(array)} {name} and {n} particles")
-    document = read_document(particles.table.path)
+    document = read_document(particles.table.path, particles.table.passthrough)
     columns = _columns(particle_block(particles.table.path, document), particles)
     for name in OLD_ORIGINS:
         columns.pop(name, None)
@@ -94,13 +94,9 @@ def _image_names(particles: Particles) -> list[str]:
     table, stacks = particles.table, []
     for stack, listed in zip(particles.stacks, table.stacks, strict=True):
         kind = FORMAT.search(listed)
-        name = os.path.abspath(stack) + (kind.group() if kind else "")
-        name = name.replace("\\", r"\\")
-        stacks.append(name.encode("ascii", "backslashreplace").decode())
+        stacks.append(os.path.abspath(stack) + (kind.group() if kind else ""))
     pairs = zip(table.numbers, table.stack_indices, strict=True)
-    names = [f"{number:06d}@{stacks[index]}" for number, index in pairs]
-    # Some programs do not know quotation marks, which only white space needs here.
-    return [cif.quote(name) if re.search(r"\s", name) else name for name in names]
+    return [escaped(f"{number:06d}@{stacks[index]}") for number, index in pairs]
 
 
 def _text(

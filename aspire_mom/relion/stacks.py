@@ -12,7 +12,8 @@ from mrcfile import utils
 from mrcfile.dtypes import HEADER_DTYPE
 
 from aspire_mom import mrc
-from aspire_mom.relion.table import Table, check_uncompressed
+from aspire_mom.relion.star import check_uncompressed
+from aspire_mom.relion.table import Table
 
 # RELION's way to say how a file of another name is to be read.
 FORMAT = re.compile(":(mrcs?|st|map)$")

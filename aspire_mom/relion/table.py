@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from gemmi import cif
 
+from aspire_mom.relion.cryosparc import cryosparc_document
+from aspire_mom.relion.star import read_star, unescaped
+
 IMAGE, GROUP, GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
 NO_CTF = "_aspireNoCTF"  # ASPIRE marks placeholder optics without a CTF
-# First bytes of compressed files.
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\x28\xb5": "zstd", b"PK": "zip"}
 # In the order of `CTFFilter`'s arguments.
 CTF_COLUMNS = (
     "_rlnVoltage",
@@ -67,6 +67,7 @@ class Table:
     :param columns: Numbers (n,) by RELION's name of their column, from the particles'
         table, or else from each particle's row of the optics table.
     :param groups: Names of optics groups by number, empty without an optics table.
+    :param passthrough: The passthrough file that the table was read with.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Table:
     stacks: tuple[str, ...]
     columns: dict[str, np.ndarray]
     groups: dict[int, str]
+    passthrough: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -102,25 +104,28 @@ class Table:
         )
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, passthrough: Path | None = None) -> Table:
     """
     Read the tables of particles and optics of a STAR file.
 
-    :param path: A file of RELION 3.0 to 5, or of a program that writes the same format.
+    :param path: A file of RELION 3.0 to 5, or of a program that writes the same format;
+        or a .cs file of cryoSPARC.
+    :param passthrough: The passthrough file of a .cs file.
     :return: Its particles.
     :raises OSError: The file cannot be read.
     :raises ValueError: Another or a damaged file, or no particles.
     """
-    blocks = {block.name.strip(): block for block in read_document(path)}
+    blocks = {block.name.strip(): block for block in read_document(path, passthrough)}
     particles = particle_block(path, blocks.values())
     optics = blocks.get("optics")
     try:
-        numbers, indices, stacks = _images(particles)
-        n, groups, columns = len(numbers), {}, _columns(particles)
+        names = _texts(particles, IMAGE)
+        numbers, indices, stacks = _images(names)
+        n, groups, columns = len(names), {}, _columns(particles)
         if n == 0:
             raise ValueError("it lists 0 particles; at least 1 is needed")
         if optics is not None:
-            groups, own = _optics(optics, columns.get(GROUP), n)
+            groups, own = _optics(optics, columns.get(GROUP), names)
             columns = own | columns  # RELION, too, takes the particle's own value
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -130,57 +135,23 @@ def read_table(path: Path) -> Table:
         # If DefocusV is missing, RELION uses DefocusU for both, with angle 0.
         columns.setdefault("_rlnDefocusV", columns["_rlnDefocusU"])
         columns.setdefault("_rlnDefocusAngle", np.zeros(n))
-    return Table(path, np.arange(1, n + 1), numbers, indices, stacks, columns, groups)
+    rows = np.arange(1, n + 1)
+    return Table(path, rows, numbers, indices, stacks, columns, groups, passthrough)
 
 
-def read_document(path: Path) -> cif.Document:
+def read_document(path: Path, passthrough: Path | None = None) -> cif.Document:
     """
-    :param path: STAR file.
-    :return: Its tables. gemmi reads ASCII only, so backslashes and other characters are
-        escaped, as :func:`unescaped` undoes.
-    :raises OSError: The file cannot be read.
-    :raises ValueError: It is no STAR file, or has no table.
+    :param path: STAR file, or cryoSPARC's .cs file.
+    :param passthrough: The passthrough file of a .cs file.
+    :return: Its tables, as :func:`read_star` has them.
+    :raises OSError: A file cannot be read.
+    :raises ValueError: It is no such file, or has no table.
     """
-    found = path.read_bytes()
-    check_uncompressed(path, found)
-    text = found.decode("utf-8-sig", "surrogateescape")
-    text = text.replace("\\", r"\\")
-    try:
-        document = cif.read_string(text.encode("ascii", "backslashreplace"))
-        if len(document) == 0:
-            raise ValueError("it has no table")
-    except (ValueError, RuntimeError) as error:
-        # gemmi's messages start with data:LINE:COLUMN(BYTE).
-        reason = re.sub(r"^data:(\d+)(:\d+\(\d+\))?", r"line \1", str(error))
-        if "Wrong number" in reason:
-            reason += (
-                " (each row needs a value for each column; a value that starts with"
-                " data_, save_, _ or $ needs quotation marks)"
-            )
-        raise ValueError(
-            f"{path} cannot be read as a STAR file of particles:"
-            f" {reason.removeprefix('data: ')}"
-        ) from error
-    return document
-
-
-def check_uncompressed(path: Path, head: bytes) -> None:
-    """
-    :param path: A file.
-    :param head: Its first bytes.
-    :raises ValueError: They are those of a compressed file.
-    """
-    for mark, program in COMPRESSED.items():
-        if head.startswith(mark):
-            raise ValueError(f"{path} is compressed by {program}; unpack it first")
-
-
-def unescaped(text: str) -> str:
-    """
-    :param text: Text of a document that :func:`read_document` returned.
-    :return: The text as the file has it; bytes that are not UTF-8 are surrogates.
-    """
-    return text.encode().decode("unicode_escape") if "\\" in text else text
+    if path.suffix == ".cs":
+        return cryosparc_document(path, passthrough)
+    if passthrough is not None:
+        raise ValueError(f"{path} is no .cs file; only these have a passthrough file")
+    return read_star(path)
 
 
 def particle_block(path: Path, blocks: Iterable[cif.Block]) -> cif.Block:
@@ -247,9 +218,9 @@ def _largest(name: str, text: str) -> float:
     return max(map(abs, numbers), default=0.0)
 
 
-def _images(block: cif.Block) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def _images(names: list[str]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Split names number@stack into numbers (n,), indices of stacks (n,), stacks."""
-    names, numbers, indices, stacks = _texts(block, IMAGE), [], [], {}
+    numbers, indices, stacks = [], [], {}
     for name in names:
         number, _, stack = name.partition("@")
         stack = stack.removeprefix(">")  # cryoSPARC's mark of imported files
@@ -264,11 +235,11 @@ def _images(block: cif.Block) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 
 def _optics(
-    block: cif.Block, group: np.ndarray | None, n: int
+    block: cif.Block, group: np.ndarray | None, images: list[str]
 ) -> tuple[dict[int, str], dict[str, np.ndarray]]:
     """Names of optics groups by number, and each particle's values of columns (n,)."""
     columns = _columns(block)
-    if GROUP not in columns:
+    if not len(columns.get(GROUP, ())):
         raise ValueError(f"its optics table has no {GROUP}s")
     listed = columns[GROUP]
     known, rows = np.unique(listed, return_index=True)
@@ -279,14 +250,15 @@ def _optics(
             raise ValueError(
                 f"it has {len(known)} optics groups, but its particles have no {GROUP}"
             )
-        group = np.full(n, known[0])
+        group = np.full(len(images), known[0])
     at = np.searchsorted(known, group).clip(max=len(known) - 1)
     missing = known[at] != group
     if missing.any():
         row = int(np.argmax(missing))
         raise ValueError(
-            f"row {row + 1} is of optics group {group[row]:g}, which is not in the"
-            f" optics table; there are {', '.join(f'{k:g}' for k in known[:8])}"
+            f"row {row + 1} (image {images[row]}) is of optics group {group[row]:g},"
+            " which is not in the optics table; there are"
+            f" {', '.join(f'{k:g}' for k in known[:8])}"
         )
     names = _texts(block, GROUP_NAME) or [f"{number:g}" for number in listed]
     groups = dict(zip(listed.tolist(), names, strict=True))

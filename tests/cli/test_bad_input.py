@@ -130,7 +130,7 @@ def test_images_of_several_pixel_sizes(here):
     rows = f"1@{STACK} 2.0\n2@{STACK} 2.5\n"
     (here / "particles.star").write_text(f"data_\nloop_\n{columns}{rows}")
     message = refused(here, "moments", here / "particles.star", "-o", here / "m.npz")
-    assert "2 to 2.5 Å" in message
+    assert f"2 Å in row 1 (image 1 of {STACK}), 2.5 Å in row 2 (image 2" in message
 
 
 def test_contradicting_pixel_size_names_both(here):
@@ -176,6 +176,7 @@ DAMAGED_VOLUMES = {
     "not cubic": (lambda p: save_volume(p, np.ones((6, 6, 5))), "cubic"),
     "an image": (lambda p: save_volume(p, np.eye(6)), "cubic"),
     "NaN": (lambda p: save_volume(p, np.full((6, 6, 6), np.nan)), "NaN"),
+    "too large": (lambda p: save_volume(p, CUBE * 1e36), "1e+15 or more"),
     "constant": (lambda p: save_volume(p, np.ones((6, 6, 6))), "in all its voxels"),
     "no voxel size": (
         lambda p: save_volume(p, CUBE, None),

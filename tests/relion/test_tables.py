@@ -83,3 +83,12 @@ def test_zero_pixel_size(tmp_path):
     old = {"_rlnDetectorPixelSize": [5.0] * 3, "_rlnMagnification": [0.0] * 3}
     with pytest.raises(ValueError, match="row 1 .image 1@a.mrcs. has '0.0' as _rlnMag"):
         read(tmp_path, unknown, **old)
+
+
+def test_optics_tables_without_rows_or_groups(tmp_path):
+    with pytest.raises(ValueError, match="optics table has no _rlnOpticsGroup"):
+        read(tmp_path, {name: [] for name in OPTICS})
+    with pytest.raises(
+        ValueError, match=r"row 2 .image 3@a\.mrcs. is of optics group 7"
+    ):
+        read(tmp_path, _rlnOpticsGroup=[1, 7, 1])
