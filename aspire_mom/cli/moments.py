@@ -102,10 +102,10 @@ def moments(
     Average the moments of PARTICLES, a STAR or .cs file, in one pass.
 
     PARTICLES may be of RELION 3.0 to 5, or of cryoSPARC, with --passthrough for fields
-    that are in another file. Angles in the file are not used; CTFs are corrected for and origins centred.
-    A summary of the particle file (particles, CTFs, shifts) is printed to stderr before
-    averaging starts. The noise is estimated from the pixels outside the inscribed disc,
-    and its share of the second moment is removed.
+    that are in another file. Angles in the file are not used; CTFs are corrected for
+    and origins centred. A summary of the particle file (particles, CTFs, shifts) is
+    printed to stderr before averaging starts. The noise is estimated from the pixels
+    outside the inscribed disc, and its share of the second moment is removed.
 
     Several processes share the images where torchrun --no-python starts the command.
     With --device cuda each sums up on a GPU: polar moments only, without third moments

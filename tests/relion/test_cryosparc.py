@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from aspire.source import RelionSource
 
+from aspire_mom import Moments
 from aspire_mom.relion import ParticleSource, read_particles, write_poses
+from tests.cli.conftest import run, succeed
 from tests.relion.files import EDGE, ctf, particles, write_stack, write_star
 from tests.relion.test_particles import same_source
 
@@ -103,6 +105,16 @@ def test_fields_of_the_passthrough_file(project):
         read_particles(path, passthrough=project / "J20/more.cs")
     with pytest.raises(ValueError, match=r"p\.star is no \.cs file"):
         read_particles(project / "p.star", passthrough=path)
+
+
+def test_command(project):
+    path = save(project / "J20/p.cs", ALIGNED)
+    more = save(project / "J20/more.cs", BLOB, CTF)
+    succeed("moments", path, "--passthrough", more, "-o", project / "m.npz")
+    assert Moments.load(project / "m.npz").n_images == N
+    result = run("moments", path, "-o", project / "n.npz")
+    assert result.exit_code == 2
+    assert "pass --passthrough if the passthrough file has it" in result.stderr
 
 
 def test_poses_are_written_for_relion(project, star):
