@@ -35,8 +35,11 @@ FLAT = 1e-4
 ROUND = 1e-3
 # Share of frequencies at which signs may differ by rounding.
 SAME_SIGNS = 0.01
-PARAMETERS = ("voltage", "Cs", "alpha", "defocus_u", "defocus_v", "defocus_ang", "B")
-_parameters_of = attrgetter(*PARAMETERS)
+OF_ASPIRE = ("voltage", "Cs", "alpha", "defocus_u", "defocus_v", "defocus_ang", "B")
+_of_aspire = attrgetter(*OF_ASPIRE)
+# In radians, of those CTFs that have one.
+PHASE_SHIFT = "phase_shift"
+PARAMETERS = (*OF_ASPIRE, PHASE_SHIFT)
 
 
 class TransferFunctions:
@@ -115,7 +118,7 @@ class TransferFunctions:
                 _check_not_zero(i, column.any())
         else:
             values = np.sin(self._terms @ self._phases[:, used])
-            B = self._parameters[used, -1]
+            B = self._parameters[used, PARAMETERS.index("B")]
             if B.any():
                 values *= np.exp(-np.outer(self._terms[:, 1], B))
         if self.phase_flipped:
@@ -139,7 +142,8 @@ class TransferFunctions:
     def _phases(self) -> np.ndarray | None:
         """
         If all filters are CTFs, the coefficients (5, filters) of `_terms` in χ - arcsin
-        α, where a CTF is √(1 - α²) sin χ - α cos χ = sin(χ - arcsin α) with
+        α - p, where a CTF is √(1 - α²) sin χ - α cos χ = sin(χ - arcsin α), and sin(χ -
+        arcsin α - p) behind a phase plate, with
 
             χ = π/2 Cs λ³ s⁴ - πλ s² ((u + v)/2 + (u - v)/2 cos 2(φ - a)),
 
@@ -147,15 +151,15 @@ class TransferFunctions:
         """
         if len(self._parameters) < len(self.filters):
             return None
-        voltage, Cs, alpha, u, v, angle, _ = self._parameters.T
-        zero = (Cs == 0) & (alpha == 0) & (u == 0) & (v == 0)
+        voltage, Cs, alpha, u, v, angle, _, phase = self._parameters.T
+        zero = (Cs == 0) & (alpha == 0) & (u == 0) & (v == 0) & (phase == 0)
         _check_not_zero(int(np.argmax(zero)), not zero.any())
         # Nanometres; defocus is in Å, Cs in mm.
         wavelength = 1.22639 / np.sqrt(voltage * 1000 + 0.97845 * voltage**2)
         half = np.pi * wavelength / 20
         spherical = np.pi / 2 * 1e6 * Cs * wavelength**3
         x, y = (half * (v - u) * wave(2 * angle) for wave in (np.cos, np.sin))
-        return np.stack((spherical, -half * (u + v), x, y, -np.arcsin(alpha)))
+        return np.stack((spherical, -half * (u + v), x, y, -np.arcsin(alpha) - phase))
 
     @cached_property
     def _largest_astigmatism(self) -> float:
@@ -190,10 +194,11 @@ def _astigmatism(image_filter: Filter) -> float:
 def ctf_parameters(filters: list[Filter]) -> np.ndarray:
     """
     :param filters: Filters, perhaps wrapped by `source.downsample`.
-    :return: `PARAMETERS` of those that are CTFs, (CTFs, 7), float64.
+    :return: `PARAMETERS` of those that are CTFs, (CTFs, 8), float64.
     """
     plain = (unscaled(f)[0] for f in filters)
-    values = [_parameters_of(f) for f in plain if isinstance(f, CTFFilter)]
+    ctfs = (f for f in plain if isinstance(f, CTFFilter))
+    values = [(*_of_aspire(f), getattr(f, PHASE_SHIFT, 0.0)) for f in ctfs]
     return np.array(values, dtype=float).reshape(-1, len(PARAMETERS))
 
 

@@ -11,7 +11,14 @@ import numpy as np
 
 from aspire_mom.checks import PIXEL_SIZE_TOLERANCE, agreed_pixel_size
 from aspire_mom.relion.stacks import check_stacks, locate
-from aspire_mom.relion.table import B_FACTOR, CTF_COLUMNS, GROUP, Table, read_table
+from aspire_mom.relion.table import (
+    CTF_COLUMNS,
+    GROUP,
+    MORE_CTF_COLUMNS,
+    PHASE_SHIFT,
+    Table,
+    read_table,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +65,16 @@ class Particles:
     @cached_property
     def ctfs(self) -> tuple[np.ndarray, np.ndarray]:
         """
-        :return: Distinct CTFs (n_ctfs, 7), with columns `CTF_COLUMNS` and the B factor
-            in Å², and the index of each particle's CTF (n,). n_ctfs is 0 if the file
-            lacks any of `CTF_COLUMNS`.
+        :return: Distinct CTFs (n_ctfs, 8), with `CTF_COLUMNS` and `MORE_CTF_COLUMNS`,
+            and the index of each particle's CTF (n,). n_ctfs is 0 if the file lacks any
+            of `CTF_COLUMNS`.
         """
         columns, zeros = self.table.columns, np.zeros(len(self))
         if not set(CTF_COLUMNS) <= set(columns):
-            return np.empty((0, len(CTF_COLUMNS) + 1)), zeros.astype(int)
+            return np.empty((0, 8)), zeros.astype(int)
         known = [columns[name] for name in CTF_COLUMNS]
-        return _distinct_rows([*known, columns.get(B_FACTOR, zeros)])
+        more = [columns.get(name, zeros) for name in MORE_CTF_COLUMNS]
+        return _distinct_rows([*known, *more])
 
     @property
     def phase_flipped(self) -> bool:
@@ -89,23 +97,19 @@ class Particles:
         Check that the CTF can be corrected for. Warn of unusual defocus.
 
         :raises ValueError: Columns are missing, or images were multiplied by the CTF,
-            phase-flipped in part, or taken with a phase plate; defocus is in another
-            unit than Å, or a CTF is zero.
+            phase-flipped in part; defocus is in another unit than Å, or a CTF is zero.
         """
         if not self.has_ctf:
             return
         columns, problem = self.table.columns, ""
         missing = [name for name in CTF_COLUMNS if name not in columns]
         flipped = np.count_nonzero(self._flags("_rlnCtfDataArePhaseFlipped"))
-        phase = np.abs(columns.get("_rlnPhaseShift", np.zeros(1))).max()
         if missing:
             problem = f"defocus values but no {' and no '.join(missing)}"
         elif self._flags("_rlnCtfDataAreCtfPremultiplied").any():
             problem = "images that were multiplied by their CTF"
         elif 0 < flipped < len(self):
             problem = f"{flipped} phase-flipped images among {len(self)}"
-        elif phase > 0:
-            problem = f"phase shifts of up to {phase:g}° (_rlnPhaseShift)"
         else:
             problem = self._defocus_problem()
         if problem:
@@ -118,7 +122,8 @@ class Particles:
         """Say what is wrong with defocus, if anything; warn of unusual values."""
         _, u, v, _, Cs, contrast = (self.table.columns[name] for name in CTF_COLUMNS)
         defocus = np.maximum(np.abs(u), np.abs(v))
-        zero = (defocus == 0) & (Cs == 0) & (contrast == 0)
+        phase = self.table.columns.get(PHASE_SHIFT, np.zeros(1))
+        zero = (defocus == 0) & (Cs == 0) & (contrast == 0) & (phase == 0)
         if zero.any():
             where = self.table.where(int(np.argmax(zero)))
             return (
@@ -129,7 +134,7 @@ class Particles:
         listed = f"defocus values of {_span(np.stack((u, v)))} Å (_rlnDefocusU)"
         if 0 < defocus.max() < LEAST_DEFOCUS:
             return f"{listed}, which may be in µm; they must be in Å"
-        if not low <= np.median(defocus) <= high:
+        if not low <= np.median(defocus) <= high and not phase.any():
             logger.warning(
                 f"{self.table.path} has {listed}, most of them not between {low:,} and"
                 f" {high:,}; they must be in Å"
@@ -174,12 +179,13 @@ class Particles:
         ctfs, _ = self.ctfs
         if len(ctfs) == 0:
             return "incomplete" if self.has_ctf else "none"
-        voltage, u, v, _, cs, contrast, b_factor = ctfs.T
-        damped = f", B factor {_span(b_factor)} Å²" if b_factor.any() else ""
+        voltage, u, v, _, cs, contrast, b_factor, phase = ctfs.T
+        more = f", B factor {_span(b_factor)} Å²" if b_factor.any() else ""
+        more += f", phase shift {_span(phase)}°" if phase.any() else ""
         return (
             f"{_span(voltage)} kV, Cs {_span(cs)} mm, amplitude contrast"
             f" {_span(contrast)}, defocus {_span((u + v) / 2e4)} µm, astigmatism"
-            f" {_span(np.abs(u - v) / 1e4)} µm{damped}, {len(ctfs):,} distinct,"
+            f" {_span(np.abs(u - v) / 1e4)} µm{more}, {len(ctfs):,} distinct,"
             f" {'' if self.phase_flipped else 'not '}phase-flipped"
         )
 

@@ -13,6 +13,29 @@ from aspire_mom.relion.particles import Particles
 from aspire_mom.relion.stacks import read_images
 
 
+class PhasePlateFilter(CTFFilter):
+    """
+    ASPIRE's CTF, sin(χ - arcsin α), of a microscope with a phase plate:
+    sin(χ - arcsin α - φ).
+
+    :param phase_shift: φ in radians.
+    :param parameters: Arguments of `CTFFilter`.
+    """
+
+    def __init__(self, phase_shift: float, *parameters: float, B: float = 0):
+        super().__init__(*parameters, B=B)
+        self.phase_shift = phase_shift
+        # α of sin(χ - arcsin α + π/2) = cos(χ - arcsin α).
+        self._quarter_turn = CTFFilter(
+            *parameters[:-1], -np.sqrt(1 - self.alpha**2), B=B
+        )
+
+    def _evaluate(self, omega: np.ndarray, **options: object) -> np.ndarray:
+        sine = super()._evaluate(omega, **options)
+        cosine = self._quarter_turn._evaluate(omega, **options)
+        return np.cos(self.phase_shift) * sine - np.sin(self.phase_shift) * cosine
+
+
 class ParticleSource(ImageSource):
     """
     ASPIRE source of particles that have been read and checked. Unlike ASPIRE's
@@ -44,8 +67,12 @@ class ParticleSource(ImageSource):
         ctfs, indices = particles.ctfs
         # RELION's exp(-B s² / 4) is in Å², ASPIRE's exp(-B s²) in nm².
         self.unique_filters = [
-            CTFFilter(voltage, u, v, np.radians(angle), cs, contrast, B=b / 400)
-            for voltage, u, v, angle, cs, contrast, b in ctfs
+            PhasePlateFilter(
+                np.radians(phase), *first, np.radians(angle), Cs, contrast, B=b / 400
+            )
+            if phase
+            else CTFFilter(*first, np.radians(angle), Cs, contrast, B=b / 400)
+            for *first, angle, Cs, contrast, b, phase in ctfs
         ] or [IdentityFilter()]
         self.filter_indices = indices
         self._mutable = False

@@ -23,7 +23,8 @@ CTF_COLUMNS = (
     "_rlnSphericalAberration",
     "_rlnAmplitudeContrast",
 )
-B_FACTOR = "_rlnCtfBfactor"  # B of exp(-B s² / 4) in Å²
+# B of exp(-B s² / 4) in Å², and the phase shift of a phase plate in degrees.
+MORE_CTF_COLUMNS = B_FACTOR, PHASE_SHIFT = ("_rlnCtfBfactor", "_rlnPhaseShift")
 # A value outside these ranges means a damaged file. Units are RELION's.
 RANGES = {
     "_rlnVoltage": (1, 10_000),
@@ -31,7 +32,7 @@ RANGES = {
     "_rlnDefocusAngle": (-1e4, 1e4),
     "_rlnSphericalAberration": (-100, 100),
     "_rlnAmplitudeContrast": (0, 1),
-    "_rlnPhaseShift": (-1e4, 1e4),
+    PHASE_SHIFT: (-1e4, 1e4),
     B_FACTOR: (-1e3, 1e4),
     "_rlnCtfScalefactor": (-1e4, 1e4),
     **dict.fromkeys(("_rlnBeamTiltX", "_rlnBeamTiltY"), (-1e3, 1e3)),

@@ -141,8 +141,7 @@ def test_what_cannot_be_corrected_for(project, caplog):
     assert "lists aberrations (ctf/tilt_A)" in caplog.text
     phase = np.array([0, 0, 0, np.pi / 2, 0], "f4")
     save(path, BLOB, CTF, **{"ctf/phase_shift_rad": phase})
-    with pytest.raises(ValueError, match="phase shifts of up to 90°"):
-        read_particles(path).check_ctf()
+    assert "phase shift 0 to 90°" in read_particles(path).summary()
     save(path, BLOB, CTF, **{"blob/sign": np.array([1, 1, -1, 1, 1], "f4")})
     with pytest.raises(ValueError, match="both contrasts"):
         read_particles(path)

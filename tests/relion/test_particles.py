@@ -232,7 +232,6 @@ def test_phase_flipped_images_are_known(tmp_path):
             },
             "1 phase-flipped images among 3",
         ),
-        ({"_rlnPhaseShift": [0, 90.0, 0]}, "phase shifts of up to 90°"),
         (
             {"optics": {k: v for k, v in OPTICS.items() if k != "_rlnVoltage"}},
             "no _rlnVoltage",
