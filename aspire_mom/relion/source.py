@@ -20,6 +20,7 @@ class PhasePlateFilter(CTFFilter):
 
     :param phase_shift: φ in radians.
     :param parameters: Arguments of `CTFFilter`.
+    :param B: The same.
     """
 
     def __init__(self, phase_shift: float, *parameters: float, B: float = 0):
