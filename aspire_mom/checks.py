@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -166,11 +166,13 @@ def agreed_pixel_size(
     return found
 
 
-def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray:
+def check_images(
+    images: np.ndarray, L: int, name: Callable[[int], str] = "image {}".format
+) -> np.ndarray:
     """
     :param images: Images (n, L, L), n ≥ 1, real, [row = y, column = x].
     :param L: Pixels along an edge that the basis was made for.
-    :param first_index: Index of the first image in its source, for the message.
+    :param name: What to call an image by its number among the n, for the message.
     :return: The images as a contiguous float32 or float64 array.
     :raises ValueError: wrong shape, or a value that is not finite.
     :raises TypeError: values that are not real numbers.
@@ -187,8 +189,8 @@ def check_images(images: np.ndarray, L: int, first_index: int = 0) -> np.ndarray
     finite = np.isfinite(images).all(axis=(1, 2))
     if not finite.all():
         raise ValueError(
-            f"image {first_index + int(np.argmin(finite))} has values that are NaN or"
-            " infinite; only finite images can be averaged"
+            f"{name(int(np.argmin(finite)))} has values that are NaN or infinite; only"
+            " finite images can be averaged"
         )
     return images
 

@@ -111,7 +111,7 @@ def astigmatism(volume: Volume, n: int = 20) -> None:
     print("taking astigmatic CTFs of 1 to 2.5 µm as radial")
     for difference in (250, 500, 1000, 2000, 4000):
         source = source_of(clean, ctfs(50, difference), PIXEL_SIZE, 0)
-        H = TransferFunctions(source, basis).of_images(0, len(clean))
+        H = TransferFunctions(source, basis).of_images(np.arange(len(clean)))
         sums = kept.sums(basis.coefficients(clean, H**2), radial_part(H))
         error = kept.finish(sums, len(clean), none)[0] - expected
         share = weighted_norm(error, kept.weights) / weighted_norm(

@@ -2,7 +2,13 @@
 
 from aspire_mom.bases.base import Basis
 from aspire_mom.bases.cartesian import CartesianBasis
-from aspire_mom.bases.information import LEAST_SHARE, divide, multiply, solve_entries
+from aspire_mom.bases.information import (
+    LEAST_SHARE,
+    divide,
+    multiply,
+    solve_entries,
+    standard_error,
+)
 from aspire_mom.bases.polar import PolarBasis
 
 __all__ = [
@@ -13,4 +19,5 @@ __all__ = [
     "divide",
     "multiply",
     "solve_entries",
+    "standard_error",
 ]

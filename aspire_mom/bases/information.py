@@ -31,6 +31,23 @@ def solve_entries(
     return np.divide(total, information, where=known, out=np.zeros_like(total))
 
 
+def standard_error(
+    squares: np.ndarray, information: np.ndarray | None, n_images: int
+) -> np.ndarray | None:
+    """
+    :param squares: Sums over images of squared deviations of what is summed.
+    :param information: What the sums are divided by; None for the number of images.
+    :param n_images: Number of images.
+    :return: Standard errors of the results; None for one image.
+    """
+    if n_images < 2:
+        return None
+    error = np.sqrt(np.maximum(squares, 0) * n_images / (n_images - 1))
+    if information is None:
+        return error / n_images
+    return solve_entries(error, information, n_images)
+
+
 def multiply(values: np.ndarray, information: np.ndarray) -> np.ndarray:
     """
     :param values: Orders 0, 1, … of values along the first axis.

@@ -19,6 +19,7 @@ from aspire_mom.cli.particles import (
     opened,
     shift_std_option,
     source_of,
+    unchecked_option,
 )
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
 )
 @ignore_ctf_option
 @ignore_shifts_option
+@unchecked_option
 @click.option(
     "--batch-size",
     type=console.COUNT,

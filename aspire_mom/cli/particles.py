@@ -64,6 +64,13 @@ ignore_shifts_option = click.option(
     "--ignore-shifts", is_flag=True, help="Take images with shifts as if centred."
 )
 
+unchecked_option = click.option(
+    "--unchecked",
+    is_flag=True,
+    help="Take all images as they are: do not leave out outliers, or subtract a"
+    " background that is not 0.",
+)
+
 
 def choice_options(command):
     """Add the options that `read_particles` has: which particles, and where."""

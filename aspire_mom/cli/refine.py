@@ -21,6 +21,7 @@ from aspire_mom.cli.particles import (
     opened,
     shift_std_option,
     source_of,
+    unchecked_option,
 )
 from aspire_mom.cli.reconstruct import (
     draw_results,
@@ -57,6 +58,7 @@ rings_option = click.option(
 @choice_options
 @ignore_ctf_option
 @ignore_shifts_option
+@unchecked_option
 @rings_option
 @console.device_option
 @console.overwrite_option
@@ -115,6 +117,7 @@ def refine(
 @shift_std_option
 @ignore_ctf_option
 @ignore_shifts_option
+@unchecked_option
 @starts_option
 @rings_option
 @console.run_options

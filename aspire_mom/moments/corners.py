@@ -48,7 +48,7 @@ def corner_sums(images: np.ndarray) -> dict[str, np.ndarray]:
         inscribed disc, and "nyquist", power on the Nyquist and the next row and column.
     """
     L = images.shape[-1]
-    pixels = images.reshape(len(images), -1)[:, _outside(L)]
+    pixels = images.reshape(len(images), -1)[:, outside(L)]
     powers = np.einsum("np,np->n", pixels, pixels)
     return {
         "corner": np.array([v.sum(dtype=np.float64) for v in (pixels, powers)]),
@@ -61,6 +61,7 @@ def measure_noise(
     basis: Basis,
     variance: float | None,
     spectrum: np.ndarray | None,
+    own_mean: bool,
 ) -> tuple[np.ndarray, float, bool]:
     """
     :param sums: "n_images" and those of :func:`corner_sums`; with those of
@@ -68,6 +69,7 @@ def measure_noise(
     :param basis: Basis of the moments.
     :param variance: Variance of white noise; None to take that of the corners.
     :param spectrum: Power spectrum as of :func:`filter_spectrum`; None for white noise.
+    :param own_mean: Whether each image's mean outside the disc was subtracted from it.
     :return: Second moment of the noise; its variance per pixel; and whether images have
         power on their Nyquist row and column, if any: True for odd sizes.
     """
@@ -78,26 +80,59 @@ def measure_noise(
         spectrum = corner_spectrum(sums["corner_power"], n_images, L, nyquist)
     if spectrum is not None:
         second = basis.stationary_noise_second(spectrum, nyquist)
-        return second, max(spectrum.mean(), 0.0), nyquist
-    if variance is None:
-        mean, mean_square = sums["corner"] / (sums["n_images"] * len(_outside(L)))
-        variance = max(float(mean_square - mean**2), 0.0)
-    return variance * basis.noise_second(nyquist), variance, nyquist
+        variance = max(spectrum.mean(), 0.0)
+    else:
+        if variance is None:
+            n_pixels = len(outside(L))
+            mean, square = sums["corner"] / (sums["n_images"] * n_pixels)
+            # An own mean takes one degree of freedom of each image.
+            square *= n_pixels / (n_pixels - 1) if own_mean else 1
+            variance = max(float(square - mean**2), 0.0)
+        second = variance * basis.noise_second(nyquist)
+    if own_mean:
+        second = second - _lost_to_own_mean(basis, variance, spectrum)
+    return second, variance, nyquist
 
 
-def corner_power(images: np.ndarray, start: int, n_images: int) -> dict:
+def _lost_to_own_mean(
+    basis: Basis, variance: float, spectrum: np.ndarray | None
+) -> np.ndarray:
+    """
+    Second moment that noise loses when the mean outside the disc is subtracted. With w
+    the weights of this mean and C the covariance of pixels, C becomes
+
+        C - 1 (Cw)ᵀ - (Cw) 1ᵀ + (wᵀCw) 1 1ᵀ = C - (1 uᵀ + u 1ᵀ),  u = Cw - 1 wᵀCw / 2.
+    """
+    L, w = basis.L, np.zeros(basis.L**2)
+    w[outside(L)] = 1 / len(outside(L))
+    w = w.reshape(L, L)
+    u = variance * w
+    if spectrum is not None:
+        size = spectrum.shape
+        filtered = scipy.fft.fft2(w, size) * scipy.fft.ifftshift(spectrum)
+        u = scipy.fft.ifft2(filtered).real[:L, :L]
+    u = u - np.sum(w * u) / 2
+    scale = np.abs(u).max() or 1.0
+    # 1 uᵀ + u 1ᵀ is half the difference of the products of 1 + u and of 1 - u.
+    plus, minus = (
+        basis.finish(basis.sums(1 + sign * u[None] / scale)[:3])[1] for sign in (1, -1)
+    )
+    return scale * (plus - minus) / 2
+
+
+def corner_power(images: np.ndarray, rows: np.ndarray, n_images: int) -> dict:
     """
     Sum |FFT(mask · image)|² of images' corners, zero-padded so that its transform gives
     the covariances of pixels up to L/3 apart. Only every s-th image is used.
 
     :param images: Images (n, L, L), real, of a batch.
-    :param start: Number of the first.
+    :param rows: Their numbers in the source (n,).
     :param n_images: Number of images in all.
     :return: "corner_power", (p, p // 2 + 1), float64, and their number "corner_images".
     """
     step = min(max(n_images // IMAGES_PER_STEP, 1), MAX_STEP)
     mask = _background(images.shape[-1]).astype(images.dtype)
-    used = images[-start % step :: step] * mask
+    used = images[rows % step == 0] * mask
     return {"corner_power": _power(used), "corner_images": np.array(float(len(used)))}
 
 
@@ -164,8 +199,11 @@ def _covariances(power: np.ndarray, reach: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _outside(L: int) -> np.ndarray:
-    """Pixels outside the inscribed disc, by number."""
+def outside(L: int) -> np.ndarray:
+    """
+    :param L: Pixels along an edge.
+    :return: Numbers of the pixels outside the inscribed disc.
+    """
     return np.flatnonzero(grid_2d(L, indexing="yx", dtype=np.float64)["r"] >= 1)
 
 

@@ -15,7 +15,8 @@ from aspire_mom.moments.ctf import ctf_parameters
 
 MIXED = "mixed"
 # Fields that are known only after the pass over the images.
-ESTIMATED_FIELDS = ("noise_variance", "amplitude_std", "inverted")
+ESTIMATED_FIELDS = {"noise_variance", "amplitude_std", "inverted"}
+ESTIMATED_FIELDS |= {"background_subtracted", "left_out"}
 # Images whose pixels identify a source, spread evenly from the first to the last.
 N_READ = 16
 
@@ -59,7 +60,7 @@ def source_identity(source: ImageSource) -> dict[str, str | int | float | None]:
 class Corrections:
     """
     What moments are corrected for, and the images that they are of. All fields but the
-    last three are known before the images are read. Fields of merged moments are
+    last five are known before the images are read. Fields of merged moments are
     "mixed" where the parts differ. `str()` puts the corrections into words.
 
     :param source: The :func:`source_identity`; None for exact and for merged moments.
@@ -75,10 +76,14 @@ class Corrections:
     :param noise: "none", "white", "given spectrum" or "corners".
     :param noise_given: The given variance or digest of the spectrum; None if estimated.
     :param amplitude_std_given: `amplitude_std` of `CorrectionOptions`.
+    :param unchecked: Whether images were taken as they are, as in `CorrectionOptions`.
     :param noise_variance: Variance of the noise per pixel of the images.
     :param amplitude_std: Relative standard deviation of the amplitudes corrected for;
         None where the images do not determine it, so that nothing is corrected.
     :param inverted: Whether the contrast was inverted, to make molecules bright.
+    :param background_subtracted: Whether each image's mean outside the inscribed disc
+        was subtracted from it.
+    :param left_out: Number of outliers that were left out.
     :raises ValueError: a variance or a standard deviation is below 0 or not finite.
     """
 
@@ -95,9 +100,12 @@ class Corrections:
     noise: str = "none"
     noise_given: float | str | None = None
     amplitude_std_given: float | str | None = 0.0
+    unchecked: bool | str = False
     noise_variance: float = 0.0
     amplitude_std: float | str | None = 0.0
     inverted: bool | str = False
+    background_subtracted: bool | str = False
+    left_out: int = 0
 
     def __post_init__(self):
         for name in ("noise_variance", "shift_std"):
@@ -133,6 +141,11 @@ class Corrections:
             words.append("amplitudes: mixed")
         elif self.amplitude_std != 0:
             words.append(f"amplitudes vary by {100 * self.amplitude_std:.3g} %")
+        unchecked = {False: "", True: "images unchecked"}
+        words.append(unchecked.get(self.unchecked, "checks: mixed"))
+        backgrounds = {False: "", True: "background of each image subtracted"}
+        words.append(backgrounds.get(self.background_subtracted, "background: mixed"))
+        words.append(f"{self.left_out} outlier(s) left out" if self.left_out else "")
         return "; ".join(filter(None, words))
 
     def difference(self, wanted: Corrections) -> str | None:
@@ -165,6 +178,7 @@ class Corrections:
             "phases flipped": corrected and self.phase_flipped,
             "shifts undone": self.shifts == "centred",
             "spectrum of corners": self.noise == "corners",
+            "unchecked": self.unchecked,
             **self.source,
         }
 
@@ -183,6 +197,7 @@ class Corrections:
         values |= {"source": None, "half": 0, "half_batch": 0}
         values["largest_shift"] = max(self.largest_shift, other.largest_shift)
         values["noise_variance"] = total / (n + n_other)
+        values["left_out"] = self.left_out + other.left_out
         return Corrections(**values)
 
 

@@ -103,14 +103,13 @@ class TransferFunctions:
         n = max(self.n_harmonics, self.basis.max_harmonics if kinks else 1)
         return 2 * n - 1
 
-    def of_images(self, start: int, stop: int) -> np.ndarray:
+    def of_images(self, rows: np.ndarray) -> np.ndarray:
         """
-        :param start: First image.
-        :param stop: One past the last.
+        :param rows: Numbers of images in the source.
         :return: Factors, float64, as `Basis.filter_values` has them.
         :raises ValueError: a filter lets nothing pass.
         """
-        used, which = np.unique(self.indices[start:stop], return_inverse=True)
+        used, which = np.unique(self.indices[rows], return_inverse=True)
         if self._phases is None:
             values = np.empty((self._omega.shape[1], len(used)))
             for column, i in zip(values.T, used, strict=True):

@@ -15,8 +15,8 @@ from aspire.operators import Filter
 from aspire.source import ImageSource
 
 from aspire_mom import processes
-from aspire_mom.bases import Basis, divide, solve_entries
-from aspire_mom.checks import check_choice, check_images, check_kind, checked_device
+from aspire_mom.bases import Basis, divide, solve_entries, standard_error
+from aspire_mom.checks import check_choice, check_kind, checked_device
 from aspire_mom.files import digest
 from aspire_mom.moments.amplitudes import (
     correct_amplitudes,
@@ -38,6 +38,14 @@ from aspire_mom.moments.options import (
     Noise,
     StreamingOptions,
     checked_number,
+    default_third,
+)
+from aspire_mom.moments.preparation import (
+    NAMED,
+    Preparation,
+    centred_images,
+    known_offsets,
+    warn_of_outliers,
 )
 from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.moments.third import ThirdMomentBasis
@@ -105,7 +113,7 @@ class MomentEstimator:
         device = checked_device(processes.own_device(str(streaming.device)))
         if isinstance(third, str):
             check_choice("third", third, ("auto",))
-            third = _default_third(basis, device)
+            third = default_third(basis, device)
         self.source, self.basis, self.third = source, basis, third
         self.noise, self.corrections, self.streaming = noise, corrections, streaming
         self.noise_spectrum = None
@@ -127,6 +135,8 @@ class MomentEstimator:
         known = known_offsets(source)
         self.has_shifts = known is not None
         self.offsets = None if corrections.ignore_shifts else known
+        # What is wrong with the images that are left out, of as many as are named.
+        self._faults: dict[int, str] = {}
         amplitudes = source.amplitudes
         if corrections.amplitude_std == 0 and np.ptp(amplitudes) > 0:
             logger.warning(
@@ -188,7 +198,13 @@ class MomentEstimator:
             noise=kind,
             noise_given=noise_given,
             amplitude_std_given=self.corrections.amplitude_std,
+            unchecked=self.corrections.unchecked,
         )
+
+    @cached_property
+    def _preparation(self) -> Preparation:
+        unchecked = self.corrections.unchecked
+        return Preparation.of(self.source, self.offsets, unchecked=unchecked)
 
     def _expected_corrections(self, half: int) -> Corrections:
         """What moments of all images (`half` 0) or of a half will be corrected for."""
@@ -221,7 +237,8 @@ class MomentEstimator:
 
         :return: The source's `Moments`. Standard errors are those of averaging images,
             None for one image; noise counts as known, even if it was measured.
-        :raises ValueError: an image is not finite, or the checkpoint does not fit.
+        :raises ValueError: an image is not finite, too many are outliers, or the
+            checkpoint does not fit.
         :raises OSError: the checkpoint cannot be written.
         """
         return self._estimates(1)[0]
@@ -246,6 +263,8 @@ class MomentEstimator:
         if isinstance(noise.variance, NoiseEstimator):
             noise = replace(noise, variance=noise.variance.estimate())
         streaming, third = self.streaming, self.third and self.third.to_arrays()
+        for warning in self._preparation.warnings:
+            logger.warning(warning)
         # What the sums depend on.
         fingerprint = {"basis": repr(self.basis), "third": third and digest(third)}
         fingerprint |= self._corrections.sum_settings()
@@ -263,7 +282,9 @@ class MomentEstimator:
         if n_groups > 1:
             names = groups[0]
             groups = [{k: sum(sums[k] for sums in groups) for k in names}, *groups]
-        given = noise.variance, self.noise_spectrum
+        left_out = round(float(groups[0]["left_out"]))
+        warn_of_outliers(self.source, self._faults, left_out)
+        given = noise.variance, self.noise_spectrum, self._preparation.subtracts_mean
         noise = measure_noise(groups[0], self._noise_basis, *given)
         found = [self._moments(sums, *noise, half) for half, sums in enumerate(groups)]
         # Contrast and amplitudes are estimated from all images, for each group too.
@@ -304,7 +325,12 @@ class MomentEstimator:
             first = solve_entries(first, information, n)
             second = basis.divide(second, pairs, n)
             power = divide(power, np.einsum("mrr->mr", pairs), n).real
-        corrections = self._expected_corrections(half)
+        corrections = replace(
+            self._expected_corrections(half),
+            noise_variance=float(variance),
+            background_subtracted=self._preparation.subtracts_mean,
+            left_out=round(float(sums["left_out"])),
+        )
         moments = Moments(
             first,
             second,
@@ -312,12 +338,12 @@ class MomentEstimator:
             n_images=n,
             pixel_size=self.source.pixel_size,
             third=third,
-            first_error=_standard_error(first_squares, information, n),
-            second_error=_standard_error(squares, expanded, n),
+            first_error=standard_error(first_squares, information, n),
+            second_error=standard_error(squares, expanded, n),
             nyquist=nyquist,
             first_information=information,
             second_information=pairs,
-            corrections=replace(corrections, noise_variance=float(variance)),
+            corrections=corrections,
             third_basis=self.third,
             third_error=third_error,
             third_information=sums.get("third_information"),
@@ -339,20 +365,24 @@ class MomentEstimator:
         return max(1, most) if self.device is None else 1
 
     def _images(self, start: int, stop: int) -> np.ndarray:
-        """Images of the source, centred."""
-        images = self.source.images[start:stop]
-        if self.offsets is not None:
-            images = images.shift(-self.offsets[start:stop])
-        return check_images(images.asnumpy(), self.basis.L, start)
+        return centred_images(self.source, self.offsets, np.arange(start, stop))
 
     def _batch_sums(self, images: np.ndarray, start: int) -> Sums:
-        basis = self.basis
-        sums = {"n_images": np.array(float(len(images))), **corner_sums(images)}
+        basis, rows = self.basis, np.arange(start, start + len(images))
+        images, faults = self._preparation.apply(images)
+        rows = np.delete(rows, list(faults))
+        if len(self._faults) < NAMED:
+            self._faults |= {start + i: fault for i, fault in faults.items()}
+        counts = {"n_images": len(rows), "left_out": len(faults)}
+        sums = {name: np.array(float(count)) for name, count in counts.items()}
+        if len(rows) == 0:
+            return sums
+        sums |= corner_sums(images)
         if self.noise.spectrum == "corners":
-            sums |= corner_power(images, start, self.source.n)
+            sums |= corner_power(images, rows, self.source.n)
         H = None
         if self.transfer is not None:
-            H = self.transfer.of_images(start, start + len(images))
+            H = self.transfer.of_images(rows)
             sums |= basis.information_sums(H, self.transfer.n_harmonics)
         if self.third is None:
             found = basis.sums(images, H, self.device)
@@ -361,37 +391,5 @@ class MomentEstimator:
             found, c = basis.sums_and_coefficients(images, H, orders, n_rings)
             H = H if H is None else radial_part(H[:, :n_rings])
             sums |= self.third.sums(c, H)
-        return sums | dict(zip(("first", "second", "squares"), found, strict=True))
-
-
-def _default_third(basis: Basis, device: torch.device) -> ThirdMomentBasis | None:
-    if not basis.inplane_average:
-        return None
-    if device.type != "cpu":
-        logger.warning("Third moments are left out; GPUs do not compute them.")
-        return None
-    return ThirdMomentBasis.rings(basis)
-
-
-def known_offsets(source: ImageSource) -> np.ndarray | None:
-    """
-    :param source: ASPIRE `ImageSource`.
-    :return: Its shifts (n, 2) in pixels, None where there are none.
-    :raises ValueError: a shift is not finite.
-    """
-    if source.pixel_size is None:
-        return None
-    offsets = np.asarray(source.offsets, dtype=float)
-    if not np.isfinite(offsets).all():
-        raise ValueError("the source has shifts that are NaN or infinite")
-    return np.broadcast_to(offsets, (source.n, 2)) if offsets.any() else None
-
-
-def _standard_error(
-    squares: np.ndarray, information: np.ndarray | None, n: int
-) -> np.ndarray | None:
-    """Of a sum of n values over information (or n), from Σ of squared deviations."""
-    if n < 2:
-        return None
-    error = np.sqrt(np.maximum(squares, 0) * n / (n - 1))
-    return error / n if information is None else solve_entries(error, information, n)
+        sums |= dict(zip(("first", "second", "squares"), found, strict=True))
+        return self._preparation.unscaled(sums)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,11 @@ import torch
 from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 
+from aspire_mom.bases import Basis, PolarBasis
 from aspire_mom.checks import check_integer
+from aspire_mom.moments.third import ThirdMomentBasis
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,8 @@ class CorrectionOptions:
         images still have, which the inversion models; None if it is to estimate them.
     :param amplitude_std: Standard deviation of the images' amplitudes relative to their
         mean; None to estimate it from the images' pixel sums.
+    :param unchecked: Take all images as they are: do not leave out outliers, or
+        subtract a background that is not 0.
     :raises ValueError: a standard deviation is out of range.
     """
 
@@ -66,6 +73,7 @@ class CorrectionOptions:
     ignore_shifts: bool = False
     shift_std: float | None = 0.0
     amplitude_std: float | None = 0.0
+    unchecked: bool = False
 
     def __post_init__(self):
         for name, most in (("shift_std", math.inf), ("amplitude_std", 1.0)):
@@ -98,6 +106,20 @@ class StreamingOptions:
 
     def __post_init__(self):
         check_integer("batch_size", self.batch_size, 1)
+
+
+def default_third(basis: Basis, device: torch.device) -> ThirdMomentBasis | None:
+    """
+    :param basis: Basis of the moments.
+    :param device: Device of the sums.
+    :return: Third moments to estimate where nothing is said of them.
+    """
+    if not isinstance(basis, PolarBasis) or not basis.inplane_average:
+        return None
+    if device.type != "cpu":
+        logger.warning("Third moments are left out; GPUs do not compute them.")
+        return None
+    return ThirdMomentBasis.rings(basis)
 
 
 def checked_number(name: str, value: float, most: float = math.inf) -> float:

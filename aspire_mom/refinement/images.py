@@ -7,10 +7,9 @@ import torch
 from aspire.source import ImageSource
 
 from aspire_mom.bases import PolarBasis
-from aspire_mom.checks import check_images
 from aspire_mom.moments.ctf import TransferFunctions
-from aspire_mom.moments.estimator import known_offsets
 from aspire_mom.moments.options import CorrectionOptions
+from aspire_mom.moments.preparation import Preparation, centred_images, known_offsets
 from aspire_mom.refinement.posterior import inner
 
 # Bytes of coefficients that are kept in memory; more are computed anew each time.
@@ -20,7 +19,9 @@ MEMORY = 2**30
 class PolarImages:
     """
     What posteriors need of images: coefficients times CTF, squared CTFs and powers.
-    Astigmatic CTFs multiply images exactly; their squares count as radial.
+    Astigmatic CTFs multiply images exactly; their squares count as radial. Images are
+    prepared as for their moments. Those left out there are 0 here, and so are their
+    CTFs, so that they tell nothing.
 
     :param source: ASPIRE `ImageSource`.
     :param basis: Polar basis of the coefficients.
@@ -43,6 +44,9 @@ class PolarImages:
         self.transfer = None if ignored else found
         known = known_offsets(source)
         self.offsets = None if corrections.ignore_shifts else known
+        self.preparation = Preparation.of(
+            source, self.offsets, unchecked=corrections.unchecked
+        )
         n, (orders, R) = source.n, basis.power_shape
         self._kept: tuple[torch.Tensor, ...] | None = None
         if 8 * n * orders * R <= MEMORY:
@@ -72,17 +76,18 @@ class PolarImages:
         return tuple(kept[here] for kept in self._kept)
 
     def _computed(self, start: int, stop: int) -> tuple[torch.Tensor, ...]:
-        images = self.source.images[start:stop]
-        if self.offsets is not None:
-            images = images.shift(-self.offsets[start:stop])
-        pixels = self.sign * check_images(images.asnumpy(), self.basis.L, start)
-        pixels = pixels.astype(np.float32, copy=False)
+        rows = np.arange(start, stop)
+        images = centred_images(self.source, self.offsets, rows)
+        kept, faults = self.preparation.apply(images)
+        pixels = np.zeros(images.shape, np.float32)
+        pixels[np.delete(rows - start, list(faults))] = self.sign * kept
         c = self.basis.coefficients(pixels)
         x, h = c, np.ones((len(c), c.shape[2]))
         if self.transfer is not None:
-            H = self.transfer.of_images(start, stop)
+            H = self.transfer.of_images(rows)
             h = (H**2).mean(-1)
             x = self.basis.coefficients(pixels, H) if H.shape[-1] > 1 else c * H.mT
+        h[list(faults)] = 0
         arrays = x.astype(np.complex64), h, inner(c, c)
         return tuple(
             torch.from_numpy(

@@ -62,6 +62,11 @@ class Iterations:
         self.images, self.shifts, self.max_rings = images, shifts, max_rings
         self.batch, self.device, self.L = batch, device, images.basis.L
 
+    @property
+    def exponent(self) -> int:
+        """The power of two by which volumes are smaller here, as images are."""
+        return self.images.preparation.exponent
+
     @cached_property
     def _white_power(self) -> np.ndarray:
         """Power of noise of unit variance per Fourier pixel in the orders in use."""
@@ -147,7 +152,8 @@ class Iterations:
                 "mass": found.mass.cpu().numpy(),
                 "log_likelihood": np.array(found.log_likelihood),
                 "power": squares[:, :R].sum(0).cpu().numpy(),
-                "n": np.array(float(len(x))),
+                # Images that are left out have no power.
+                "n": np.array(float(squares.any(1).sum())),
             }
 
         most = max(1, RESULTS // (8 * math.prod(models[0].slices.shape)))

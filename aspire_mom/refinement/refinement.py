@@ -223,7 +223,8 @@ class Refinement:
         """A volume, the best start's or another's, and its density, for both halves."""
         found = self.reconstruction
         R = min(self.n_rings, found.settings.get("n_rings", COARSE_RINGS))
-        u = resized(voxels, edge_of(R, self.L))
+        # Of the scale of the images that are compared with it.
+        u = np.ldexp(resized(voxels, edge_of(R, self.L)), -iterations.exponent)
         distances = coarse_directions() @ found.quadrature.views.T
         density = found.view_density[distances.argmax(1)]
         if not best:  # of another orientation and hand
@@ -283,8 +284,10 @@ class Refinement:
         _, held_out, _ = iterations.sums(swapped)
         likelihood = sum(float(s["log_likelihood"]) for s in held_out)
         size = self.reconstruction.volume.pixel_size
+        exponent = iterations.exponent
         volume, *both = (
-            Volume(resized(u, self.L), pixel_size=size) for u in (whole, *halves)
+            Volume(np.ldexp(resized(u, self.L), exponent), pixel_size=size)
+            for u in (whole, *halves)
         )
         return RefinedModel(
             volume=volume,
@@ -297,7 +300,7 @@ class Refinement:
             offsets=offsets,
             halves=np.arange(len(images)) // self.batch % 2 + 1,
             fsc=half_fsc(halves)[: state.n_rings],
-            noise=state.noises[:, : state.n_rings].mean(0),
+            noise=np.ldexp(state.noises[:, : state.n_rings].mean(0), 2 * exponent),
             history=state.history,
             settings={"n_rings": self.n_rings, "shift_std": self.shifts.std},
             held_out_log_likelihood=likelihood / len(images),

@@ -8,7 +8,7 @@ from aspire.operators import CTFFilter, RadialCTFFilter
 from aspire_mom.bases import CartesianBasis, PolarBasis, polar
 from aspire_mom.bases.polar_transform import full_precision
 from aspire_mom.moments import MomentEstimator, StreamingOptions, ThirdMomentBasis
-from aspire_mom.moments.estimator import _default_third
+from aspire_mom.moments.options import default_third
 from tests.moments.sources import (
     DEVICES,
     array_source,
@@ -178,7 +178,7 @@ def test_what_gpus_do_not_compute(device, basis, options, message, caplog):
         made._check_device(torch.device(device))
     radial = [RadialCTFFilter(voltage=200, defocus=15_000, Cs=2, alpha=0.1)]
     source = simulation(16, n=4, unique_filters=radial)
-    assert _default_third(PolarBasis(16), torch.device("cuda")) is None
+    assert default_third(PolarBasis(16), torch.device("cuda")) is None
     assert "Third moments are left out; GPUs do not" in caplog.text
     made = MomentEstimator(source, PolarBasis(16), third=None)
     assert made.device is None

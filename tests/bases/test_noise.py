@@ -110,7 +110,7 @@ def test_aspires_coloured_noise_is_removed(basis, L):
 def seen_covariances(images, nyquist=True):
     """By distances (dy, dx) of pixels, from -(L - 1) to L - 1."""
     n, L = len(images), images.shape[-1]
-    sums = corner_power(images, 0, n)
+    sums = corner_power(images, np.arange(n), n)
     spectrum = corner_spectrum(sums["corner_power"], sums["corner_images"], L, nyquist)
     assert spectrum.shape == (2 * L - 1, 2 * L - 1)
     return np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(spectrum))).real
@@ -152,11 +152,12 @@ def test_images_looked_at_are_evenly_spread():
     """Whatever the batches: every eighth of very many."""
     images = noise_images(40, 9)
     for n, step in ((9_999, 1), (19_999, 1), (30_001, 3), (10**6, 8)):
-        whole = corner_power(images[::step], 0, 1)
+        whole = corner_power(images[::step], np.arange(0, 40, step), 1)
         assert whole["corner_images"] == len(images[::step])
         for batch in (40, 7, 3):
             parts = [
-                corner_power(images[i : i + batch], i, n) for i in range(0, 40, batch)
+                corner_power(images[rows], rows, n)
+                for rows in np.split(np.arange(40), range(batch, 40, batch))
             ]
             for name, value in whole.items():
                 np.testing.assert_allclose(sum(p[name] for p in parts), value, 1e-5)

@@ -38,10 +38,13 @@ def estimator(source, **options):
                 noise="white",
                 amplitude_std=0.3,
                 inverted=True,
+                background_subtracted=True,
+                left_out=7,
             ),
             "corrected for 5 astigmatic filter(s), phases flipped; centred by shifts of"
             " up to 3.14 pixels; residual shifts of 1.5 pixels modelled; white noise;"
-            " contrast inverted; amplitudes vary by 30 %",
+            " contrast inverted; amplitudes vary by 30 %; background of each image"
+            " subtracted; 7 outlier(s) left out",
         ),
         (
             Corrections(ctf="ignored", shifts="ignored", noise="corners"),
@@ -63,7 +66,9 @@ def test_merged_keep_what_is_equal():
     a = Corrections(
         half=1, half_batch=8, ctf="corrected", n_filters=3, noise="white", shifts="none"
     )
-    b = replace(a, half=2, n_filters=3, amplitude_std=0.2, inverted=True)
+    b = replace(a, half=2, n_filters=3, amplitude_std=0.2, inverted=True, left_out=3)
+    b = replace(b, background_subtracted=True, unchecked=True)
+    a = replace(a, left_out=2)
     b = replace(b, noise="corners", shifts="centred", largest_shift=2.0)
     a, b = replace(a, noise_variance=1.0), replace(b, noise_variance=4.0)
     merged = a.merged(b, 20, 10)
@@ -76,10 +81,13 @@ def test_merged_keep_what_is_equal():
         noise_variance=2.0,
         amplitude_std="mixed",
         inverted="mixed",
+        unchecked="mixed",
+        background_subtracted="mixed",
+        left_out=5,
     )
     assert str(merged) == (
         "corrected for 3 filter(s); known shifts: mixed; noise: mixed; contrast: mixed;"
-        " amplitudes: mixed"
+        " amplitudes: mixed; checks: mixed; background: mixed; 5 outlier(s) left out"
     )
     assert merged.merged(a, 1, 1).noise == "mixed"
 

@@ -230,7 +230,7 @@ def test_hundreds_of_ctfs_at_once_are_those_one_by_one():
     filters = ctfs(300, n=200)
     source = simulation(24, filters)
     transfer = TransferFunctions(source, PolarBasis(24))
-    values = transfer.of_images(0, source.n)
+    values = transfer.of_images(np.arange(source.n))
     omega = ring_frequencies(transfer)
     for i in (0, 3, 117):
         expected = filters[i].evaluate(omega, pixel_size=PIXEL_SIZE)
@@ -268,7 +268,7 @@ def test_different_envelopes_and_filters(last):
     filters = [CTFFilter(B=0, defocus_u=9e3), CTFFilter(alpha=-0.3, voltage=100), last]
     source = simulation(16, filters)
     transfer = TransferFunctions(source, PolarBasis(16))
-    values = transfer.of_images(0, 3)
+    values = transfer.of_images(np.arange(3))
     omega = ring_frequencies(transfer)
     for value, image_filter in zip(values, filters, strict=True):
         expected = image_filter.evaluate(omega, pixel_size=PIXEL_SIZE)

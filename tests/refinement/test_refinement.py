@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from aspire.operators import RadialCTFFilter
+from aspire.source import ArrayImageSource
 from aspire.utils import Rotation
 from aspire.volume import Volume
 
@@ -16,8 +17,10 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
+from aspire_mom.bases import PolarBasis
 from aspire_mom.phantoms import chain_phantom
 from aspire_mom.refinement.fourier import resized
+from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.iteration import settled
 from aspire_mom.refinement.model import LEAST_LOG_LIKELIHOOD
 from aspire_mom.rotations import viewing_rotations
@@ -232,3 +235,39 @@ def test_a_part_of_the_images_first_and_momentum(truth, monkeypatch):
     assert used[0] == 600
     assert used[-1] == 1200
     assert used == sorted(used)
+
+
+def polar_images(images):
+    source = ArrayImageSource(images, pixel_size=4.0)
+    return PolarImages(source, PolarBasis(L, 6), CorrectionOptions(), inverted=False)
+
+
+def test_images_are_prepared_as_for_their_moments(truth):
+    """Outliers tell nothing, backgrounds are subtracted."""
+    images = images_of(truth, n=60, snr=0.1).images[:].asnumpy().copy()
+    expected, _, _ = polar_images(images).batch(0, 60)
+    images[[4, 40]] *= 1000
+    parts = polar_images(images).batch(0, 60)
+    assert not any(part[[4, 40]].any() for part in parts)
+    others = np.delete(np.arange(60), [4, 40])
+    np.testing.assert_array_equal(parts[0][others], expected[others])
+    shifted, _, _ = polar_images(images + 10).batch(0, 60)
+    change = (shifted - parts[0]).abs()[others][:, :, 2:]
+    assert change.max() < 0.1 * expected[:, :, 2:].abs().max()
+
+
+def test_any_scale_is_like_any_other(truth):
+    images = images_of(truth, n=60).images[:].asnumpy()
+    start = start_from(low_pass(truth, 25.0))
+    found = [
+        Refinement(
+            ArrayImageSource(images * scale, pixel_size=4.0),
+            replace(start, volume=start.volume * scale),
+            n_rings=6,
+            n_iterations=1,
+        ).estimate()
+        for scale in (np.float32(1), np.float32(2.0**-40))
+    ]
+    volume, small = (model.volume.asnumpy() for model in found)
+    np.testing.assert_allclose(small * 2.0**40, volume, 1e-3, 1e-4 * volume.max())
+    np.testing.assert_allclose(found[1].noise * 2.0**80, found[0].noise, 1e-4)

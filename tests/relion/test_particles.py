@@ -262,7 +262,7 @@ def test_b_factors_damp_ctfs_as_in_relion(tmp_path):
         )
         expected.append(full * np.exp(-b[i] * squares / 4))
         np.testing.assert_allclose(damped, expected[i], atol=1e-7)  # float32's grid
-    transfer = TransferFunctions(source, basis).of_images(0, 3)
+    transfer = TransferFunctions(source, basis).of_images(np.arange(3))
     np.testing.assert_allclose(transfer, expected, atol=3e-5)
     assert "B factor 0 to 80 Å²" in flagged(tmp_path, _rlnCtfBfactor=b).summary()
 
