@@ -89,10 +89,13 @@ class ParticleSource(ImageSource):
         """Read images as they are in their stacks."""
         names = ("__mrc_filepath", "__mrc_index", "__star_row")
         paths, numbers, rows = (self._metadata[name][indices] for name in names)
-        pixels = np.empty((len(indices), self._stack_L, self._stack_L), np.float32)
-        for path in np.unique(paths):
-            of_stack = np.flatnonzero(paths == path)
-            pixels[of_stack] = read_images(Path(path), numbers[of_stack])
+        if (paths == paths[0]).all():
+            pixels = read_images(Path(paths[0]), numbers)
+        else:
+            pixels = np.empty((len(indices), self._stack_L, self._stack_L), np.float32)
+            for path in np.unique(paths):
+                of_stack = np.flatnonzero(paths == path)
+                pixels[of_stack] = read_images(Path(path), numbers[of_stack])
         finite = np.isfinite(pixels).all(axis=(1, 2))
         if not finite.all():
             i = int(np.argmin(finite))

@@ -15,6 +15,7 @@ from aspire_mom import mrc
 from aspire_mom.relion.star import check_uncompressed
 from aspire_mom.relion.table import Table
 
+HEADERS = tuple(HEADER_DTYPE.newbyteorder(order) for order in "<>")
 # RELION's way to say how a file of another name is to be read.
 FORMAT = re.compile(":(mrcs?|st|map)$")
 
@@ -48,7 +49,7 @@ def _stack(path: Path) -> Stack:
             f" {HEADER_DTYPE.itemsize} bytes"
         )
     # Read in the wrong byte order, a size below 2^16 is 2^16 or more.
-    orders = (np.frombuffer(head, HEADER_DTYPE.newbyteorder(o))[0] for o in "<>")
+    orders = (np.frombuffer(head, dtype)[0] for dtype in HEADERS)
     header = min(orders, key=lambda h: abs(int(h["nx"])))
     nx, ny, nz = (int(header[name]) for name in ("nx", "ny", "nz"))
     extended = int(header["nsymbt"])
@@ -89,18 +90,24 @@ def read_images(path: Path, numbers: np.ndarray) -> np.ndarray:
     """
     stack = _stack(path)
     size, order = stack.L**2, np.argsort(numbers, kind="stable")
-    images = np.empty((len(numbers), stack.L, stack.L), np.float32)
+    images, done = np.empty((len(numbers), stack.L, stack.L), np.float32), 0
     # Images that follow one another are read at once.
-    breaks = np.flatnonzero(np.diff(numbers[order]) != 1) + 1
+    numbers = numbers[order]
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
     with open(path, "rb") as file:
-        for run in np.split(order, breaks):
-            before = (int(numbers[run[0]]) - 1) * size * stack.dtype.itemsize
+        for run in np.split(numbers, breaks):
+            before = (int(run[0]) - 1) * size * stack.dtype.itemsize
             file.seek(stack.offset + before)
-            pixels = np.fromfile(file, stack.dtype, len(run) * size)
-            if len(pixels) < len(run) * size:
+            own = images[done : done + len(run)]
+            same = stack.dtype == own.dtype
+            pixels = own if same else np.empty(own.shape, stack.dtype)
+            if file.readinto(pixels.data) < pixels.nbytes:
                 raise ValueError(f"{path} has become shorter while it was read")
-            images[run] = pixels.reshape(len(run), stack.L, stack.L)
-    return images
+            if not same:
+                own[:] = pixels
+            done += len(run)
+    in_order = np.all(order[1:] > order[:-1])
+    return images if in_order else images[np.argsort(order)]
 
 
 def locate(table: Table, data_folder: Path | None = None) -> tuple[Path, ...]:
