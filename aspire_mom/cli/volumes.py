@@ -127,6 +127,10 @@ def evaluate(
     click.echo(text)
 
 
+# What mrcfile and decompressors raise for damaged files.
+READING = (ValueError, EOFError, OSError, MemoryError, OverflowError, zlib.error)
+
+
 def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
     """Read an MRC file of one cubic volume as float32 [z, y, x], whatever the order of
     its axes, perhaps without pixel size; headers may deviate from the format."""
@@ -138,7 +142,7 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
         with opened as file, np.errstate(divide="ignore", invalid="ignore"):
             voxels, header = file.data, file.header
             sizes = np.nan_to_num(file.voxel_size.item(), posinf=0, neginf=0)
-    except (ValueError, EOFError, OSError, MemoryError, zlib.error) as error:
+    except READING as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{path} cannot be read as MRC: {error}") from error

@@ -194,6 +194,10 @@ DAMAGED_VOLUMES = {
         lambda p: cut_short(save_volume(p, CUBE), 1200),
         "cut short",
     ),
+    "sizes beyond all files": (
+        lambda p: p.write_bytes(b"\xff\xff\xff\x7f" * 3 + b"\2" + bytes(1011)),
+        "cannot be read",
+    ),
     "empty": (lambda p: p.write_bytes(b""), "cannot be read"),
     "text": (lambda p: p.write_text("not a map " * 200), "no MRC file"),
     "a folder": (lambda p: p.mkdir(), "directory"),
