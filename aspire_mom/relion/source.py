@@ -54,7 +54,7 @@ class ParticleSource(ImageSource):
         metadata = {
             "__mrc_filepath": paths[table.stack_indices],
             "__mrc_index": table.numbers,
-            "__star_row": table.rows,
+            "__star_row": table.rows,  # for messages
             "_rlnImagePixelSize": np.full(len(particles), size),
             "_rlnOriginXAngst": shifts[:, 0].copy(),
             "_rlnOriginYAngst": shifts[:, 1].copy(),
@@ -64,7 +64,7 @@ class ParticleSource(ImageSource):
         super().__init__(
             particles.L, len(particles), np.float32, metadata, pixel_size=size
         )
-        self._stack_L, self._star = particles.L, table.path
+        self._stack_L = particles.L
         ctfs, indices = particles.ctfs
         # RELION's exp(-B s² / 4) is in Å², ASPIRE's exp(-B s²) in nm².
         self.unique_filters = [
@@ -87,20 +87,13 @@ class ParticleSource(ImageSource):
 
     def _pixels(self, indices: np.ndarray) -> np.ndarray:
         """Read images as they are in their stacks."""
-        names = ("__mrc_filepath", "__mrc_index", "__star_row")
-        paths, numbers, rows = (self._metadata[name][indices] for name in names)
-        if (paths == paths[0]).all():
-            pixels = read_images(Path(paths[0]), numbers)
-        else:
-            pixels = np.empty((len(indices), self._stack_L, self._stack_L), np.float32)
-            for path in np.unique(paths):
-                of_stack = np.flatnonzero(paths == path)
-                pixels[of_stack] = read_images(Path(path), numbers[of_stack])
-        finite = np.isfinite(pixels).all(axis=(1, 2))
-        if not finite.all():
-            i = int(np.argmin(finite))
-            raise ValueError(
-                f"{self._star}: row {rows[i]} names image {numbers[i]} of {paths[i]},"
-                " which has values that are NaN or infinite"
-            )
+        names = ("__mrc_filepath", "__mrc_index")
+        paths, numbers = (self._metadata[name][indices] for name in names)
+        stacks = np.unique(paths)
+        if len(stacks) == 1:  # without a copy
+            return read_images(Path(stacks[0]), numbers)
+        pixels = np.empty((len(indices), self._stack_L, self._stack_L), np.float32)
+        for path in stacks:
+            of_stack = np.flatnonzero(paths == path)
+            pixels[of_stack] = read_images(Path(path), numbers[of_stack])
         return pixels

@@ -100,8 +100,8 @@ DAMAGED_STARS = {
     "stack cut short": (lambda f: cut_short(f / STACK, 5000), "truncated"),
     "stack's header cut short": (lambda f: cut_short(f / STACK, 500), STACK),
     "empty stack": (lambda f: cut_short(f / STACK, 0), STACK),
-    "NaN": (lambda f: spoil_pixel(f, np.nan), "row 18 names image 18 of"),
-    "infinity": (lambda f: spoil_pixel(f, np.inf), "row 18 names image 18 of"),
+    "NaN": (lambda f: spoil_pixel(f, np.nan), f"image 18 of {STACK} (row 18) has"),
+    "infinity": (lambda f: spoil_pixel(f, np.inf), f"image 18 of {STACK} (row 18) has"),
     "negative pixel size": (lambda f: edit_star(f, " 2.0 ", " -2.0 "), "'-2.0' as"),
     "zero pixel size": (lambda f: edit_star(f, " 2.0 ", " 0.0 "), "'0.0' as"),
     "no pixel size": (

@@ -40,7 +40,7 @@ def test_ctfs_are_those_of_relion(tmp_path, fast):
     axis = np.fft.fftshift(np.fft.fftfreq(EDGE, size))
     kx, ky = np.meshgrid(axis, axis)
     if fast:
-        values = TransferFunctions(source, CartesianBasis(EDGE)).of_images(0, 4)
+        values = TransferFunctions(source, CartesianBasis(EDGE)).of_images(np.arange(4))
     for i in range(4):
         own = source.unique_filters[source.filter_indices[i]]
         assert isinstance(own, PhasePlateFilter) == (i > 0)
