@@ -120,13 +120,12 @@ def read_table(path: Path, passthrough: Path | None = None) -> Table:
     particles = particle_block(path, blocks.values())
     optics = blocks.get("optics")
     try:
-        names = _texts(particles, IMAGE)
-        numbers, indices, stacks = _images(names)
-        n, groups, columns = len(names), {}, _columns(particles)
+        numbers, indices, stacks = _images(_texts(particles, IMAGE))
+        n, groups, columns = len(numbers), {}, _columns(particles)
         if n == 0:
             raise ValueError("it lists 0 particles; at least 1 is needed")
         if optics is not None:
-            groups, own = _optics(optics, columns.get(GROUP), names)
+            groups, own = _optics(optics, columns.get(GROUP), particles)
             columns = own | columns  # RELION, too, takes the particle's own value
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -236,13 +235,13 @@ def _images(names: list[str]) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 
 def _optics(
-    block: cif.Block, group: np.ndarray | None, images: list[str]
+    block: cif.Block, group: np.ndarray | None, particles: cif.Block
 ) -> tuple[dict[int, str], dict[str, np.ndarray]]:
     """Names of optics groups by number, and each particle's values of columns (n,)."""
     columns = _columns(block)
     if not len(columns.get(GROUP, ())):
         raise ValueError(f"its optics table has no {GROUP}s")
-    listed = columns[GROUP]
+    listed, images = columns[GROUP], particles.find_values(IMAGE)
     known, rows = np.unique(listed, return_index=True)
     if len(known) < len(listed):
         raise ValueError(f"its optics table lists an {GROUP} twice")
@@ -257,8 +256,8 @@ def _optics(
     if missing.any():
         row = int(np.argmax(missing))
         raise ValueError(
-            f"row {row + 1} (image {images[row]}) is of optics group {group[row]:g},"
-            " which is not in the optics table; there are"
+            f"row {row + 1} (image {images.str(row)}) is of optics group"
+            f" {group[row]:g}, which is not in the optics table; there are"
             f" {', '.join(f'{k:g}' for k in known[:8])}"
         )
     names = _texts(block, GROUP_NAME) or [f"{number:g}" for number in listed]
