@@ -9,8 +9,10 @@ import numpy as np
 from aspire_mom.inversion.loss import relative_information
 from aspire_mom.moments import Moments
 
-# Error of the model, relative to an entry's rings, that is added to standard errors.
-MODEL_ERROR = 0.03
+# Error of the model that is added to standard errors: this share of the RMS of the
+# entries of the first moment, of the second or of the third. Where noise hides it, this
+# RMS counts as so much of the noise's at least.
+MODEL_ERROR, LEAST_SIGNAL = 0.1, 0.1
 
 
 class Entries(NamedTuple):
@@ -24,7 +26,8 @@ class Entries(NamedTuple):
     :param j: Rows (n,).
     :param k: Rows (n,).
     :param value: The moments' entries (n, n_i), complex.
-    :param weights: Their weights (n, n_i).
+    :param counts: How many entries of the full moment each of them stands for (n, n_i);
+        0 leaves one out.
     :param errors: Their standard errors (n, n_i); 0 where they are not known.
     """
 
@@ -32,7 +35,7 @@ class Entries(NamedTuple):
     j: np.ndarray
     k: np.ndarray
     value: np.ndarray
-    weights: np.ndarray
+    counts: np.ndarray
     errors: np.ndarray
 
     def rows(self) -> np.ndarray:
@@ -50,7 +53,7 @@ def first_and_second_entries(
     :param rings: Their rings (n_rows,).
     :param rms: RMS (n_rings,) of the rings.
     :return: Entries of the first moment, and of the second: each pair of rows once.
-        Those on which CTFs leave no information have no weight.
+        Those on which CTFs leave no information are left out.
     """
     known = [share > 0 for share in relative_information(moments)]
     zero, one = np.flatnonzero(orders == 0), np.array([len(orders)])
@@ -135,9 +138,30 @@ def _entries(
     count: np.ndarray,
 ) -> Entries:
     """Entries of these values and standard errors, in units of `scale`, each of which
-    stands for `count`; 0 leaves it out."""
+    stands for `count`."""
     errors = 0 * scale if error is None else error / scale
-    weights = count / ((errors / MODEL_ERROR) ** 2 + 1)
     shape = len(rows[1]), len(rows[0])
-    arrays = (a.reshape(shape) for a in (value / scale, weights, errors))
+    arrays = (a.reshape(shape) for a in (value / scale, count, errors))
     return Entries(*rows, *arrays)
+
+
+def weights(group: list[Entries]) -> tuple[np.ndarray, float]:
+    """
+    :param group: All entries of one moment.
+    :return: Their weights (n_entries,): the inverse squares of standard errors and of
+        the model's error together, times the counts, such that those of the squared
+        entries sum to 1; and the sum of those of the squared standard errors.
+    """
+    counts, squares, noise = (
+        np.concatenate([np.ravel(part) for part in parts])
+        for parts in zip(
+            *((e.counts, np.abs(e.value) ** 2, e.errors**2) for e in group), strict=True
+        )
+    )
+    total = max(counts.sum(), 1)
+    power, of_noise = (counts * squares).sum() / total, (counts * noise).sum() / total
+    signal = max(power - of_noise, LEAST_SIGNAL**2 * of_noise)
+    found = counts / (noise + MODEL_ERROR**2 * signal) if signal > 0 else 0 * counts
+    norm = (found * squares).sum()
+    found = found / norm if norm > 0 else 0 * counts
+    return found, float((found * noise).sum())

@@ -11,6 +11,7 @@ from aspire_mom.inversion.grid_entries import (
     Entries,
     first_and_second_entries,
     third_entries,
+    weights,
 )
 from aspire_mom.inversion.grid_shifts import ShiftedMoment
 from aspire_mom.inversion.grid_views import GridViews
@@ -38,8 +39,9 @@ class GridProblem:
     """
     The distance of grids and densities from moments on rings FIRST_RING … n_rings - 1:
     the sum over first, second and third moments of Σ w |M - M̂|² / Σ w |M̂|², of entries
-    divided by the RMS of their rings. 1/w is the squared standard error plus 0.03², for
-    errors of the model. Entries on which CTFs leave no information do not count.
+    divided by the RMS of their rings. 1/w is the squared standard error plus that of
+    the model, see :func:`weights`. Entries on which CTFs leave no information do not
+    count.
     Residual Gaussian shifts of images, of the standard deviation `moments.shift_std`,
     are modelled (see :class:`ShiftedMoment`).
     Penalties on the squares of the density's coefficients and of the free gains are
@@ -97,15 +99,10 @@ class GridProblem:
         self.n_i, self.n_pairs = [len(e.i) for e in every], [len(e.j) for e in every]
         target = np.concatenate([e.value.ravel() for e in every])
         self.target = torch.from_numpy(target.astype(np.complex64))
-        weights = []
-        for group in groups:
-            w = np.concatenate([e.weights.ravel() for e in group])
-            norm = sum((e.weights * abs(e.value) ** 2).sum() for e in group)
-            weights.append(w / norm if norm > 0 else 0 * w)
-        squares = np.concatenate([e.errors.ravel() ** 2 for e in every])
-        self.noise_loss = float((np.concatenate(weights) * squares).sum())
-        self.weights = torch.from_numpy(np.concatenate(weights).astype(np.float32))
-        self.sizes = [len(w) for w in weights]
+        found, noise_losses = zip(*map(weights, groups), strict=True)
+        self.noise_loss = sum(noise_losses)
+        self.weights = torch.from_numpy(np.concatenate(found).astype(np.float32))
+        self.sizes = [len(w) for w in found]
         std = moments.shift_std / self.L
         self.shifts = [*self._shifted_moments(groups, std)] if std else []
 

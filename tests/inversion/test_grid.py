@@ -260,8 +260,10 @@ def test_losses_are_sums_over_entries(third):
         def relative(pairs):
             # Of (model, estimate, error, scale, count) per entry.
             a, b, e, s, n = map(np.array, zip(*pairs, strict=True))
-            w = n / ((e / s) ** 2 + 0.03**2)
-            return (w * abs(a - b) ** 2 / s**2).sum() / (w * abs(b) ** 2 / s**2).sum()
+            b, a, e = b / s, a / s, e / s
+            power, noise = np.average([abs(b) ** 2, e**2], axis=1, weights=n)
+            w = n / (e**2 + 0.1**2 * max(power - noise, 0.1**2 * noise))
+            return (w * abs(a - b) ** 2).sum() / (w * abs(b) ** 2).sum()
 
         rings = np.flatnonzero(supported[0])
         expected += relative(
