@@ -14,11 +14,11 @@ from aspire_mom.cli import console
 from aspire_mom.cli.particles import (
     NumberOrAuto,
     choice_options,
+    downsample_option,
     ignore_ctf_option,
     ignore_shifts_option,
     opened,
     shift_std_option,
-    source_of,
     unchecked_option,
 )
 
@@ -32,9 +32,7 @@ BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
 @click.argument("particles", type=console.INPUT)
 @console.out_option("Moments file to write (.npz).", ".npz")
 @choice_options
-@click.option(
-    "--downsample", type=click.IntRange(4), help="Fourier-crop to this many pixels."
-)
+@downsample_option(4)
 @click.option(
     "--basis",
     type=click.Choice(list(BASES)),
@@ -89,7 +87,7 @@ BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
 def moments(
     particles: Path,
     out: Path,
-    downsample: int | None,
+    downsample: float | None,
     basis: str,
     noise: str,
     no_third: bool,
@@ -126,8 +124,7 @@ def moments(
     if halves:
         outputs += [out.with_stem(f"{out.stem}_half{i}") for i in (1, 2)]
     console.check_outputs(outputs, overwrite or resume)
-    read, corrections = opened(particles, **options)
-    source = source_of(read, downsample)
+    read, source, corrections = opened(particles, downsample, **options)
     images_basis = getattr(aspire_mom, BASES[basis])(source.L)
     # Sums in double precision, and the complex numbers that come of them.
     n_bytes = (8 * len(outputs) + 16) * math.prod(images_basis.second_shape)

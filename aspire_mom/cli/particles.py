@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,23 @@ class NumberOrAuto(click.ParamType):
             return None if value == "auto" else float(value)
         except ValueError:
             self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
+class Angstrom(float):
+    """A length in Å where an option counts pixels or rings."""
+
+
+class OrAngstrom(click.ParamType):
+    """A value of another type, or a length in Å: a positive number with A or Å."""
+
+    def __init__(self, other: click.ParamType):
+        self.other, self.name = other, f"{other.name} or length"
+
+    def convert(self, value, param, ctx):
+        number = str(value).rstrip("AÅ")
+        if number == str(value):
+            return self.other.convert(value, param, ctx)
+        return Angstrom(console.Positive().convert(number, param, ctx))
 
 
 CHOICE = (
@@ -51,11 +69,12 @@ CHOICE = (
 )
 shift_std_option = click.option(
     "--shift-std",
-    type=NumberOrAuto(),
-    metavar="NUMBER|auto",
+    type=OrAngstrom(NumberOrAuto()),
+    metavar="NUMBER|LENGTH|auto",
     default=0,
-    help="Standard deviation along each axis, in pixels after --downsample, of shifts"
-    " that the images still have. auto: it is found with the volume.",
+    help="Standard deviation along each axis of shifts that the images still have, in"
+    " pixels after --downsample or as a length in Å (3A). auto: it is found with the"
+    " volume.",
 )
 ignore_ctf_option = click.option(
     "--ignore-ctf", is_flag=True, help="Take images with CTFs as if they had none."
@@ -79,8 +98,21 @@ def choice_options(command):
     return command
 
 
+def downsample_option(least: int, default: str = ""):
+    """Return the option `--downsample`, of this many pixels or more."""
+    return click.option(
+        "--downsample",
+        type=OrAngstrom(click.IntRange(least)),
+        metavar="NUMBER|LENGTH",
+        help="Fourier-crop to this many pixels, or to as many as a resolution in Å"
+        f" takes (12A).{default}",
+    )
+
+
 def opened(
     particles: Path,
+    downsample: float | None,
+    most: int | None = None,
     *,
     passthrough: Path | None,
     data_folder: Path | None,
@@ -89,8 +121,11 @@ def opened(
     random_subset: int | None,
     class_number: int | None,
     **corrections,
-) -> tuple[Particles, CorrectionOptions]:
-    """Read particles and check that images can be corrected as the options say."""
+) -> tuple[Particles, ParticleSource, CorrectionOptions]:
+    """
+    Read particles, and check that images can be corrected as the options say. The
+    source has images downsampled as the option says, or else to `most` pixels.
+    """
     read = aspire_mom.relion.read_particles(
         particles,
         pixel_size,
@@ -105,20 +140,21 @@ def opened(
     if not corrections["ignore_shifts"]:
         read.check_shifts()
     flipped = read.phase_flipped or None
-    return read, aspire_mom.CorrectionOptions(phase_flipped=flipped, **corrections)
+    source = aspire_mom.relion.ParticleSource(read)
+    L = int(downsample or min(most or read.L, read.L))
+    if isinstance(downsample, Angstrom):  # the resolution of Nyquist is two pixels
+        L = 2 * math.ceil(read.L * read.pixel_size / downsample)
+    if L > read.L:
+        raise ValueError(f"--downsample is {L}; the images have {read.L} pixels")
+    if L < read.L:
+        source = source.downsample(L)
+    if isinstance(corrections.get("shift_std"), Angstrom):
+        corrections["shift_std"] /= source.pixel_size
+    options = aspire_mom.CorrectionOptions(phase_flipped=flipped, **corrections)
+    return read, source, options
 
 
 def check_file(particles: Path) -> None:
     """Check that particles can be read again, when poses are written beside it."""
     if not particles.is_file():
         raise ValueError(f"{particles} can be read only once; a file is needed")
-
-
-def source_of(particles: Particles, L: int | None) -> ParticleSource:
-    """Make an ASPIRE source of particles, downsampled to L pixels if it is given."""
-    source = aspire_mom.relion.ParticleSource(particles)
-    if L is None or L == source.L:
-        return source
-    if L > source.L:
-        raise ValueError(f"--downsample is {L}; the images have {source.L} pixels")
-    return source.downsample(L)

@@ -14,13 +14,15 @@ import aspire_mom
 from aspire_mom.cli import console
 from aspire_mom.cli.moments import is_complete
 from aspire_mom.cli.particles import (
+    Angstrom,
+    OrAngstrom,
     check_file,
     choice_options,
+    downsample_option,
     ignore_ctf_option,
     ignore_shifts_option,
     opened,
     shift_std_option,
-    source_of,
     unchecked_option,
 )
 from aspire_mom.cli.reconstruct import (
@@ -45,9 +47,10 @@ OF_START = ("verdict", "agreement_shells", "agreement_angstrom")
 EDGE = 64
 rings_option = click.option(
     "--rings",
-    type=click.IntRange(5, 24),
-    help="Fourier rings to refine to at most.  [default: 24, or as many as the images"
-    " have]",
+    type=OrAngstrom(click.IntRange(5, 24)),
+    metavar="NUMBER|LENGTH",
+    help="Fourier rings to refine to at most, or the resolution in Å of the last (8A)."
+    "  [default: 24, or as many as the images have]",
 )
 
 
@@ -66,7 +69,7 @@ def refine(
     result: Path,
     particles: Path,
     out: Path,
-    rings: int | None,
+    rings: float | None,
     device: str,
     overwrite: bool,
     **options,
@@ -94,9 +97,9 @@ def refine(
     aspire_mom.checks.checked_device(device)
     found = aspire_mom.Reconstruction.load(result)
     start = _of_start(result / "report.json")
-    read, corrections = opened(particles, **options)
+    L = found.volume.resolution
+    read, source, corrections = opened(particles, None, L, **options)
     _check_box(read, found, result)
-    source = source_of(read, min(read.L, found.volume.resolution))
     out.mkdir(parents=True, exist_ok=True)
     with processes.joined(device):
         _tell(read)
@@ -109,11 +112,7 @@ def refine(
 @click.argument("particles", type=console.INPUT)
 @console.out_option("Folder for the results.")
 @choice_options
-@click.option(
-    "--downsample",
-    type=click.IntRange(8),
-    help=f"Fourier-crop to this many pixels.  [default: {EDGE}, if images have more]",
-)
+@downsample_option(8, f"  [default: {EDGE} pixels, if images have more]")
 @shift_std_option
 @ignore_ctf_option
 @ignore_shifts_option
@@ -124,9 +123,9 @@ def refine(
 def initial_model(
     particles: Path,
     out: Path,
-    downsample: int | None,
+    downsample: float | None,
     starts: int | None,
-    rings: int | None,
+    rings: float | None,
     seed: int,
     device: str,
     overwrite: bool,
@@ -155,8 +154,7 @@ def initial_model(
     check_file(particles)
     device = processes.own_device(device)
     aspire_mom.checks.checked_device(device)
-    read, corrections = opened(particles, **options)
-    source = source_of(read, downsample or min(EDGE, read.L))
+    read, source, corrections = opened(particles, downsample, EDGE, **options)
     start = out / "start"
     start.mkdir(parents=True, exist_ok=True)
     search = aspire_mom.SearchOptions(n_starts=starts, seed=seed)
@@ -228,16 +226,18 @@ def _refined(
     found: Reconstruction,
     corrections: CorrectionOptions,
     out: Path,
-    rings: int | None,
+    rings: float | None,
     device: str,
     overwrite: bool,
 ) -> RefinedModel:
     """Refine a reconstruction, keeping progress in the folder of the results."""
     checkpoint = out / "checkpoint.pt"
+    if isinstance(rings, Angstrom):
+        rings = 1 + math.ceil(source.L * source.pixel_size / rings)  # ring r: box / r
     refinement = aspire_mom.Refinement(
         source,
         found,
-        n_rings=rings,
+        n_rings=None if rings is None else int(rings),
         corrections=corrections,
         checkpoint=checkpoint,
         device=device,

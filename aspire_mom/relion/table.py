@@ -183,6 +183,7 @@ def _texts(block: cif.Block, column: str) -> list[str]:
 
 def _columns(block: cif.Block) -> dict[str, np.ndarray]:
     """Values (n,) of all columns of `RANGES` and `VECTORS` that a table has."""
+    _check_lengths(block)
     columns = {}
     for name, (low, high) in RANGES.items():
         texts = block.find_values(name)
@@ -205,6 +206,21 @@ def _columns(block: cif.Block) -> dict[str, np.ndarray]:
         if texts := _texts(block, name):
             columns[name] = np.array([_largest(name, text) for text in texts])
     return columns
+
+
+def _check_lengths(block: cif.Block) -> None:
+    """Check that columns have as many values, which those of several loops need not."""
+    names = (IMAGE, *RANGES, *VECTORS)
+    lengths = {
+        name: len(block.find_values(name)) for name in names if _has(block, name)
+    }
+    first, n = next(iter(lengths.items()), ("", 0))
+    for name, length in lengths.items():
+        if length != n:
+            raise ValueError(
+                f"in data_{block.name.strip()}, {first} has {n} values and {name}"
+                f" {length}; all columns must be of one loop"
+            )
 
 
 def _largest(name: str, text: str) -> float:

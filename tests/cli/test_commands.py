@@ -146,9 +146,10 @@ def test_interrupted_moments_go_on(tmp_path, monkeypatch, moments, star):
     read, starts = ParticleSource._images, []
 
     def interrupted(self, indices):
-        starts.append(int(indices[0]))
-        if starts[-1] >= IMAGES // 2 and not resumed:
-            raise KeyboardInterrupt
+        if len(indices) == 10:  # a batch, and no look at a sample
+            starts.append(int(indices[0]))
+            if starts[-1] >= IMAGES // 2 and not resumed:
+                raise KeyboardInterrupt
         return read(self, indices)
 
     monkeypatch.setattr(ParticleSource, "_images", interrupted)
@@ -158,13 +159,11 @@ def test_interrupted_moments_go_on(tmp_path, monkeypatch, moments, star):
     resumed = False
     stopped = run(*command)
     assert stopped.exit_code == 2
-    assert (
-        f"interrupted; the same command goes on from {out}.checkpoint" in stopped.stderr
-    )
+    assert stopped.stderr.endswith(f"command goes on from {out}.checkpoint\n")
     assert not out.exists()
     before, resumed = len(starts), True
     succeed(*command)
-    assert min(starts[before + 1 :]) >= IMAGES // 2 - 10  # after one look at the source
+    assert min(starts[before:]) >= IMAGES // 2 - 10
     assert [path.name for path in out.parent.iterdir()] == ["m.npz"]
     assert max(Moments.load(out).relative_error(Moments.load(moments))) < 1e-5
     assert "is already complete" in succeed(*command).stdout

@@ -92,3 +92,15 @@ def test_optics_tables_without_rows_or_groups(tmp_path):
         ValueError, match=r"row 2 .image 3@a\.mrcs. is of optics group 7"
     ):
         read(tmp_path, _rlnOpticsGroup=[1, 7, 1])
+
+
+@pytest.mark.parametrize("values", [[1, 2], [1, 2, 1, 2], [1, 2, 1, "x"]])
+def test_columns_of_several_loops(tmp_path, values):
+    """Rows of one table must not get values of another."""
+    write_stack(tmp_path / "a.mrcs")
+    star = write_star(tmp_path / "p.star", particles(NAMES))
+    more = "\n".join(map(str, values))
+    star.write_text(star.read_text() + f"\nloop_\n_rlnClassNumber\n{more}\n")
+    said = f"_rlnImageName has 3 values and _rlnClassNumber {len(values)}"
+    with pytest.raises(ValueError, match=said):
+        read_particles(star)
