@@ -5,6 +5,7 @@ beside ASPIRE's coefficients of the same images and beside physical limits.
     OMP_NUM_THREADS=1 python benchmarks/throughput.py
     python benchmarks/throughput.py --sizes 63 --images 8192      # all cores
     python benchmarks/throughput.py --device cuda
+    python benchmarks/throughput.py --checks                      # what they cost
 
 The moments' batches are computed on as many cores as OMP_NUM_THREADS and the machine
 allow, each with one thread; ASPIRE's coefficients use threads of their own libraries,
@@ -14,6 +15,9 @@ line, of the CPU's arithmetic, is left out.
 
 CTFs are one per image: 300 kV, defocus 1 to 2.5 µm, 4 Å pixels, astigmatic ones with up
 to 600 Å between the largest and the smallest defocus.
+
+With --checks, passes that look for outliers and backgrounds, as they do by default, and
+passes that do not, neither in a sample nor in the pass, take turns in one run.
 
 Times are of CPU and of the wall: where other programs run, the former tell more. Each
 is the best of several runs, set-up apart, which is once per run of a program.
@@ -26,7 +30,10 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from statistics import median
+from unittest import mock
 
 import mrcfile
 import numpy as np
@@ -40,6 +47,7 @@ from finufft import Plan
 from aspire_mom import MomentEstimator, Moments, PolarBasis
 from aspire_mom.bases.polar_transform import polar_transform
 from aspire_mom.moments import StreamingOptions
+from aspire_mom.moments.preparation import Preparation
 from aspire_mom.threads import n_workers
 
 RUNS = 3
@@ -110,6 +118,30 @@ def throughput(L: int, n: int, device: str) -> None:
 def moments(source: ImageSource, basis: PolarBasis, device: str) -> Moments:
     streaming = StreamingOptions(device=device)
     return MomentEstimator(source, basis, streaming=streaming).estimate()
+
+
+def checks(L: int, n: int, device: str) -> None:
+    """Print the speed of passes with checks over that without."""
+    images = np.random.default_rng(0).standard_normal((n, L, L), dtype=np.float32)
+    basis, times = PolarBasis(L), {"with": [], "without": []}
+    source = ArrayImageSource(images, pixel_size=1.0)
+    for _ in range(2 * RUNS + 1):
+        for name, found in times.items():
+            off = mock.patch.object(Preparation, "of", return_value=Preparation())
+            with off if name == "without" else nullcontext():
+                cpu = time.process_time()
+                moments(source, basis, device)
+                found.append(time.process_time() - cpu)
+    # The first sets things up.
+    fastest, medians = (
+        [function(found[1:]) for found in times.values()] for function in (min, median)
+    )
+    print(
+        f"L = {L}, {n} images: {n / fastest[0]:.0f} images per second of CPU time with"
+        f" checks, {n / fastest[1]:.0f} without; ratio of the fastest"
+        f" {fastest[1] / fastest[0]:.3f}, of the medians {medians[1] / medians[0]:.3f}",
+        flush=True,
+    )
 
 
 def with_ctfs(images: np.ndarray, astigmatism: float) -> ArrayImageSource:
@@ -206,13 +238,15 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[63, 128])
     parser.add_argument("--images", type=int, default=4096)
     parser.add_argument("--device", default="cpu", help="of the moments' sums")
+    parser.add_argument("--checks", action="store_true", help="only what they cost")
     options = parser.parse_args()
     setConsoleLoggingLevel("WARNING")
     threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
     at_once = n_workers() if options.device == "cpu" else 1
     print(f"threads: {threads}; batches at once: {at_once} on {options.device}")
     for L in options.sizes:
-        throughput(L, options.images, options.device)
+        measure = checks if options.checks else throughput
+        measure(L, options.images, options.device)
 
 
 if __name__ == "__main__":

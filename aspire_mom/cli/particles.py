@@ -86,8 +86,8 @@ ignore_shifts_option = click.option(
 unchecked_option = click.option(
     "--unchecked",
     is_flag=True,
-    help="Take all images as they are: do not leave out outliers, or subtract a"
-    " background that is not 0.",
+    help="Take all images as they are: do not leave out outliers, subtract a background"
+    " that is not 0, or invert the contrast where there are no CTFs.",
 )
 
 

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import j0
+from scipy.special import j0, jv
 
 from aspire_mom.moments.moments import Moments
 
@@ -15,36 +15,92 @@ logger = logging.getLogger(__name__)
 # Radii of the molecule and of the background around it, in radii of the inscribed disc,
 # as in ASPIRE's `ImageSource.invert_contrast`.
 MOLECULE, BACKGROUND = 0.5, 0.8
+# Standard errors from which on the sign of the contrast is certain.
+CERTAIN = 5.0
 # Largest standard error at which the relative variance of amplitudes is used.
 MAX_VARIANCE_ERROR = 0.05
 
 
-def is_dark(moments: Moments) -> bool:
+def with_bright_molecules(groups: list[Moments]) -> list[Moments]:
     """
-    Compare the middle of the mean image with its surroundings. Images with bright
-    molecules from RELION become dark when corrected for ASPIRE's CTF, which is negative
-    at low frequencies, where RELION's is positive.
+    Find out whether molecules are bright or dark, and invert the contrast if they are
+    dark: as they are in micrographs, and in images from RELION once corrected for
+    ASPIRE's CTF, which is negative at low frequencies, where RELION's is positive.
 
-    :param moments: Moments of images that were corrected for CTFs.
-    :return: Whether the middle is darker.
+    Third moments tell by the mean cube of the images, which has the molecule's sign
+    whatever its shape; first moments by the middle of the mean image, compared with its
+    surroundings. The third counts where both are certain. Without CTFs, contrast that
+    is uncertain stays as it is.
+
+    :param groups: Moments of all images, which tell; and of parts of them.
+    :return: The same with bright molecules.
     """
+    moments, has_ctf = groups[0], groups[0].first_information is not None
+    middle = _middle(moments)
+    signs = [z for z in (_cube(moments), middle) if abs(z) >= CERTAIN]
+    if not signs or min(signs) < 0 < max(signs):
+        logger.warning(
+            "Whether molecules are bright or dark is not certain from the images'"
+            " moments. A volume may have the wrong sign"
+        )
+    if not (signs or [middle if has_ctf else 0.0])[0] < 0:
+        return groups
+    if not has_ctf:
+        logger.warning("Molecules are dark in the images: their contrast is inverted")
+    return [inverted(moments) for moments in groups]
+
+
+def _middle(moments: Moments) -> float:
+    """How much brighter the middle of the mean image is than its surroundings, in
+    standard errors, rings taken as independent; infinite where these are unknown."""
     basis = moments.basis
     profile = basis.ring_mean(basis.order_zero(moments.first).real)
     r = np.arange(len(profile))
-    weights = np.maximum(r, 1 / 12)
-    if moments.first_error is not None and moments.first_information is not None:
-        # Rings of which CTFs let hardly anything pass are noise.
-        power = profile**2
-        total = power + basis.ring_error(basis.order_zero(moments.first_error)) ** 2
-        weights *= np.divide(power, total, where=total > 0, out=np.zeros_like(power))
+    weights, error = np.maximum(r, 1 / 12), np.zeros(len(r))
+    if moments.first_error is not None:
+        error = basis.ring_error(basis.order_zero(moments.first_error))
+        if moments.first_information is not None:
+            # Rings of which CTFs let hardly anything pass are noise.
+            total = profile**2 + error**2
+            some = total > 0
+            weights *= np.divide(profile**2, total, where=some, out=np.zeros(len(r)))
     # The mean image averaged over in-plane angles is Σ_r 2πr f(r) J_0(2πr|x|/L).
     distances = np.linspace(0, 1, 101)
-    image = j0(np.pi * np.outer(distances, r)) @ (weights * profile)
+    image = j0(np.pi * np.outer(distances, r)) * weights
     inside, around = (
-        np.average(image[where], weights=distances[where])
+        np.average(image[where], weights=distances[where], axis=0)
         for where in (distances <= MOLECULE, distances >= BACKGROUND)
     )
-    return bool(inside < around)
+    difference = inside - around
+    return _in_errors(difference @ profile, difference**2 @ error**2)
+
+
+def _cube(moments: Moments) -> float:
+    """The integral over the disc of the images' mean cube, in standard errors, entries
+    taken as independent; 0 without third moments."""
+    third = moments.third_basis
+    if third is None or moments.third_error is None:
+        return 0.0
+    distances = np.linspace(0, 1, 61)
+    waves = np.pi * np.outer(distances, np.arange(moments.basis.n_rings))
+    # The m-th order of an image around its centre is Σ_r 2πr i^m c[m, r] J_m(2πr|x|/L).
+    orders = [jv(m, waves) @ U for m, U in enumerate(third.vectors)]
+    total, variance = 0.0, 0.0
+    for m1, m2 in third.pairs:
+        factors = orders[m1], orders[m2], orders[m1 + m2].conj()
+        product = np.einsum("p,pi,pj,pk->ijk", distances, *factors, optimize=True)
+        product = product * third.block(third.weights, m1, m2)
+        total += (product * third.block(moments.third, m1, m2)).real.sum()
+        errors = third.block(moments.third_error, m1, m2)
+        variance += (np.abs(product) ** 2 * errors**2).sum()
+    return _in_errors(total, variance)
+
+
+def _in_errors(value: float, variance: float) -> float:
+    """Express a value in standard errors."""
+    if value == 0:
+        return 0.0
+    return float(value / np.sqrt(variance) if variance > 0 else np.sign(value) * np.inf)
 
 
 def inverted(moments: Moments) -> Moments:

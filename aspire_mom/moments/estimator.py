@@ -21,8 +21,7 @@ from aspire_mom.files import digest
 from aspire_mom.moments.amplitudes import (
     correct_amplitudes,
     estimate_amplitude_std,
-    inverted,
-    is_dark,
+    with_bright_molecules,
 )
 from aspire_mom.moments.corners import (
     corner_power,
@@ -288,8 +287,8 @@ class MomentEstimator:
         noise = measure_noise(groups[0], self._noise_basis, *given)
         found = [self._moments(sums, *noise, half) for half, sums in enumerate(groups)]
         # Contrast and amplitudes are estimated from all images, for each group too.
-        if self.transfer is not None and is_dark(found[0]):
-            found = [inverted(moments) for moments in found]
+        if self.transfer is not None or not self.corrections.unchecked:
+            found = with_bright_molecules(found)
         std = self.corrections.amplitude_std
         if std is None:
             std = estimate_amplitude_std(found[0])

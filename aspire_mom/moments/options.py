@@ -63,8 +63,8 @@ class CorrectionOptions:
         images still have, which the inversion models; None if it is to estimate them.
     :param amplitude_std: Standard deviation of the images' amplitudes relative to their
         mean; None to estimate it from the images' pixel sums.
-    :param unchecked: Take all images as they are: do not leave out outliers, or
-        subtract a background that is not 0.
+    :param unchecked: Take all images as they are: do not leave out outliers, subtract a
+        background that is not 0, or invert the contrast where there are no CTFs.
     :raises ValueError: a standard deviation is out of range.
     """
 
