@@ -6,7 +6,7 @@ from aspire.volume import Volume
 
 from aspire_mom.evaluation.comparison import compare
 from aspire_mom.moments import Moments
-from aspire_mom.moments.report import informative_rings
+from aspire_mom.moments.report import FEW, informative_rings
 
 # Other starts that the best one is compared with; each takes a few seconds at 63³.
 MAX_OTHERS = 3
@@ -63,6 +63,11 @@ def _verdict(
 ) -> str:
     last, signal = n_rings - 1, informative_rings(moments) - 1
     where = f"{shells:.1f} shells" + (f" ({angstrom:.0f} Å)" if angstrom else "")
+    if 0 < moments.n_images < FEW:
+        return (
+            f"The best starts agree to {where}, but {moments.n_images} images are too"
+            f" few for a model (at least {FEW} are needed): do not trust it."
+        )
     if shells < FAILED_BELOW:
         return (
             f"The starts agree to {where} only: the search failed, or the moments do"

@@ -83,7 +83,7 @@ class MomentInversion:
     :param checkpoint: File that keeps progress; an existing one is resumed. It stays
         when the inversion is complete and then gives the result at once.
     :raises TypeError: An argument is of another class.
-    :raises ValueError: An option is out of range.
+    :raises ValueError: An option is out of range, or the moments are of one image.
     """
 
     def __init__(
@@ -105,6 +105,8 @@ class MomentInversion:
         check_kind("moments", moments, Moments)
         check_kind("loss", loss, LossOptions)
         check_kind("search", search, SearchOptions)
+        if moments.n_images == 1:
+            raise ValueError("the moments are of 1 image; at least 2 are needed")
         if volume is None:
             plain = density is None and signed is None and loss == LossOptions()
             volume = start.default_volume(moments) if plain else "gaussians"

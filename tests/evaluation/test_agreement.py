@@ -17,10 +17,12 @@ def agreement_of(monkeypatch):
     """The agreement of volumes, from moments with signal up to ring 7."""
     monkeypatch.setattr(agreement, "informative_rings", lambda moments: 8)
 
-    def of(*volumes, n_rings=8, pixel_size=None):
+    def of(*volumes, n_rings=8, pixel_size=None, n_images=1000):
         stack = Volume(np.concatenate([v.asnumpy() for v in volumes]))
         basis = SimpleNamespace(L=L, n_rings=13)
-        moments = SimpleNamespace(basis=basis, pixel_size=pixel_size)
+        moments = SimpleNamespace(
+            basis=basis, pixel_size=pixel_size, n_images=n_images
+        )
         return starts_agreement(stack, n_rings, moments)
 
     return of
@@ -46,6 +48,13 @@ def test_disagreement_is_a_failure(agreement_of):
     found = agreement_of(*(Volume(v) for v in noise))
     assert found.shells < agreement.FAILED_BELOW
     assert "failed" in found.verdict
+
+
+def test_few_images_are_not_to_be_trusted(agreement_of):
+    found = agreement_of(blobs(L), blobs(L), n_images=99)
+    assert found.shells == 8
+    assert "99 images are too few" in found.verdict
+    assert "too few" not in agreement_of(blobs(L), blobs(L), n_images=0).verdict
 
 
 def test_one_start_tells_nothing(agreement_of):

@@ -501,6 +501,11 @@ def test_bad_types_are_named(small, arguments, message):
         MomentInversion(moments or small, *rest)
 
 
+def test_one_image_is_too_few(small):
+    with pytest.raises(ValueError, match="moments are of 1 image; at least 2"):
+        MomentInversion(replace(small, n_images=1))
+
+
 def test_diverging_run_says_so(small):
     net = FourierNet(4.0, hidden=8, scale=20.0)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
