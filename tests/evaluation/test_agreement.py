@@ -20,9 +20,7 @@ def agreement_of(monkeypatch):
     def of(*volumes, n_rings=8, pixel_size=None, n_images=1000):
         stack = Volume(np.concatenate([v.asnumpy() for v in volumes]))
         basis = SimpleNamespace(L=L, n_rings=13)
-        moments = SimpleNamespace(
-            basis=basis, pixel_size=pixel_size, n_images=n_images
-        )
+        moments = SimpleNamespace(basis=basis, pixel_size=pixel_size, n_images=n_images)
         return starts_agreement(stack, n_rings, moments)
 
     return of
