@@ -12,6 +12,7 @@ import click
 import aspire_mom
 from aspire_mom.cli import console
 from aspire_mom.cli.particles import (
+    LEAST_PIXELS,
     NumberOrAuto,
     choice_options,
     downsample_option,
@@ -32,7 +33,7 @@ BASES = {"polar": "PolarBasis", "cartesian": "CartesianBasis"}
 @click.argument("particles", type=console.INPUT)
 @console.out_option("Moments file to write (.npz).", ".npz")
 @choice_options
-@downsample_option(4)
+@downsample_option(LEAST_PIXELS)
 @click.option(
     "--basis",
     type=click.Choice(list(BASES)),

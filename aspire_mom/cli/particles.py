@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unicodedata import normalize
 
 import click
 
@@ -14,6 +15,10 @@ from aspire_mom.cli import console
 if TYPE_CHECKING:
     from aspire_mom import CorrectionOptions
     from aspire_mom.relion import Particles, ParticleSource
+
+
+# Pixels along an edge that moments need at least.
+LEAST_PIXELS = 4
 
 
 class NumberOrAuto(click.ParamType):
@@ -39,7 +44,7 @@ class OrAngstrom(click.ParamType):
         self.other, self.name = other, f"{other.name} or length"
 
     def convert(self, value, param, ctx):
-        number = str(value).rstrip("AÅ")
+        number = normalize("NFC", str(value)).rstrip("AÅ")
         if number == str(value):
             return self.other.convert(value, param, ctx)
         return Angstrom(console.Positive().convert(number, param, ctx))
@@ -142,10 +147,15 @@ def opened(
     flipped = read.phase_flipped or None
     source = aspire_mom.relion.ParticleSource(read)
     L = int(downsample or min(most or read.L, read.L))
+    typed = f"{L}"
     if isinstance(downsample, Angstrom):  # the resolution of Nyquist is two pixels
         L = 2 * math.ceil(read.L * read.pixel_size / downsample)
-    if L > read.L:
-        raise ValueError(f"--downsample is {L}; the images have {read.L} pixels")
+        typed = f"{downsample:g} Å, {L} pixels"
+    if downsample and not LEAST_PIXELS <= L <= read.L:
+        raise ValueError(
+            f"--downsample is {typed}; the images have {read.L} pixels, and at least"
+            f" {LEAST_PIXELS} are needed"
+        )
     if L < read.L:
         source = source.downsample(L)
     if isinstance(corrections.get("shift_std"), Angstrom):

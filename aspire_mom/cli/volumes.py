@@ -161,7 +161,8 @@ def read_volume(path: Path, pixel_size: float | None = None) -> Volume:
     if np.ptp(voxels) == 0:
         raise ValueError(f"{path} is {voxels.flat[0]} in all its voxels")
     equal = np.allclose(sizes, sizes[0], rtol=checks.PIXEL_SIZE_TOLERANCE, atol=0)
-    if not equal or np.mod(header["cellb"].item(), 90).any():
+    angles = np.array(header["cellb"].item())
+    if not equal or not (np.isclose(angles, 90) | (angles == 0)).all():
         edges = " x ".join(f"{edge:g}" for edge in sizes)
         raise ValueError(
             f"{path} has voxels of {edges} Å in a cell with angles of"

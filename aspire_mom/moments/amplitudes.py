@@ -38,6 +38,8 @@ def with_bright_molecules(groups: list[Moments]) -> list[Moments]:
     moments, has_ctf = groups[0], groups[0].first_information is not None
     middle = _middle(moments)
     signs = [z for z in (_cube(moments), middle) if abs(z) >= CERTAIN]
+    if moments.n_images == 1:  # there are no standard errors
+        signs = []
     if not signs or min(signs) < 0 < max(signs):
         logger.warning(
             "Whether molecules are bright or dark is not certain from the images'"

@@ -262,8 +262,7 @@ class MomentEstimator:
         if isinstance(noise.variance, NoiseEstimator):
             noise = replace(noise, variance=noise.variance.estimate())
         streaming, third = self.streaming, self.third and self.third.to_arrays()
-        for warning in self._preparation.warnings:
-            logger.warning(warning)
+        self._preparation.warn()
         # What the sums depend on.
         fingerprint = {"basis": repr(self.basis), "third": third and digest(third)}
         fingerprint |= self._corrections.sum_settings()
@@ -369,14 +368,19 @@ class MomentEstimator:
     def _batch_sums(self, images: np.ndarray, start: int) -> Sums:
         basis, rows = self.basis, np.arange(start, start + len(images))
         images, faults = self._preparation.apply(images)
-        rows = np.delete(rows, list(faults))
+        rows, none = np.delete(rows, list(faults)), len(faults) == len(rows)
         if len(self._faults) < NAMED:
             self._faults |= {start + i: fault for i, fault in faults.items()}
-        counts = {"n_images": len(rows), "left_out": len(faults)}
-        sums = {name: np.array(float(count)) for name, count in counts.items()}
-        if len(rows) == 0:
-            return sums
-        sums |= corner_sums(images)
+        counts = {
+            "n_images": np.array(float(len(rows))),
+            "left_out": np.array(float(len(faults))),
+        }
+        if none:  # all batches have the same sums
+            images, rows = (
+                np.zeros((1, *images.shape[1:]), images.dtype),
+                np.array([start]),
+            )
+        sums = corner_sums(images)
         if self.noise.spectrum == "corners":
             sums |= corner_power(images, rows, self.source.n)
         H = None
@@ -391,4 +395,6 @@ class MomentEstimator:
             H = H if H is None else radial_part(H[:, :n_rings])
             sums |= self.third.sums(c, H)
         sums |= dict(zip(("first", "second", "squares"), found, strict=True))
-        return self._preparation.unscaled(sums)
+        if none:
+            sums = {name: np.zeros_like(value) for name, value in sums.items()}
+        return self._preparation.unscaled(sums) | counts

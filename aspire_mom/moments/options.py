@@ -28,7 +28,8 @@ class Noise:
     disc, as in ASPIRE's `WhiteNoiseEstimator`, measured in the same pass.
 
     :param variance: Variance per pixel of white noise; an ASPIRE `NoiseEstimator`,
-        which reads the images once more; or None to measure it.
+        which reads the images once more, and with their background; or None to measure
+        it.
     :param spectrum: Power spectrum of noise that is not white, variance per pixel and
         frequency, a `Filter`; "corners" to measure a radial one outside the disc.
     :raises ValueError: both are given, one is of another kind, or below 0.

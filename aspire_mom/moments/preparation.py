@@ -29,11 +29,12 @@ USUAL_EXPONENTS = range(-12, 5)
 SIGNIFICANT, VARIES, NOTICEABLE = 5.0, 4.0, 0.1
 # Relative spread of the background's standard deviation that is worth mentioning.
 UNEVEN = 0.3
-# An outlier's largest pixel or standard deviation is 10 robust standard deviations (of
-# its logarithm) and several times larger than usual; or its standard deviation is next
-# to nothing; or its background is off by 6 of its standard deviations and half of the
-# signal's.
-FAR, HOT, WILD, EMPTY, FAR_MEAN, OFF = 10.0, 4.0, 2.0, 1e-3, 6.0, 0.5
+# An outlier's largest pixel is more than 10 robust standard deviations (of its
+# logarithm) and 4 times larger than usual, or its standard deviation is, by 2 times; or
+# its standard deviation is next to nothing;
+FAR, HOT, WILD, EMPTY = 10.0, 4.0, 2.0, 1e-3
+# or its background is off by 6 of its standard deviations and half of the signal's.
+FAR_MEAN, OFF = 6.0, 0.5
 # Largest shares of outliers, of all images and of the sample.
 MOST_LEFT_OUT, MOST_OF_SAMPLE = 0.05, 0.1
 # Images left out that are named.
@@ -99,6 +100,12 @@ class Preparation:
         if not unchecked and len(rows) >= FEWEST:
             prepared = _checked(np.ldexp(measured, -exponent), exponent)
         return processes.broadcast_object(prepared)
+
+    def warn(self) -> None:
+        """Log the warnings, in one process."""
+        if processes.is_first():
+            for warning in self.warnings:
+                logger.warning(warning)
 
     def apply(self, images: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """
@@ -219,13 +226,13 @@ def _checked(measured: np.ndarray, exponent: int) -> Preparation:
     varies = spread**2 > VARIES * explained and spread > least
     warnings = []
     if off or varies:
-        typical = math.hypot(level, spread) / deviation if deviation else math.inf
+        typical = math.hypot(level, spread) / (deviation or signal or 1)
         warnings.append(
             "The background of the images, outside the inscribed disc, is not 0 but"
-            f" typically {typical:.3g} standard deviations of its noise, so each"
-            f" image's own mean there is subtracted. {NORMALISE}"
+            f" typically {typical:.3g} of its standard deviations, so each image's own"
+            f" mean there is subtracted. {NORMALISE}"
         )
-    if _spread(deviations) > UNEVEN * deviation:
+    if _spread(deviations) > max(UNEVEN * deviation, least):
         warnings.append(
             "The standard deviation of the images' background varies by"
             f" {100 * _spread(deviations) / deviation:.0f} %. {NORMALISE}"
@@ -274,11 +281,13 @@ def warn_of_outliers(source: ImageSource, faults: dict[int, str], count: int) ->
     :raises ValueError: they are more than 5 % of the source.
     """
     _check_count(count, source.n, MOST_LEFT_OUT)
-    if count:
+    if count and processes.is_first():
         named = [f"{describe(source, i)}: {faults[i]}" for i in sorted(faults)[:NAMED]]
+        # Those that other processes, or earlier runs, left out are not known here.
+        which = "; ".join([*named, "…"] if count > len(named) else named)
+        which = f" ({which})" if named else ""
         logger.warning(
-            f"{count:,} of {source.n:,} images are outliers and left out"
-            f" ({'; '.join(named)}{'; …' if count > len(named) else ''})"
+            f"{count:,} of {source.n:,} images are outliers, left out{which}"
         )
 
 
@@ -293,8 +302,9 @@ def describe(source: ImageSource, row: int) -> str:
     if not source.has_metadata(columns):
         return f"image {row + 1}"
     path, number = (source.get_metadata(name, [row])[0] for name in columns)
-    listed = source.get_metadata("__star_row", [row], default_value=row + 1)[0]
-    return f"image {number} of {Path(path).name} (row {listed})"
+    listed = source.get_metadata("__star_row", [row], default_value=0)[0]
+    where = f" (row {listed})" if listed else ""
+    return f"image {number} of {Path(path).name}{where}"
 
 
 def _spread(values: np.ndarray) -> float:

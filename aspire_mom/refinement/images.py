@@ -47,6 +47,7 @@ class PolarImages:
         self.preparation = Preparation.of(
             source, self.offsets, unchecked=corrections.unchecked
         )
+        self.preparation.warn()
         n, (orders, R) = source.n, basis.power_shape
         self._kept: tuple[torch.Tensor, ...] | None = None
         if 8 * n * orders * R <= MEMORY:

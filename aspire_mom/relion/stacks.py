@@ -155,9 +155,10 @@ def check_stacks(table: Table, stacks: tuple[Path, ...]) -> int:
     # One stack among many may have as many images as pixels along an edge.
     named = [table.stacks[index].endswith("mrcs") for index in found]
     if not any(named) and all(stack.is_volume for stack in found.values()):
+        name = table.stacks[min(found)]
         raise ValueError(
             f"{first} holds a volume by its header, of {L} x {L} x {L} voxels; a stack"
-            f" of images is needed (if it is one, name it {table.stacks[index]}:mrcs)"
+            f" of images is needed (if it is one, name it {name}:mrcs)"
         )
     counts = np.zeros(len(stacks), dtype=np.int64)
     counts[list(found)] = [stack.n for stack in found.values()]

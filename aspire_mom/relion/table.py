@@ -45,7 +45,7 @@ RANGES = {
     "_rlnImageSize": (1, 1e5),
     "_rlnImageDimensionality": (2, 2),
     "_aspireAmplitude": (-1e6, 1e6),
-    **dict.fromkeys((GROUP, "_rlnRandomSubset", "_rlnClassNumber"), (-1e9, 1e9)),
+    **dict.fromkeys((GROUP, "_rlnRandomSubset", "_rlnClassNumber"), (-1e18, 1e18)),
     "_rlnCtfDataArePhaseFlipped": (0, 1),
     "_rlnCtfDataAreCtfPremultiplied": (0, 1),
 }

@@ -38,11 +38,12 @@ def test_pixels_that_a_resolution_takes(tmp_path, star, resolution):
 def test_a_resolution_beyond_the_images(tmp_path, star):
     result = run("moments", star, "-o", tmp_path / "m.npz", "--downsample", "3A")
     assert result.exit_code == 2
-    assert f"--downsample is 16; the images have {L} pixels" in result.stderr
+    assert f"16 pixels; the images have {L} pixels" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("rings", "n"), [("6", 6), (f"{BOX / 5}A", 6), (f"{BOX / 4.5}A", 6), ("1A", 25)]
+    ("rings", "n"),
+    [("6", 6), (f"{BOX / 5}\N{ANGSTROM SIGN}", 6), (f"{BOX / 4.5}A", 6), ("1A", 25)],
 )
 def test_rings_up_to_a_resolution(tmp_path, monkeypatch, star, result, rings, n):
     """Ring 5 of rings 0 to 5 is at a fifth of the box."""

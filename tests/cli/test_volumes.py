@@ -90,6 +90,8 @@ def test_voxel_sizes_of_zero_are_none(tmp_path, field):
 def test_cells_that_are_no_cubes(tmp_path):
     path = save(tmp_path / "v.mrc", cellb=(90, 90, 120))
     assert "120.0" in refused("evaluate", path, path)
+    path = save(tmp_path / "rounded.mrc", cellb=(90, 90.00001, 89.99999))
+    np.testing.assert_array_equal(voxels(path), VOXELS)
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])

@@ -107,3 +107,11 @@ def test_noise_alone_has_no_contrast(caplog):
     found = estimate(noise_images(300, 12))
     assert found.corrections.inverted is False
     assert "Whether molecules are bright or dark is not certain" in caplog.text
+
+
+def test_one_image_has_no_certain_contrast(caplog):
+    noise = noise_images(12, 16, seed=2)
+    for image in noise:
+        moments = estimate(image[None])
+        assert not moments.corrections.inverted
+    assert "contrast is inverted" not in caplog.text

@@ -12,6 +12,7 @@ from aspire_mom.moments import (
     Noise,
     StreamingOptions,
 )
+from aspire_mom.moments.preparation import warn_of_outliers
 from tests.moments.sources import (
     COLOURED,
     array_source,
@@ -91,7 +92,7 @@ def test_outliers_are_left_out(fault, ctf, caplog):
     assert found.n_images == N - len(bad)
     assert found.corrections.left_out == len(bad)
     assert "4 outlier(s) left out" in str(found.corrections)
-    assert f"4 of {N} images are outliers and left out (image 4: its" in caplog.text
+    assert f"4 of {N} images are outliers, left out (image 4: its" in caplog.text
     others = np.delete(np.arange(N), bad)
     options["corrections"] = UNCHECKED
     expected = estimator(source_of(images, others, ctf=ctf), **options).estimate()
@@ -233,3 +234,29 @@ def test_uneven_noise_is_mentioned(caplog):
     spread = np.random.default_rng(0).uniform(0.5, 1.5, (N, 1, 1))
     estimator(source_of(particles() * spread, ctf=False)).estimate()
     assert "standard deviation of the images' background varies by" in caplog.text
+
+
+@pytest.mark.parametrize("ctf", [False, True])
+def test_a_batch_of_outliers_has_the_sums_of_others(ctf):
+    """Processes exchange them, by name and shape."""
+    images = particles()
+    images[:16] *= 1000
+    of = estimator(source_of(images, ctf=ctf))
+    empty, full = (of._batch_sums(of._images(i, i + 16), i) for i in (0, 16))
+    assert {k: (v.shape, v.dtype) for k, v in empty.items()} == {
+        k: (v.shape, v.dtype) for k, v in full.items()
+    }
+    assert empty["left_out"] == 16
+    assert not any(v.any() for k, v in empty.items() if k != "left_out")
+
+
+def test_outliers_of_other_processes_have_no_names(caplog):
+    warn_of_outliers(source_of(particles(), ctf=False), {}, 3)
+    assert "3 of 593 images are outliers, left out" in caplog.text
+    assert "(" not in caplog.text.partition("left out")[2]
+
+
+def test_images_without_noise_are_sound(caplog):
+    source = simulation(L, n=300, noise=None)
+    estimator(source).estimate()
+    assert "background" not in caplog.text
