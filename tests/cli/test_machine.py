@@ -141,16 +141,27 @@ def test_memory_is_compared_with_what_moments_need(tmp_path, monkeypatch, star):
         checks.check_memory("anything", 10**18)
 
 
+@pytest.fixture
+def default_handler(name):
+    """The signal's own one, also where the tests run in the background."""
+    number, default = getattr(signal, name), signal.SIG_DFL
+    if name == "SIGINT":
+        default = signal.default_int_handler
+    before = signal.signal(number, default)
+    yield default
+    signal.signal(number, before)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_signals(tmp_path, monkeypatch, commands, star, name):
+def test_signals(tmp_path, monkeypatch, commands, star, default_handler, name):
     """In the middle of a run: nothing is left, and no more is promised than is so."""
-    images, handler = ParticleSource._images, signal.getsignal(getattr(signal, name))
+    number, of_particles = getattr(signal, name), ParticleSource._images
     of_simulation, stop = FastSimulation._images, [True]
 
     def stopped(self, indices, *args, **options):
         if stop[0]:
-            os.kill(os.getpid(), getattr(signal, name))
-        original = images if isinstance(self, ParticleSource) else of_simulation
+            os.kill(os.getpid(), number)
+        original = of_particles if isinstance(self, ParticleSource) else of_simulation
         return original(self, indices, *args, **options)
 
     monkeypatch.setattr(ParticleSource, "_images", stopped)
@@ -161,7 +172,7 @@ def test_signals(tmp_path, monkeypatch, commands, star, name):
     assert failed(tmp_path, commands["moments"]) == keeping
     nothing = "there was no checkpoint yet, and nothing of this step is kept"
     assert nothing in failed(tmp_path, commands["resumable"])
-    assert signal.getsignal(getattr(signal, name)) == handler
+    assert signal.getsignal(number) == default_handler
     stop[0] = False
     succeed(*commands["resumable"])
     assert Moments.load("m.npz").n_images == 300
