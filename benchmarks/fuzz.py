@@ -112,10 +112,7 @@ def damaged_bytes(content: bytes, rng: random.Random) -> bytes:
             )
         elif how == "number":
             i -= i % 4
-            value = rng.choice((0, 1, -1, 2, 2**31 - 1, -(2**31), rng.randrange(2**31)))
-            data[i : i + 4] = value.to_bytes(
-                4, rng.choice(("little", "big")), signed=True
-            )
+            data[i : i + 4] = random_number(rng)
         elif how == "cut":
             del data[i:j]
         elif how == "end":
@@ -135,20 +132,7 @@ def damaged_text(content: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 5))):
         i = rng.randrange(len(lines))
         words = lines[i].split() or [""]
-        how = rng.choice(
-            [
-                "word",
-                "word",
-                "word",
-                "drop",
-                "twice",
-                "swap",
-                "cut",
-                "join",
-                "add",
-                "end",
-            ]
-        )
+        how = rng.choice(TEXT)
         if how == "word":
             words[rng.randrange(len(words))] = rng.choice(ODD)
             lines[i] = " ".join(words)

@@ -147,10 +147,15 @@ def _entries(
 
 def weights(group: list[Entries]) -> tuple[np.ndarray, float]:
     """
+    Weigh entries M of counts n and standard errors e by
+
+        w = n / (e² + (0.1 s)²) / norm,  s² = Σ n (|M|² - e²) / Σ n,
+
+    where the norm makes Σ w |M|² = 1, and s is at least a tenth of the errors' RMS.
+
     :param group: All entries of one moment.
-    :return: Their weights (n_entries,): the inverse squares of standard errors and of
-        the model's error together, times the counts, such that those of the squared
-        entries sum to 1; and the sum of those of the squared standard errors.
+    :return: w (n_entries,), float64, 0 for all where there is no power; and what the
+        standard errors add to a loss Σ w |M - M̂|² of the truth, Σ w e².
     """
     counts, squares, noise = (
         np.concatenate([np.ravel(part) for part in parts])

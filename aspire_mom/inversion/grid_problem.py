@@ -41,11 +41,9 @@ class GridProblem:
     the sum over first, second and third moments of Σ w |M - M̂|² / Σ w |M̂|², of entries
     divided by the RMS of their rings. 1/w is the squared standard error plus that of
     the model, see :func:`weights`. Entries on which CTFs leave no information do not
-    count.
-    Residual Gaussian shifts of images, of the standard deviation `moments.shift_std`,
-    are modelled (see :class:`ShiftedMoment`).
-    Penalties on the squares of the density's coefficients and of the free gains are
-    added.
+    count. Residual Gaussian shifts of images, of the standard deviation
+    `moments.shift_std`, are modelled (see :class:`ShiftedMoment`). Penalties on the
+    squares of the density's coefficients and of the free gains are added.
 
     A row of coefficients is one angular order m on one ring r, ordered by m, then r.
     `noise_loss` is what the standard errors add to the loss of the truth.

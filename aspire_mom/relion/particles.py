@@ -71,7 +71,8 @@ class Particles:
         """
         columns, zeros = self.table.columns, np.zeros(len(self))
         if not set(CTF_COLUMNS) <= set(columns):
-            return np.empty((0, 8)), zeros.astype(int)
+            n_columns = len(CTF_COLUMNS) + len(MORE_CTF_COLUMNS)
+            return np.empty((0, n_columns)), zeros.astype(int)
         known = [columns[name] for name in CTF_COLUMNS]
         more = [columns.get(name, zeros) for name in MORE_CTF_COLUMNS]
         return _distinct_rows([*known, *more])
