@@ -11,6 +11,10 @@ import random
 import pytest
 from hypothesis import settings
 
+# Workers of pytest-xdist share the cores; threads of all of them would get in the way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None)
 settings.register_profile("random", deadline=None, print_blob=True)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
