@@ -94,6 +94,8 @@ def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> No
     print(f"  ceiling {shells(compare(best, volume))}")
     error = np.median(angular_errors(model, comparison, source.rotations[:, :, 2]))
     spacing = np.degrees(np.sqrt(4 * np.pi / len(model.directions)))
+    rings = " ".join(f"{e['n_rings']}:{e['shells']:.1f}" for e in model.history)
+    print(f"  rings in use and shells of agreement: {rings}")
     last = model.history[-1]
     print(
         f"  viewing directions off by {error:.1f}° in the median, views {spacing:.1f}°"

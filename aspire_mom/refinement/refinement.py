@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 LEAST_RINGS, MIN_SIZE = 5, 9
 # Rings at most: sums over images on 24 rings take 0.4 GB.
 MAX_RINGS = 24
-BATCH = 512
+BATCH = 1024
 # Images whose signal is compared with their noise to begin with. Then so many are used,
 # until there is no more progress: FIRST_LIKELIHOOD over the square of their mean
 # log-likelihood. The less images say of their poses, the more of them it takes.

@@ -20,27 +20,23 @@ ACCURACY = 1e-4
 # Conjugate gradients stop at this relative residual, or after this many steps.
 CG_TOLERANCE, CG_STEPS = 1e-3, 30
 # Views at once, which bounds temporary arrays to 0.1 GB at 24 rings.
-VIEWS_AT_ONCE = 1024
+VIEWS_AT_ONCE = 2048
 # Views with less than this share of the largest view's information are left out.
 LEAST_INFORMATION = 1e-6
 
 
-def circle_points(n_rings: int) -> int:
-    """
-    :param n_rings: Number of rings.
-    :return: Number of points on a half circle that determines all angular orders.
-    """
-    return scipy.fft.next_fast_len(largest_order(n_rings - 1) + 8)
-
-
-def _half_circles(directions: np.ndarray, radii: np.ndarray, n_half: int, n: int):
-    """Points (z, y, x) on half circles, in radians per voxel, each flat (views, rings,
-    n_half)."""
-    theta = np.pi * np.arange(n_half) / n_half
-    unit = planes(directions) @ np.stack((np.cos(theta), np.sin(theta)))
-    points = radii[:, None, None] * unit[:, None] * (2 * np.pi / n)
-    x, y, z = np.moveaxis(points, 2, 0).reshape(3, -1).astype(np.float32)
-    return z, y, x
+def _half_circles(directions: np.ndarray, n_rings: int, n: int) -> tuple:
+    """Numbers of points on half circles that determine an object's angular orders
+    (n_rings,), and these points (z, y, x) in radians per voxel, ring by ring, each flat
+    (views, points)."""
+    counts = [scipy.fft.next_fast_len(largest_order(r) + 8) for r in range(n_rings)]
+    axes, rings = planes(directions), []
+    for ring, n_half in enumerate(counts):
+        theta = np.pi * np.arange(n_half) / n_half
+        circle = ring * (2 * np.pi / n) * np.stack((np.cos(theta), np.sin(theta)))
+        rings.append(np.moveaxis(axes @ circle, 1, 0).reshape(3, -1))
+    x, y, z = np.concatenate(rings, axis=1, dtype=np.float32)
+    return np.array(counts), (z, y, x)
 
 
 def slices(u: np.ndarray, directions: np.ndarray, n_rings: int, L: int) -> np.ndarray:
@@ -52,24 +48,22 @@ def slices(u: np.ndarray, directions: np.ndarray, n_rings: int, L: int) -> np.nd
     :return: Coefficients (n_views, max_order + 1, n_rings), complex64, 0 for orders
         beyond an object's.
     """
-    n_half, M = circle_points(n_rings), largest_order(n_rings - 1)
+    n_orders = largest_order(n_rings - 1) + 1
     voxels = np.ascontiguousarray(u, dtype=np.complex64)
-    found = np.empty((len(directions), M + 1, n_rings), np.complex64)
+    found = np.zeros((len(directions), n_orders, n_rings), np.complex64)
     for start in range(0, len(directions), VIEWS_AT_ONCE):
         part = slice(start, start + VIEWS_AT_ONCE)
-        points = _half_circles(directions[part], np.arange(n_rings), n_half, len(u))
+        n_views = len(directions[part])
+        counts, points = _half_circles(directions[part], n_rings, len(u))
         values = finufft.nufft3d2(*points, voxels, eps=ACCURACY, isign=-1)
-        half = values.reshape(-1, n_rings, n_half) / (2 * n_half * L)
-        rings = np.concatenate((half, half.conj()), axis=-1)
-        orders = scipy.fft.fft(rings, axis=-1)[..., : M + 1].transpose(0, 2, 1)
-        np.multiply(orders, _supported(n_rings), out=found[part])
+        ends = np.cumsum(n_views * counts)[:-1]
+        for ring, half in enumerate(np.split(values, ends)):
+            half = half.reshape(n_views, -1)
+            circle = np.concatenate((half, half.conj()), axis=-1)
+            orders = scipy.fft.fft(circle) / (circle.shape[1] * L)
+            reach = largest_order(ring) + 1
+            found[part, :reach, ring] = orders[:, :reach]
     return found
-
-
-def _supported(n_rings: int) -> np.ndarray:
-    """Whether an order is one that an object has on a ring (max_order + 1, n_rings)."""
-    reach = np.array([largest_order(r) for r in range(n_rings)])
-    return np.arange(largest_order(n_rings - 1) + 1)[:, None] <= reach
 
 
 def volume_from_slices(
@@ -107,18 +101,22 @@ def volume_from_slices(
     """
     total = information.sum(1)
     used = np.flatnonzero(total > LEAST_INFORMATION * total.max())
-    n_rings, n_half = sums.shape[2], circle_points(sums.shape[2])
+    n_rings = sums.shape[2]
     adjoint, kernel = (np.zeros((size,) * 3, np.float32) for size in (n, 2 * n))
     for i in range(0, len(used), VIEWS_AT_ONCE):
         part = used[i : i + VIEWS_AT_ONCE]
-        points = _half_circles(directions[part], np.arange(n_rings), n_half, n)
-        values = _values(sums[part], n_half) * (weights[:, None] / n_half)
-        values = np.ascontiguousarray(values.reshape(-1), dtype=np.complex64)
-        scale = np.repeat(information[part] * (weights / n_half), n_half, axis=-1)
-        scale = scale.reshape(-1).astype(np.complex64)
+        counts, points = _half_circles(directions[part], n_rings, n)
+        scales = weights / counts
+        values = [
+            scale * _values(sums[part, : largest_order(ring) + 1, ring], n_half)
+            for ring, (scale, n_half) in enumerate(zip(scales, counts, strict=True))
+        ]
+        values = np.concatenate([ring.ravel() for ring in values], dtype=np.complex64)
+        density = (scales * information[part]).T.ravel().astype(np.complex64)
+        density = density.repeat(counts.repeat(len(part)))
         options = {"eps": ACCURACY, "isign": 1}
         adjoint += finufft.nufft3d1(*points, values, (n, n, n), **options).real
-        kernel += finufft.nufft3d1(*points, scale, (2 * n,) * 3, **options).real
+        kernel += finufft.nufft3d1(*points, density, (2 * n,) * 3, **options).real
     # As much as the outermost ring weighs, to leave nothing beyond it.
     beyond = weights[-1] * information[:, -1].sum() / (4 * np.pi * (n_rings - 1) ** 2)
     prior = np.append(prior, max(prior[-1], beyond))
@@ -126,16 +124,15 @@ def volume_from_slices(
 
 
 def _values(orders: np.ndarray, n_half: int) -> np.ndarray:
-    """Values on half circles (n_views, n_rings, n_half) of orders m ≥ 0, (n_views,
-    max_order + 1, n_rings), each standing for itself and for its opposite point."""
-    n_views, n_orders, n_rings = orders.shape
-    M = n_orders - 1
-    full = np.zeros((n_views, n_rings, 2 * n_half), np.complex64)
-    full[..., : M + 1] = orders.transpose(0, 2, 1)
+    """Values on half circles (n_views, n_half) of orders m ≥ 0, (n_views, max_order +
+    1), each standing for itself and for its opposite point."""
+    M = orders.shape[1] - 1
+    full = np.zeros((len(orders), 2 * n_half), np.complex64)
+    full[:, : M + 1] = orders
     signs = (-1.0) ** np.arange(1, M + 1)
-    full[..., -M:] = (signs * full[..., 1 : M + 1].conj())[..., ::-1]
-    values = scipy.fft.ifft(full, axis=-1, norm="forward", overwrite_x=True)
-    return values[..., :n_half]
+    full[:, -M:] = (signs * full[:, 1 : M + 1].conj())[:, ::-1]
+    values = scipy.fft.ifft(full, norm="forward", overwrite_x=True)
+    return values[:, :n_half]
 
 
 def _solve(

@@ -216,6 +216,8 @@ def test_a_part_of_the_images_first_and_momentum(truth, monkeypatch):
     """Of 1,200 images half are two batches. Steps go on while as many are in use."""
     module = "aspire_mom.refinement.refinement"
     monkeypatch.setattr(f"{module}.FIRST_LIKELIHOOD", 1e-9)
+    monkeypatch.setattr(f"{module}.BATCH", 300)
+    monkeypatch.setattr(f"{module}.FIRST_IMAGES", 500)
     start = start_from(low_pass(truth, 25.0))
     refinement = Refinement(images_of(truth, 1200), start, n_rings=6)
     iterations = refinement._iterations()
