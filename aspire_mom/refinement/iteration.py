@@ -125,8 +125,8 @@ class Iterations:
         """
         :param state: Where the refinement stands.
         :return: Models of both halves, sums over their images, and the images' most
-            probable poses (n_images, 4): finest view, in-plane angle, shift along x
-            and y.
+            probable poses (n_images, 5): finest view, in-plane angle, shift along x
+            and y, probability.
         """
         R, n_images = state.n_rings, state.n_images
         views = Views.for_rings(R)
@@ -138,7 +138,7 @@ class Iterations:
                 state.halves, state.densities, state.noises[:, :R], strict=True
             )
         ]
-        poses = np.zeros((n_images, 4))
+        poses = np.zeros((n_images, 5))
 
         def sums_of(batch: tuple, start: int) -> Sums:
             torch.set_flush_denormal(True)  # of this thread: many times faster

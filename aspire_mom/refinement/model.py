@@ -48,6 +48,8 @@ class RefinedModel:
     :param settings: Options of the refinement.
     :param held_out_log_likelihood: Mean log-likelihood of the images of each half on up
         to 8 rings, given the volume of the other half, less that of noise alone.
+    :param probabilities: Of the most probable pose of each image, among those that were
+        tried (n,); None in models of earlier versions.
     """
 
     volume: Volume
@@ -62,6 +64,7 @@ class RefinedModel:
     history: list[dict]
     settings: dict
     held_out_log_likelihood: float
+    probabilities: np.ndarray | None = None
 
     def resolution_shells(self, cutoff: float = 0.143) -> float:
         """
@@ -88,6 +91,16 @@ class RefinedModel:
         :param start_shells: Shells to which the starts agree, where this is known.
         :return: One or two sentences.
         """
+        return self._judged(start_shells)[0]
+
+    def failed(self, start_shells: float | None = None) -> bool:
+        """
+        :param start_shells: Shells to which the starts agree, where this is known.
+        :return: Whether the images support no model, as :meth:`verdict` says.
+        """
+        return self._judged(start_shells)[1]
+
+    def _judged(self, start_shells: float | None) -> tuple[str, bool]:
         shells = self.resolution_shells()
         where = f"{shells:.1f} shells"
         if self.volume.pixel_size is not None:
@@ -99,20 +112,20 @@ class RefinedModel:
                 f"{head}, but neither explains the images of the other half better than"
                 " noise does: the images support no model. Take more images, or more"
                 " starts."
-            )
+            ), True
         if shells < LEAST_SHELLS:
             return (
                 f"{head} only: the images support no model. Take more images, or more"
                 " starts."
-            )
+            ), True
         if shells >= len(self.fsc) - 1:
-            return f"{head}, as far as the rings in use."
+            return f"{head}, as far as the rings in use.", False
         if start_shells is not None and shells < start_shells:
             return (
                 f"{head}, less than the starts, which agree to {start_shells:.1f}: the"
                 " images support no model, or not this one. Take more starts."
-            )
-        return f"{head}."
+            ), True
+        return f"{head}.", False
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """
@@ -127,6 +140,7 @@ class RefinedModel:
         for name in FILES:
             check_new(folder / name, overwrite)
         names = "directions", "density", "offsets", "halves", "fsc", "noise"
+        names += ("probabilities",)
         arrays = {name: getattr(self, name) for name in names}
         arrays["rotations"] = self.rotations.matrices
         size = self.volume.pixel_size
@@ -144,7 +158,7 @@ class RefinedModel:
     ) -> None:
         """
         Write the images' poses to a STAR file that RELION, cryoSPARC and ASPIRE read:
-        the particles with angles, origins in Ångström and half sets.
+        the particles with angles, origins in Ångström, half sets and probabilities.
 
         :param path: STAR file to write.
         :param particles: The particles of all images, in the same order; images may
@@ -156,7 +170,8 @@ class RefinedModel:
         angles = np.degrees(self.rotations.angles)
         pixel_size = particles.L * particles.pixel_size / self.volume.resolution
         origins = self.offsets * pixel_size
-        write_poses(path, particles, angles, origins, self.halves, overwrite=overwrite)
+        poses = angles, origins, self.halves, self.probabilities
+        write_poses(path, particles, *poses, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | Path) -> RefinedModel:

@@ -131,8 +131,8 @@ class ViewSums:
         max_order + 1, n_rings), complex64.
     :param information: Sums of squared CTFs (n_views, n_rings).
     :param mass: Sums of probabilities (n_views,).
-    :param poses: Most probable pose of each image (n, 4): finest view, in-plane angle
-        in radians, shift along x and y in pixels; float64.
+    :param poses: Most probable pose of each image (n, 5): finest view, in-plane angle
+        in radians, shift along x and y in pixels, and its probability; float64.
     :param log_likelihood: Sum of the images' log-likelihoods less those of noise alone,
         of the views that are tried.
     """
@@ -166,7 +166,7 @@ def expectation(model: Model, x: Tensor, h: Tensor, shifts: Shifts) -> ViewSums:
         torch.zeros(model.slices.shape, dtype=x.dtype, device=x.device),
         torch.zeros(n_views, n_rings, device=x.device),
         torch.zeros(n_views, device=x.device),
-        np.zeros((len(x), 4)),
+        np.zeros((len(x), 5)),
     )
     step = max(1, IMAGES_AT_ONCE // len(shifts))
     add = _add_fine if model.finer else _add_coarse
@@ -196,7 +196,7 @@ def _add_coarse(
     p, best = _probabilities(sums, score)
     shift, view = best // (n_views * n_angles), best // n_angles % n_views
     offsets = shifts.offsets[shift.cpu().numpy()]
-    _remember(sums, part, view, best % n_angles, n_angles, offsets)
+    _remember(sums, part, view, best % n_angles, n_angles, offsets, p)
     mass = p.sum((1, 3))
     turns = torch.fft.rfft(p.flatten(0, 1))[..., : sums.slices.shape[1]]
     turned = torch.einsum("nvm,nmr->vmr", turns, rows[:, : turns.shape[2]])
@@ -271,7 +271,7 @@ def _add_fine(
     offsets = shifts.offsets[likeliest.shift.cpu().numpy()]
     offsets = offsets + shifts.finer[likeliest.finer_shift.cpu().numpy()]
     angle = best % level.n_angles
-    _remember(sums, part, likeliest.view, angle, level.n_angles, offsets)
+    _remember(sums, part, likeliest.view, angle, level.n_angles, offsets, p)
     _add_pairs(sums, pairs, p[pairs.image, place], rows, h)
 
 
@@ -361,8 +361,10 @@ def _remember(
     angle: Tensor,
     n_angles: int,
     offsets: np.ndarray,
+    p: Tensor,
 ) -> None:
-    """Keep poses of images."""
+    """Keep poses of images, and their shares of the probabilities p (n, …)."""
     angle = angle * (2 * math.pi / n_angles)
     sums.poses[part, :2] = torch.stack((view, angle), 1).cpu().numpy()
-    sums.poses[part, 2:] = offsets
+    sums.poses[part, 2:4] = offsets
+    sums.poses[part, 4] = p.flatten(1).amax(1).cpu().numpy()

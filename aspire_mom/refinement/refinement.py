@@ -270,7 +270,7 @@ class Refinement:
         models, sums, poses = iterations.sums(state)
         halves = iterations.halves(models, sums, state)
         whole = iterations.volume(models[0], sums, state.signal, state.halves.mean(0))
-        view, angle, *offsets = poses.T
+        view, angle, *offsets, probabilities = poses.T
         views = models[0].views.finest
         rotations = viewing_rotations(views[view.astype(int)], angle)
         offsets = np.stack(offsets, 1)
@@ -299,6 +299,7 @@ class Refinement:
             rotations=Rotation(rotations, gimble_lock_warnings=False),
             offsets=offsets,
             halves=np.arange(len(images)) // self.batch % 2 + 1,
+            probabilities=probabilities,
             fsc=half_fsc(halves)[: state.n_rings],
             noise=np.ldexp(state.noises[:, : state.n_rings].mean(0), 2 * exponent),
             history=state.history,

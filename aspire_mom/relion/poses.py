@@ -19,7 +19,7 @@ ANGLES = ("_rlnAngleRot", "_rlnAngleTilt", "_rlnAnglePsi")
 ORIGINS = ("_rlnOriginXAngst", "_rlnOriginYAngst")
 # Of RELION 3.0, in pixels: ORIGINS replace them.
 OLD_ORIGINS = ("_rlnOriginX", "_rlnOriginY")
-SUBSET = "_rlnRandomSubset"
+SUBSET, PROBABILITY = "_rlnRandomSubset", "_rlnMaxValueProbDistribution"
 
 
 def write_poses(
@@ -28,6 +28,7 @@ def write_poses(
     angles: np.ndarray,
     origins: np.ndarray,
     halves: np.ndarray,
+    probabilities: np.ndarray | None = None,
     *,
     overwrite: bool = False,
 ) -> None:
@@ -41,6 +42,7 @@ def write_poses(
     :param angles: Angles rot, tilt and psi in degrees, intrinsic ZYZ (n, 3).
     :param origins: Shifts x and y in Ångström that centre images (n, 2).
     :param halves: Half set of each particle, 1 or 2 (n,).
+    :param probabilities: Probability of each pose (n,), where it is known.
     :param overwrite: Replace an existing file.
     :raises FileExistsError: The file exists and `overwrite` is False.
     :raises OSError: The particles' file cannot be read any more.
@@ -48,18 +50,23 @@ def write_poses(
     """
     path, n = Path(path), len(particles)
     check_new(path, overwrite)
-    for name, array in (("angles", angles), ("origins", origins), ("halves", halves)):
+    arrays = {"angles": angles, "origins": origins, "halves": halves}
+    if probabilities is not None:
+        arrays["probabilities"] = probabilities
+    for name, array in arrays.items():
         if len(array) != n:
             raise ValueError(f"there are {len(array)} {name} and {n} particles")
     document = read_document(particles.table.path, particles.table.passthrough)
     columns = _columns(particle_block(particles.table.path, document), particles)
-    for name in OLD_ORIGINS:
+    for name in (*OLD_ORIGINS, PROBABILITY):
         columns.pop(name, None)
     columns[IMAGE] = _image_names(particles)
     numbers = np.concatenate((angles, origins), axis=1).T
     for name, values in zip((*ANGLES, *ORIGINS), numbers, strict=True):
         columns[name] = [f"{value:.6f}" for value in values]
     columns[SUBSET] = [str(int(half)) for half in halves]
+    if probabilities is not None:
+        columns[PROBABILITY] = [f"{value:.6f}" for value in probabilities]
     text = unescaped(_text(document, particles, columns))
     with atomic(path) as file:
         file.write(text.encode("utf-8", "surrogateescape"))

@@ -53,6 +53,7 @@ def model(source, size=L, **changes):
         history=[{"n_rings": 6, "shells": 4.5}],
         settings={"n_rings": 6},
         held_out_log_likelihood=3.0,
+        probabilities=np.linspace(0, 1, source.n),
     )
     return replace(found, **changes)
 
@@ -71,7 +72,8 @@ def test_saved_and_loaded(tmp_path, particles):
     first = model(particles[0])
     first.save(tmp_path / "new" / "folder")
     again = RefinedModel.load(tmp_path / "new" / "folder")
-    for name in ("directions", "density", "offsets", "halves", "fsc", "noise"):
+    names = "directions", "density", "offsets", "halves", "fsc", "noise"
+    for name in (*names, "probabilities"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
     for name in ("volume", "half_volumes"):
         ours, theirs = getattr(again, name), getattr(first, name)
@@ -82,6 +84,13 @@ def test_saved_and_loaded(tmp_path, particles):
     with pytest.raises(FileExistsError, match="volume.mrc exists"):
         first.save(tmp_path / "new" / "folder")
     first.save(tmp_path / "new" / "folder", overwrite=True)
+
+
+def test_models_of_earlier_versions_are_read(tmp_path, particles):
+    model(particles[0], probabilities=None).save(tmp_path)
+    found = RefinedModel.load(tmp_path)
+    assert found.probabilities is None
+    assert found.fsc[2] == 0.9
 
 
 @pytest.mark.parametrize("name", ["refinement.npz", "refinement.json", "half2.mrc"])
@@ -104,6 +113,8 @@ def test_star_file_has_the_poses(tmp_path, particles, mean_of_truth, size):
     np.testing.assert_allclose(found.offsets, source.offsets, atol=1e-5)
     subsets = found.get_metadata("_rlnRandomSubset")
     assert subsets.tolist() == [i // 30 % 2 + 1 for i in range(N)]
+    probabilities = found.get_metadata("_rlnMaxValueProbDistribution")
+    np.testing.assert_allclose(probabilities, np.linspace(0, 1, N), atol=1e-6)
     fsc = fourier_shell_correlation(mean_volume(found), mean_of_truth)
     assert fsc[1:10].min() > 0.99
     with pytest.raises(FileExistsError, match="poses.star exists"):
@@ -156,5 +167,7 @@ def test_resolution(particles):
 def test_verdict(particles, fsc, start, words):
     found = model(particles[0], fsc=np.array(fsc))
     assert re.search(words, found.verdict(start))
+    assert found.failed(start) == ("no model" in words)
     unexplained = replace(found, held_out_log_likelihood=0.02)
     assert re.search("better than noise does.* no model", unexplained.verdict(start))
+    assert unexplained.failed(start)

@@ -80,6 +80,7 @@ def test_sums_over_coarse_views_agree_with_enumeration(n_rings):
         assert math.isclose(
             found.poses[i, 1], 2 * np.pi * angle / n_angles, rel_tol=1e-6
         )
+        assert math.isclose(found.poses[i, 4], p.max(), rel_tol=1e-3)
     assert math.isclose(found.log_likelihood, total, rel_tol=1e-4)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(found.slices / scale, expected / scale, atol=5e-4)
@@ -107,6 +108,8 @@ def test_finer_views_agree_with_enumeration(n_rings, L, n_levels, monkeypatch):
         p = np.exp(score - logsumexp(score))
         mass += p.sum(1)
         assert found.poses[i, 0] == p.max(1).argmax()
+        # Of the poses that were tried: not below that of all.
+        assert 0.999 < found.poses[i, 4] / p.max() < 1.1
     # Views that hold less than LEAST_SHARE of the best one's are left out.
     np.testing.assert_allclose(found.mass, mass, atol=0.03)
     assert abs(found.mass.sum() - len(x)) < 0.1
@@ -139,7 +142,7 @@ def test_the_shift_of_an_image_is_found(n_rings, L):
     x[0, : model.slices.shape[1]] = model.slices[100]
     moved = shifts.undone(torch.from_numpy(x), -np.array([[1.25, -0.75]]))
     found = expectation(model, moved, torch.ones(1, n_rings), shifts)
-    np.testing.assert_allclose(found.poses[0, 2:], (1.25, -0.75))
+    np.testing.assert_allclose(found.poses[0, 2:4], (1.25, -0.75))
     assert found.poses[0, 0] == 100
     assert math.isclose(found.mass.sum(), 1, rel_tol=0.05)
 
