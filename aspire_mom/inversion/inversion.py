@@ -34,7 +34,7 @@ from aspire_mom.inversion.search import (
 )
 from aspire_mom.moments import Moments
 from aspire_mom.moments.compression import N_RINGS
-from aspire_mom.moments.report import informative_rings, ring_rms
+from aspire_mom.moments.report import informative_rings, ring_rms, second_residual
 from aspire_mom.networks import MomentEncoder
 from aspire_mom.processes import wait
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature
@@ -233,16 +233,24 @@ class MomentInversion:
         :return: Relative errors of the model's first and second moment on all rings and
             orders (eq. 22).
         """
+        return self._compared(volume, density, shift_std)[0]
+
+    def _compared(
+        self, volume: FourierVolume, density: nn.Module, shift_std: float
+    ) -> tuple[tuple[float, float], np.ndarray | None]:
+        """Those errors, and the residual of the second moment if it is formed."""
         problem = self._final_problem
         probabilities = problem.probabilities(volume, density)
         if isinstance(problem.loss, CartesianLoss):
             slices = problem.forward.slices(volume)
             errors = problem.loss.relative_errors(slices, probabilities)
-            return tuple(map(float, errors))
+            return tuple(map(float, errors)), None
         std = shift_std if self.moments.shift_std is None else None
         made = self._forward(self.moments.basis)(volume, probabilities, std)
         first, second = (m.cpu().numpy().astype(np.complex128) for m in made)
-        return Moments(first, second, self.moments.basis).relative_error(self.moments)
+        model = Moments(first, second, self.moments.basis)
+        residual = second_residual(model, self.moments)
+        return model.relative_error(self.moments), residual
 
     def problem(self, n_rings: int) -> LevelProblem:
         """
@@ -302,6 +310,7 @@ class MomentInversion:
                 starts[-1]["shift_std"] = float(c.shift_pixels(L))
         density = densities[0].double().cpu().numpy()
         shift_std = starts[0].get("shift_std", moments.shift_std)
+        errors, residual = self._compared(best.volume, best.density, shift_std)
         logger.info(f"Best of {self.search.n_starts} starts: {starts[0]}")
         return Reconstruction(
             volume=Volume(volumes[0], pixel_size=pixel_size),
@@ -311,9 +320,10 @@ class MomentInversion:
             starts=starts,
             settings=self.settings,
             seed=self.search.seed,
-            moment_errors=self.moment_errors(best.volume, best.density, shift_std),
+            moment_errors=errors,
             shift_std=shift_std,
             start_volumes=Volume(np.stack(volumes), pixel_size=pixel_size),
+            second_residual=residual,
         )
 
     def _cut(self, n_rings: int) -> Basis:

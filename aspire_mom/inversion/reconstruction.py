@@ -38,6 +38,8 @@ class Reconstruction:
         estimates (eq. 22), which include the noise of these.
     :param shift_std: Standard deviation of the images' shifts along each axis, pixels.
     :param start_volumes: Volumes of `starts`, a stack in the same order.
+    :param second_residual: Root mean squares of its second moment's differences from
+        the estimate, in standard errors, on each order and ring, (n_orders, n_rings).
     """
 
     volume: Volume
@@ -50,11 +52,12 @@ class Reconstruction:
     moment_errors: tuple[float, float] | None = None
     shift_std: float = 0.0
     start_volumes: Volume | None = None
+    second_residual: np.ndarray | None = None
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """
-        Write volume.mrc, reconstruction.npz (density, quadrature and volumes of the
-        starts) and reconstruction.json (the rest), all together or none.
+        Write volume.mrc, reconstruction.npz (density, quadrature, residual and
+        volumes of the starts) and reconstruction.json (the rest), all together or none.
 
         :param folder: Folder, made if it does not exist.
         :param overwrite: Replace files that exist.
@@ -63,7 +66,8 @@ class Reconstruction:
         folder = Path(folder)
         for name in FILES:
             check_new(folder / name, overwrite)
-        arrays = {"density": self.density, **self.quadrature.arrays}
+        arrays: dict[str, np.ndarray | None] = dict(self.quadrature.arrays)
+        arrays |= {"density": self.density, "second_residual": self.second_residual}
         if self.start_volumes is not None:
             arrays["start_volumes"] = self.start_volumes.asnumpy()
         with staged(folder) as stage:
@@ -91,8 +95,14 @@ class Reconstruction:
             if starts is not None:
                 starts = Volume(starts, pixel_size=volume.pixel_size)
             quadrature = SO3Quadrature.from_arrays(arrays)
-            density = arrays["density"]
-            return cls(volume, density, quadrature, **text, start_volumes=starts)
+            return cls(
+                volume,
+                arrays["density"],
+                quadrature,
+                **text,
+                start_volumes=starts,
+                second_residual=arrays.get("second_residual"),
+            )
 
     @property
     def view_density(self) -> np.ndarray:

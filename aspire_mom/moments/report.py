@@ -187,6 +187,27 @@ def ring_rms(moments: Moments) -> np.ndarray:
     return np.sqrt(np.maximum(_ring_power(moments), 0))
 
 
+def second_residual(model: Moments, estimate: Moments) -> np.ndarray | None:
+    """
+    Compare second moments on each order and ring.
+
+    :param model: The model's moments.
+    :param estimate: Estimated ones in the same basis.
+    :return: Root mean squares of the differences in standard errors of the estimate,
+        over the entries that pair a ring with any ring, so that noise alone leaves
+        about 1, (n_orders, n_rings), float64; 0 where there are no entries. None if the
+        errors are unknown.
+    :raises TypeError: no moments.
+    :raises ValueError: another basis.
+    """
+    model.check_same_basis(estimate)
+    found = _chi2(model.second - estimate.second, estimate)
+    if found is None:
+        return None
+    total, count = found
+    return np.sqrt(total / np.maximum(count, 1))[:, : estimate.basis.n_rings]
+
+
 def informative_rings(moments: Moments) -> int:
     """
     Number of rings, from the centre, that the data support: up to two beyond the last
@@ -236,12 +257,24 @@ def _ring_power(moments: Moments) -> np.ndarray:
 
 def _ring_chi2(moments: Moments) -> np.ndarray | None:
     """Reduced χ² of each ring (see `RingReport`); None where errors are unknown."""
+    found = _chi2(moments.second, moments)
+    if found is None:
+        return None
+    total, count = (part.sum(0) for part in found)
+    return total / np.maximum(count, 1)
+
+
+def _chi2(second: np.ndarray, moments: Moments) -> tuple[np.ndarray, np.ndarray] | None:
+    """Sums of |value|² / (standard error)² over the entries of a second moment that
+    pair a ring with any ring, and their number, for each order and ring."""
     basis = moments.basis
     if moments.second_error is None:
         return None
-    value, error = map(basis.equal_order_blocks, (moments.second, moments.second_error))
+    value, error = map(basis.equal_order_blocks, (second, moments.second_error))
     seen = basis.order_support & (error > 0)
     square = value.real**2 + value.imag**2
     ratio = np.divide(square, error**2, where=seen, out=np.zeros_like(square))
-    total, count = (basis.ring_sum(a.sum((0, 2))) for a in (ratio, seen))
-    return total / np.maximum(count, 1)
+    total, count = (
+        np.stack([basis.ring_sum(row) for row in a.sum(2)]) for a in (ratio, seen)
+    )
+    return total, count

@@ -15,6 +15,7 @@ from aspire_mom.moments.report import (
     informative_rings,
     ring_agreement,
     ring_rms,
+    second_residual,
 )
 from tests.moments.sources import (
     VARIANCE,
@@ -69,6 +70,26 @@ def test_powers_are_those_of_the_images(basis):
         np.testing.assert_allclose(report.noise, L**2 * VARIANCE)
     elif basis.inplane_average:
         np.testing.assert_allclose(report.noise, L**2 * VARIANCE, rtol=0.05)
+
+
+@BASES
+def test_residual_of_the_clean_images_is_noise(basis):
+    """About 1 on all orders and rings, and more on a ring that is wrong."""
+    moments = estimate(basis)
+    clean = MomentEstimator(
+        array_source(clean_images(N)), basis, noise=Noise(variance=0)
+    ).estimate()
+    found = second_residual(clean, moments)
+    assert found.shape == (basis.max_order + 1, basis.n_rings)
+    # Errors hold the spread of the clean images, too.
+    supported = found > 0
+    assert 0.4 < found[supported].mean() < 1.1
+    assert found.max() < 4
+    wrong = clean.second.copy()
+    wrong[..., basis.rings == 3] *= 3
+    worse = second_residual(replace(clean, second=wrong), moments)
+    assert worse[0, 3] > 3 * found[0, 3]
+    assert second_residual(moments, clean) is None or clean.second_error.any()
 
 
 @BASES
