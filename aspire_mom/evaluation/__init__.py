@@ -11,12 +11,17 @@ from aspire_mom.evaluation.plots import (
     plot_views,
 )
 from aspire_mom.evaluation.registration import Registration, register
+from aspire_mom.evaluation.views import (
+    fourier_coverage,
+    sampling_compensation_factor,
+)
 
 __all__ = [
     "Agreement",
     "Comparison",
     "Registration",
     "compare",
+    "fourier_coverage",
     "fourier_shell_correlation",
     "plot_fsc",
     "plot_isosurfaces",
@@ -24,5 +29,6 @@ __all__ = [
     "plot_slices",
     "plot_views",
     "register",
+    "sampling_compensation_factor",
     "starts_agreement",
 ]

@@ -25,11 +25,13 @@ class Agreement:
     :param shells: Shell at FSC 0.5, None if there is one start only.
     :param angstrom: The same in Ångström, None without a pixel size.
     :param verdict: How far to trust the model, and what limits it, in words.
+    :param failed: Whether there is nothing to trust; None if nothing tells.
     """
 
     shells: float | None
     angstrom: float | None
     verdict: str
+    failed: bool | None = None
 
 
 def starts_agreement(
@@ -55,7 +57,9 @@ def starts_agreement(
     shells = max(compare(other, best).resolution_shells(0.5) for other in others)
     shells = min(shells, float(n_rings))
     angstrom = size and moments.basis.L * size / shells
-    return Agreement(shells, angstrom, _verdict(shells, angstrom, n_rings, moments))
+    failed = shells < FAILED_BELOW or 0 < moments.n_images < FEW
+    verdict = _verdict(shells, angstrom, n_rings, moments)
+    return Agreement(shells, angstrom, verdict, failed)
 
 
 def _verdict(

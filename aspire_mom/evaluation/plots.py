@@ -21,7 +21,8 @@ INK, BLUE, ORANGE, GREEN = "#333333", "#0072b2", "#d55e00", "#009e73"
 SURFACE = "#8cb3d9"
 # Surfaces are drawn from about this many voxels along an edge: smooth, yet quick.
 SURFACE_VOXELS = 110
-ELEVATION, AZIMUTHS = 20, (-60, 30)
+# Elevations and azimuths, in degrees, of the sides that surfaces are drawn from.
+SIDES = ((20, -60), (20, 30), (90, -60))
 # Angular orders of the second moment that are drawn.
 ORDERS = (0, 1, 2, 4, 8)
 
@@ -109,36 +110,35 @@ def plot_isosurfaces(
     contour: float = 3.0,
 ) -> Figure:
     """
-    Draw surfaces of volumes side by side, each from two sides 90° apart.
+    Draw surfaces of volumes side by side, each from two sides 90° apart and from above.
 
     :param volumes: ASPIRE volumes, one each.
     :param titles: A title for each volume.
     :param path: Image file to write, if any.
-    :param contour: Surface level in standard deviations above the volume's mean, at
-        most half way to the maximum.
+    :param contour: As :func:`surface_level` takes it.
     :return: matplotlib `Figure`.
     """
     _check_titles(volumes, titles)
     surfaces = [_triangles(volume, contour) for volume in volumes]
     half = max(np.abs(triangles).max() for triangles in surfaces)
-    figure = Figure(figsize=(3.2 * len(volumes), 6.4))
+    figure = Figure(figsize=(3.2 * len(volumes), 3.2 * len(SIDES)))
     for column, (triangles, title) in enumerate(zip(surfaces, titles, strict=True)):
-        for row, azimuth in enumerate(AZIMUTHS):
+        for row, (elevation, azimuth) in enumerate(SIDES):
             place = row * len(volumes) + column + 1
-            ax = figure.add_subplot(2, len(volumes), place, projection="3d")
+            ax = figure.add_subplot(len(SIDES), len(volumes), place, projection="3d")
             # Light from the upper left; azimuths are clockwise from the y axis.
-            light = LightSource(azdeg=140 - azimuth, altdeg=ELEVATION + 30)
+            light = LightSource(azdeg=140 - azimuth, altdeg=min(elevation + 30, 80))
             style = {"facecolors": SURFACE, "edgecolors": SURFACE, "lw": 0.2}
             style |= {"shade": True, "lightsource": light}
             ax.add_collection3d(Poly3DCollection(triangles, **style))
-            ax.view_init(elev=ELEVATION, azim=azimuth)
+            ax.view_init(elev=elevation, azim=azimuth)
             ax.set_proj_type("ortho")
             ax.set(**dict.fromkeys(("xlim", "ylim", "zlim"), (-half, half)))
             ax.set_box_aspect((1, 1, 1), zoom=1.25)
             ax.set_axis_off()
             if row == 0:
                 ax.set_title(title, y=1.0)
-    figure.subplots_adjust(0, 0, 1, 0.92, wspace=0, hspace=0)
+    figure.subplots_adjust(0, 0, 1, 0.95, wspace=0, hspace=0)
     return _finish(figure, path)
 
 
@@ -234,11 +234,21 @@ def _draw_scale_bar(ax: Axes, volume: Volume) -> None:
     ax.text(ends.mean(), 0.09 * L, f"{length:g} Å", **style)
 
 
+def surface_level(voxels: np.ndarray, contour: float = 3.0) -> float:
+    """
+    :param voxels: A volume's voxels.
+    :param contour: Level of its surface in standard deviations above the mean.
+    :return: The level, at most half way from the mean to the maximum.
+    """
+    highest = (voxels.max() - voxels.mean()) / voxels.std()
+    return float(min(contour, highest / 2))
+
+
 def _triangles(volume: Volume, contour: float) -> np.ndarray:
     """Isosurface (n, 3 corners, xyz), counterclockwise as seen from outside."""
     voxels = check_volume("volume", volume).astype(np.float64)
     mean = voxels.mean()
-    level = min(mean + contour * voxels.std(), (mean + voxels.max()) / 2)
+    level = mean + surface_level(voxels, contour) * voxels.std()
     scale = SURFACE_VOXELS / len(voxels)
     # A rim below the level closes surfaces that leave the box.
     voxels = np.pad(voxels, 1, constant_values=voxels.min())

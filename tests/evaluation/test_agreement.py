@@ -39,6 +39,7 @@ def test_rings_in_use_limit_it(agreement_of):
     found = agreement_of(blobs(L), blobs(L), n_rings=5)
     assert found.angstrom is None
     assert "rings in use limit" in found.verdict
+    assert found.failed is False
 
 
 def test_disagreement_is_a_failure(agreement_of):
@@ -46,12 +47,14 @@ def test_disagreement_is_a_failure(agreement_of):
     found = agreement_of(*(Volume(v) for v in noise))
     assert found.shells < agreement.FAILED_BELOW
     assert "failed" in found.verdict
+    assert found.failed
 
 
 def test_few_images_are_not_to_be_trusted(agreement_of):
     found = agreement_of(blobs(L), blobs(L), n_images=99)
     assert found.shells == 8
     assert "99 images are too few" in found.verdict
+    assert found.failed
     assert "too few" not in agreement_of(blobs(L), blobs(L), n_images=0).verdict
 
 
@@ -59,3 +62,4 @@ def test_one_start_tells_nothing(agreement_of):
     found = agreement_of(blobs(L))
     assert found.shells is found.angstrom is None
     assert "one start only" in found.verdict
+    assert found.failed is None

@@ -89,12 +89,12 @@ def test_a_gaussians_surface_is_a_sphere(L):
     assert (np.sum(outward[large] * normals, 1) > 0.95).all()
 
 
-def test_isosurfaces_are_drawn_from_two_sides(tmp_path, monkeypatch):
+def test_isosurfaces_are_drawn_from_three_sides(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "SURFACE_VOXELS", 40)
     volumes = [blobs(16), blobs(17, seed=1)]
     figure = plot_isosurfaces(volumes, ["one", "two"], tmp_path / "surfaces.png")
     assert is_png(tmp_path / "surfaces.png")
-    assert len(figure.axes) == 4
+    assert len(figure.axes) == 6
     for ax in figure.axes:
         (surface,) = (c for c in ax.collections if isinstance(c, Poly3DCollection))
         # Lit and shaded sides.
