@@ -11,7 +11,7 @@ import numpy as np
 
 import aspire_mom
 from aspire_mom.cli import console
-from aspire_mom.cli.reconstruct import RESULTS, draw_results
+from aspire_mom.cli.reconstruct import PAGE, RESULTS, agreement_of
 
 if TYPE_CHECKING:
     from aspire.source import Simulation
@@ -20,8 +20,8 @@ L = 25
 # The paper's σ = 0.5 is for projections that are plain sums of a volume of unit norm;
 # ASPIRE divides projections by L.
 SIGMA = 0.5 / L
-FILES = (*RESULTS, "truth.mrc", "aligned.mrc", "moments.npz")
-FILES += ("projections.png", "fsc.png")
+FILES = (*RESULTS, *PAGE, "truth.mrc", "aligned.mrc", "moments.npz", "moments.png")
+FILES += ("projections.png", "fsc_reference.png", "residual.png")
 
 
 @click.command(cls=console.Command)
@@ -36,8 +36,8 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
 
     The volume is four Gaussians on 25 x 25 x 25 voxels of 1 Å, seen from directions
     that are far from uniform at a signal-to-noise ratio of about 0.1. The folder gets
-    volume.mrc (as found), aligned.mrc (turned onto truth.mrc), moments.npz, pictures of
-    images, slices, surfaces, views and FSC, and report.json.
+    volume.mrc (as found), aligned.mrc (turned onto truth.mrc), moments.npz,
+    report.json, and a page to look at, report.html, with its pictures.
 
     \b
     Example:
@@ -70,6 +70,8 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
     report = {
         **comparison.summary(),
         "density_correlation": float(np.corrcoef(found.view_density, true)[0, 1]),
+        "true_view_density": true.tolist(),
+        **agreement_of(found, moments),
         "n_images": images,
         "snr": snr,
         "noise_variance": moments.noise_variance,
@@ -87,13 +89,11 @@ def demo(out: Path, images: int, seed: int, device: str, overwrite: bool) -> Non
         maps = {"truth": truth, "aligned": comparison.aligned}
         for name, volume in maps.items():
             aspire_mom.volumes.grid.save_map(volume, folder / f"{name}.mrc")
-        volumes = {"truth": truth, "reconstruction": comparison.aligned}
-        densities = {"true views": true, "recovered views": found.view_density}
-        draw_results(folder, volumes, views, densities)
-        comparison.plot(folder / "fsc.png")
         _plot_projections(source, snr, folder / "projections.png")
         aspire_mom.files.write_json(folder / "report.json", report)
+    aspire_mom.report.write_report(out)
     click.echo(console.format_metrics(report))
+    click.echo(f"{out / 'report.html'} shows them")
 
 
 def _plot_projections(source: Simulation, snr: float, path: Path) -> None:

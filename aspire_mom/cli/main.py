@@ -16,6 +16,7 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "Find a volume and a density of views by moments."),
     "refine": ("refine", "Refine a reconstruction against the particles."),
     "initial-model": ("refine", "Make a model of particles: moments to refinement."),
+    "report": ("report", "Write a page on results, to look at in a browser."),
     "evaluate": ("volumes", "Compare a volume with a reference."),
     "train": ("train", "Train an encoder that starts reconstructions."),
     "mra": ("mra", "Multireference alignment: signals shifted at random, under noise."),
@@ -49,6 +50,8 @@ def main(ctx: click.Context) -> None:
         aspire-mom reconstruct moments.npz -o result
         aspire-mom refine result particles.star -o refined
         aspire-mom evaluate refined/volume.mrc truth.mrc
+    A page on any of these results, which the commands write too:
+        aspire-mom report refined
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

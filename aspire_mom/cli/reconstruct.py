@@ -14,15 +14,13 @@ import aspire_mom
 from aspire_mom.cli import console
 
 if TYPE_CHECKING:
-    import numpy as np
-    from aspire.volume import Volume
-
     from aspire_mom import Moments, Reconstruction
 
 Found = TypeVar("Found")
-RESULTS = ("volume.mrc", "reconstruction.npz", "reconstruction.json", "slices.png")
-RESULTS += ("isosurfaces.png", "views.png", "report.json")
-WRITTEN = (*RESULTS, "volume_mirror.mrc")
+RESULTS = ("volume.mrc", "reconstruction.npz", "reconstruction.json", "report.json")
+# Of `write_report`.
+PAGE = ("report.html", "slices.png", "isosurfaces.png", "views.png", "starts.png")
+WRITTEN = (*RESULTS, "volume_mirror.mrc", *PAGE, "residual.png")
 starts_option = click.option(
     "--starts",
     type=console.COUNT,
@@ -76,7 +74,8 @@ def reconstruct(
     Find a volume and a density of views that have MOMENTS, an .npz file.
 
     The folder gets volume.mrc, its mirror image volume_mirror.mrc, which has the same
-    moments, the density of views (reconstruction.npz), pictures and report.json. While
+    moments, the density of views (reconstruction.npz), report.json, and a page to look
+    at, report.html, with its pictures. While
     it runs, progress is kept in checkpoint.pt there: the same command goes on where a
     killed one stopped. A checkpoint of other moments or options is refused without
     --overwrite.
@@ -122,11 +121,11 @@ def reconstruct(
     if lowpass is not None:
         found = replace(found, volume=grid.low_pass(found.volume, lowpass))
     report = {"seconds": round(seconds, 1), "lowpass_angstrom": lowpass}
-    with aspire_mom.files.staged(out) as folder:
-        write_results(folder, found, estimate, report)
+    write_results(out, found, estimate, report)
     checkpoint.unlink(missing_ok=True)
     click.echo(report["verdict"])
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {seconds:.0f} s")
+    click.echo(f"{out / 'report.html'} shows them")
 
 
 def _in_boxes(radius: float, moments: Moments) -> float:
@@ -156,40 +155,33 @@ def estimated(
 
 
 def write_results(
-    folder: Path, found: Reconstruction, moments: Moments, report: dict
+    out: Path, found: Reconstruction, moments: Moments, report: dict
 ) -> None:
-    """Write a reconstruction from moments, its mirror image, pictures and a report."""
-    found.save(folder)
-    volumes = {"volume": found.volume, "mirror": found.mirror}
-    mirror = folder / "volume_mirror.mrc"
-    aspire_mom.volumes.grid.save_map(volumes["mirror"], mirror)
-    densities = {"recovered views": found.view_density}
-    draw_results(folder, volumes, found.quadrature.views, densities)
+    """Write a reconstruction from moments, its mirror image, and reports."""
     report |= {
         "n_images": moments.n_images,
         "noise_variance": moments.noise_variance,
         "box": moments.basis.L,
         "pixel_size": moments.pixel_size,
-    }
-    agreement = aspire_mom.evaluation.starts_agreement(
-        found.start_volumes, found.settings["n_rings"], moments
-    )
-    report |= {
-        "agreement_shells": agreement.shells,
-        "agreement_angstrom": agreement.angstrom,
-        "verdict": agreement.verdict,
+        **agreement_of(found, moments),
     }
     names = ("seed", "moment_errors", "shift_std", "settings", "starts", "history")
     report |= {name: getattr(found, name) for name in names}
-    aspire_mom.files.write_json(folder / "report.json", report)
+    with aspire_mom.files.staged(out) as folder:
+        found.save(folder)
+        aspire_mom.volumes.grid.save_map(found.mirror, folder / "volume_mirror.mrc")
+        aspire_mom.files.write_json(folder / "report.json", report)
+    aspire_mom.report.write_report(out)
 
 
-def draw_results(
-    folder: Path, volumes: dict[str, Volume], views: np.ndarray, densities: dict
-) -> None:
-    """Draw volumes, and densities at the views (n, 3), each with its title."""
-    evaluation, drawn = aspire_mom.evaluation, [*volumes.values()]
-    evaluation.plot_slices(drawn, [*volumes], folder / "slices.png")
-    evaluation.plot_isosurfaces(drawn, [*volumes], folder / "isosurfaces.png")
-    maps = [(views, density) for density in densities.values()]
-    evaluation.plot_views(maps, [*densities], folder / "views.png")
+def agreement_of(found: Reconstruction, moments: Moments) -> dict:
+    """How far the starts agree, for report.json."""
+    agreement = aspire_mom.evaluation.starts_agreement(
+        found.start_volumes, found.settings["n_rings"], moments
+    )
+    return {
+        "agreement_shells": agreement.shells,
+        "agreement_angstrom": agreement.angstrom,
+        "verdict": agreement.verdict,
+        "failed": agreement.failed,
+    }

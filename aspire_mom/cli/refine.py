@@ -26,7 +26,7 @@ from aspire_mom.cli.particles import (
     unchecked_option,
 )
 from aspire_mom.cli.reconstruct import (
-    draw_results,
+    PAGE,
     estimated,
     starts_option,
     write_results,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 RESULTS = ("volume.mrc", "volume_mirror.mrc", "half1.mrc", "half2.mrc")
 RESULTS += ("particles.star", "refinement.npz", "refinement.json", "report.json")
-WRITTEN = (*RESULTS, "fsc.png", "slices.png", "isosurfaces.png", "views.png")
+WRITTEN = (*RESULTS, *PAGE, "fsc.png", "iterations.png", "poses.png")
 # What the report has of the start's.
 OF_START = ("verdict", "agreement_shells", "agreement_angstrom")
 # Pixels that images are downsampled to by default: the rings of a first model fit.
@@ -80,9 +80,9 @@ def refine(
 
     Images are downsampled to the size of the volume. Give --ignore-ctf, --ignore-shifts
     and the choice of particles as for moments. The folder gets volume.mrc and its
-    mirror image, the maps of both halves of the images, their Fourier shell correlation
-    (fsc.png), particles.star with the angles and origins of all images, pictures, and
-    report.json, with a verdict in words. While it runs, progress is kept in
+    mirror image, the maps of both halves of the images, particles.star with the angles
+    and origins of all images, report.json, and a page to look at, report.html, with a
+    verdict in words and pictures. While it runs, progress is kept in
     checkpoint.pt there: the same command goes on where a killed one stopped. Several
     processes share the images where torchrun --no-python starts the command.
 
@@ -136,11 +136,11 @@ def initial_model(
     these moments, and its refinement against the images.
 
     The folder gets what the command refine writes: volume.mrc and its mirror image,
-    half maps, particles.star with the angles and origins of all images, pictures and
-    report.json, with a verdict in words. moments.npz and the folder start, as moments
-    and reconstruct write them, stay beside. If it is killed, the same command goes on
-    where it stopped. Moments and checkpoints of other images or options are refused
-    without --overwrite.
+    half maps, particles.star with the angles and origins of all images, report.json,
+    and a page to look at, report.html, with a verdict in words and pictures.
+    moments.npz and the folder start, as moments and reconstruct write them, stay
+    beside. If it is killed, the same command goes on where it stopped. Moments and
+    checkpoints of other images or options are refused without --overwrite.
 
     Several processes share the images where torchrun --no-python starts the command.
 
@@ -166,8 +166,7 @@ def initial_model(
         )
         found = estimated(inversion.estimate, start / "checkpoint.pt", overwrite)
         if processes.is_first():
-            with aspire_mom.files.staged(start) as folder:
-                write_results(folder, found, moments, {})
+            write_results(start, found, moments, {})
         model = _refined(source, found, corrections, out, rings, device, overwrite)
         if processes.is_first():
             _finish(out, model, read, _of_start(start / "report.json"), begun)
@@ -250,11 +249,11 @@ def _finish(
 ) -> None:
     """Write all results, and say what comes of them."""
     report = {"seconds": round(time.perf_counter() - begun, 1)}
-    with aspire_mom.files.staged(out) as folder:
-        write_model(folder, model, read, start, report)
+    write_model(out, model, read, start, report)
     aspire_mom.files.discard_checkpoint(out / "checkpoint.pt")
     click.echo(report["verdict"])
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {report['seconds']:.0f} s")
+    click.echo(f"{out / 'report.html'} shows them")
 
 
 def _of_start(path: Path) -> dict:
@@ -267,19 +266,14 @@ def _of_start(path: Path) -> dict:
 
 
 def write_model(
-    folder: Path, model: RefinedModel, particles: Particles, start: dict, report: dict
+    out: Path, model: RefinedModel, particles: Particles, start: dict, report: dict
 ) -> None:
-    """Write a refined model, its mirror image, particles, pictures and a report."""
+    """Write a refined model, its mirror image, particles, and reports."""
     grid, size, L = aspire_mom.volumes.grid, model.volume.pixel_size, particles.L
-    model.save(folder)
-    model.save_star(folder / "particles.star", particles)
-    volumes = {"volume": model.volume, "mirror": grid.mirror(model.volume)}
-    grid.save_map(volumes["mirror"], folder / "volume_mirror.mrc")
-    draw_results(folder, volumes, model.directions, {"refined views": model.density})
-    box = None if size is None else size * model.volume.resolution
-    aspire_mom.evaluation.plot_fsc(model.fsc, box, folder / "fsc.png")
+    shells = start.get("agreement_shells")
     report |= {
-        "verdict": model.verdict(start.get("agreement_shells")),
+        "verdict": model.verdict(shells),
+        "failed": model.failed(shells),
         "shells": model.resolution_shells(),
         "angstrom": None if size is None else model.resolution(),
         "fsc": model.fsc.tolist(),
@@ -292,4 +286,10 @@ def write_model(
         "settings": model.settings,
         "history": model.history,
     }
-    aspire_mom.files.write_json(folder / "report.json", report)
+    with aspire_mom.files.staged(out) as folder:
+        model.save(folder)
+        model.save_star(folder / "particles.star", particles)
+        mirrored = grid.mirror(model.volume)
+        grid.save_map(mirrored, folder / "volume_mirror.mrc")
+        aspire_mom.files.write_json(folder / "report.json", report)
+    aspire_mom.report.write_report(out)

@@ -96,9 +96,9 @@ def counted_result(folder, moments) -> tuple[Path, int]:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The search of `result`, without pictures."""
+    """The search of `result`, without a page."""
     search_quickly(monkeypatch, **FEW)
-    monkeypatch.setattr("aspire_mom.cli.reconstruct.draw_results", lambda *_: None)
+    monkeypatch.setattr("aspire_mom.report.write_report", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -206,6 +206,7 @@ def test_reconstruction_agrees_with_the_volume(result, volume):
 
 def test_reconstruction_files(result):
     assert {path.name for path in result.iterdir()} == {*FILES, *WRITTEN}
+    assert "<h1>result</h1>" in (result / "report.html").read_text(encoding="utf-8")
     found = Reconstruction.load(result)
     other = Volume.load(str(result / "volume_mirror.mrc"))
     assert np.array_equal(other.asnumpy(), mirror(found.volume).asnumpy())

@@ -9,16 +9,15 @@ from aspire.source import RelionSource
 from aspire.volume import Volume
 
 from aspire_mom import MomentInversion, Moments, RefinedModel, Refinement
-from aspire_mom.cli.reconstruct import WRITTEN as OF_RECONSTRUCT
-from aspire_mom.cli.refine import WRITTEN
+from aspire_mom.cli.refine import RESULTS, WRITTEN
 from aspire_mom.inversion.reconstruction import FILES
 from aspire_mom.phantoms import chain_phantom
 from aspire_mom.relion import ParticleSource
+from aspire_mom.report import write_report
 from aspire_mom.volumes.grid import mirror
-from tests.cli.conftest import run, succeed
+from tests.cli.conftest import draw_coarsely, run, succeed
 
 L, PIXEL_SIZE, IMAGES = 25, 4.0, 300
-PICTURES = {"slices.png", "isosurfaces.png", "views.png"}
 ITERATIONS = "aspire_mom.refinement.iteration.Iterations"
 FEW = ("--starts", 1, "--rings", 6)
 
@@ -36,11 +35,9 @@ def make_quick(patch):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """Without pictures, too."""
+    """Without pages, too."""
     make_quick(monkeypatch)
-    for module in ("refine", "reconstruct"):
-        target = f"aspire_mom.cli.{module}.draw_results"
-        monkeypatch.setattr(target, lambda *args: None)
+    monkeypatch.setattr("aspire_mom.report.write_report", lambda *args: None)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +56,10 @@ def finished(particles, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "model"
     with pytest.MonkeyPatch.context() as patch:
         make_quick(patch)
-        patch.setattr("aspire_mom.cli.reconstruct.draw_results", lambda *args: None)
+        draw_coarsely(patch)
+        pages = {out: write_report, out / "start": lambda *args: None}
+        target = "aspire_mom.report.write_report"
+        patch.setattr(target, lambda folder: pages[folder](folder))
         told = succeed("initial-model", particles, "-o", out, *FEW)
     return out, told
 
@@ -67,17 +67,19 @@ def finished(particles, tmp_path_factory):
 def test_whole_job_writes_all(finished, particles):
     out, told = finished
     names = {path.name for path in out.iterdir()}
-    assert names == {*WRITTEN, "moments.npz", "start"}
+    others = {"moments.npz", "moments.png", "residual.png", "start"}
+    assert names == {*WRITTEN, *others}
     start = {path.name for path in (out / "start").iterdir()}
-    assert start == {*FILES, *OF_RECONSTRUCT} - PICTURES
+    assert start == {*FILES, "volume_mirror.mrc", "report.json"}
     assert Moments.load(out / "moments.npz").n_images == IMAGES
     model = RefinedModel.load(out)
     other = Volume.load(str(out / "volume_mirror.mrc"))
     np.testing.assert_array_equal(other.asnumpy(), mirror(model.volume).asnumpy())
     source = RelionSource(out / "particles.star")
     np.testing.assert_allclose(source.rotations, model.rotations.matrices, atol=1e-5)
-    for name in ("fsc", "slices", "isosurfaces", "views"):
+    for name in ("fsc", "slices", "isosurfaces", "views", "iterations", "poses"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "report.html shows them" in told.stdout
     assert "300 in 1 stack" in told.stderr
 
 
@@ -85,6 +87,7 @@ def test_report(finished):
     out, told = finished
     report = json.loads((out / "report.json").read_text())
     assert report["verdict"] == told.stdout.splitlines()[0]
+    assert report["failed"] == ("no model" in report["verdict"])
     assert "The halves of the images agree to" in report["verdict"]
     start = json.loads((out / "start" / "report.json").read_text())
     assert report["start"]["verdict"] == start["verdict"]
@@ -107,7 +110,7 @@ def test_refine_does_the_last_step(finished, particles, tmp_path):
     again = tmp_path / "again"
     succeed("refine", out / "start", particles, "-o", again, "--rings", 6)
     names = {path.name for path in again.iterdir()}
-    assert names == {*WRITTEN} - PICTURES
+    assert names == {*RESULTS}
     ours, theirs = RefinedModel.load(again), RefinedModel.load(out)
     voxels = theirs.volume.asnumpy()
     assert np.allclose(ours.volume.asnumpy(), voxels, atol=1e-4 * voxels.max())
