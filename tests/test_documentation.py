@@ -141,10 +141,8 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """Short searches without pictures, for commands and code."""
-    for module in ("reconstruct", "refine"):
-        name = f"aspire_mom.cli.{module}.draw_results"
-        monkeypatch.setattr(name, lambda *_: None, raising=False)
+    """Short searches without pages of pictures, for commands and code."""
+    monkeypatch.setattr("aspire_mom.report.write_report", lambda *_: None)
     inversion, paper = aspire_mom.MomentInversion, aspire_mom.paper_inversion
     search = SearchOptions(n_starts=1, n_steps=5, max_gaussians=4)
 
