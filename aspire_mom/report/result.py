@@ -123,13 +123,15 @@ class Result:
 
 
 def _at_size(reference: Volume, volume: Volume) -> Volume:
-    """The reference, downsampled if it is a finer map of the volume's box."""
+    """The reference, downsampled if it is a finer map of the volume's box, as one
+    without a pixel size is taken to be."""
     L, finer = volume.resolution, reference.resolution
-    if finer <= L or None in (sizes := (volume.pixel_size, reference.pixel_size)):
-        return reference
-    if not math.isclose(L * sizes[0], finer * sizes[1], rel_tol=PIXEL_SIZE_TOLERANCE):
-        return reference
-    return reference.downsample(L)
+    before, after = reference.pixel_size, volume.pixel_size
+    known = before is not None and after is not None
+    fits = not known or math.isclose(
+        finer * before, L * after, rel_tol=PIXEL_SIZE_TOLERANCE
+    )
+    return reference.downsample(L) if finer > L and fits else reference
 
 
 def _read_json(path: Path) -> dict[str, Any]:
