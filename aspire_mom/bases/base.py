@@ -242,11 +242,12 @@ class Basis(ABC):
         self, spectrum: np.ndarray, nyquist: bool = True
     ) -> np.ndarray:
         """
-        Return the second moment of stationary noise, Σ_ω S(ω) a(ω) a(ω)* / (2L - 1)²,
-        with a(ω) the coefficients of the wave exp(iω·x), cut to the image.
+        Return the second moment of stationary noise, Σ_ω S(ω) a(ω) a(ω)* / n², with
+        a(ω) the coefficients of the wave exp(iω·x), cut to the image.
 
-        :param spectrum: Power spectrum S (2L - 1, 2L - 1), [ωy, ωx], zero frequency in
-            the middle; 1 for white noise of unit variance.
+        :param spectrum: Power spectrum S (n, n), [ωy, ωx], zero frequency at n // 2; 1
+            for white noise of unit variance. n = 2L - 1 for covariances of all pixels,
+            or n = L for noise that is periodic, as filters leave it.
         :param nyquist: False for even-sized images whose Nyquist row and column are 0.
         :return: Array of the second moment's shape, complex128.
         """

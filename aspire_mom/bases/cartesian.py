@@ -146,8 +146,8 @@ class CartesianBasis(Basis):
         self, spectrum: np.ndarray, nyquist: bool = True
     ) -> np.ndarray:
         covariance = fft.centered_ifft2(spectrum).real
-        axis = np.arange(self.L)
-        apart = axis[:, None] - axis + self.L - 1
+        axis, period = np.arange(self.L), len(spectrum)
+        apart = (axis[:, None] - axis + period // 2) % period
         pairs = covariance[apart[:, None, :, None], apart[None, :, None, :]]
         if not nyquist:
             a = (-1.0) ** axis / np.sqrt(self.L)

@@ -92,22 +92,28 @@ class NoiseTransforms:
         :param nyquist: As for `Basis.stationary_noise_second`.
         :yield: Chunks of transforms and their weights.
         """
-        L, kept = self.L, np.eye(self.L)
+        kept = np.eye(self.L)
         if not nyquist:
             kept -= np.outer(self.alternating, self.alternating)
-        omega = 2 * np.pi / (2 * L - 1) * np.arange(1 - L, L)
+        period = len(spectrum)
+        half = period // 2
+        if period % 2 == 0:  # waves of the Nyquist frequency have both signs, half each
+            spectrum = np.pad(spectrum, (0, 1), mode="wrap")
+            spectrum[[0, -1]] /= 2
+            spectrum[:, [0, -1]] /= 2
+        omega = 2 * np.pi / period * np.arange(-half, half + 1)
         waves = (kept @ np.exp(1j * np.outer(self.pixels, omega))).T
         across, down = (
             waves @ np.exp(-1j * np.outer(self.pixels, k)) for k in self.half_rings
         )
         # Take ω and -ω together: rows ωy ≥ 0 hold one of each pair, row 0 both.
-        power = (spectrum + spectrum[::-1, ::-1])[L - 1 :] / (2 * L - 1) ** 2
+        power = (spectrum + spectrum[::-1, ::-1])[half:] / period**2
         power[0] /= 2
-        for i in range(L):
-            for j in range(0, 2 * L - 1, CHUNK):
+        for i in range(half + 1):
+            for j in range(0, len(omega), CHUNK):
                 chunk = slice(j, j + CHUNK)
-                plus = across[chunk] * down[L - 1 + i]
-                minus = across[::-1][chunk] * down[L - 1 - i]
+                plus = across[chunk] * down[half + i]
+                minus = across[::-1][chunk] * down[half - i]
                 # The weights of small, estimated powers may be negative.
                 weights = np.tile(power[i, chunk] / 4, 2)
                 yield np.concatenate((plus + minus, -1j * (plus - minus))), weights

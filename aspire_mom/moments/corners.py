@@ -12,6 +12,7 @@ from aspire.source import ImageSource
 from aspire.utils import grid_2d
 
 from aspire_mom.bases import Basis
+from aspire_mom.moments.ctf import TransferFunctions
 
 # Power on the Nyquist row and column, relative to that on the next ones (see
 # `_nyquist_power`), below which they are empty. White noise has 2; a ramp subtracted
@@ -62,6 +63,7 @@ def measure_noise(
     variance: float | None,
     spectrum: np.ndarray | None,
     own_mean: bool,
+    premultiplied: TransferFunctions | None = None,
 ) -> tuple[np.ndarray, float, bool]:
     """
     :param sums: "n_images" and those of :func:`corner_sums`; with those of
@@ -70,6 +72,8 @@ def measure_noise(
     :param variance: Variance of white noise; None to take that of the corners.
     :param spectrum: Power spectrum as of :func:`filter_spectrum`; None for white noise.
     :param own_mean: Whether each image's mean outside the disc was subtracted from it.
+    :param premultiplied: Transfer functions that images, and white noise with them,
+        were multiplied by; None if they were not.
     :return: Second moment of the noise; its variance per pixel; and whether images have
         power on their Nyquist row and column, if any: True for odd sizes.
     """
@@ -79,15 +83,18 @@ def measure_noise(
         n_images = float(sums["corner_images"])
         spectrum = corner_spectrum(sums["corner_power"], n_images, L, nyquist)
     if spectrum is not None:
-        second = basis.stationary_noise_second(spectrum, nyquist)
         variance = max(spectrum.mean(), 0.0)
+    elif variance is None:
+        n_pixels = len(outside(L))
+        mean, square = sums["corner"] / (sums["n_images"] * n_pixels)
+        # An own mean takes one degree of freedom of each image.
+        square *= n_pixels / (n_pixels - 1) if own_mean else 1
+        variance = max(float(square - mean**2), 0.0)
+    if spectrum is None and premultiplied is not None:
+        spectrum = variance * premultiplied.mean_square(nyquist)
+    if spectrum is not None:
+        second = basis.stationary_noise_second(spectrum, nyquist)
     else:
-        if variance is None:
-            n_pixels = len(outside(L))
-            mean, square = sums["corner"] / (sums["n_images"] * n_pixels)
-            # An own mean takes one degree of freedom of each image.
-            square *= n_pixels / (n_pixels - 1) if own_mean else 1
-            variance = max(float(square - mean**2), 0.0)
         second = variance * basis.noise_second(nyquist)
     if own_mean:
         second = second - _lost_to_own_mean(basis, variance, spectrum)

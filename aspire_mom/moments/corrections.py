@@ -70,6 +70,7 @@ class Corrections:
     :param n_filters: Number of distinct filters corrected for.
     :param astigmatic: Whether some of them are astigmatic.
     :param phase_flipped: Whether phases were flipped before.
+    :param premultiplied: Whether images were multiplied by their CTFs before.
     :param shifts: Known shifts: "none", "ignored" or "centred".
     :param largest_shift: The largest shift undone along an axis, pixels.
     :param shift_std: As in `CorrectionOptions`.
@@ -94,6 +95,7 @@ class Corrections:
     n_filters: int | str = 0
     astigmatic: bool | str = False
     phase_flipped: bool | str = False
+    premultiplied: bool | str = False
     shifts: str = "none"
     largest_shift: float = 0.0
     shift_std: float | None = 0.0
@@ -117,6 +119,7 @@ class Corrections:
             return ""
         kind = "astigmatic " if self.astigmatic else ""
         flipped = ", phases flipped" if self.phase_flipped else ""
+        flipped += ", premultiplied" if self.premultiplied else ""
         corrected = f"corrected for {self.n_filters} {kind}filter(s){flipped}"
         ctfs = {"none": "no CTF", "ignored": "CTFs ignored", "corrected": corrected}
         centred = f"centred by shifts of up to {self.largest_shift:.3g} pixels"
@@ -176,6 +179,7 @@ class Corrections:
         return {
             "CTFs corrected": corrected,
             "phases flipped": corrected and self.phase_flipped,
+            "premultiplied": self.premultiplied,
             "shifts undone": self.shifts == "centred",
             "spectrum of corners": self.noise == "corners",
             "unchecked": self.unchecked,

@@ -40,6 +40,10 @@ _of_aspire = attrgetter(*OF_ASPIRE)
 # In radians, of those CTFs that have one.
 PHASE_SHIFT = "phase_shift"
 PARAMETERS = (*OF_ASPIRE, PHASE_SHIFT)
+# RELION's column of images that were multiplied by their CTFs.
+PREMULTIPLIED = "_rlnCtfDataAreCtfPremultiplied"
+# Filters evaluated at once.
+FILTERS_AT_ONCE = 256
 
 
 class TransferFunctions:
@@ -50,13 +54,19 @@ class TransferFunctions:
     :param basis: Basis of its images.
     :param phase_flipped: Whether the images' phases are flipped, so that the modulus of
         the transfer function counts; None to look for `source.phase_flip()`.
+    :param premultiplied: Whether the images were multiplied by their transfer
+        functions; None to ask the source's column `PREMULTIPLIED`.
     :raises ValueError: a CTF has parameters that are not finite.
     """
 
     def __init__(
-        self, source: ImageSource, basis: Basis, phase_flipped: bool | None = None
+        self,
+        source: ImageSource,
+        basis: Basis,
+        phase_flipped: bool | None = None,
+        premultiplied: bool | None = None,
     ):
-        self.basis = basis
+        self.source, self.basis = source, basis
         self.pixel_size = source.pixel_size
         self.filters = list(source.unique_filters or [IdentityFilter()])
         indices = source.filter_indices if source.unique_filters else [0] * source.n
@@ -70,6 +80,55 @@ class TransferFunctions:
         if phase_flipped is None:
             phase_flipped = is_phase_flipped(source)
         self.phase_flipped = phase_flipped
+        self._premultiplied = premultiplied
+
+    @cached_property
+    def premultiplied(self) -> bool:
+        """
+        :return: Whether the images were multiplied by their transfer functions.
+        :raises ValueError: some were and others not, or their phases are flipped too.
+        """
+        flags = self._premultiplied
+        if flags is None:
+            flags = self.source.get_metadata(PREMULTIPLIED, default_value=0)
+        flags = np.atleast_1d(flags).astype(float) != 0
+        if flags.any() and not flags.all():
+            raise ValueError(
+                f"{flags.sum()} of {len(flags)} images were multiplied by their CTF;"
+                " only all or none can be corrected together"
+            )
+        if flags.any() and self.phase_flipped:
+            raise ValueError(
+                "images that were multiplied by their CTF and phase-flipped, too,"
+                " cannot be corrected"
+            )
+        return bool(flags.any())
+
+    def factors(self, H: np.ndarray) -> np.ndarray | None:
+        """
+        :param H: Transfer functions of images, from :meth:`of_images`.
+        :return: What is left to multiply the images by for least squares: H, or None
+            if they were multiplied by it.
+        """
+        return None if self.premultiplied else H
+
+    def mean_square(self, nyquist: bool) -> np.ndarray:
+        """
+        :param nyquist: Whether the images have a Nyquist row and column, if any.
+        :return: Mean of squared transfer functions over images, (L, L), zero frequency
+            at L // 2, over its own mean: the spectrum of noise of unit variance that
+            was white before images were multiplied by them.
+        """
+        basis = CartesianBasis(self.basis.L)
+        total = np.zeros((basis.L, basis.L))
+        on_pixels = TransferFunctions(self.source, basis)
+        _, rows, counts = np.unique(self.indices, return_index=True, return_counts=True)
+        for start in range(0, len(rows), FILTERS_AT_ONCE):
+            part = slice(start, start + FILTERS_AT_ONCE)
+            total += np.tensordot(counts[part], on_pixels.of_images(rows[part]) ** 2, 1)
+        if not nyquist:
+            total = total * basis.off_nyquist.reshape(total.shape)
+        return total / total.mean()
 
     @cached_property
     def flat(self) -> bool:

@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import torch
 from aspire.noise import NoiseEstimator
 from aspire.operators import Filter
 from aspire.source import ImageSource
@@ -36,6 +35,7 @@ from aspire_mom.moments.options import (
     CorrectionOptions,
     Noise,
     StreamingOptions,
+    check_averaging_device,
     checked_number,
     default_third,
 )
@@ -118,17 +118,20 @@ class MomentEstimator:
         self.noise_spectrum = None
         if isinstance(noise.spectrum, Filter):
             self.noise_spectrum = filter_spectrum(noise.spectrum, source)
-        found = TransferFunctions(source, basis, corrections.phase_flipped)
+        done = corrections.phase_flipped, corrections.premultiplied
+        found = TransferFunctions(source, basis, *done)
         self.has_ctf = not found.flat
         self.transfer = found if self.has_ctf and not corrections.ignore_ctf else None
         self.astigmatic = self.transfer is not None and not self.transfer.radial
+        self.premultiplied = self.transfer is not None and self.transfer.premultiplied
         # That of the noise, with the orders that astigmatic CTFs carry into the basis.
         self._noise_basis = basis
         if self.transfer is not None and self.transfer.n_harmonics > 1:
             orders = basis.max_order + 2 * self.transfer.n_harmonics
             self._noise_basis = replace(basis, max_order=orders)
         self._check_ctf_and_third()
-        self._check_device(device)
+        limited = self.astigmatic or self.third is not None
+        check_averaging_device(device, basis, limited=limited)
         # None for NumPy.
         self.device = None if device.type == "cpu" else device
         known = known_offsets(source)
@@ -162,17 +165,6 @@ class MomentEstimator:
                 " third=ThirdMomentBasis.rings(basis, n_rings)"
             )
 
-    def _check_device(self, device: torch.device) -> None:
-        """Raise for what is computed on the CPU only."""
-        limited = self.astigmatic or self.third is not None
-        on_gpu = device.type == "cuda" and self.basis.inplane_average and not limited
-        if device.type != "cpu" and not on_gpu:
-            raise ValueError(
-                f"device is {device}; averages are computed on cpu or cuda, and on cuda"
-                " only polar bases averaged over in-plane angles, without astigmatic"
-                ' CTFs or third moments; pass device="cpu"'
-            )
-
     @cached_property
     def _corrections(self) -> Corrections:
         """Corrections of the moments of all images, as far as known before the pass."""
@@ -191,6 +183,7 @@ class MomentEstimator:
             n_filters=len(used.filters) if used else 0,
             astigmatic=self.astigmatic,
             phase_flipped=used is not None and bool(used.phase_flipped),
+            premultiplied=self.premultiplied,
             shifts=shifts if offsets is None else "centred",
             largest_shift=0.0 if offsets is None else float(abs(offsets).max()),
             shift_std=self.corrections.shift_std,
@@ -283,7 +276,8 @@ class MomentEstimator:
         left_out = round(float(groups[0]["left_out"]))
         warn_of_outliers(self.source, self._faults, left_out)
         given = noise.variance, self.noise_spectrum, self._preparation.subtracts_mean
-        noise = measure_noise(groups[0], self._noise_basis, *given)
+        premultiplied = self.transfer if self.premultiplied else None
+        noise = measure_noise(groups[0], self._noise_basis, *given, premultiplied)
         found = [self._moments(sums, *noise, half) for half, sums in enumerate(groups)]
         # Contrast and amplitudes are estimated from all images, for each group too.
         if self.transfer is not None or not self.corrections.unchecked:
@@ -299,12 +293,16 @@ class MomentEstimator:
         """Moments and their standard errors from sums over images."""
         basis, n = self.basis, round(float(sums["n_images"]))
         third = third_error = expanded = None
-        if self.third is not None:
-            third, third_error = self.third.finish(sums, n, noise)
         information = sums.get("first_information")
         pairs = sums.get("second_information")
-        if pairs is None:
-            noise = n * noise
+        if self.third is not None:
+            before = noise
+            if self.premultiplied:  # about as the CTFs let noise pass on two rings
+                passed = np.sqrt(np.maximum(information / n, 1e-8))
+                before = noise / np.outer(passed, passed)
+            third, third_error = self.third.finish(sums, n, before)
+        if pairs is None or self.premultiplied:
+            noise = n * noise[: len(sums["second"])]
         else:
             noise = self._noise_basis.multiply(noise, sums["noise_information"])
             noise = noise[: len(sums["second"])]
@@ -376,22 +374,21 @@ class MomentEstimator:
             "left_out": np.array(float(len(faults))),
         }
         if none:  # all batches have the same sums
-            images, rows = (
-                np.zeros((1, *images.shape[1:]), images.dtype),
-                np.array([start]),
-            )
+            images = np.zeros_like(images, shape=(1, *images.shape[1:]))
+            rows = np.array([start])
         sums = corner_sums(images)
         if self.noise.spectrum == "corners":
             sums |= corner_power(images, rows, self.source.n)
-        H = None
+        H = factors = None
         if self.transfer is not None:
             H = self.transfer.of_images(rows)
+            factors = self.transfer.factors(H)
             sums |= basis.information_sums(H, self.transfer.n_harmonics)
         if self.third is None:
-            found = basis.sums(images, H, self.device)
+            found = basis.sums(images, factors, self.device)
         else:
             orders, n_rings = self.third.max_order, self.third.n_rings
-            found, c = basis.sums_and_coefficients(images, H, orders, n_rings)
+            found, c = basis.sums_and_coefficients(images, factors, orders, n_rings)
             H = H if H is None else radial_part(H[:, :n_rings])
             sums |= self.third.sums(c, H)
         sums |= dict(zip(("first", "second", "squares"), found, strict=True))

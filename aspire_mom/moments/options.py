@@ -25,7 +25,8 @@ class Noise:
     """
     Noise of the images as the source gives them (after `source.downsample`, say). By
     default it is white and its variance is that of the pixels outside the inscribed
-    disc, as in ASPIRE's `WhiteNoiseEstimator`, measured in the same pass.
+    disc, as in ASPIRE's `WhiteNoiseEstimator`, measured in the same pass. In images
+    that were multiplied by their CTFs it is taken as white before that.
 
     :param variance: Variance per pixel of white noise; an ASPIRE `NoiseEstimator`,
         which reads the images once more, and with their background; or None to measure
@@ -59,6 +60,8 @@ class CorrectionOptions:
     :param ignore_ctf: Take images that have a CTF as if they had none.
     :param phase_flipped: Whether the images' phases were flipped; None to look for
         `source.phase_flip()`, which `source.cache()` hides.
+    :param premultiplied: Whether the images were multiplied by their CTFs; None where
+        the source's column `_rlnCtfDataAreCtfPremultiplied` says so.
     :param ignore_shifts: Take images that have known shifts as if they were centred.
     :param shift_std: Standard deviation along each axis, pixels, of shifts that the
         images still have, which the inversion models; None if it is to estimate them.
@@ -71,6 +74,7 @@ class CorrectionOptions:
 
     ignore_ctf: bool = False
     phase_flipped: bool | None = None
+    premultiplied: bool | None = None
     ignore_shifts: bool = False
     shift_std: float | None = 0.0
     amplitude_std: float | None = 0.0
@@ -121,6 +125,24 @@ def default_third(basis: Basis, device: torch.device) -> ThirdMomentBasis | None
         logger.warning("Third moments are left out; GPUs do not compute them.")
         return None
     return ThirdMomentBasis.rings(basis)
+
+
+def check_averaging_device(
+    device: torch.device, basis: Basis, *, limited: bool
+) -> None:
+    """
+    :param device: Device of the sums.
+    :param basis: Basis of the moments.
+    :param limited: Whether there are astigmatic CTFs or third moments.
+    :raises ValueError: these sums are computed on the CPU only.
+    """
+    on_gpu = device.type == "cuda" and basis.inplane_average and not limited
+    if device.type != "cpu" and not on_gpu:
+        raise ValueError(
+            f"device is {device}; averages are computed on cpu or cuda, and on cuda"
+            " only polar bases averaged over in-plane angles, without astigmatic"
+            ' CTFs or third moments; pass device="cpu"'
+        )
 
 
 def checked_number(name: str, value: float, most: float = math.inf) -> float:

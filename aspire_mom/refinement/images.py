@@ -12,6 +12,8 @@ from aspire_mom.moments.options import CorrectionOptions
 from aspire_mom.moments.preparation import Preparation, centred_images, known_offsets
 from aspire_mom.refinement.posterior import inner
 
+# Least squared CTF, as a share of its mean on a ring, by which a power is divided.
+LEAST_SQUARE = 0.1
 # Bytes of coefficients that are kept in memory; more are computed anew each time.
 MEMORY = 2**30
 
@@ -39,7 +41,8 @@ class PolarImages:
     ):
         self.source, self.basis = source, basis
         self.sign = -1 if inverted else 1
-        found = TransferFunctions(source, basis, corrections.phase_flipped)
+        done = corrections.phase_flipped, corrections.premultiplied
+        found = TransferFunctions(source, basis, *done)
         ignored = corrections.ignore_ctf or found.flat
         self.transfer = None if ignored else found
         known = known_offsets(source)
@@ -83,16 +86,27 @@ class PolarImages:
         pixels = np.zeros(images.shape, np.float32)
         pixels[np.delete(rows - start, list(faults))] = self.sign * kept
         c = self.basis.coefficients(pixels)
-        x, h = c, np.ones((len(c), c.shape[2]))
+        x, h, power = c, np.ones((len(c), c.shape[2])), inner(c, c)
         if self.transfer is not None:
             H = self.transfer.of_images(rows)
             h = (H**2).mean(-1)
-            x = self.basis.coefficients(pixels, H) if H.shape[-1] > 1 else c * H.mT
+            if self.transfer.premultiplied:
+                power = _before(power, h)
+            else:
+                x = self.basis.coefficients(pixels, H) if H.shape[-1] > 1 else c * H.mT
         h[list(faults)] = 0
-        arrays = x.astype(np.complex64), h, inner(c, c)
+        arrays = x.astype(np.complex64), h, power
         return tuple(
             torch.from_numpy(
                 np.ascontiguousarray(a, np.complex64 if i == 0 else np.float32)
             )
             for i, a in enumerate(arrays)
         )
+
+
+def _before(power: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Powers (n, n_rings) before images were multiplied by CTFs of mean squares h; too
+    small where h is, which is made up for in the mean over images."""
+    least = np.maximum(LEAST_SQUARE * h.mean(0), 1e-12)
+    divided = np.maximum(h, least)
+    return power / divided / np.maximum((h / divided).mean(0), 1e-12)

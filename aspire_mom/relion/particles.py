@@ -16,6 +16,7 @@ from aspire_mom.relion.table import (
     GROUP,
     MORE_CTF_COLUMNS,
     PHASE_SHIFT,
+    PREMULTIPLIED,
     Table,
     read_table,
 )
@@ -82,6 +83,11 @@ class Particles:
         """Whether the phases of any image have been flipped."""
         return bool(self._flags("_rlnCtfDataArePhaseFlipped").any())
 
+    @property
+    def premultiplied(self) -> bool:
+        """Whether any image has been multiplied by its CTF."""
+        return bool(self._flags(PREMULTIPLIED).any())
+
     @cached_property
     def shifts(self) -> np.ndarray:
         """:return: Shifts (n, 2) as x, y in pixels that centre images (_rlnOriginX)."""
@@ -97,20 +103,24 @@ class Particles:
         """
         Check that the CTF can be corrected for. Warn of unusual defocus.
 
-        :raises ValueError: Columns are missing, or images were multiplied by the CTF,
-            phase-flipped in part; defocus is in another unit than Å, or a CTF is zero.
+        :raises ValueError: Columns are missing; images were phase-flipped or multiplied
+            by the CTF in part, or both; defocus is in another unit than Å, or a CTF is
+            zero.
         """
         if not self.has_ctf:
             return
         columns, problem = self.table.columns, ""
         missing = [name for name in CTF_COLUMNS if name not in columns]
         flipped = np.count_nonzero(self._flags("_rlnCtfDataArePhaseFlipped"))
+        multiplied = np.count_nonzero(self._flags(PREMULTIPLIED))
         if missing:
             problem = f"defocus values but no {' and no '.join(missing)}"
-        elif self._flags("_rlnCtfDataAreCtfPremultiplied").any():
-            problem = "images that were multiplied by their CTF"
         elif 0 < flipped < len(self):
             problem = f"{flipped} phase-flipped images among {len(self)}"
+        elif 0 < multiplied < len(self):
+            problem = f"{multiplied} images multiplied by their CTF among {len(self)}"
+        elif flipped and multiplied:
+            problem = "images that were phase-flipped and multiplied by their CTF"
         else:
             problem = self._defocus_problem()
         if problem:
@@ -188,6 +198,7 @@ class Particles:
             f" {_span(contrast)}, defocus {_span((u + v) / 2e4)} µm, astigmatism"
             f" {_span(np.abs(u - v) / 1e4)} µm{more}, {len(ctfs):,} distinct,"
             f" {'' if self.phase_flipped else 'not '}phase-flipped"
+            f"{', images multiplied by it' if self.premultiplied else ''}"
         )
 
     def _flags(self, column: str) -> np.ndarray:

@@ -20,6 +20,9 @@ ORIGINS = ("_rlnOriginXAngst", "_rlnOriginYAngst")
 # Of RELION 3.0, in pixels: ORIGINS replace them.
 OLD_ORIGINS = ("_rlnOriginX", "_rlnOriginY")
 SUBSET, PROBABILITY = "_rlnRandomSubset", "_rlnMaxValueProbDistribution"
+# As gemmi finds columns in any case, which are then written as RELION knows them.
+WRITTEN = (IMAGE, *ANGLES, *ORIGINS, *OLD_ORIGINS, SUBSET, PROBABILITY)
+SPELLINGS = {name.lower(): name for name in WRITTEN}
 
 
 def write_poses(
@@ -81,7 +84,8 @@ def _columns(block: cif.Block, particles: Particles) -> dict[str, list[str]]:
         values = [*block.find_values(tag)]
         if rows[-1] >= len(values):
             raise ValueError(f"{table.path} has changed: it has {len(values)} rows")
-        columns[tag] = [values[row] for row in rows]
+        name = SPELLINGS.get(tag.lower(), tag)
+        columns[name] = [values[row] for row in rows]
     names = (cif.as_string(name).partition("@")[0] for name in columns[IMAGE])
     if [int(number) for number in names] != table.numbers.tolist():
         raise ValueError(f"{table.path} has changed: its rows name other images")

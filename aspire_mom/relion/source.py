@@ -11,6 +11,7 @@ from aspire.source import ImageSource
 
 from aspire_mom.relion.particles import Particles
 from aspire_mom.relion.stacks import read_images
+from aspire_mom.relion.table import PREMULTIPLIED
 
 
 class PhasePlateFilter(CTFFilter):
@@ -59,8 +60,9 @@ class ParticleSource(ImageSource):
             "_rlnOriginXAngst": shifts[:, 0].copy(),
             "_rlnOriginYAngst": shifts[:, 1].copy(),
         }
-        if "_aspireAmplitude" in table.columns:
-            metadata["_aspireAmplitude"] = table.columns["_aspireAmplitude"]
+        for name in ("_aspireAmplitude", PREMULTIPLIED):
+            if name in table.columns:
+                metadata[name] = table.columns[name]
         super().__init__(
             particles.L, len(particles), np.float32, metadata, pixel_size=size
         )

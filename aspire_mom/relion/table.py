@@ -13,6 +13,7 @@ from aspire_mom.relion.cryosparc import cryosparc_document
 from aspire_mom.relion.star import read_star, unescaped
 
 IMAGE, GROUP, GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
+PREMULTIPLIED = "_rlnCtfDataAreCtfPremultiplied"
 NO_CTF = "_aspireNoCTF"  # ASPIRE marks placeholder optics without a CTF
 # In the order of `CTFFilter`'s arguments.
 CTF_COLUMNS = (
@@ -47,7 +48,7 @@ RANGES = {
     "_aspireAmplitude": (-1e6, 1e6),
     **dict.fromkeys((GROUP, "_rlnRandomSubset", "_rlnClassNumber"), (-1e18, 1e18)),
     "_rlnCtfDataArePhaseFlipped": (0, 1),
-    "_rlnCtfDataAreCtfPremultiplied": (0, 1),
+    PREMULTIPLIED: (0, 1),
 }
 
 

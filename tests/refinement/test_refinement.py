@@ -239,6 +239,26 @@ def test_a_part_of_the_images_first_and_momentum(truth, monkeypatch):
     assert used == sorted(used)
 
 
+def test_premultiplied_images_say_the_same(truth):
+    """Nearly: on rings of a cut image, CTFs are those of the rings beside, too."""
+    filters = [RadialCTFFilter(defocus=d) for d in np.linspace(1.0e4, 2.0e4, 4)]
+    source = images_of(truth, 200, 2.0, unique_filters=filters)
+    seen = [
+        image.filter(filters[i]).asnumpy()[0]
+        for image, i in zip(source.images[:], source.filter_indices, strict=True)
+    ]
+    multiplied = ArrayImageSource(np.stack(seen), pixel_size=4.0)
+    multiplied.unique_filters = filters
+    multiplied.filter_indices = source.filter_indices
+    options = {"n_rings": 9, "n_iterations": 2}
+    start = start_from(low_pass(truth, 25.0))
+    expected = Refinement(source, start, **options).estimate()
+    corrections = CorrectionOptions(premultiplied=True)
+    found = Refinement(multiplied, start, corrections=corrections, **options).estimate()
+    assert compare(found.volume, truth).resolution_shells(0.5) > 6
+    assert compare(found.volume, expected.volume).correlation > 0.95
+
+
 def polar_images(images):
     source = ArrayImageSource(images, pixel_size=4.0)
     return PolarImages(source, PolarBasis(L, 6), CorrectionOptions(), inverted=False)

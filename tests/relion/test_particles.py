@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from aspire.source import RelionSource
 
-from aspire_mom.bases import CartesianBasis
-from aspire_mom.moments.ctf import TransferFunctions
+from aspire_mom.bases import CartesianBasis, PolarBasis
+from aspire_mom.moments.ctf import PREMULTIPLIED, TransferFunctions
 from aspire_mom.relion import ParticleSource, read_particles
 from tests.relion.files import (
     EDGE,
@@ -221,10 +221,29 @@ def test_phase_flipped_images_are_known(tmp_path):
     assert "3 distinct, phase-flipped" in found.summary()
 
 
+def test_premultiplied_images_are_known(tmp_path):
+    found = flagged(tmp_path, optics=OPTICS | {PREMULTIPLIED: [1]})
+    found.check_ctf()
+    assert "not phase-flipped, images multiplied by it" in found.summary()
+    source = ParticleSource(found)
+    for images in (source, source[1:], source.downsample(6)):
+        assert TransferFunctions(images, PolarBasis(images.L)).premultiplied
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"optics": OPTICS | {"_rlnCtfDataAreCtfPremultiplied": [1]}}, "multiplied by"),
+        (
+            {
+                "optics": optics_of_two(_rlnCtfDataAreCtfPremultiplied=[0, 1]),
+                "group": (3, 3, 1),
+            },
+            "1 images multiplied by their CTF among 3",
+        ),
+        (
+            {"_rlnCtfDataArePhaseFlipped": [1] * 3} | {PREMULTIPLIED: [1] * 3},
+            "phase-flipped and multiplied by",
+        ),
         (
             {
                 "optics": optics_of_two(_rlnCtfDataArePhaseFlipped=[0, 1]),

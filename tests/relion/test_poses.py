@@ -134,3 +134,10 @@ def test_formats_of_stacks_are_kept(folder):
     assert f"000002@{folder}/b.mrc:mrcs" in text
     assert f"000001@{folder}/sub/a.mrcs " in text
     assert len(read_particles(folder / "poses.star")) == 2
+
+
+def test_columns_are_found_in_any_case(folder):
+    star = write_star(folder / "p.star", particles(NAMES))
+    star.write_text(star.read_text().replace("_rlnImageName", "_rlnImageNAme"))
+    write_poses(folder / "poses.star", read_particles(star), *poses(N))
+    assert_read_back(folder / "poses.star", *poses(N))
