@@ -127,7 +127,7 @@ def plot_isosurfaces(
             place = row * len(volumes) + column + 1
             ax = figure.add_subplot(len(SIDES), len(volumes), place, projection="3d")
             # Light from the upper left; azimuths are clockwise from the y axis.
-            light = LightSource(azdeg=140 - azimuth, altdeg=min(elevation + 30, 80))
+            light = LightSource(azdeg=140 - azimuth, altdeg=min(elevation + 30, 60))
             style = {"facecolors": SURFACE, "edgecolors": SURFACE, "lw": 0.2}
             style |= {"shade": True, "lightsource": light}
             ax.add_collection3d(Poly3DCollection(triangles, **style))

@@ -249,7 +249,7 @@ class MomentInversion:
         made = self._forward(self.moments.basis)(volume, probabilities, std)
         first, second = (m.cpu().numpy().astype(np.complex128) for m in made)
         model = Moments(first, second, self.moments.basis)
-        residual = second_residual(model, self.moments)
+        residual = second_residual(model, self.moments, self._cut(self.n_rings))
         return model.relative_error(self.moments), residual
 
     def problem(self, n_rings: int) -> LevelProblem:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aspire_mom.bases import Basis
 from aspire_mom.moments.moments import Moments
 
 # Reduced χ² (see `RingReport`) above which a ring carries signal.
@@ -187,12 +188,15 @@ def ring_rms(moments: Moments) -> np.ndarray:
     return np.sqrt(np.maximum(_ring_power(moments), 0))
 
 
-def second_residual(model: Moments, estimate: Moments) -> np.ndarray | None:
+def second_residual(
+    model: Moments, estimate: Moments, to: Basis | None = None
+) -> np.ndarray | None:
     """
     Compare second moments on each order and ring.
 
     :param model: The model's moments.
     :param estimate: Estimated ones in the same basis.
+    :param to: A basis that `Basis.cut` returned, for some rings and orders only.
     :return: Root mean squares of the differences in standard errors of the estimate,
         over the entries that pair a ring with any ring, so that noise alone leaves
         about 1, (n_orders, n_rings), float64; 0 where there are no entries. None if the
@@ -201,11 +205,14 @@ def second_residual(model: Moments, estimate: Moments) -> np.ndarray | None:
     :raises ValueError: another basis.
     """
     model.check_same_basis(estimate)
-    found = _chi2(model.second - estimate.second, estimate)
-    if found is None:
+    if estimate.second_error is None:
         return None
-    total, count = found
-    return np.sqrt(total / np.maximum(count, 1))[:, : estimate.basis.n_rings]
+    basis = estimate.basis
+    to = basis if to is None else to
+    difference = basis.cut_array(model.second - estimate.second, to)
+    error = basis.cut_array(estimate.second_error, to)
+    total, count = _chi2(difference, error, to)
+    return np.sqrt(total / np.maximum(count, 1))[:, : to.n_rings]
 
 
 def informative_rings(moments: Moments) -> int:
@@ -257,20 +264,19 @@ def _ring_power(moments: Moments) -> np.ndarray:
 
 def _ring_chi2(moments: Moments) -> np.ndarray | None:
     """Reduced χ² of each ring (see `RingReport`); None where errors are unknown."""
-    found = _chi2(moments.second, moments)
-    if found is None:
+    if moments.second_error is None:
         return None
-    total, count = (part.sum(0) for part in found)
+    sums = _chi2(moments.second, moments.second_error, moments.basis)
+    total, count = (part.sum(0) for part in sums)
     return total / np.maximum(count, 1)
 
 
-def _chi2(second: np.ndarray, moments: Moments) -> tuple[np.ndarray, np.ndarray] | None:
+def _chi2(
+    second: np.ndarray, error: np.ndarray, basis: Basis
+) -> tuple[np.ndarray, np.ndarray]:
     """Sums of |value|² / (standard error)² over the entries of a second moment that
     pair a ring with any ring, and their number, for each order and ring."""
-    basis = moments.basis
-    if moments.second_error is None:
-        return None
-    value, error = map(basis.equal_order_blocks, (second, moments.second_error))
+    value, error = map(basis.equal_order_blocks, (second, error))
     seen = basis.order_support & (error > 0)
     square = value.real**2 + value.imag**2
     ratio = np.divide(square, error**2, where=seen, out=np.zeros_like(square))

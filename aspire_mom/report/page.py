@@ -116,7 +116,7 @@ def _facts(result: Result) -> list[tuple[str, str]]:
         facts["Images"] = f"{summary['n_images']:,}"
     facts["Box"] = f"{volume.resolution} voxels"
     if volume.pixel_size is not None:
-        facts["Box"] += f" of {volume.pixel_size:.4g} Å"
+        facts["Box"] += f" of {volume.pixel_size:.3g} Å"
     if "seconds" in summary:
         seconds = summary["seconds"]
         long = seconds >= 100

@@ -13,12 +13,11 @@ from aspire_mom.evaluation.plots import BLUE, GREEN, INK, ORANGE
 MOST_RESIDUAL = 4.0
 
 
-def plot_residual(residual: np.ndarray, n_rings: int, path: Path) -> Figure:
+def plot_residual(residual: np.ndarray, path: Path) -> Figure:
     """
     Draw residuals of the second moment in standard errors.
 
     :param residual: What `second_residual` returns, (n_orders, n_rings).
-    :param n_rings: Rings that the model was fitted to.
     :param path: Image file to write.
     :return: matplotlib `Figure`.
     """
@@ -27,9 +26,7 @@ def plot_residual(residual: np.ndarray, n_rings: int, path: Path) -> Figure:
     known = np.ma.masked_equal(residual, 0)
     image = ax.imshow(known, "cividis", aspect="auto", vmin=0, vmax=MOST_RESIDUAL)
     ax.invert_yaxis()
-    if n_rings < residual.shape[1]:
-        ax.axvline(n_rings - 0.5, color=ORANGE, lw=1.5, ls="--", label="fitted up to")
-        ax.legend(loc="upper left")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     if len(residual) == 1:
         ax.set_yticks([])
     ax.set(xlabel="ring (cycles per box)", ylabel="angular order")

@@ -264,7 +264,7 @@ def _starts(result: Result, folder: Path) -> Section:
         for i, s in enumerate(found.starts[:LISTED], 1)
     ]
     head = "rank", "seed", "criterion", "loss"
-    table = Table("Best of the starts that reached the last level", rows, head)
+    table = Table("The best starts", rows, head)
     picture = Picture(
         "starts.png",
         f"Criterion of {len(found.starts)} starts, and loss of the best by stage",
@@ -301,19 +301,18 @@ def _moments(result: Result, folder: Path) -> Section:
             f" images, noise and all, by {first:.1%} and {second:.1%} of their norms."
         )
     if found is not None and residual is not None:
-        n_rings = found.settings["n_rings"]
-        plot_residual(residual, n_rings, folder / "residual.png")
-        inner = residual[:, :n_rings]
-        level = np.sqrt(np.mean(inner[inner > 0] ** 2))
+        plot_residual(residual, folder / "residual.png")
+        median = np.median(residual[residual > 0])
         text.append(
-            f"On the rings that were fitted, the second moment differs by {level:.2g}"
-            " standard errors (root mean square); 1 is the noise. More on single rings"
-            " or orders tells what the model cannot explain."
+            "On half of the rings and orders in use, the second moment differs by less"
+            f" than {median:.2g} standard errors; 1 is the noise. More on some rings or"
+            " orders tells what the model cannot explain."
         )
         picture = Picture(
             "residual.png",
             "Residual of the second moment on each ring and angular order",
-            "Second moment of the reconstruction less that of the images.",
+            "Second moment of the reconstruction less that of the images, in standard"
+            " errors: differences that noise explains are about 1 and less.",
         )
         pictures.append(picture)
     return Section("moments", "Moments", text, pictures)

@@ -86,9 +86,13 @@ def test_residual_of_the_clean_images_is_noise(basis):
     assert 0.4 < found[supported].mean() < 1.1
     assert found.max() < 4
     wrong = clean.second.copy()
-    wrong[..., basis.rings == 3] *= 3
+    wrong[..., basis.rings == 3] *= 10
     worse = second_residual(replace(clean, second=wrong), moments)
     assert worse[0, 3] > 3 * found[0, 3]
+    inner = basis.cut(n_rings=3)
+    cut = second_residual(replace(clean, second=wrong), moments, inner)
+    assert cut.shape == (inner.max_order + 1, inner.n_rings)
+    assert (cut[0, 3:].max(initial=0) > 3 * found[0, 3]) == (inner.n_rings > 3)
     assert second_residual(moments, clean) is None or clean.second_error.any()
 
 

@@ -18,13 +18,12 @@ def path(tmp_path):
 
 def test_residual_by_order_and_ring(path):
     residual = np.arange(12.0).reshape(3, 4)
-    ax = plot_residual(residual, 2, path).axes[0]
+    ax = plot_residual(residual, path).axes[0]
     shown = ax.images[0].get_array()
     np.testing.assert_array_equal(shown.filled(0), residual)
     assert shown.mask.sum() == 1  # where there is nothing
     bottom, top = ax.get_ylim()
     assert bottom < top
-    assert ax.lines[0].get_xdata()[0] == 1.5
 
 
 def test_starts_and_stages(path):

@@ -118,7 +118,7 @@ def test_reconstruction(tmp_path):
     # There is no report.json.
     assert "No verdict" in page.text
     assert page.all("section")[0]["class"] == "verdict open"
-    assert "differs by 1 standard errors" in page.text
+    assert "differs by less than 1 standard errors" in page.text
     assert "gaussians" in page.text
     names = {"isosurfaces", "slices", "views", "starts", "residual"}
     assert {p.stem for p in tmp_path.glob("*.png")} == names
