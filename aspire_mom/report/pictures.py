@@ -26,7 +26,7 @@ def plot_residual(residual: np.ndarray, path: Path) -> Figure:
     known = np.ma.masked_equal(residual, 0)
     image = ax.imshow(known, "cividis", aspect="auto", vmin=0, vmax=MOST_RESIDUAL)
     ax.invert_yaxis()
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     if len(residual) == 1:
         ax.set_yticks([])
     ax.set(xlabel="ring (cycles per box)", ylabel="angular order")
