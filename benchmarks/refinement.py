@@ -6,7 +6,8 @@ ceiling, which the same volume step reaches from the same images with their true
 
 Simulated images are as those of `benchmarks/grid.py`, kept in memory. Resolutions are
 those at FSC 0.5 against the map, in shells (box / Å), and beside them that at FSC 0.143
-of the half volumes.
+of the half volumes. With --mixed, half of the images show another map of the same size,
+which no single model explains.
 """
 
 import argparse
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--ctf", action="store_true", help="images have CTFs")
     parser.add_argument("--shifts", type=float, default=0, help="their spread, pixels")
     parser.add_argument("--rings", type=int, help="of the refinement, at most")
+    parser.add_argument("--mixed", type=Path, help="map that half of the images show")
     options = parser.parse_args()
     setConsoleLoggingLevel("WARNING")
     for path in options.maps:
@@ -64,7 +66,11 @@ def main() -> None:
 def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> None:
     """Print what becomes of one set of images."""
     views = None if options.uniform else VonMisesFisherMixture.random(8, seed=seed)
-    source, corrections = simulated(volume, views, seed, options)
+    shown = volume
+    if options.mixed:
+        both = volume.asnumpy(), read_unit_volume(options.mixed).asnumpy()
+        shown = Volume(np.concatenate(both), pixel_size=volume.pixel_size)
+    source, corrections = simulated(shown, views, seed, options)
     source, corrections = source.cache(), replace(corrections, phase_flipped=False)
     times = [time.perf_counter()]
     basis = PolarBasis(volume.resolution)
@@ -89,6 +95,8 @@ def run(name: str, volume: Volume, seed: int, options: argparse.Namespace) -> No
     print(f"  refined {shells(comparison)}, halves {model.resolution_shells():.2f}")
     held_out = model.held_out_log_likelihood
     print(f"  log-likelihood per held-out image {held_out:.2f}")
+    shares = " ".join(f"{share:.2f}" for share in model.signal_share[2:])
+    print(f"  share of the signal on rings from 2 on: {shares}")
     print(f"  {model.verdict()}")
     best = ceiling(source, model, refinement)
     print(f"  ceiling {shells(compare(best, volume))}")

@@ -14,7 +14,7 @@ import torch
 from aspire.volume import Volume
 from torch import Tensor, nn
 
-from aspire_mom.bases import Basis
+from aspire_mom.bases import Basis, PolarBasis
 from aspire_mom.checks import check_choice, check_integer, check_kind, checked_device
 from aspire_mom.files import Checkpoint, digest
 from aspire_mom.inversion import start
@@ -34,7 +34,12 @@ from aspire_mom.inversion.search import (
 )
 from aspire_mom.moments import Moments
 from aspire_mom.moments.compression import N_RINGS
-from aspire_mom.moments.report import informative_rings, ring_rms, second_residual
+from aspire_mom.moments.report import (
+    informative_rings,
+    ring_power,
+    ring_rms,
+    second_residual,
+)
 from aspire_mom.networks import MomentEncoder
 from aspire_mom.processes import wait
 from aspire_mom.rotations import DiscreteDensity, SO3Quadrature
@@ -310,6 +315,7 @@ class MomentInversion:
                 starts[-1]["shift_std"] = float(c.shift_pixels(L))
         density = densities[0].double().cpu().numpy()
         shift_std = starts[0].get("shift_std", moments.shift_std)
+        polar = isinstance(moments.basis, PolarBasis)
         errors, residual = self._compared(best.volume, best.density, shift_std)
         logger.info(f"Best of {self.search.n_starts} starts: {starts[0]}")
         return Reconstruction(
@@ -324,6 +330,7 @@ class MomentInversion:
             shift_std=shift_std,
             start_volumes=Volume(np.stack(volumes), pixel_size=pixel_size),
             second_residual=residual,
+            signal_power=ring_power(moments) if polar else None,
         )
 
     def _cut(self, n_rings: int) -> Basis:

@@ -40,6 +40,8 @@ class Reconstruction:
     :param start_volumes: Volumes of `starts`, a stack in the same order.
     :param second_residual: Root mean squares of its second moment's differences from
         the estimate, in standard errors, on each order and ring, (n_orders, n_rings).
+    :param signal_power: Power of the images' signal on each ring, if moments are polar:
+        Σ E|c[m, r]|² over all ±m (n_rings,).
     """
 
     volume: Volume
@@ -53,11 +55,12 @@ class Reconstruction:
     shift_std: float = 0.0
     start_volumes: Volume | None = None
     second_residual: np.ndarray | None = None
+    signal_power: np.ndarray | None = None
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """
-        Write volume.mrc, reconstruction.npz (density, quadrature, residual and
-        volumes of the starts) and reconstruction.json (the rest), all together or none.
+        Write volume.mrc, reconstruction.npz (density, quadrature, volumes of the starts
+        and what moments tell) and reconstruction.json (the rest), all together or none.
 
         :param folder: Folder, made if it does not exist.
         :param overwrite: Replace files that exist.
@@ -67,7 +70,8 @@ class Reconstruction:
         for name in FILES:
             check_new(folder / name, overwrite)
         arrays: dict[str, np.ndarray | None] = dict(self.quadrature.arrays)
-        arrays |= {"density": self.density, "second_residual": self.second_residual}
+        names = "density", "second_residual", "signal_power"
+        arrays |= {name: getattr(self, name) for name in names}
         if self.start_volumes is not None:
             arrays["start_volumes"] = self.start_volumes.asnumpy()
         with staged(folder) as stage:
@@ -102,6 +106,7 @@ class Reconstruction:
                 **text,
                 start_volumes=starts,
                 second_residual=arrays.get("second_residual"),
+                signal_power=arrays.get("signal_power"),
             )
 
     @property

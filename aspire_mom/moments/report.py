@@ -54,7 +54,7 @@ class RingReport:
         :raises ValueError: the halves are of different bases.
         """
         basis = moments.basis
-        columns = {"signal": _ring_power(moments), "reduced_chi2": _ring_chi2(moments)}
+        columns = {"signal": ring_power(moments), "reduced_chi2": _ring_chi2(moments)}
         if moments.noise_power is not None:
             columns["noise"] = basis.ring_power(moments.noise_power)
         if moments.second_error is not None:
@@ -185,7 +185,7 @@ def ring_rms(moments: Moments) -> np.ndarray:
     :param moments: Moments in any basis.
     :return: Root of the signal power on each ring, float64; 0 where it is negative.
     """
-    return np.sqrt(np.maximum(_ring_power(moments), 0))
+    return np.sqrt(np.maximum(ring_power(moments), 0))
 
 
 def second_residual(
@@ -257,8 +257,12 @@ def ring_agreement(one: Moments, other: Moments) -> np.ndarray:
     return np.divide(total(a, b), norm, where=norm > 0, out=np.zeros_like(norm))
 
 
-def _ring_power(moments: Moments) -> np.ndarray:
-    """Signal power on each ring; negative where noise removal left it so."""
+def ring_power(moments: Moments) -> np.ndarray:
+    """
+    :param moments: Moments in any basis.
+    :return: Signal power on each ring, float64; negative where noise removal left it
+        so.
+    """
     return moments.basis.ring_power(moments.basis.diagonal_power(moments.second))
 
 

@@ -23,6 +23,10 @@ MAPS = ("volume.mrc", "half1.mrc", "half2.mrc")
 LEAST_SHELLS = 4.0
 # Of held-out images. With noise alone it is near 0 or below.
 LEAST_LOG_LIKELIHOOD = 0.05
+# First and last ring whose share of the signal tells whether the images show one
+# molecule (further in, any two are alike), and the least share: models of one molecule
+# have 0.9 or more, those of two mixed ones 0.6 to 0.7.
+SHARE_RINGS, LEAST_SHARE = (4, 8), 0.8
 FILES = (*MAPS, "refinement.npz", "refinement.json")
 
 
@@ -50,6 +54,8 @@ class RefinedModel:
         to 8 rings, given the volume of the other half, less that of noise alone.
     :param probabilities: Of the most probable pose of each image, among those that were
         tried (n,); None in models of earlier versions.
+    :param signal_share: Power of the model's images on each ring as a share of that of
+        the images' signal, as second moments have it, where these are known (n_rings,).
     """
 
     volume: Volume
@@ -65,6 +71,7 @@ class RefinedModel:
     settings: dict
     held_out_log_likelihood: float
     probabilities: np.ndarray | None = None
+    signal_share: np.ndarray | None = None
 
     def resolution_shells(self, cutoff: float = 0.143) -> float:
         """
@@ -93,6 +100,18 @@ class RefinedModel:
         """
         return self._judged(start_shells)[0]
 
+    def typical_share(self) -> float | None:
+        """
+        :return: Median of `signal_share` on rings 4 to 8 on which the halves agree;
+            None if it is unknown.
+        """
+        if self.signal_share is None:
+            return None
+        first, last = SHARE_RINGS
+        rings = zip(self.signal_share, self.fsc, strict=False)
+        shares = [share for share, fsc in [*rings][first : last + 1] if fsc > 0.5]
+        return float(np.median(shares)) if shares else None
+
     def failed(self, start_shells: float | None = None) -> bool:
         """
         :param start_shells: Shells to which the starts agree, where this is known.
@@ -118,6 +137,12 @@ class RefinedModel:
                 f"{head} only: the images support no model. Take more images, or more"
                 " starts."
             ), True
+        if (share := self.typical_share()) is not None and share < LEAST_SHARE:
+            return (
+                f"{head}, but the model has {100 * share:.0f} % of the signal only: the"
+                " images support no single model. They show several molecules, or their"
+                " noise is not as assumed (--noise coloured)."
+            ), True
         if shells >= len(self.fsc) - 1:
             return f"{head}, as far as the rings in use.", False
         if start_shells is not None and shells < start_shells:
@@ -140,7 +165,7 @@ class RefinedModel:
         for name in FILES:
             check_new(folder / name, overwrite)
         names = "directions", "density", "offsets", "halves", "fsc", "noise"
-        names += ("probabilities",)
+        names += "probabilities", "signal_share"
         arrays = {name: getattr(self, name) for name in names}
         arrays["rotations"] = self.rotations.matrices
         size = self.volume.pixel_size

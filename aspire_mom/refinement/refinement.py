@@ -277,6 +277,7 @@ class Refinement:
         if images.offsets is not None:
             offsets = offsets + images.offsets
         *_, mass = added(sums)
+        exponent = iterations.exponent
         swapped = {name: getattr(state, name)[::-1] for name in ("densities", "noises")}
         # On more rings, views far from an image's best ones would not be counted.
         swapped["n_rings"] = min(state.n_rings, COARSE_RINGS)
@@ -284,7 +285,11 @@ class Refinement:
         _, held_out, _ = iterations.sums(swapped)
         likelihood = sum(float(s["log_likelihood"]) for s in held_out)
         size = self.reconstruction.volume.pixel_size
-        exponent = iterations.exponent
+        signal = self.reconstruction.signal_power
+        if signal is not None:
+            powers = sum(s["mass"] @ m.power for m, s in zip(models, sums, strict=True))
+            n, powers = len(signal), np.ldexp(powers / mass.sum(), 2 * exponent)
+            signal = powers[:n] / np.where(signal > 0, signal, np.nan)[: len(powers)]
         volume, *both = (
             Volume(np.ldexp(resized(u, self.L), exponent), pixel_size=size)
             for u in (whole, *halves)
@@ -300,6 +305,7 @@ class Refinement:
             offsets=offsets,
             halves=np.arange(len(images)) // self.batch % 2 + 1,
             probabilities=probabilities,
+            signal_share=signal,
             fsc=half_fsc(halves)[: state.n_rings],
             noise=np.ldexp(state.noises[:, : state.n_rings].mean(0), 2 * exponent),
             history=state.history,

@@ -54,6 +54,7 @@ def model(source, size=L, **changes):
         settings={"n_rings": 6},
         held_out_log_likelihood=3.0,
         probabilities=np.linspace(0, 1, source.n),
+        signal_share=np.linspace(1, 0.9, 8),
     )
     return replace(found, **changes)
 
@@ -73,7 +74,7 @@ def test_saved_and_loaded(tmp_path, particles):
     first.save(tmp_path / "new" / "folder")
     again = RefinedModel.load(tmp_path / "new" / "folder")
     names = "directions", "density", "offsets", "halves", "fsc", "noise"
-    for name in (*names, "probabilities"):
+    for name in (*names, "probabilities", "signal_share"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
     for name in ("volume", "half_volumes"):
         ours, theirs = getattr(again, name), getattr(first, name)
@@ -87,9 +88,10 @@ def test_saved_and_loaded(tmp_path, particles):
 
 
 def test_models_of_earlier_versions_are_read(tmp_path, particles):
-    model(particles[0], probabilities=None).save(tmp_path)
+    model(particles[0], probabilities=None, signal_share=None).save(tmp_path)
     found = RefinedModel.load(tmp_path)
     assert found.probabilities is None
+    assert found.typical_share() is None
     assert found.fsc[2] == 0.9
 
 
@@ -168,6 +170,12 @@ def test_verdict(particles, fsc, start, words):
     found = model(particles[0], fsc=np.array(fsc))
     assert re.search(words, found.verdict(start))
     assert found.failed(start) == ("no model" in words)
+    several = replace(
+        found, fsc=np.full(6, 0.9), signal_share=np.array([1, 1, 1, 1, 0.7, 0.6])
+    )
+    assert several.typical_share() == pytest.approx(0.65)
+    assert re.search("65 % of the signal only.* no single model", several.verdict())
+    assert several.failed(start)
     unexplained = replace(found, held_out_log_likelihood=0.02)
     assert re.search("better than noise does.* no model", unexplained.verdict(start))
     assert unexplained.failed(start)

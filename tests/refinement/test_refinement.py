@@ -10,6 +10,7 @@ from aspire.volume import Volume
 
 from aspire_mom import (
     CorrectionOptions,
+    MomentEstimator,
     Reconstruction,
     Refinement,
     SO3Quadrature,
@@ -18,6 +19,7 @@ from aspire_mom import (
     compare,
 )
 from aspire_mom.bases import PolarBasis
+from aspire_mom.moments.report import ring_power
 from aspire_mom.phantoms import chain_phantom
 from aspire_mom.refinement.fourier import resized
 from aspire_mom.refinement.images import PolarImages
@@ -154,6 +156,21 @@ def test_noise_alone_supports_no_model(truth):
     model = Refinement(source, start, **SHORT).estimate()
     assert model.held_out_log_likelihood < LEAST_LOG_LIKELIHOOD
     assert "support no model" in model.verdict()
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_two_molecules_are_not_taken_for_one(truth, mixed):
+    """A model of two has less power than the images' signal."""
+    shown = truth
+    if mixed:
+        both = truth.asnumpy(), chain_phantom(L, seed=8, pixel_size=4.0).asnumpy()
+        shown = Volume(np.concatenate(both), pixel_size=4.0)
+    source = images_of(shown, 600, snr=1.0)
+    moments = MomentEstimator(source, PolarBasis(L)).estimate()
+    start = replace(start_from(low_pass(truth, 25.0)), signal_power=ring_power(moments))
+    model = Refinement(source, start, **SHORT).estimate()
+    assert model.failed() == mixed
+    assert ("several molecules" in model.verdict()) == mixed
 
 
 def test_ctfs_and_shifts(truth):
