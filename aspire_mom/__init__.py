@@ -74,7 +74,7 @@ __all__ = [
 
 MODULES = ["bases", "moments", "rotations", "volumes", "networks"]
 MODULES += ["inversion", "evaluation", "refinement", "report", "mra", "relion"]
-MODULES += ["checks", "files", "phantoms", "processes", "simulation"]
+MODULES += ["checkpoints", "checks", "files", "phantoms", "processes", "simulation"]
 
 configure_aspire()
 

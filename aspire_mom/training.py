@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from aspire_mom.checkpoints import Checkpoint
 from aspire_mom.checks import check_integer, check_positive
-from aspire_mom.files import Checkpoint
 
 # Steps of the linear warm-up of the learning rate; at most a tenth of all steps.
 WARM_UP_STEPS = 200

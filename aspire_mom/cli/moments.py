@@ -145,7 +145,7 @@ def moments(
     )
     if resume and not overwrite and is_complete(outputs, estimator):
         # A run killed after saving its outputs may have left its checkpoint.
-        files.discard_checkpoint(checkpoint)
+        aspire_mom.checkpoints.discard_checkpoint(checkpoint)
         click.echo(f"{out} is already complete; nothing to do")
         return
     with processes.joined("cpu"):
@@ -162,7 +162,7 @@ def moments(
             for path, estimate in zip(outputs, estimates, strict=True):
                 estimate.save(folder / path.name)
         if resume:
-            files.discard_checkpoint(checkpoint)
+            aspire_mom.checkpoints.discard_checkpoint(checkpoint)
         click.echo(f"{estimates[0]}; {estimates[0].corrections}; in {out}")
 
 

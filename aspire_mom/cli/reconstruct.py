@@ -145,11 +145,11 @@ def estimated(
     with console.resumable(checkpoint):
         try:
             return estimate()
-        except aspire_mom.files.InvalidCheckpoint as error:
+        except aspire_mom.checkpoints.InvalidCheckpoint as error:
             if not overwrite:
                 raise ValueError(f"{error}, or pass --overwrite") from error
         aspire_mom.processes.wait()  # until all processes have read the checkpoint
-        aspire_mom.files.discard_checkpoint(checkpoint)
+        aspire_mom.checkpoints.discard_checkpoint(checkpoint)
         aspire_mom.processes.wait()  # until it is gone for all of them
         return estimate()
 

@@ -170,7 +170,7 @@ def initial_model(
         model = _refined(source, found, corrections, out, rings, device, overwrite)
         if processes.is_first():
             _finish(out, model, read, _of_start(start / "report.json"), begun)
-            aspire_mom.files.discard_checkpoint(start / "checkpoint.pt")
+            aspire_mom.checkpoints.discard_checkpoint(start / "checkpoint.pt")
 
 
 def _tell(particles: Particles) -> None:
@@ -216,7 +216,7 @@ def _moments(
     moments = estimated(estimator.estimate, checkpoint, overwrite)
     if aspire_mom.processes.is_first():
         moments.save(path, overwrite=True)
-        aspire_mom.files.discard_checkpoint(checkpoint)
+        aspire_mom.checkpoints.discard_checkpoint(checkpoint)
     return moments
 
 
@@ -250,7 +250,7 @@ def _finish(
     """Write all results, and say what comes of them."""
     report = {"seconds": round(time.perf_counter() - begun, 1)}
     write_model(out, model, read, start, report)
-    aspire_mom.files.discard_checkpoint(out / "checkpoint.pt")
+    aspire_mom.checkpoints.discard_checkpoint(out / "checkpoint.pt")
     click.echo(report["verdict"])
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {report['seconds']:.0f} s")
     click.echo(f"{out / 'report.html'} shows them")

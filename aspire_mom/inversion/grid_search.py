@@ -22,7 +22,7 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor, nn
 
-from aspire_mom.files import Checkpoint
+from aspire_mom.checkpoints import Checkpoint
 from aspire_mom.inversion.grid_averages import (
     aligned_grids,
     averaged_starts,

@@ -15,8 +15,8 @@ from aspire.volume import Volume
 from torch import Tensor, nn
 
 from aspire_mom.bases import Basis, PolarBasis
+from aspire_mom.checkpoints import Checkpoint, digest
 from aspire_mom.checks import check_choice, check_integer, check_kind, checked_device
-from aspire_mom.files import Checkpoint, digest
 from aspire_mom.inversion import start
 from aspire_mom.inversion.cartesian import CartesianForward, CartesianLoss
 from aspire_mom.inversion.forward import forward_model

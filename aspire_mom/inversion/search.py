@@ -12,8 +12,8 @@ import torch
 from aspire.utils import tqdm
 from torch import Tensor, nn
 
+from aspire_mom.checkpoints import Checkpoint
 from aspire_mom.checks import check_choice, check_integer
-from aspire_mom.files import Checkpoint
 from aspire_mom.inversion.cartesian import CartesianLoss
 from aspire_mom.inversion.forward import MAX_SHIFT_STD, CartesianForward, PolarForward
 from aspire_mom.inversion.loss import MomentLoss

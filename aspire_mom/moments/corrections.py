@@ -9,8 +9,8 @@ import numpy as np
 from aspire.operators import Filter
 from aspire.source import ImageSource
 
+from aspire_mom.checkpoints import digest
 from aspire_mom.checks import check_positive, describe_shift_std
-from aspire_mom.files import digest
 from aspire_mom.moments.ctf import ctf_parameters
 
 MIXED = "mixed"

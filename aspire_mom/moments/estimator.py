@@ -15,8 +15,8 @@ from aspire.source import ImageSource
 
 from aspire_mom import processes
 from aspire_mom.bases import Basis, divide, solve_entries, standard_error
+from aspire_mom.checkpoints import digest
 from aspire_mom.checks import check_choice, check_kind, checked_device
-from aspire_mom.files import digest
 from aspire_mom.moments.amplitudes import (
     correct_amplitudes,
     estimate_amplitude_std,

@@ -96,7 +96,7 @@ class StreamingOptions:
     :param batch_size: Images read and transformed at once; fewer need less memory.
     :param checkpoint: File that keeps the sums so far: another pass over the same
         images continues from there. It stays at the end;
-        `aspire_mom.files.discard_checkpoint` removes it.
+        `aspire_mom.checkpoints.discard_checkpoint` removes it.
     :param checkpoint_seconds: Time from one writing of the checkpoint to the next.
     :param device: torch device of the sums over a batch, "cpu" for NumPy on all cores;
         "cuda" is this process's GPU under `torchrun`. GPUs compute moments in polar

@@ -13,7 +13,7 @@ import numpy as np
 from aspire.utils import tqdm
 
 from aspire_mom import processes
-from aspire_mom.files import Checkpoint
+from aspire_mom.checkpoints import Checkpoint
 from aspire_mom.threads import n_workers, one_blas_thread
 
 Sums = dict[str, np.ndarray]

@@ -17,8 +17,8 @@ from aspire.volume import Volume
 
 from aspire_mom import processes
 from aspire_mom.bases import PolarBasis
+from aspire_mom.checkpoints import Checkpoint, digest
 from aspire_mom.checks import check_integer, check_kind, checked_device
-from aspire_mom.files import Checkpoint, digest
 from aspire_mom.inversion import Reconstruction
 from aspire_mom.moments.corrections import source_identity
 from aspire_mom.moments.options import CorrectionOptions

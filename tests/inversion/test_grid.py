@@ -19,7 +19,7 @@ from aspire_mom import (
     ThirdMomentBasis,
     compare,
 )
-from aspire_mom.files import InvalidCheckpoint
+from aspire_mom.checkpoints import InvalidCheckpoint
 from aspire_mom.inversion import StoppedByUser, forward_model, grid_search
 from aspire_mom.inversion.grid_problem import EXTRA_DEGREE, FIRST_RING, GridProblem
 from aspire_mom.inversion.grid_search import _random_starts

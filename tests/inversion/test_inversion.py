@@ -21,7 +21,7 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.files import InvalidCheckpoint
+from aspire_mom.checkpoints import InvalidCheckpoint
 from aspire_mom.inversion import OptimizerStatus, StoppedByUser
 from tests.inversion.models import exact_moments, mixture
 

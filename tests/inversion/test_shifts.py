@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aspire_mom.bases import CartesianBasis, PolarBasis
-from aspire_mom.files import Checkpoint, InvalidCheckpoint
+from aspire_mom.checkpoints import Checkpoint, InvalidCheckpoint
 from aspire_mom.inversion import (
     MomentInversion,
     Reconstruction,

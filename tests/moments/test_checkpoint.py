@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aspire_mom import files
-from aspire_mom.files import Checkpoint, InvalidCheckpoint
+from aspire_mom.checkpoints import Checkpoint, InvalidCheckpoint
 from aspire_mom.moments.streaming import accumulate
 from tests.moments.streams import (
     BATCH,

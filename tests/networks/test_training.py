@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aspire_mom.bases import PolarBasis
-from aspire_mom.files import InvalidCheckpoint
+from aspire_mom.checkpoints import InvalidCheckpoint
 from aspire_mom.networks import StartEncoder, Training, train
 from aspire_mom.networks.errors import InvariantErrors
 from aspire_mom.networks.exact import ExactMoments
