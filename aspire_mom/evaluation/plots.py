@@ -134,7 +134,7 @@ def plot_isosurfaces(
             ax.view_init(elev=elevation, azim=azimuth)
             ax.set_proj_type("ortho")
             ax.set(**dict.fromkeys(("xlim", "ylim", "zlim"), (-half, half)))
-            ax.set_box_aspect((1, 1, 1), zoom=1.5)
+            ax.set_box_aspect((1, 1, 1), zoom=1.25)
             ax.set_axis_off()
             if row == 0:
                 ax.set_title(title, y=1.0)

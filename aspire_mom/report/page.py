@@ -22,7 +22,7 @@ PAGE = "report.html"
 STATES = {
     True: ("bad", "Failed: do not trust this model"),
     False: ("good", "The data support this model"),
-    None: ("open", "No verdict: judge for yourself"),
+    None: ("open", "How far to trust this model"),
 }
 
 
@@ -99,7 +99,7 @@ def _verdict(result: Result) -> list[str]:
         shells = result.comparison.resolution_shells(0.5)
         where = resolution(shells, result.comparison.box)
         sentences.append(f"It agrees with the reference to {where} at an FSC of 0.5.")
-    return sentences
+    return sentences or ["Nothing is recorded that tells."]
 
 
 def _facts(result: Result) -> list[tuple[str, str]]:
