@@ -83,3 +83,41 @@ def chain_phantom(L: int = 25, *, seed: int = 0, pixel_size: float = 1.0) -> Vol
     atoms = (atoms - atoms.mean(0)) @ frame.T
     ones = np.ones(n_atoms)
     return gaussians_on_grid(atoms, 0.6 * ones, ones, L, pixel_size)
+
+
+def helix_bundle_phantom(
+    L: int = 25, *, n_helices: int = 7, seed: int = 0, pixel_size: float = 1.0
+) -> Volume:
+    """
+    Draw a bundle of helices, like a membrane protein's: rods of unequal length side by
+    side, each tilted by up to about 25°, with 3.6 atoms to a turn, and a small round
+    domain at one end. Atoms are Gaussians of standard deviation 0.024 L.
+
+    :param L: Voxels along an edge.
+    :param n_helices: Number of helices.
+    :param seed: Seed of the draw.
+    :param pixel_size: Ångström per voxel.
+    :return: ASPIRE `Volume` of unit norm, float32.
+    """
+    rng = np.random.default_rng(seed)
+    spacing, rise, radius = 0.1 * L, 0.015 * L, 0.023 * L
+    rods = []
+    for i in range(n_helices):
+        # Sunflower packing, jittered: neighbours are about one spacing apart.
+        r, turn = 0.55 * spacing * np.sqrt(i + 0.5), 2.4 * i
+        foot = r * np.array([np.cos(turn), np.sin(turn)])
+        foot += 0.15 * spacing * rng.standard_normal(2)
+        n_atoms = int(rng.integers(14, 27))
+        along = rise * (np.arange(n_atoms) - n_atoms / 2)
+        phase = np.deg2rad(100) * np.arange(n_atoms)
+        atoms = np.stack((radius * np.cos(phase), radius * np.sin(phase), along), 1)
+        tilt = Rotations.from_rotvec([*(0.2 * rng.standard_normal(2)), 0])
+        shift = [*foot, 0.04 * L * rng.standard_normal()]
+        rods.append(tilt.apply(atoms) + shift)
+    domain = 0.04 * L * rng.standard_normal((int(rng.integers(20, 50)), 3))
+    domain += [*(0.08 * L * rng.standard_normal(2)), 0.25 * L]
+    atoms = np.concatenate((*rods, domain))
+    frame = Rotations.random(rng=rng).as_matrix()
+    atoms = (atoms - atoms.mean(0)) @ frame.T
+    ones = np.ones(len(atoms))
+    return gaussians_on_grid(atoms, 0.024 * L * ones, ones, L, pixel_size)

@@ -35,7 +35,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from aspire.volume import Volume
-from scipy.spatial.transform import Rotation
 
 from aspire_mom import (
     DiscreteDensity,
@@ -57,7 +56,7 @@ from aspire_mom.inversion.optimise import LBFGS_STEPS_PER_REPORT, minimise
 from aspire_mom.inversion.start import cut_to_support
 from aspire_mom.moments.report import ring_rms
 from aspire_mom.networks import pretrained
-from aspire_mom.phantoms import gaussians_on_grid
+from aspire_mom.phantoms import helix_bundle_phantom
 from aspire_mom.simulation import WhiteNoise, simulate
 from aspire_mom.volumes import FourierVolume
 from aspire_mom.volumes.grid import volume_at
@@ -101,36 +100,6 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     for path in options.maps:
         volume = Volume(Volume.load(path).asnumpy(), pixel_size=1.0)
         yield Case(path.stem, volume, estimate(volume, options.images, 0))
-
-
-def helix_bundle_phantom(L: int, *, n_helices: int, seed: int) -> Volume:
-    """
-    Draw a bundle of helices, like a membrane protein's: rods of unequal length side by
-    side, each tilted by up to about 25°, with 3.6 atoms to a turn, and a small round
-    domain at one end.
-    """
-    rng = np.random.default_rng(seed)
-    spacing, rise, radius = 0.1 * L, 0.015 * L, 0.023 * L
-    rods = []
-    for i in range(n_helices):
-        # Sunflower packing, jittered: neighbours are about one spacing apart.
-        r, turn = 0.55 * spacing * np.sqrt(i + 0.5), 2.4 * i
-        foot = r * np.array([np.cos(turn), np.sin(turn)])
-        foot += 0.15 * spacing * rng.standard_normal(2)
-        n_atoms = int(rng.integers(14, 27))
-        along = rise * (np.arange(n_atoms) - n_atoms / 2)
-        phase = np.deg2rad(100) * np.arange(n_atoms)
-        atoms = np.stack((radius * np.cos(phase), radius * np.sin(phase), along), 1)
-        tilt = Rotation.from_rotvec([*(0.2 * rng.standard_normal(2)), 0])
-        shift = [*foot, 0.04 * L * rng.standard_normal()]
-        rods.append(tilt.apply(atoms) + shift)
-    domain = 0.04 * L * rng.standard_normal((int(rng.integers(20, 50)), 3))
-    domain += [*(0.08 * L * rng.standard_normal(2)), 0.25 * L]
-    atoms = np.concatenate((*rods, domain))
-    frame = Rotation.random(rng=rng).as_matrix()
-    atoms = (atoms - atoms.mean(0)) @ frame.T
-    ones = np.ones(len(atoms))
-    return gaussians_on_grid(atoms, 0.6 * ones, ones, L, pixel_size=1.0)
 
 
 def estimate(volume: Volume, n_images: int, seed: int) -> Moments:

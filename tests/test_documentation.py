@@ -1,5 +1,5 @@
 """
-Commands and code in README.md, CONTRIBUTING.md and docs/ work.
+Commands and code in README.md, CONTRIBUTING.rst and docs/ work.
 
 Blocks run as they stand, but for smaller sizes (SMALLER) and a short search: those of
 Python in the order of their document, commands of `aspire-mom` each block in a folder
@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from torch.distributed.run import get_args_parser
 
 import aspire_mom.cli.mra
@@ -33,14 +34,14 @@ from tests.relion.files import write_stack
 from tests.relion.test_cryosparc import ALIGNED, BLOB, CTF, save
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.rst"]
 DOCUMENTS += [ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.rst"))]
 L = 16
-SMALLER = {"--images": "300", "--downsample": str(L), "--steps": "2"}
+SMALLER = {"--images": "120", "--downsample": str(L), "--steps": "2"}
 SMALLER_CODE = {"64": str(L), "100_000": "2000", "n_steps=300": "n_steps=10"}
 LONG = {"demo", "train"}
 ELSEWHERE = {"pip", "pytest", "ruff", "lint-imports", "pydoclint", "mypy"}
-ELSEWHERE |= {"python3", "sphinx-build"}
+ELSEWHERE |= {"python3", "sphinx-build", "export", "eval"}
 
 BLOCK = re.compile(
     r"^```(sh|python)\n([\s\S]*?)^```"
@@ -126,11 +127,11 @@ def inputs(tmp_path_factory) -> Path:
     job = folder / "Extract/job012"
     job.mkdir(parents=True)
     gaussian_phantom(L, seed=1, pixel_size=2).save(str(folder / "truth.mrc"))
-    options = ("--images", 300, "--snr", 1, "-o", folder / "particles.star")
+    options = ("--images", 120, "--snr", 1, "-o", folder / "particles.star")
     succeed("simulate", folder / "truth.mrc", *options)
     shutil.copy(folder / "particles.star", folder / "run_data.star")
     shutil.copy(folder / "particles.star", job)
-    shutil.copy(folder / "particles_0_299.mrcs", job)
+    shutil.copy(folder / "particles_0_119.mrcs", job)
     succeed("moments", folder / "particles.star", "-o", folder / "moments.npz")
     save(folder / "J12/cryosparc_P1_J12_particles.cs", ALIGNED)
     save(folder / "J12/P1_J12_passthrough_particles.cs", BLOB, CTF)
@@ -154,6 +155,7 @@ def short(monkeypatch):
     refinement = partial(aspire_mom.Refinement, n_iterations=2)
     monkeypatch.setattr("aspire_mom.Refinement", refinement)
     monkeypatch.setattr("aspire_mom.inversion.search.STEPS_PER_LEVEL", 5)
+    monkeypatch.setattr("aspire_mom.refinement.refinement.MAX_RINGS", 5)
 
 
 def test_examples_in_help(monkeypatch):
@@ -210,6 +212,14 @@ def test_reference_lists_every_public_name():
         assert f".. automodule:: aspire_mom.{room}\n   :members:\n" in text
         assert import_module(f"aspire_mom.{room}").__all__
     assert set(re.findall(r"``(\w+)``", text)) >= set(aspire_mom.__all__)
+
+
+def test_completion(monkeypatch):
+    monkeypatch.setenv("_ASPIRE_MOM_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "aspire-mom recon")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    result = CliRunner().invoke(main, prog_name="aspire-mom")
+    assert result.output == "plain,reconstruct\n"
 
 
 def test_one_version():

@@ -5,9 +5,13 @@ from aspire_mom.phantoms import (
     chain_phantom,
     gaussian_phantom,
     gaussians_on_grid,
+    helix_bundle_phantom,
 )
 
 SIZES = pytest.mark.parametrize("L", [24, 25])
+PHANTOMS = pytest.mark.parametrize(
+    "make", [gaussian_phantom, chain_phantom, helix_bundle_phantom]
+)
 
 
 def axes(L):
@@ -34,7 +38,7 @@ def test_gaussians_point_by_point(L):
 
 
 @SIZES
-@pytest.mark.parametrize("make", [gaussian_phantom, chain_phantom])
+@PHANTOMS
 def test_phantoms_have_unit_norm_fit_the_ball_and_repeat(make, L):
     volume = make(L, seed=3, pixel_size=2.0)
     voxels = volume.asnumpy()[0]
@@ -47,7 +51,7 @@ def test_phantoms_have_unit_norm_fit_the_ball_and_repeat(make, L):
     assert np.abs(voxels - make(L, seed=4).asnumpy()[0]).max() > 0.01
 
 
-@pytest.mark.parametrize("make", [gaussian_phantom, chain_phantom])
+@PHANTOMS
 def test_phantoms_have_no_mirror_symmetry_in_their_axes(make):
     """Three distinct principal moments, so reflections in them are not hidden."""
     voxels = make(25).asnumpy()[0].astype(np.float64)
