@@ -56,6 +56,12 @@ starts_option = click.option(
 @click.option(
     "--lowpass", type=console.Positive(), help="Low-pass filter volumes to this many Å."
 )
+@click.option(
+    "--symmetry",
+    default="C1",
+    help="Symmetry to impose on what is found without one: C2, …, D2, …, T, O or I."
+    "  [default: C1, none]",
+)
 @starts_option
 @console.run_options
 def reconstruct(
@@ -65,6 +71,7 @@ def reconstruct(
     epochs: int | None,
     support_radius: float | None,
     lowpass: float | None,
+    symmetry: str,
     starts: int | None,
     seed: int,
     device: str,
@@ -94,6 +101,7 @@ def reconstruct(
 
     start = time.perf_counter()
     console.check_outputs([out / name for name in WRITTEN], overwrite)
+    aspire_mom.evaluation.symmetry_rotations(symmetry)
     estimate = aspire_mom.Moments.load(moments)
     if lowpass is not None:
         grid.check_resolution(lowpass, estimate.basis.L, estimate.pixel_size)
@@ -117,6 +125,9 @@ def reconstruct(
         found = estimated(inversion.estimate, checkpoint, overwrite)
         if not processes.is_first():
             return
+    if symmetry != "C1":
+        found = found.with_symmetry(symmetry)
+        click.echo(found.settings["symmetry_verdict"])
     seconds = time.perf_counter() - start
     if lowpass is not None:
         found = replace(found, volume=grid.low_pass(found.volume, lowpass))

@@ -11,6 +11,12 @@ from aspire_mom.evaluation.plots import (
     plot_views,
 )
 from aspire_mom.evaluation.registration import Registration, register
+from aspire_mom.evaluation.symmetry import (
+    Symmetrised,
+    mean_of_copies,
+    symmetrised,
+    symmetry_rotations,
+)
 from aspire_mom.evaluation.views import (
     fourier_coverage,
     sampling_compensation_factor,
@@ -20,9 +26,11 @@ __all__ = [
     "Agreement",
     "Comparison",
     "Registration",
+    "Symmetrised",
     "compare",
     "fourier_coverage",
     "fourier_shell_correlation",
+    "mean_of_copies",
     "plot_fsc",
     "plot_isosurfaces",
     "plot_moments",
@@ -31,4 +39,6 @@ __all__ = [
     "register",
     "sampling_compensation_factor",
     "starts_agreement",
+    "symmetrised",
+    "symmetry_rotations",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from aspire.volume import Volume
 
 from aspire_mom.checks import check_new
+from aspire_mom.evaluation.symmetry import symmetrised, symmetry_rotations
 from aspire_mom.files import contents_of, load_arrays, save_arrays, staged, write_json
 from aspire_mom.rotations import SO3Quadrature
 from aspire_mom.volumes.grid import mirror, save_map
@@ -114,6 +115,41 @@ class Reconstruction:
         """Probabilities (n_views,) of the viewing directions `quadrature.views`, summed
         over in-plane angles, float64."""
         return self.density.reshape(-1, self.quadrature.n_inplane).sum(1)
+
+    def with_symmetry(self, symmetry: str) -> Reconstruction:
+        """
+        Impose a symmetry, whose axes are looked for in each start's volume.
+
+        :param symmetry: As for `evaluation.symmetry.symmetry_rotations`.
+        :return: The reconstruction in the symmetry's orientation. Its settings hold the
+            symmetry, and whether the volume shows it, in words. In-plane angles become
+            equally likely.
+        :raises ValueError: There is no such symmetry.
+        """
+        volumes = [self.volume]
+        if self.start_volumes is not None:
+            size = self.volume.pixel_size
+            voxels = self.start_volumes.asnumpy()[1:]
+            volumes += [Volume(v, pixel_size=size) for v in voxels]
+        found = [symmetrised(volume, symmetry) for volume in volumes]
+        best, views, density = found[0], self.quadrature.views, self.view_density
+        # A view v of the new volume is one of the old one at Q g v, any g.
+        turned = (
+            density[np.argmax(views @ (views @ (best.rotation @ g).T).T, axis=0)]
+            for g in symmetry_rotations(symmetry)
+        )
+        density = np.repeat(sum(turned), self.quadrature.n_inplane)
+        settings = {"symmetry": symmetry, "symmetry_verdict": best.verdict}
+        stack = np.concatenate([one.volume.asnumpy() for one in found])
+        return replace(
+            self,
+            volume=best.volume,
+            density=density / density.sum(),
+            settings=self.settings | settings,
+            start_volumes=None
+            if self.start_volumes is None
+            else Volume(stack, pixel_size=self.volume.pixel_size),
+        )
 
     @property
     def mirror(self) -> Volume:

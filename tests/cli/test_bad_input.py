@@ -284,6 +284,7 @@ def test_moments_cut_short(tmp_path, moments):
         (("--support-radius", 13), "half the box"),
         (("--support-radius", -1), "not a positive number"),
         (("--lowpass", 3.9), "two voxels, 4 Å"),
+        (("--symmetry", "H3"), "--symmetry is 'H3'; it must be C1, C2, …, D2, D3, …"),
         (("--lowpass", 25), "the box, 24 Å"),
         (("--prior", "hope"), "hope"),
         (("--starts", 0), "--starts"),

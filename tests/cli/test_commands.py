@@ -282,7 +282,8 @@ def test_checkpoint_stays_until_the_results_are_written(tmp_path, monkeypatch, m
 def test_lowpass_removes_fine_shells(tmp_path, moments):
     out = tmp_path / "r"
     command = ("reconstruct", moments, "-o", out, "--starts", 1)
-    succeed(*command, "--lowpass", 8, "--support-radius", 10)
+    told = succeed(*command, "--lowpass", 8, "--support-radius", 10, "--symmetry", "C2")
+    assert "agrees with its symmetric copies to" in told.stdout
     assert json.loads((out / "report.json").read_text())["lowpass_angstrom"] == 8
     settings = json.loads((out / "report.json").read_text())["settings"]
     assert settings["support_radius"] == pytest.approx(10 / (L * PIXEL_SIZE))
