@@ -26,7 +26,7 @@ LEAST_LOG_LIKELIHOOD = 0.05
 # First and last ring whose share of the signal tells whether the images show one
 # molecule (further in, any two are alike), and the least share: models of one molecule
 # have 0.9 or more, those of two mixed ones 0.6 to 0.7.
-SHARE_RINGS, LEAST_SHARE = (4, 8), 0.8
+SHARE_RINGS, LEAST_SHARE = (4, 7), 0.8
 FILES = (*MAPS, "refinement.npz", "refinement.json")
 
 
@@ -102,7 +102,7 @@ class RefinedModel:
 
     def typical_share(self) -> float | None:
         """
-        :return: Median of `signal_share` on rings 4 to 8 on which the halves agree;
+        :return: Median of `signal_share` on rings 4 to 7 on which the halves agree;
             None if it is unknown.
         """
         if self.signal_share is None:

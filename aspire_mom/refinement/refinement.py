@@ -27,7 +27,9 @@ from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.iteration import Iterations, settled
 from aspire_mom.refinement.maximisation import added, edge_of, explained_power
 from aspire_mom.refinement.model import RefinedModel
+from aspire_mom.refinement.posterior import inner
 from aspire_mom.refinement.shifts import MOST_SHIFT, Shifts
+from aspire_mom.refinement.slices import slices
 from aspire_mom.refinement.state import State, with_uniform_share
 from aspire_mom.refinement.views import (
     COARSE_RINGS,
@@ -277,19 +279,20 @@ class Refinement:
         if images.offsets is not None:
             offsets = offsets + images.offsets
         *_, mass = added(sums)
+        R = state.n_rings
         exponent = iterations.exponent
         swapped = {name: getattr(state, name)[::-1] for name in ("densities", "noises")}
         # On more rings, views far from an image's best ones would not be counted.
-        swapped["n_rings"] = min(state.n_rings, COARSE_RINGS)
+        swapped["n_rings"] = min(R, COARSE_RINGS)
         swapped = replace(state, halves=np.stack(halves[::-1]), **swapped)
         _, held_out, _ = iterations.sums(swapped)
         likelihood = sum(float(s["log_likelihood"]) for s in held_out)
         size = self.reconstruction.volume.pixel_size
         signal = self.reconstruction.signal_power
         if signal is not None:
-            powers = sum(s["mass"] @ m.power for m, s in zip(models, sums, strict=True))
-            n, powers = len(signal), np.ldexp(powers / mass.sum(), 2 * exponent)
-            signal = powers[:n] / np.where(signal > 0, signal, np.nan)[: len(powers)]
+            seen = slices(whole, views, R, self.L)
+            power = np.ldexp(mass @ inner(seen, seen) / mass.sum(), 2 * exponent)
+            signal = power[: len(signal)] / np.where(signal > 0, signal, np.nan)[:R]
         volume, *both = (
             Volume(np.ldexp(resized(u, self.L), exponent), pixel_size=size)
             for u in (whole, *halves)
@@ -306,8 +309,8 @@ class Refinement:
             halves=np.arange(len(images)) // self.batch % 2 + 1,
             probabilities=probabilities,
             signal_share=signal,
-            fsc=half_fsc(halves)[: state.n_rings],
-            noise=np.ldexp(state.noises[:, : state.n_rings].mean(0), 2 * exponent),
+            fsc=half_fsc(halves)[:R],
+            noise=np.ldexp(state.noises[:, :R].mean(0), 2 * exponent),
             history=state.history,
             settings={"n_rings": self.n_rings, "shift_std": self.shifts.std},
             held_out_log_likelihood=likelihood / len(images),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aspire_mom import files
+from aspire_mom import checkpoints
 from aspire_mom.checkpoints import Checkpoint, InvalidCheckpoint
 from aspire_mom.moments.streaming import accumulate
 from tests.moments.streams import (
@@ -52,7 +52,7 @@ def test_checkpoints_are_written_at_intervals(tmp_path, monkeypatch):
         now[0] += 1
         return now[0] / 2
 
-    monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=a_second_later))
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=a_second_later))
     write = Checkpoint.write
 
     def noted(self):
