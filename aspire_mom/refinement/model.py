@@ -23,10 +23,11 @@ MAPS = ("volume.mrc", "half1.mrc", "half2.mrc")
 LEAST_SHELLS = 4.0
 # Of held-out images. With noise alone it is near 0 or below.
 LEAST_LOG_LIKELIHOOD = 0.05
-# First and last ring whose share of the signal tells whether the images show one
-# molecule (further in, any two are alike), and the least share: models of one molecule
-# have 0.9 or more, those of two mixed ones 0.6 to 0.7.
-SHARE_RINGS, LEAST_SHARE = (4, 7), 0.8
+# First and last ring on which the share of the signal that is explained tells whether
+# the model is right (further in, any two are alike), and the least share: right models
+# explain 1.0, those of two molecules 0.6, and wrong ones, in which the halves agree
+# since they started from it, 0.75.
+SHARE_RINGS, LEAST_SHARE = (4, 11), 0.85
 FILES = (*MAPS, "refinement.npz", "refinement.json")
 
 
@@ -54,8 +55,9 @@ class RefinedModel:
         to 8 rings, given the volume of the other half, less that of noise alone.
     :param probabilities: Of the most probable pose of each image, among those that were
         tried (n,); None in models of earlier versions.
-    :param signal_share: Power of the model's images on each ring as a share of that of
-        the images' signal, as second moments have it, where these are known (n_rings,).
+    :param signal_share: By how much the model's images in the poses found reduce the
+        images' power on each ring, as a share of the power of their signal, as second
+        moments have it, where these are known (n_rings,).
     """
 
     volume: Volume
@@ -102,7 +104,7 @@ class RefinedModel:
 
     def typical_share(self) -> float | None:
         """
-        :return: Median of `signal_share` on rings 4 to 7 on which the halves agree;
+        :return: Median of `signal_share` on rings 4 to 11 on which the halves agree;
             None if it is unknown.
         """
         if self.signal_share is None:
@@ -139,9 +141,10 @@ class RefinedModel:
             ), True
         if (share := self.typical_share()) is not None and share < LEAST_SHARE:
             return (
-                f"{head}, but the model has {100 * share:.0f} % of the signal only: the"
-                " images support no single model. They show several molecules, or their"
-                " noise is not as assumed (--noise coloured)."
+                f"{head}, but the model explains {100 * share:.0f} % of the images'"
+                " signal only: they support no single model, or not this one. The"
+                " start was wrong, or they show several molecules, or their noise is not"
+                " as assumed (--noise coloured)."
             ), True
         if shells >= len(self.fsc) - 1:
             return f"{head}, as far as the rings in use.", False

@@ -278,7 +278,7 @@ class Refinement:
         offsets = np.stack(offsets, 1)
         if images.offsets is not None:
             offsets = offsets + images.offsets
-        *_, mass = added(sums)
+        turned, information, mass = added(sums)
         R = state.n_rings
         exponent = iterations.exponent
         swapped = {name: getattr(state, name)[::-1] for name in ("densities", "noises")}
@@ -291,7 +291,8 @@ class Refinement:
         signal = self.reconstruction.signal_power
         if signal is not None:
             seen = slices(whole, views, R, self.L)
-            power = np.ldexp(mass @ inner(seen, seen) / mass.sum(), 2 * exponent)
+            explained = 2 * inner(turned, seen) - information * inner(seen, seen)
+            power = np.ldexp(explained.sum(0) / information.sum(0), 2 * exponent)
             signal = power[: len(signal)] / np.where(signal > 0, signal, np.nan)[:R]
         volume, *both = (
             Volume(np.ldexp(resized(u, self.L), exponent), pixel_size=size)

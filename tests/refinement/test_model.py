@@ -174,7 +174,10 @@ def test_verdict(particles, fsc, start, words):
         found, fsc=np.full(6, 0.9), signal_share=np.array([1, 1, 1, 1, 0.7, 0.6])
     )
     assert several.typical_share() == pytest.approx(0.65)
-    assert re.search("65 % of the signal only.* no single model", several.verdict())
+    assert re.search(
+        "explains 65 % of the images. signal only: .* no single model",
+        several.verdict(),
+    )
     assert several.failed(start)
     unexplained = replace(found, held_out_log_likelihood=0.02)
     assert re.search("better than noise does.* no model", unexplained.verdict(start))

@@ -160,7 +160,7 @@ def test_noise_alone_supports_no_model(truth):
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_two_molecules_are_not_taken_for_one(truth, mixed):
-    """A model of two has less power than the images' signal."""
+    """A model of two explains less than the images' signal."""
     shown = truth
     if mixed:
         both = truth.asnumpy(), chain_phantom(L, seed=8, pixel_size=4.0).asnumpy()
