@@ -142,9 +142,9 @@ class RefinedModel:
         if (share := self.typical_share()) is not None and share < LEAST_SHARE:
             return (
                 f"{head}, but the model explains {100 * share:.0f} % of the images'"
-                " signal only: they support no single model, or not this one. The"
-                " start was wrong, or they show several molecules, or their noise is not"
-                " as assumed (--noise coloured)."
+                " signal only: they support no model, or not this one. The start"
+                " was wrong, or they show several molecules, or their noise is not as"
+                " assumed (--noise coloured)."
             ), True
         if shells >= len(self.fsc) - 1:
             return f"{head}, as far as the rings in use.", False

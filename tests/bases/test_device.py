@@ -169,17 +169,21 @@ def test_devices_that_are_not_here(monkeypatch, device):
         ("cuda", PolarBasis(16), {"third": True}, "third moments"),
     ],
 )
-def test_what_gpus_do_not_compute(device, basis, options, message, caplog):
-    """The CPU does, and GPUs what is left."""
+def test_what_gpus_do_not_compute(device, basis, options, message, caplog, monkeypatch):
+    """The CPU does, and GPUs, of which there need be none here, what is left."""
+    monkeypatch.setattr("aspire_mom.moments.estimator.checked_device", torch.device)
+    on_device = StreamingOptions(device=device)
+    options = dict(options)
     third = ThirdMomentBasis.rings(basis, 2) if options.pop("third", False) else None
-    made = MomentEstimator(simulation(16, n=4, **options), basis, third=third)
-    made._check_device(torch.device("cpu"))
+    source = simulation(16, n=4, **options)
+    MomentEstimator(source, basis, third=third)
     with pytest.raises(ValueError, match=f'device is {device}; .*{message}.*"cpu"'):
-        made._check_device(torch.device(device))
+        MomentEstimator(source, basis, third=third, streaming=on_device)
     radial = [RadialCTFFilter(voltage=200, defocus=15_000, Cs=2, alpha=0.1)]
     source = simulation(16, n=4, unique_filters=radial)
     assert default_third(PolarBasis(16), torch.device("cuda")) is None
     assert "Third moments are left out; GPUs do not" in caplog.text
-    made = MomentEstimator(source, PolarBasis(16), third=None)
-    assert made.device is None
-    made._check_device(torch.device("cuda"))
+    assert MomentEstimator(source, PolarBasis(16), third=None).device is None
+    on_device = StreamingOptions(device="cuda")
+    made = MomentEstimator(source, PolarBasis(16), third=None, streaming=on_device)
+    assert made.device.type == "cuda"
