@@ -20,8 +20,8 @@ L = 25
 # The paper's σ = 0.5 is for projections that are plain sums of a volume of unit norm;
 # ASPIRE divides projections by L.
 SIGMA = 0.5 / L
-FILES = (*RESULTS, *PAGE, "truth.mrc", "aligned.mrc", "moments.npz", "moments.png")
-FILES += ("projections.png", "fsc_reference.png", "residual.png")
+FILES = (*RESULTS, *PAGE, "truth.mrc", "aligned.mrc", "moments.npz")
+FILES += ("projections.png", "fsc_reference.png")
 
 
 @click.command(cls=console.Command)

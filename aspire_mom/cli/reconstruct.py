@@ -20,7 +20,8 @@ Found = TypeVar("Found")
 RESULTS = ("volume.mrc", "reconstruction.npz", "reconstruction.json", "report.json")
 # Of `write_report`.
 PAGE = ("report.html", "slices.png", "isosurfaces.png", "views.png", "starts.png")
-WRITTEN = (*RESULTS, "volume_mirror.mrc", *PAGE, "residual.png")
+PAGE += ("moments.png", "residual.png")
+WRITTEN = (*RESULTS, "volume_mirror.mrc", *PAGE)
 starts_option = click.option(
     "--starts",
     type=console.COUNT,
@@ -125,15 +126,18 @@ def reconstruct(
         found = estimated(inversion.estimate, checkpoint, overwrite)
         if not processes.is_first():
             return
+    # Copies of a symmetry make starts alike.
+    report = agreement_of(found, estimate)
     if symmetry != "C1":
         found = found.with_symmetry(symmetry)
-        click.echo(found.settings["symmetry_verdict"])
+        report["verdict"] += " " + found.settings["symmetry_verdict"]
     seconds = time.perf_counter() - start
     if lowpass is not None:
         found = replace(found, volume=grid.low_pass(found.volume, lowpass))
-    report = {"seconds": round(seconds, 1), "lowpass_angstrom": lowpass}
+    report |= {"seconds": round(seconds, 1), "lowpass_angstrom": lowpass}
     write_results(out, found, estimate, report)
     checkpoint.unlink(missing_ok=True)
+    aspire_mom.report.write_report(out)
     click.echo(report["verdict"])
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {seconds:.0f} s")
     click.echo(f"{out / 'report.html'} shows them")
@@ -174,7 +178,6 @@ def write_results(
         "noise_variance": moments.noise_variance,
         "box": moments.basis.L,
         "pixel_size": moments.pixel_size,
-        **agreement_of(found, moments),
     }
     names = ("seed", "moment_errors", "shift_std", "settings", "starts", "history")
     report |= {name: getattr(found, name) for name in names}
@@ -182,7 +185,6 @@ def write_results(
         found.save(folder)
         aspire_mom.volumes.grid.save_map(found.mirror, folder / "volume_mirror.mrc")
         aspire_mom.files.write_json(folder / "report.json", report)
-    aspire_mom.report.write_report(out)
 
 
 def agreement_of(found: Reconstruction, moments: Moments) -> dict:

@@ -27,6 +27,7 @@ from aspire_mom.cli.particles import (
 )
 from aspire_mom.cli.reconstruct import (
     PAGE,
+    agreement_of,
     estimated,
     starts_option,
     write_results,
@@ -166,7 +167,8 @@ def initial_model(
         )
         found = estimated(inversion.estimate, start / "checkpoint.pt", overwrite)
         if processes.is_first():
-            write_results(start, found, moments, {})
+            write_results(start, found, moments, agreement_of(found, moments))
+            aspire_mom.report.write_report(start)
         model = _refined(source, found, corrections, out, rings, device, overwrite)
         if processes.is_first():
             _finish(out, model, read, _of_start(start / "report.json"), begun)
@@ -251,6 +253,7 @@ def _finish(
     report = {"seconds": round(time.perf_counter() - begun, 1)}
     write_model(out, model, read, start, report)
     aspire_mom.checkpoints.discard_checkpoint(out / "checkpoint.pt")
+    aspire_mom.report.write_report(out)
     click.echo(report["verdict"])
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {report['seconds']:.0f} s")
     click.echo(f"{out / 'report.html'} shows them")
@@ -292,4 +295,3 @@ def write_model(
         mirrored = grid.mirror(model.volume)
         grid.save_map(mirrored, folder / "volume_mirror.mrc")
         aspire_mom.files.write_json(folder / "report.json", report)
-    aspire_mom.report.write_report(out)

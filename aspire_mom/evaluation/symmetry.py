@@ -32,22 +32,24 @@ from aspire_mom.volumes.grid import volume_at
 DEGREE, ANGLES, REFINED = 35, 45, 3
 # By their overall shape, volumes without a symmetry agree with turned copies to about 3
 # shells, as volumes without relation do; compact ones further, whatever the angle. A
-# symmetric volume agrees to this many more than halfway between its copies.
+# symmetric volume agrees to this many more than between its copies.
 LEAST_SHELLS, MORE_THAN_BETWEEN = 4.0, 1.0
+# Between copies, as a share of the step from one to the next: halfway, a volume of a
+# higher symmetry would have copies, too.
+BETWEEN = 0.38
 
 
 @dataclass(frozen=True, eq=False)
 class Symmetrised:
     """
-    A volume with a symmetry imposed, its axes as ASPIRE and RELION have them: the one
-    of highest order along z.
+    A volume with a symmetry imposed, its axes as ASPIRE has them.
 
     :param volume: Mean over the volume's copies.
     :param rotation: Q (3, 3): volume(x) is the mean of copies of original(Q x).
     :param shells: Up to which shell (FSC 0.5, on average) the volume and its other
         copies agree.
-    :param between: The same for copies that are turned by half a step about z from
-        those, which tells how far the overall shape agrees.
+    :param between: The same for copies turned further about z, between these, which
+        tells how far the overall shape agrees.
     """
 
     volume: Volume
@@ -66,7 +68,7 @@ class Symmetrised:
         """What to think of the symmetry, in words."""
         found = (
             f"The volume agrees with its symmetric copies to {self.shells:.1f} shells,"
-            f" halfway between them to {self.between:.1f}"
+            f" between them to {self.between:.1f}"
         )
         return f"{found}{'' if self.shown else ': it does not show this symmetry'}."
 
@@ -120,8 +122,8 @@ def symmetrised(volume: Volume, symmetry: str) -> Symmetrised:
     Q = _orientation(volume, group, axis_only=symmetry.startswith("C"))
     copies = [mean_of_copies(volume, Q @ g[None]) for g in group]
     step = 2 * np.pi / np.count_nonzero(np.isclose(group[:, 2, 2], 1))
-    half = Rotations.from_euler("z", step / 2).as_matrix()
-    turned = (mean_of_copies(volume, Q @ (half @ g)[None]) for g in group)
+    off = Rotations.from_euler("z", BETWEEN * step).as_matrix()
+    turned = (mean_of_copies(volume, Q @ (off @ g)[None]) for g in group)
     shells, between = (
         resolution_in_shells(
             np.mean([fourier_shell_correlation(v, copies[0]) for v in those], axis=0),

@@ -146,6 +146,9 @@ class Reconstruction:
             volume=best.volume,
             density=density / density.sum(),
             settings=self.settings | settings,
+            # Those of the volume without symmetry.
+            moment_errors=None,
+            second_residual=None,
             start_volumes=None
             if self.start_volumes is None
             else Volume(stack, pixel_size=self.volume.pixel_size),

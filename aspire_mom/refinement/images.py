@@ -45,6 +45,7 @@ class PolarImages:
         found = TransferFunctions(source, basis, *done)
         ignored = corrections.ignore_ctf or found.flat
         self.transfer = None if ignored else found
+        self.premultiplied = not ignored and found.premultiplied
         known = known_offsets(source)
         self.offsets = None if corrections.ignore_shifts else known
         self.preparation = Preparation.of(
@@ -90,7 +91,7 @@ class PolarImages:
         if self.transfer is not None:
             H = self.transfer.of_images(rows)
             h = (H**2).mean(-1)
-            if self.transfer.premultiplied:
+            if self.premultiplied:
                 power = _before(power, h)
             else:
                 x = self.basis.coefficients(pixels, H) if H.shape[-1] > 1 else c * H.mT

@@ -111,7 +111,11 @@ class RefinedModel:
             return None
         first, last = SHARE_RINGS
         rings = zip(self.signal_share, self.fsc, strict=False)
-        shares = [share for share, fsc in [*rings][first : last + 1] if fsc > 0.5]
+        shares = [
+            share
+            for share, fsc in [*rings][first : last + 1]
+            if fsc > 0.5 and np.isfinite(share)
+        ]
         return float(np.median(shares)) if shares else None
 
     def failed(self, start_shells: float | None = None) -> bool:
@@ -144,7 +148,7 @@ class RefinedModel:
                 f"{head}, but the model explains {100 * share:.0f} % of the images'"
                 " signal only: they support no model, or not this one. The start"
                 " was wrong, or they show several molecules, or their noise is not as"
-                " assumed (--noise coloured)."
+                " assumed when their moments were estimated."
             ), True
         if shells >= len(self.fsc) - 1:
             return f"{head}, as far as the rings in use.", False

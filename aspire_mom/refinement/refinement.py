@@ -143,6 +143,7 @@ class Refinement:
             "start": digest(starts.asnumpy(), views, found.view_density, first_rings),
             "shift_std": found.shift_std,
             "inverted": self._inverted,
+            "premultiplied": iterations.images.premultiplied,
             "n_rings": self.n_rings,
             "corrections": asdict(used),
             "batch": self.batch,

@@ -115,7 +115,7 @@ def _surface(result: Result, folder: Path) -> Section:
     volumes = {"volume": result.volume, "mirror": mirror(result.volume)}
     text = [
         "Images do not tell the hand of a molecule: the mirror image of this volume"
-        " suits them as well, and is in volume_mirror.mrc."
+        " suits them as well."
     ]
     shown = result.volume
     if result.comparison is not None and result.reference is not None:

@@ -39,6 +39,12 @@ def test_axes_are_found(make, order, symmetry, L):
         np.testing.assert_allclose(copy.asnumpy(), found.volume.asnumpy(), atol=1e-6)
 
 
+def test_a_part_of_the_symmetry_is_shown():
+    """Copies halfway between those of C2 are those of C4."""
+    voxels = CnSymmetricVolume(24, 1, 4, K=6, seed=1).generate().asnumpy()
+    assert symmetrised(Volume(voxels, pixel_size=4), "C2").shown
+
+
 def test_volumes_without_symmetry_do_not_show_any():
     found = symmetrised(chain_phantom(25, seed=3, pixel_size=4.0), "C4")
     assert not found.shown

@@ -237,6 +237,11 @@ def test_names_and_settings_are_escaped(tmp_path):
     assert "<script>alert" not in page.text
 
 
+def damaged_truth(folder):
+    for name in ("truth.mrc", "aligned.mrc"):
+        (folder / name).write_text("x")
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -246,7 +251,7 @@ def test_names_and_settings_are_escaped(tmp_path):
         (lambda p: (p / "report.json").write_text("[1]"), "holds no dictionary"),
         (lambda p: (p / "report.json").write_text('{"seconds": "x"}'), "damaged"),
         (lambda p: (p / "moments.npz").write_text("x"), "moments.npz is damaged"),
-        (lambda p: (p / "truth.mrc").write_text("x"), "truth.mrc"),
+        (damaged_truth, "truth.mrc"),
     ],
 )
 def test_damaged_folders_are_named(tmp_path, break_it, message):
