@@ -293,7 +293,9 @@ class Refinement:
         if signal is not None:
             seen = slices(whole, views, R, self.L)
             explained = 2 * inner(turned, seen) - information * inner(seen, seen)
-            power = np.ldexp(explained.sum(0) / information.sum(0), 2 * exponent)
+            # CTFs may leave no information on ring 0.
+            total = np.maximum(information.sum(0), 1e-12 * information.sum())
+            power = np.ldexp(explained.sum(0) / total, 2 * exponent)
             signal = power[: len(signal)] / np.where(signal > 0, signal, np.nan)[:R]
         volume, *both = (
             Volume(np.ldexp(resized(u, self.L), exponent), pixel_size=size)
