@@ -14,8 +14,9 @@ from aspire_mom.refinement.shifts import Shifts
 from aspire_mom.refinement.slices import slices
 from aspire_mom.refinement.views import Views, inplane_angles
 
-# Images at once: more do not fit into cache.
-IMAGES_AT_ONCE = 16
+# Images at once, each shift of an image counted: fewer are slower, more do not fit into
+# cache.
+IMAGES_AT_ONCE = 64
 # Views and shifts of an image around which finer ones are tried: those of at least this
 # share of the best one's probability, but so many at least and at most: on the coarsest
 # level, and on others. The best view can be a neighbour of the one that holds the best
@@ -23,7 +24,7 @@ IMAGES_AT_ONCE = 16
 LEAST_CANDIDATE, LEAST_KEPT, MOST_KEPT, MOST_FINER = 1e-3, 12, 32, 64
 # Share of the best finer view's probability below which another does not count.
 LEAST_SHARE = 1e-3
-# Pairs of an image and a finer view at once, for the same reason.
+# Pairs of an image and a finer view at once, which have to fit as well.
 PAIRS_AT_ONCE = 64
 
 
@@ -168,39 +169,43 @@ def expectation(model: Model, x: Tensor, h: Tensor, shifts: Shifts) -> ViewSums:
         torch.zeros(n_views, device=x.device),
         np.zeros((len(x), 5)),
     )
+    n_orders = shifts.orders(n_rings)
     step = max(1, IMAGES_AT_ONCE // len(shifts))
     add = _add_fine if model.finer else _add_coarse
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        rows = shifts.undone(x[part, :, :n_rings], shifts.offsets)
-        add(sums, model, rows, h[part], shifts, part)
+        add(sums, model, x[part, :n_orders, :n_rings], h[part], shifts, part)
     return sums
 
 
-def _coarse_scores(model: Model, rows: Tensor, h: Tensor, shifts: Shifts) -> Tensor:
-    """Logarithms (n, shifts, coarse views, angles) of posteriors, without constants."""
+def _coarse_scores(
+    model: Model, x: Tensor, h: Tensor, shifts: Shifts
+) -> tuple[Tensor, Tensor]:
+    """Logarithms (n, shifts, coarse views, angles) of posteriors, without constants,
+    and the images moved back by all shifts, on as many rings and orders."""
     M, R, n_views = model.coarse.shape
-    products = torch.einsum("nmr,mrv->nvm", rows[:, :M, :R].conj(), model.coarse)
+    rows = shifts.undone(x[:, : shifts.orders(R), :R], shifts.offsets)[:, :M]
+    products = torch.einsum("nmr,mrv->nvm", rows.conj(), model.coarse)
     score = torch.fft.irfft(products, model.coarse_angles, norm="forward")
     score = score.reshape(len(h), len(shifts), n_views, -1)
     prior = model.coarse_prior - h[:, :R] @ model.coarse_norms
-    return score.add_(prior[:, None, :, None]).add_(shifts.prior[:, None, None])
+    score.add_(prior[:, None, :, None]).add_(shifts.prior[:, None, None])
+    return score, rows
 
 
 def _add_coarse(
-    sums: ViewSums, model: Model, rows: Tensor, h: Tensor, shifts: Shifts, part: slice
+    sums: ViewSums, model: Model, x: Tensor, h: Tensor, shifts: Shifts, part: slice
 ) -> None:
     """Add images to the sums over all coarse views."""
-    score = _coarse_scores(model, rows, h, shifts)
+    score, rows = _coarse_scores(model, x, h, shifts)
     _, _, n_views, n_angles = score.shape
     p, best = _probabilities(sums, score)
     shift, view = best // (n_views * n_angles), best // n_angles % n_views
     offsets = shifts.offsets[shift.cpu().numpy()]
     _remember(sums, part, view, best % n_angles, n_angles, offsets, p)
     mass = p.sum((1, 3))
-    turns = torch.fft.rfft(p.flatten(0, 1))[..., : sums.slices.shape[1]]
-    turned = torch.einsum("nvm,nmr->vmr", turns, rows[:, : turns.shape[2]])
-    sums.slices += turned
+    turns = torch.fft.rfft(p.flatten(0, 1))[..., : rows.shape[1]]
+    sums.slices += torch.einsum("nvm,nmr->vmr", turns, rows)
     sums.information += mass.T @ h
     sums.mass += mass.sum(0)
 
@@ -240,18 +245,20 @@ class _Pairs(NamedTuple):
 
 
 def _add_fine(
-    sums: ViewSums, model: Model, rows: Tensor, h: Tensor, shifts: Shifts, part: slice
+    sums: ViewSums, model: Model, x: Tensor, h: Tensor, shifts: Shifts, part: slice
 ) -> None:
     """Add images to the sums over the finest views and shifts around the best ones of
     each coarser level."""
-    score = _coarse_scores(model, rows, h, shifts)
+    score, _ = _coarse_scores(model, x, h, shifts)
     n_views, n_finer = score.shape[2], len(shifts.finer)
     image, best = _candidates(
         torch.softmax(score.flatten(1), 1).view_as(score), MOST_KEPT
     )
     shift, view = best // n_views, best % n_views
     kept, row = torch.unique(image * len(shifts) + shift, return_inverse=True)
-    rows = shifts.undone(rows[kept], shifts.finer)[:, : sums.slices.shape[1]]
+    moved = x[kept // len(shifts)]
+    rows = shifts.undone(moved, shifts.finer, kept % len(shifts))
+    rows = rows[:, : sums.slices.shape[1]]
     weighted = (rows * model.ring_weights).conj().resolve_conj()
     finer = torch.arange(n_finer, device=h.device).repeat(len(row))
     each = (

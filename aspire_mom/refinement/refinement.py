@@ -28,14 +28,10 @@ from aspire_mom.refinement.iteration import Iterations, settled
 from aspire_mom.refinement.maximisation import added, edge_of, explained_power
 from aspire_mom.refinement.model import RefinedModel
 from aspire_mom.refinement.posterior import inner
-from aspire_mom.refinement.shifts import MOST_SHIFT, Shifts
+from aspire_mom.refinement.shifts import Shifts
 from aspire_mom.refinement.slices import slices
 from aspire_mom.refinement.state import State, with_uniform_share
-from aspire_mom.refinement.views import (
-    COARSE_RINGS,
-    coarse_directions,
-    largest_order,
-)
+from aspire_mom.refinement.views import COARSE_RINGS, coarse_directions
 from aspire_mom.rotations import viewing_rotations
 
 logger = logging.getLogger(__name__)
@@ -120,10 +116,7 @@ class Refinement:
         std = reconstruction.shift_std
         spacing = SHIFT_SPACING * L / COARSE_RINGS
         self.shifts = Shifts(std, spacing, L, self.device)
-        # Shifts mix orders.
-        reach = 2 * math.pi * (self.n_rings - 1) * MOST_SHIFT * std / L
-        order = largest_order(self.n_rings - 1) + math.ceil(reach)
-        self.basis = PolarBasis(L, self.n_rings, order)
+        self.basis = PolarBasis(L, self.n_rings, self.shifts.orders(self.n_rings) - 1)
         half = source.n / 2
         self.batch = math.ceil(half / math.ceil(half / BATCH))  # equal halves
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 from torch import Tensor
+
+from aspire_mom.refinement.views import largest_order
 
 # Largest shift that is tried, in standard deviations.
 MOST_SHIFT = 2.5
@@ -41,27 +45,60 @@ class Shifts:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def undone(self, x: Tensor, offsets: np.ndarray) -> Tensor:
+    def orders(self, n_rings: int) -> int:
+        """
+        :param n_rings: Number of rings.
+        :return: Orders 0, 1, … that images need there to be moved, as shifts mix them.
+        """
+        reach = 2 * math.pi * (n_rings - 1) * MOST_SHIFT * self.std / self.L
+        return largest_order(n_rings - 1) + math.ceil(reach) + 1
+
+    def undone(
+        self, x: Tensor, offsets: np.ndarray, moved: Tensor | None = None
+    ) -> Tensor:
         """
         :param x: Coefficients of images (n, orders, n_rings).
         :param offsets: Shifts (n_shifts, 2), x and y in pixels.
+        :param moved: Which of the shifts to try each image is moved back by as well
+            (n,).
         :return: Coefficients of the images moved back by each of the shifts, (n ·
             n_shifts, orders, n_rings).
         """
-        if not offsets.any():
+        if not self.std:
             return x
-        M, n_angles = x.shape[1] - 1, 2 * x.shape[1]
-        signs = (-1.0) ** torch.arange(1, M + 1, device=x.device)
-        negative = (x[:, 1:].conj() * signs[:, None]).flip(1)
-        full = torch.cat((x, torch.zeros_like(x[:, :1]), negative), 1)
+        n_orders, n_rings = x.shape[1:]
+        n_angles = next_fast_len(2 * n_orders)
+        signs = (-1.0) ** torch.arange(1, n_orders, device=x.device)
+        full = x.new_zeros(len(x), n_angles, n_rings)
+        full[:, :n_orders] = x
+        full[:, 1 - n_orders :] = (x[:, 1:].conj() * signs[:, None]).flip(1)
         values = torch.fft.ifft(full, dim=1, norm="forward")[:, None]
-        values = values * self._phases(offsets, n_angles, x.shape[2]).to(x.device)
-        moved = torch.fft.fft(values, dim=2, norm="forward")
-        return moved[:, :, : M + 1].flatten(0, 1)
+        if moved is not None:
+            all_phases = self._phases(self.offsets, n_angles, n_rings, x.device)
+            values = values * all_phases[moved, None]
+        values = values * self._phases(offsets, n_angles, n_rings, x.device)
+        back = torch.fft.fft(values, dim=2, norm="forward")
+        return back[:, :, :n_orders].flatten(0, 1)
 
-    def _phases(self, offsets: np.ndarray, n_angles: int, n_rings: int) -> Tensor:
+    def _phases(
+        self, offsets: np.ndarray, n_angles: int, n_rings: int, device: torch.device
+    ) -> Tensor:
         """Factors (shifts, angles, rings) that move images back."""
-        theta = 2 * np.pi * np.arange(n_angles) / n_angles
-        along = offsets @ np.stack((np.cos(theta), np.sin(theta)))
-        phase = -2 * np.pi / self.L * along[..., None] * np.arange(n_rings)
-        return torch.from_numpy(np.exp(1j * phase).astype(np.complex64))
+        flat = tuple(offsets.ravel().tolist())
+        return _phases(flat, self.L, n_angles, n_rings, device)
+
+
+@lru_cache(maxsize=16)
+def _phases(
+    offsets: tuple[float, ...],
+    L: int,
+    n_angles: int,
+    n_rings: int,
+    device: torch.device,
+) -> Tensor:
+    """Factors (shifts, angles, rings) that move images back by offsets x, y, x, …"""
+    theta = 2 * np.pi * np.arange(n_angles) / n_angles
+    axes = np.stack((np.cos(theta), np.sin(theta)))
+    along = np.reshape(offsets, (-1, 2)) @ axes
+    phase = -2 * np.pi / L * along[..., None] * np.arange(n_rings)
+    return torch.from_numpy(np.exp(1j * phase).astype(np.complex64)).to(device)
