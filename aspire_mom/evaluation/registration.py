@@ -95,14 +95,14 @@ def register(
     volume, reference = (
         Volume(v.asnumpy() - np.median(v.asnumpy())) for v in (volume, reference)
     )
-    moving, fixed = _fourier_spline(volume, shells), _fourier_spline(reference, shells)
+    moving, fixed = fourier_spline(volume, shells), fourier_spline(reference, shells)
 
     def refine(poses: list[_Pose], n_shells: int) -> list[_Pose]:
-        k = _half_ball(n_shells)
+        k = half_ball(n_shells)
         # Unit norms make the result independent of the volumes' scales.
-        target = _fourier_values(fixed, k)
+        target = spline_values(fixed, k)
         target /= np.linalg.norm(target)
-        scaled = moving / np.linalg.norm(_fourier_values(moving, k))
+        scaled = moving / np.linalg.norm(spline_values(moving, k))
         poses = [_refine(pose, scaled, k, target, translate) for pose in poses]
         return sorted(poses, key=lambda pose: -pose.correlation)
 
@@ -125,9 +125,14 @@ class _Pose(NamedTuple):
     correlation: float
 
 
-def _fourier_spline(volume: Volume, shells: int) -> np.ndarray:
-    """Cubic spline coefficients [kz, ky, kx] of a volume's Fourier transform at half
-    integers up to `shells`, zero frequency in the middle, positions from voxel L//2."""
+def fourier_spline(volume: Volume, shells: int) -> np.ndarray:
+    """
+    :param volume: One ASPIRE `Volume`.
+    :param shells: Largest frequency wanted, cycles per box.
+    :return: Cubic spline coefficients [kz, ky, kx], complex128, of its Fourier
+        transform Σ V[z, y, x] exp(-2πi k·(x, y, z)/L), positions from voxel L//2, at
+        half integers k, zero frequency in the middle.
+    """
     L = volume.resolution
     edge = OVERSAMPLING * shells + MARGIN
     k = np.arange(-edge, edge + 1) / OVERSAMPLING
@@ -138,14 +143,21 @@ def _fourier_spline(volume: Volume, shells: int) -> np.ndarray:
     return spline_filter(values, output=np.complex128)
 
 
-def _fourier_values(spline: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """Interpolate V (n,) at frequencies k (n, 3), xyz order, cycles per box."""
+def spline_values(spline: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """
+    :param spline: What :func:`fourier_spline` returned.
+    :param k: Frequencies (n, 3), xyz order, cycles per box.
+    :return: The Fourier transform there, interpolated, (n,), complex128.
+    """
     zyx = OVERSAMPLING * k.T[::-1] + len(spline) // 2
     return map_coordinates(spline, zyx, prefilter=False)
 
 
-def _half_ball(shells: int) -> np.ndarray:
-    """Integer frequencies (n, 3) of shells 1 to `shells`, one of each pair ±k."""
+def half_ball(shells: int) -> np.ndarray:
+    """
+    :param shells: Number of shells.
+    :return: Integer frequencies (n, 3) of shells 1 to `shells`, one of each pair ±k.
+    """
     axis = np.arange(-shells, shells + 1.0)
     k = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(-1, 3)
     k = k[len(k) // 2 + 1 :]
@@ -160,13 +172,18 @@ def _centre_of_power(volume: Volume) -> np.ndarray:
     return np.array(sums) / power.sum()
 
 
-def _shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.ndarray:
-    """Coefficients s ∫ V(s n) conj Y_lm(n) dn [s - 1, l, m], m = 0, 1, …, -2, -1, about
-    a centre (3,) in boxes. With the factor s, sums over shells are over the ball."""
+def shell_harmonics(spline: np.ndarray, shells: int, centre: np.ndarray) -> np.ndarray:
+    """
+    :param spline: What :func:`fourier_spline` returned.
+    :param shells: Number of shells.
+    :param centre: Centre (3,) to take positions from, in boxes, xyz order.
+    :return: Coefficients s ∫ V(s n) conj Y_lm(n) dn [s - 1, l, m], complex128, for
+        m = 0, 1, …, -2, -1. With the factor s, sums over shells are over the ball.
+    """
     points, rule = _quadrature()
     s = np.arange(1, shells + 1)[:, None]
     k = (s[:, :, None] * points).reshape(-1, 3)
-    values = _fourier_values(spline, k) * np.exp(2j * np.pi * k @ centre)
+    values = spline_values(spline, k) * np.exp(2j * np.pi * k @ centre)
     return np.moveaxis(rule @ (s * values.reshape(shells, -1)).T, -1, 0)
 
 
@@ -183,15 +200,19 @@ def _quadrature() -> tuple[np.ndarray, np.ndarray]:
     return points, np.repeat(np.pi / DEGREES * weights, 2 * DEGREES) * Y.conj()
 
 
-def _rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """
-    Correlation Re Σ_s ∫ a_s(Rᵀn) conj b_s(n) dn at R = Rz(α) Ry(β) Rz(γ), [α, β, γ], in
-    steps of 2π/`SEARCH_ANGLES`, of functions with coefficients [s, l, m].
+    Correlate functions on spheres over all rotations R = Rz(α) Ry(β) Rz(γ).
 
-    It is Σ_l Σ_mm' exp(-imα) d^l_mm'(β) exp(-im'γ) Σ_s a_slm' conj b_slm. The
-    eigenvalues of the angular momentum J_y are integers, so in its eigenvectors β is a
-    Fourier variable too, and one three-dimensional FFT gives all values (Risbo 1996,
-    Kostelec & Rockmore 2008).
+    The correlation is Σ_l Σ_mm' exp(-imα) d^l_mm'(β) exp(-im'γ) Σ_s a_slm' conj b_slm.
+    The eigenvalues of the angular momentum J_y are integers, so in its eigenvectors β
+    is a Fourier variable too, and one three-dimensional FFT gives all values (Risbo
+    1996, Kostelec & Rockmore 2008).
+
+    :param a: Coefficients [s, l, m] as :func:`shell_harmonics` returns them.
+    :param b: Those of the functions that stay.
+    :return: Re Σ_s ∫ a_s(Rᵀn) conj b_s(n) dn [α, β, γ], float64, each angle in
+        `SEARCH_ANGLES` steps of a full circle.
     """
     spectrum = np.zeros((SEARCH_ANGLES,) * 3, dtype=np.complex128)
     for l in range(a.shape[1]):
@@ -207,15 +228,15 @@ def _rotation_correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _search(moving, fixed, shells: int, centres: np.ndarray) -> list[_Pose]:
     """Highest peaks of the correlation for both hands, about two centres (2, 3)."""
-    a = _shell_harmonics(moving, shells, centres[0])
-    b = _shell_harmonics(fixed, shells, centres[1])
+    a = shell_harmonics(moving, shells, centres[0])
+    b = shell_harmonics(fixed, shells, centres[1])
     # Y_lm(Jn) = (-1)^(l + m) Y_lm(n), and -m is as even or odd as m.
     m = np.r_[:DEGREES, 1 - DEGREES : 0]
     parity = (-1.0) ** (np.arange(DEGREES)[:, None] + m)
     return [
         _Pose(rotation, hand, centres[1] - rotation @ (centres[0] * (1, 1, hand)), 0.0)
         for hand, coefficients in ((1, a), (-1, parity * a))
-        for rotation in _peaks(_rotation_correlation(coefficients, b))
+        for rotation in _peaks(rotation_correlation(coefficients, b))
     ]
 
 
@@ -247,7 +268,7 @@ def _refine(pose: _Pose, moving, k, target, translate: bool) -> _Pose:
 
     def model(step: np.ndarray) -> np.ndarray:
         rotation, hand, shift, _ = moved(step)
-        values = _fourier_values(moving, (k @ rotation) * (1, 1, hand))
+        values = spline_values(moving, (k @ rotation) * (1, 1, hand))
         return values * np.exp(-2j * np.pi * (k @ shift))
 
     def jacobian(step: np.ndarray) -> np.ndarray:

@@ -18,11 +18,11 @@ from aspire_mom.evaluation.fsc import fourier_shell_correlation, resolution_in_s
 from aspire_mom.evaluation.registration import (
     SEARCH_ANGLES,
     SEARCH_SHELLS,
-    _fourier_spline,
-    _fourier_values,
-    _half_ball,
-    _rotation_correlation,
-    _shell_harmonics,
+    fourier_spline,
+    half_ball,
+    rotation_correlation,
+    shell_harmonics,
+    spline_values,
 )
 from aspire_mom.rotations import SphericalDesign, viewing_rotations
 from aspire_mom.volumes.grid import volume_at
@@ -140,11 +140,11 @@ def _orientation(volume: Volume, group: np.ndarray, *, axis_only: bool) -> np.nd
     """Q whose turns Q g Qᵀ, g of the group, change the volume least."""
     voxels = volume.asnumpy()
     shells = min(SEARCH_SHELLS, (volume.resolution - 1) // 2)
-    spline = _fourier_spline(Volume(voxels - np.median(voxels)), shells)
-    harmonics = _shell_harmonics(spline, shells, np.zeros(3))
+    spline = fourier_spline(Volume(voxels - np.median(voxels)), shells)
+    harmonics = shell_harmonics(spline, shells, np.zeros(3))
     powers = np.linalg.norm(harmonics, axis=(1, 2), keepdims=True)
     harmonics = harmonics / np.maximum(powers, 1e-12 * powers.max())
-    correlation = _rotation_correlation(harmonics, harmonics)
+    correlation = rotation_correlation(harmonics, harmonics)
     starts = viewing_rotations(SphericalDesign(DEGREE).points)
     if not axis_only:
         turns = 2 * np.pi / ANGLES * np.arange(ANGLES)
@@ -157,8 +157,8 @@ def _orientation(volume: Volume, group: np.ndarray, *, axis_only: bool) -> np.nd
             turned = Rotations.from_matrix(starts @ g @ starts.transpose(0, 2, 1))
             angles = turned.as_euler("ZYZ") * (SEARCH_ANGLES / (2 * np.pi))
             scores += map_coordinates(correlation, angles.T, order=1, mode="grid-wrap")
-    k = _half_ball(shells)
-    own = _fourier_values(spline, k)
+    k = half_ball(shells)
+    own = spline_values(spline, k)
     ring = np.rint(np.linalg.norm(k, axis=1)).astype(int)
     power = np.bincount(ring, np.abs(own) ** 2)
     weights = 1 / np.maximum(power, 1e-12 * power.max())[ring]
@@ -168,7 +168,7 @@ def _orientation(volume: Volume, group: np.ndarray, *, axis_only: bool) -> np.nd
 
     def loss(step: np.ndarray, start: np.ndarray) -> float:
         Q = turned_by(step, start)
-        copies = (_fourier_values(spline, k @ (Q @ g.T @ Q.T)) for g in group[1:])
+        copies = (spline_values(spline, k @ (Q @ g.T @ Q.T)) for g in group[1:])
         return -sum(float(np.sum(weights * (own.conj() * v).real)) for v in copies)
 
     best = np.argsort(-scores)[:REFINED]

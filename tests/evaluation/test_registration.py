@@ -10,10 +10,10 @@ from scipy.special import sph_harm_y
 from aspire_mom.evaluation import register
 from aspire_mom.evaluation.registration import (
     SEARCH_ANGLES,
-    _fourier_spline,
-    _fourier_values,
-    _half_ball,
-    _rotation_correlation,
+    fourier_spline,
+    half_ball,
+    rotation_correlation,
+    spline_values,
 )
 from aspire_mom.volumes.grid import mirror
 from tests.evaluation.blobs import angle_between, blobs, motion_back
@@ -161,14 +161,14 @@ def test_a_round_volume_is_registered_somehow():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_fourier_values_are_the_transform(L, dtype):
     volume = blobs(L, dtype=dtype)
-    k = _half_ball(5)[::7] @ random_rotations(1, 9)[0]
+    k = half_ball(5)[::7] @ random_rotations(1, 9)[0]
     expected = volume_fourier_values(volume.asnumpy()[0], k)
-    values = _fourier_values(_fourier_spline(volume, 5), k)
+    values = spline_values(fourier_spline(volume, 5), k)
     assert np.linalg.norm(values - expected) < 2e-3 * np.linalg.norm(expected)
 
 
 def test_half_ball_has_one_of_each_pair():
-    k = _half_ball(3)
+    k = half_ball(3)
     both = {tuple(q) for q in np.concatenate([k, -k])}
     axis = range(-4, 5)
     ball = {
@@ -210,4 +210,4 @@ def test_rotation_correlation_is_that_of_rotated_functions(seed, indices):
     angles = 2 * np.pi / SEARCH_ANGLES * np.array(indices)
     R = Rotations.from_euler("ZYZ", angles).as_matrix()
     expected = np.sum(weights * evaluate(a, n @ R) * evaluate(b, n).conj()).real
-    assert _rotation_correlation(a, b)[indices] == pytest.approx(expected, abs=1e-9)
+    assert rotation_correlation(a, b)[indices] == pytest.approx(expected, abs=1e-9)
