@@ -28,6 +28,12 @@ starts_option = click.option(
     help="Number of random starts.  [default: 16 for gaussians, 64 for grid, 4 for"
     " harmonics, 1 for fouriernet]",
 )
+symmetry_option = click.option(
+    "--symmetry",
+    default="C1",
+    help="Symmetry to impose on what is found without one: C2, …, D2, …, T, O or I."
+    "  [default: C1, none]",
+)
 
 
 @click.command(cls=console.Command)
@@ -57,12 +63,7 @@ starts_option = click.option(
 @click.option(
     "--lowpass", type=console.Positive(), help="Low-pass filter volumes to this many Å."
 )
-@click.option(
-    "--symmetry",
-    default="C1",
-    help="Symmetry to impose on what is found without one: C2, …, D2, …, T, O or I."
-    "  [default: C1, none]",
-)
+@symmetry_option
 @starts_option
 @console.run_options
 def reconstruct(
@@ -126,11 +127,7 @@ def reconstruct(
         found = estimated(inversion.estimate, checkpoint, overwrite)
         if not processes.is_first():
             return
-    # Copies of a symmetry make starts alike.
-    report = agreement_of(found, estimate)
-    if symmetry != "C1":
-        found = found.with_symmetry(symmetry)
-        report["verdict"] += " " + found.settings["symmetry_verdict"]
+    found, report = symmetric(found, estimate, symmetry)
     seconds = time.perf_counter() - start
     if lowpass is not None:
         found = replace(found, volume=grid.low_pass(found.volume, lowpass))
@@ -185,6 +182,23 @@ def write_results(
         found.save(folder)
         aspire_mom.volumes.grid.save_map(found.mirror, folder / "volume_mirror.mrc")
         aspire_mom.files.write_json(folder / "report.json", report)
+
+
+def symmetric(
+    found: Reconstruction, moments: Moments, symmetry: str
+) -> tuple[Reconstruction, dict[str, Any]]:
+    """
+    :param found: A reconstruction.
+    :param moments: The moments that it is of.
+    :param symmetry: Symmetry to impose.
+    :return: The reconstruction with the symmetry, and how far its starts agree.
+    """
+    # Before, as copies of a symmetry make starts alike.
+    report = agreement_of(found, moments)
+    if symmetry != "C1":
+        found = found.with_symmetry(symmetry)
+        report["verdict"] += " " + found.settings["symmetry_verdict"]
+    return found, report
 
 
 def agreement_of(found: Reconstruction, moments: Moments) -> dict:

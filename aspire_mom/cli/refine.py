@@ -27,9 +27,10 @@ from aspire_mom.cli.particles import (
 )
 from aspire_mom.cli.reconstruct import (
     PAGE,
-    agreement_of,
     estimated,
     starts_option,
+    symmetric,
+    symmetry_option,
     write_results,
 )
 
@@ -118,6 +119,7 @@ def refine(
 @ignore_ctf_option
 @ignore_shifts_option
 @unchecked_option
+@symmetry_option
 @starts_option
 @rings_option
 @console.run_options
@@ -125,6 +127,7 @@ def initial_model(
     particles: Path,
     out: Path,
     downsample: float | None,
+    symmetry: str,
     starts: int | None,
     rings: float | None,
     seed: int,
@@ -140,7 +143,8 @@ def initial_model(
     half maps, particles.star with the angles and origins of all images, report.json,
     and a page to look at, report.html, with a verdict in words and pictures.
     moments.npz and the folder start, as moments and reconstruct write them, stay
-    beside. If it is killed, the same command goes on where it stopped. Moments and
+    beside. --symmetry is looked for in the start, and imposed on it and in the
+    refinement. If it is killed, the same command goes on where it stopped. Moments and
     checkpoints of other images or options are refused without --overwrite.
 
     Several processes share the images where torchrun --no-python starts the command.
@@ -153,6 +157,7 @@ def initial_model(
     begun, processes = time.perf_counter(), aspire_mom.processes
     console.check_outputs([out / name for name in WRITTEN], overwrite)
     check_file(particles)
+    aspire_mom.evaluation.symmetry_rotations(symmetry)
     device = processes.own_device(device)
     aspire_mom.checks.checked_device(device)
     read, source, corrections = opened(particles, downsample, EDGE, **options)
@@ -167,8 +172,10 @@ def initial_model(
         )
         found = estimated(inversion.estimate, start / "checkpoint.pt", overwrite)
         if processes.is_first():
-            write_results(start, found, moments, agreement_of(found, moments))
+            found, report = symmetric(found, moments, symmetry)
+            write_results(start, found, moments, report)
             aspire_mom.report.write_report(start)
+        found = processes.broadcast_object(found)
         model = _refined(source, found, corrections, out, rings, device, overwrite)
         if processes.is_first():
             _finish(out, model, read, _of_start(start / "report.json"), begun)

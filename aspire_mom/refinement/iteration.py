@@ -7,9 +7,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from aspire.volume import Volume
 
 from aspire_mom import processes
 from aspire_mom.evaluation.fsc import resolution_in_shells
+from aspire_mom.evaluation.symmetry import mean_of_copies, symmetry_rotations
 from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.refinement.fourier import half_fsc, resized
 from aspire_mom.refinement.images import PolarImages
@@ -49,6 +51,7 @@ class Iterations:
     :param max_rings: Rings to add up to.
     :param batch: Images in a batch; every other one belongs to the same half.
     :param device: torch device of the posteriors.
+    :param symmetry: Symmetry of the volumes, as for `symmetry_rotations`.
     """
 
     def __init__(
@@ -58,9 +61,11 @@ class Iterations:
         max_rings: int,
         batch: int,
         device: torch.device,
+        symmetry: str = "C1",
     ):
         self.images, self.shifts, self.max_rings = images, shifts, max_rings
         self.batch, self.device, self.L = batch, device, images.basis.L
+        self.group = symmetry_rotations(symmetry)
 
     @property
     def exponent(self) -> int:
@@ -195,11 +200,13 @@ class Iterations:
         :param sums: Sums over images, of both halves or one.
         :param signal: Variance of the volume's Fourier values / L on shells.
         :param start: Voxels to start from.
-        :return: The volume that the sums determine (n, n, n).
+        :return: The volume that the sums determine (n, n, n), with the symmetry.
         """
         found = None
         if processes.is_first():
             found = volume_of(model, sums, signal, start, self.L)
+            if len(self.group) > 1:
+                found = mean_of_copies(Volume(found), self.group).asnumpy()[0]
         # Processes would differ by rounding.
         return processes.broadcast_object(found)
 

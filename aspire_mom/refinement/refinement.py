@@ -64,7 +64,8 @@ class Refinement:
     Rings are added while the halves agree. Every view is tried on up to 8 rings; on
     more rings, finer views around the best of these. At first a part of
     the images is used, the larger the less each says of its pose; all of them once
-    there is no more progress.
+    there is no more progress. A symmetry that the reconstruction has is imposed on each
+    volume.
 
     :param source: ASPIRE `ImageSource`.
     :param reconstruction: Where to start: its volume, density, and spread of shifts.
@@ -137,6 +138,7 @@ class Refinement:
             "shift_std": found.shift_std,
             "inverted": self._inverted,
             "premultiplied": iterations.images.premultiplied,
+            "symmetry": self._symmetry,
             "n_rings": self.n_rings,
             "corrections": asdict(used),
             "batch": self.batch,
@@ -162,9 +164,14 @@ class Refinement:
         """Whether molecules are dark in the images as they are."""
         return bool(self.reconstruction.settings.get("inverted", False))
 
+    @property
+    def _symmetry(self) -> str:
+        return str(self.reconstruction.settings.get("symmetry", "C1"))
+
     def _iterations(self) -> Iterations:
         images = PolarImages(self.source, self.basis, self.corrections, self._inverted)
-        return Iterations(images, self.shifts, self.n_rings, self.batch, self.device)
+        parts = images, self.shifts, self.n_rings, self.batch, self.device
+        return Iterations(*parts, symmetry=self._symmetry)
 
     def _finished(self, state: State) -> bool:
         if not state.history or len(state.history) >= self.n_iterations:
@@ -309,6 +316,10 @@ class Refinement:
             fsc=half_fsc(halves)[:R],
             noise=np.ldexp(state.noises[:, :R].mean(0), 2 * exponent),
             history=state.history,
-            settings={"n_rings": self.n_rings, "shift_std": self.shifts.std},
+            settings={
+                "n_rings": self.n_rings,
+                "shift_std": self.shifts.std,
+                "symmetry": self._symmetry,
+            },
             held_out_log_likelihood=likelihood / len(images),
         )

@@ -6,7 +6,7 @@ import pytest
 from aspire.operators import RadialCTFFilter
 from aspire.source import ArrayImageSource
 from aspire.utils import Rotation
-from aspire.volume import Volume
+from aspire.volume import CnSymmetricVolume, Volume
 
 from aspire_mom import (
     CorrectionOptions,
@@ -186,6 +186,23 @@ def test_ctfs_and_shifts(truth):
     assert compare(model.volume, truth).resolution_shells(0.5) > 6
     # Without shifts the error would be 0.7 pixels in the median.
     assert np.median(np.linalg.norm(model.offsets - offsets, axis=1)) < 0.5
+
+
+def test_symmetry_of_the_start_is_imposed():
+    symmetric = CnSymmetricVolume(L, 1, 4, K=4, seed=1).generate()
+    truth = Volume(symmetric.asnumpy().astype(np.float32), pixel_size=4.0)
+    source, start = images_of(truth, n=200, snr=0.1), low_pass(truth, 25.0)
+    plain, imposed = (
+        Refinement(source, start_from(start, **settings), **SHORT).estimate()
+        for settings in ({}, {"symmetry": "C4"})
+    )
+    voxels = imposed.volume.asnumpy()[0]
+    turned = np.rot90(voxels, axes=(1, 2))
+    np.testing.assert_allclose(voxels, turned, atol=0.01 * abs(voxels).max())
+    assert imposed.settings["symmetry"] == "C4"
+    # Four times the images.
+    of_both = [compare(m.volume, truth).correlation for m in (plain, imposed)]
+    assert of_both[1] > of_both[0]
 
 
 def test_dark_molecules(truth):
