@@ -62,7 +62,8 @@ class Shifts:
         :param moved: Which of the shifts to try each image is moved back by as well
             (n,).
         :return: Coefficients of the images moved back by each of the shifts, (n ·
-            n_shifts, orders, n_rings).
+            n_shifts, orders, n_rings), complex64; the images as they are where shifts
+            have no spread.
         """
         if not self.std:
             return x
