@@ -35,7 +35,12 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
-from aspire_mom.refinement.fourier import half_fsc, resized
+from aspire_mom.refinement.fourier import (
+    half_fsc,
+    local_agreement,
+    locally_filtered,
+    resized,
+)
 from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.iteration import LEAST_FSC, MOST_FSC
 from aspire_mom.refinement.maximisation import SUPPORT_RADIUS, edge_of
@@ -159,9 +164,10 @@ def ceiling(
         halves = [solved(slice(i, None, 2), ssnr) for i in (0, 1)]
         fsc = np.clip(half_fsc(halves)[:R], LEAST_FSC, MOST_FSC)
         ssnr = fsc / (1 - fsc)
-    return Volume(
-        resized(solved(slice(None), 2 * ssnr), L), pixel_size=source.pixel_size
-    )
+    agreement = local_agreement(np.stack(halves))
+    whole = solved(slice(None), 2 * ssnr)
+    whole = locally_filtered(whole, 2 * agreement / (1 + agreement))
+    return Volume(resized(whole, L), pixel_size=source.pixel_size)
 
 
 def angular_errors(

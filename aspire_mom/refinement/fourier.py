@@ -1,4 +1,4 @@
-"""Volumes as NumPy arrays: their size, and averages over shells."""
+"""Volumes as NumPy arrays: their size, averages over shells, local filters."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Iterable
 import numpy as np
 from aspire.numeric import fft
 from aspire.volume import Volume
+from scipy.ndimage import gaussian_filter
 
 from aspire_mom.evaluation.fsc import fourier_shell_correlation
+
+# Standard deviation of the Gaussian window of local averages, in voxels of volumes that
+# are sampled no finer than their rings need. Independent noise correlates to about 0.1
+# in it.
+WINDOW = 2.0
 
 
 def resized(u: np.ndarray, n: int) -> np.ndarray:
@@ -46,3 +52,33 @@ def half_fsc(halves: Iterable[np.ndarray]) -> np.ndarray:
     :return: Their Fourier shell correlation on shells 0 … (n - 1)//2, float64.
     """
     return fourier_shell_correlation(*(Volume(u) for u in halves))
+
+
+def local_agreement(halves: np.ndarray) -> np.ndarray:
+    """
+    :param halves: Voxels of two volumes (2, n, n, n).
+    :return: Correlation of their high frequencies around each voxel (n, n, n), from 0
+        to 1: low in the solvent, and wherever the molecule is not the same in all
+        images.
+    """
+    high = halves - _local_mean(halves)
+    power = _local_mean((high**2).mean(0))
+    product = _local_mean(high[0] * high[1])
+    return np.clip(product / np.maximum(power, np.finfo(power.dtype).tiny), 0, 1)
+
+
+def locally_filtered(u: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """
+    Weigh high frequencies voxel by voxel, those that local averages leave out (compare
+    Ramlaul, Palmer & Aylett 2019; Punjani, Zhang & Fleet 2020).
+
+    :param u: Voxels (..., n, n, n).
+    :param weights: Weights (n, n, n).
+    :return: Voxels (..., n, n, n).
+    """
+    low = _local_mean(u)
+    return low + weights * (u - low)
+
+
+def _local_mean(u: np.ndarray) -> np.ndarray:
+    return gaussian_filter(u, WINDOW, mode="wrap", axes=(-3, -2, -1))

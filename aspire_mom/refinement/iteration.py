@@ -13,7 +13,12 @@ from aspire_mom import processes
 from aspire_mom.evaluation.fsc import resolution_in_shells
 from aspire_mom.evaluation.symmetry import mean_of_copies, symmetry_rotations
 from aspire_mom.moments.streaming import Sums, accumulate
-from aspire_mom.refinement.fourier import half_fsc, resized
+from aspire_mom.refinement.fourier import (
+    half_fsc,
+    local_agreement,
+    locally_filtered,
+    resized,
+)
 from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.maximisation import (
     density_of,
@@ -106,6 +111,7 @@ class Iterations:
         ratio = np.clip(fsc, LEAST_FSC, MOST_FSC)
         noises = state.noises.copy()
         noises[:, :R] = [self.noise(*half) for half in both]
+        halves = locally_filtered(halves, local_agreement(halves))
         moved, last = halves, state.history[-1] if state.history else {}
         if last.get("n_images") == n:
             # New rings have no step before.

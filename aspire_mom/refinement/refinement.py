@@ -22,7 +22,13 @@ from aspire_mom.checks import check_integer, check_kind, checked_device
 from aspire_mom.inversion import Reconstruction
 from aspire_mom.moments.corrections import source_identity
 from aspire_mom.moments.options import CorrectionOptions
-from aspire_mom.refinement.fourier import half_fsc, resized, shell_mean
+from aspire_mom.refinement.fourier import (
+    half_fsc,
+    local_agreement,
+    locally_filtered,
+    resized,
+    shell_mean,
+)
 from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.iteration import Iterations, settled
 from aspire_mom.refinement.maximisation import added, edge_of, explained_power
@@ -61,7 +67,9 @@ class Refinement:
     start. In each iteration every image is turned into every view by its posterior
     probability, and each half's volume follows from the views by least squares in a
     ball, with a Wiener filter whose signal-to-noise ratio is that of the halves' FSC.
-    Rings are added while the halves agree. Every view is tried on up to 8 rings; on
+    What images are compared with is filtered locally, too, by how far the halves agree
+    around each voxel; so is the volume of all images, the half volumes are not. Rings
+    are added while the halves agree. Every view is tried on up to 8 rings; on
     more rings, finer views around the best of these. At first a part of
     the images is used, the larger the less each says of its pose; all of them once
     there is no more progress. A symmetry that the reconstruction has is imposed on each
@@ -297,9 +305,12 @@ class Refinement:
             total = np.maximum(information.sum(0), 1e-12 * information.sum())
             power = np.ldexp(explained.sum(0) / total, 2 * exponent)
             signal = power[: len(signal)] / np.where(signal > 0, signal, np.nan)[:R]
+        agreement = local_agreement(np.stack(halves))
+        # A sum of two has half of their noise.
+        filtered = locally_filtered(whole, 2 * agreement / (1 + agreement))
         volume, *both = (
             Volume(np.ldexp(resized(u, self.L), exponent), pixel_size=size)
-            for u in (whole, *halves)
+            for u in (filtered, *halves)
         )
         return RefinedModel(
             volume=volume,

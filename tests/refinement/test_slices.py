@@ -6,7 +6,6 @@ from aspire.volume import Volume
 from aspire_mom import PolarBasis, SphericalDesign
 from aspire_mom.evaluation.fsc import fourier_shell_correlation
 from aspire_mom.phantoms import chain_phantom, gaussian_phantom
-from aspire_mom.refinement.fourier import resized
 from aspire_mom.refinement.slices import slices, volume_from_slices
 from aspire_mom.refinement.views import largest_order
 from aspire_mom.rotations import viewing_rotations
@@ -90,12 +89,3 @@ def test_volume_agrees_with_dense_least_squares():
     np.testing.assert_allclose(
         found[inside], expected, atol=5e-3 * abs(expected).max(), rtol=0
     )
-
-
-@pytest.mark.parametrize(("m", "n"), [(25, 31), (24, 25), (31, 25), (32, 20)])
-def test_resized_keeps_fourier_values(m, n):
-    volume = gaussian_phantom(m, seed=3).asnumpy()[0]
-    found = resized(volume, n)
-    directions = SphericalDesign(5).points
-    a, b = slices(volume, directions, 8, m), slices(found, directions, 8, m)
-    np.testing.assert_allclose(a, b, atol=3e-3 * abs(a).max())
