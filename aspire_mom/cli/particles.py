@@ -144,7 +144,6 @@ def opened(
         read.check_ctf()
     if not corrections["ignore_shifts"]:
         read.check_shifts()
-    flipped = read.phase_flipped or None
     source = aspire_mom.relion.ParticleSource(read)
     L = int(downsample or min(most or read.L, read.L))
     typed = f"{L}"
@@ -160,8 +159,7 @@ def opened(
         source = source.downsample(L)
     if isinstance(corrections.get("shift_std"), Angstrom):
         corrections["shift_std"] /= source.pixel_size
-    options = aspire_mom.CorrectionOptions(phase_flipped=flipped, **corrections)
-    return read, source, options
+    return read, source, aspire_mom.CorrectionOptions(**corrections)
 
 
 def check_file(particles: Path) -> None:

@@ -40,7 +40,9 @@ _of_aspire = attrgetter(*OF_ASPIRE)
 # In radians, of those CTFs that have one.
 PHASE_SHIFT = "phase_shift"
 PARAMETERS = (*OF_ASPIRE, PHASE_SHIFT)
-# RELION's column of images that were multiplied by their CTFs.
+# RELION's columns of images whose phases were flipped, or that were multiplied by their
+# CTFs.
+PHASE_FLIPPED = "_rlnCtfDataArePhaseFlipped"
 PREMULTIPLIED = "_rlnCtfDataAreCtfPremultiplied"
 # Filters evaluated at once.
 FILTERS_AT_ONCE = 256
@@ -53,7 +55,8 @@ class TransferFunctions:
     :param source: ASPIRE `ImageSource`.
     :param basis: Basis of its images.
     :param phase_flipped: Whether the images' phases are flipped, so that the modulus of
-        the transfer function counts; None to look for `source.phase_flip()`.
+        the transfer function counts; None to ask the source's column `PHASE_FLIPPED`,
+        and look for `source.phase_flip()`.
     :param premultiplied: Whether the images were multiplied by their transfer
         functions; None to ask the source's column `PREMULTIPLIED`.
     :raises ValueError: a CTF has parameters that are not finite.
@@ -77,10 +80,19 @@ class TransferFunctions:
                 f"CTF {i} of the source has {PARAMETERS[j]} ="
                 f" {self._parameters[i, j]}; finite numbers are needed"
             )
-        if phase_flipped is None:
-            phase_flipped = is_phase_flipped(source)
-        self.phase_flipped = phase_flipped
-        self._premultiplied = premultiplied
+        self._phase_flipped, self._premultiplied = phase_flipped, premultiplied
+
+    @cached_property
+    def phase_flipped(self) -> bool:
+        """
+        :return: Whether the modulus of the transfer function counts.
+        :raises ValueError: phases of some images were flipped, and of others not, or
+            with wrong signs, as :func:`is_phase_flipped` says.
+        """
+        if self._phase_flipped is not None:
+            return self._phase_flipped
+        before = self._all_or_none(PHASE_FLIPPED, "phase-flipped")
+        return before != is_phase_flipped(self.source)
 
     @cached_property
     def premultiplied(self) -> bool:
@@ -88,21 +100,26 @@ class TransferFunctions:
         :return: Whether the images were multiplied by their transfer functions.
         :raises ValueError: some were and others not, or their phases are flipped too.
         """
-        flags = self._premultiplied
-        if flags is None:
-            flags = self.source.get_metadata(PREMULTIPLIED, default_value=0)
-        flags = np.atleast_1d(flags).astype(float) != 0
-        if flags.any() and not flags.all():
-            raise ValueError(
-                f"{flags.sum()} of {len(flags)} images were multiplied by their CTF;"
-                " only all or none can be corrected together"
-            )
-        if flags.any() and self.phase_flipped:
+        multiplied, flipped = self._premultiplied, self.phase_flipped
+        if multiplied is None:
+            multiplied = self._all_or_none(PREMULTIPLIED, "multiplied by their CTF")
+        if multiplied and flipped:
             raise ValueError(
                 "images that were multiplied by their CTF and phase-flipped, too,"
                 " cannot be corrected"
             )
-        return bool(flags.any())
+        return multiplied
+
+    def _all_or_none(self, column: str, done: str) -> bool:
+        """Whether the images are marked in a column of the source."""
+        marks = self.source.get_metadata(column, default_value=0)
+        marked = np.atleast_1d(marks).astype(float) != 0
+        if marked.any() and not marked.all():
+            raise ValueError(
+                f"{marked.sum()} of {len(marked)} images were {done}; only all or none"
+                " can be corrected together"
+            )
+        return bool(marked.any())
 
     def factors(self, H: np.ndarray) -> np.ndarray | None:
         """

@@ -15,6 +15,7 @@ from aspire_mom.relion.table import (
     CTF_COLUMNS,
     GROUP,
     MORE_CTF_COLUMNS,
+    PHASE_FLIPPED,
     PHASE_SHIFT,
     PREMULTIPLIED,
     Table,
@@ -81,7 +82,7 @@ class Particles:
     @property
     def phase_flipped(self) -> bool:
         """Whether the phases of any image have been flipped."""
-        return bool(self._flags("_rlnCtfDataArePhaseFlipped").any())
+        return bool(self._flags(PHASE_FLIPPED).any())
 
     @property
     def premultiplied(self) -> bool:
@@ -111,7 +112,7 @@ class Particles:
             return
         columns, problem = self.table.columns, ""
         missing = [name for name in CTF_COLUMNS if name not in columns]
-        flipped = np.count_nonzero(self._flags("_rlnCtfDataArePhaseFlipped"))
+        flipped = np.count_nonzero(self._flags(PHASE_FLIPPED))
         multiplied = np.count_nonzero(self._flags(PREMULTIPLIED))
         if missing:
             problem = f"defocus values but no {' and no '.join(missing)}"

@@ -11,7 +11,7 @@ from aspire.source import ImageSource
 
 from aspire_mom.relion.particles import Particles
 from aspire_mom.relion.stacks import read_images
-from aspire_mom.relion.table import PREMULTIPLIED
+from aspire_mom.relion.table import PHASE_FLIPPED, PREMULTIPLIED
 
 
 class PhasePlateFilter(CTFFilter):
@@ -60,7 +60,7 @@ class ParticleSource(ImageSource):
             "_rlnOriginXAngst": shifts[:, 0].copy(),
             "_rlnOriginYAngst": shifts[:, 1].copy(),
         }
-        for name in ("_aspireAmplitude", PREMULTIPLIED):
+        for name in ("_aspireAmplitude", PHASE_FLIPPED, PREMULTIPLIED):
             if name in table.columns:
                 metadata[name] = table.columns[name]
         super().__init__(

@@ -13,6 +13,7 @@ from aspire_mom.relion.cryosparc import cryosparc_document
 from aspire_mom.relion.star import read_star, unescaped
 
 IMAGE, GROUP, GROUP_NAME = "_rlnImageName", "_rlnOpticsGroup", "_rlnOpticsGroupName"
+PHASE_FLIPPED = "_rlnCtfDataArePhaseFlipped"
 PREMULTIPLIED = "_rlnCtfDataAreCtfPremultiplied"
 NO_CTF = "_aspireNoCTF"  # ASPIRE marks placeholder optics without a CTF
 # In the order of `CTFFilter`'s arguments.
@@ -47,7 +48,7 @@ RANGES = {
     "_rlnImageDimensionality": (2, 2),
     "_aspireAmplitude": (-1e6, 1e6),
     **dict.fromkeys((GROUP, "_rlnRandomSubset", "_rlnClassNumber"), (-1e18, 1e18)),
-    "_rlnCtfDataArePhaseFlipped": (0, 1),
+    PHASE_FLIPPED: (0, 1),
     PREMULTIPLIED: (0, 1),
 }
 

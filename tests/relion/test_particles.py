@@ -219,6 +219,11 @@ def test_phase_flipped_images_are_known(tmp_path):
     found.check_ctf()
     assert found.phase_flipped
     assert "3 distinct, phase-flipped" in found.summary()
+    source = ParticleSource(found)
+    for images in (source, source[1:], source.downsample(6)):
+        assert TransferFunctions(images, PolarBasis(images.L)).phase_flipped
+    again = source.phase_flip()
+    assert not TransferFunctions(again, PolarBasis(source.L)).phase_flipped
 
 
 def test_premultiplied_images_are_known(tmp_path):
