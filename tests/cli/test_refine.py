@@ -148,6 +148,21 @@ def test_boxes_that_do_not_fit(finished, star, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_symmetry_is_imposed_from_the_start_on(particles, tmp_path):
+    refused = run("initial-model", particles, "-o", tmp_path, "--symmetry", "C0")
+    assert refused.exit_code == 2
+    assert "symmetry is 'C0'; it must be C1, C2" in refused.stderr
+    assert not list(tmp_path.iterdir())
+    succeed("initial-model", particles, "-o", tmp_path, *FEW, "--symmetry", "C4")
+    report = json.loads((tmp_path / "start" / "report.json").read_text())
+    assert "agrees with its symmetric copies to" in report["verdict"]
+    model = RefinedModel.load(tmp_path)
+    assert model.settings["symmetry"] == "C4"
+    voxels = model.volume.asnumpy()[0]
+    turned = np.rot90(voxels, axes=(1, 2))
+    np.testing.assert_allclose(voxels, turned, atol=0.02 * abs(voxels).max())
+
+
 @pytest.mark.parametrize("stage", ["moments", "start", "refinement", "results"])
 def test_killed_job_goes_on(stage, finished, particles, tmp_path, monkeypatch):
     """The same command repeats no finished stage, and ends at the same model."""
