@@ -13,6 +13,7 @@ into `OrientedSource`, and ASPIRE's `MeanEstimator` makes the last volume.
 # the images, and ASPIRE's own reconstruction with the orientations that were found.
 
 import os
+import tempfile
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,7 +56,9 @@ moments = MomentEstimator(source, PolarBasis(L)).estimate()
 start = MomentInversion(moments, "grid", **few).estimate()
 orientation = MomentOrientation(Refinement(source, start, **shortly))
 oriented = OrientedSource(source, orientation)
-final = MeanEstimator(oriented, maxiter=10, checkpoint_iterations=None).estimate()
+with tempfile.TemporaryDirectory() as folder:  # of ASPIRE's checkpoint
+    kept = f"{folder}/volume"
+    final = MeanEstimator(oriented, maxiter=10, checkpoint_prefix=kept).estimate()
 
 truth = molecule.downsample(L)
 volumes = {"start": start.volume, "refined": orientation.model.volume, "mean": final}
