@@ -36,14 +36,15 @@ from aspire_mom import (
     compare,
 )
 from aspire_mom.refinement.fourier import (
+    SUPPORT_RADIUS,
     half_fsc,
-    local_agreement,
     locally_filtered,
+    noise_variance,
     resized,
 )
 from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.iteration import LEAST_FSC, MOST_FSC
-from aspire_mom.refinement.maximisation import SUPPORT_RADIUS, edge_of
+from aspire_mom.refinement.maximisation import edge_of
 from aspire_mom.refinement.slices import volume_from_slices
 from aspire_mom.rotations import viewing_rotations
 from benchmarks.grid import read_unit_volume, simulated
@@ -164,9 +165,8 @@ def ceiling(
         halves = [solved(slice(i, None, 2), ssnr) for i in (0, 1)]
         fsc = np.clip(half_fsc(halves)[:R], LEAST_FSC, MOST_FSC)
         ssnr = fsc / (1 - fsc)
-    agreement = local_agreement(np.stack(halves))
-    whole = solved(slice(None), 2 * ssnr)
-    whole = locally_filtered(whole, 2 * agreement / (1 + agreement))
+    noise = noise_variance(np.stack(halves)) / 2
+    whole = locally_filtered(solved(slice(None), 2 * ssnr), noise)
     return Volume(resized(whole, L), pixel_size=source.pixel_size)
 
 

@@ -7,14 +7,15 @@ from collections.abc import Iterable
 import numpy as np
 from aspire.numeric import fft
 from aspire.volume import Volume
-from scipy.ndimage import gaussian_filter
+from scipy.signal import wiener
 
 from aspire_mom.evaluation.fsc import fourier_shell_correlation
 
-# Standard deviation of the Gaussian window of local averages, in voxels of volumes that
-# are sampled no finer than their rings need. Independent noise correlates to about 0.1
-# in it.
-WINDOW = 2.0
+# Radius in boxes of the ball that holds the volume.
+SUPPORT_RADIUS = 0.45
+# Voxels along an edge of the cube that local means and variances are of. Volumes are
+# sampled no finer than their rings need, so it holds a few hundred independent values.
+WINDOW = 7
 
 
 def resized(u: np.ndarray, n: int) -> np.ndarray:
@@ -54,31 +55,27 @@ def half_fsc(halves: Iterable[np.ndarray]) -> np.ndarray:
     return fourier_shell_correlation(*(Volume(u) for u in halves))
 
 
-def local_agreement(halves: np.ndarray) -> np.ndarray:
+def noise_variance(halves: np.ndarray) -> float:
     """
     :param halves: Voxels of two volumes (2, n, n, n).
-    :return: Correlation of their high frequencies around each voxel (n, n, n), from 0
-        to 1: low in the solvent, and wherever the molecule is not the same in all
-        images.
+    :return: Variance of the noise of either, in the ball that holds them.
     """
-    high = halves - _local_mean(halves)
-    power = _local_mean((high**2).mean(0))
-    product = _local_mean(high[0] * high[1])
-    return np.clip(product / np.maximum(power, np.finfo(power.dtype).tiny), 0, 1)
+    n = halves.shape[-1]
+    axis = np.arange(n) - n // 2
+    squares = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2
+    inside = squares <= (SUPPORT_RADIUS * n) ** 2
+    return float((halves[0] - halves[1])[inside].var()) / 2
 
 
-def locally_filtered(u: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def locally_filtered(u: np.ndarray, noise: float) -> np.ndarray:
     """
-    Weigh high frequencies voxel by voxel, those that local averages leave out (compare
-    Ramlaul, Palmer & Aylett 2019; Punjani, Zhang & Fleet 2020).
+    Draw voxels towards their local means where they vary little more than noise does,
+    as in the solvent (Lee 1980).
 
-    :param u: Voxels (..., n, n, n).
-    :param weights: Weights (n, n, n).
-    :return: Voxels (..., n, n, n).
+    :param u: Voxels (n, n, n).
+    :param noise: Variance of their noise.
+    :return: Voxels (n, n, n) of the same dtype.
     """
-    low = _local_mean(u)
-    return low + weights * (u - low)
-
-
-def _local_mean(u: np.ndarray) -> np.ndarray:
-    return gaussian_filter(u, WINDOW, mode="wrap", axes=(-3, -2, -1))
+    # Where nothing varies, SciPy divides by 0, and then takes the mean.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return wiener(u, WINDOW, noise).astype(u.dtype)

@@ -15,8 +15,8 @@ from aspire_mom.evaluation.symmetry import mean_of_copies, symmetry_rotations
 from aspire_mom.moments.streaming import Sums, accumulate
 from aspire_mom.refinement.fourier import (
     half_fsc,
-    local_agreement,
     locally_filtered,
+    noise_variance,
     resized,
 )
 from aspire_mom.refinement.images import PolarImages
@@ -111,7 +111,8 @@ class Iterations:
         ratio = np.clip(fsc, LEAST_FSC, MOST_FSC)
         noises = state.noises.copy()
         noises[:, :R] = [self.noise(*half) for half in both]
-        halves = locally_filtered(halves, local_agreement(halves))
+        variance = noise_variance(halves)
+        halves = np.stack([locally_filtered(u, variance) for u in halves])
         moved, last = halves, state.history[-1] if state.history else {}
         if last.get("n_images") == n:
             # New rings have no step before.

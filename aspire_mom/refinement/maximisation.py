@@ -7,7 +7,7 @@ from functools import reduce
 import numpy as np
 
 from aspire_mom.moments.streaming import Sums
-from aspire_mom.refinement.fourier import resized
+from aspire_mom.refinement.fourier import SUPPORT_RADIUS, resized
 from aspire_mom.refinement.posterior import Model, inner
 from aspire_mom.refinement.slices import volume_from_slices
 from aspire_mom.refinement.state import with_uniform_share
@@ -18,8 +18,6 @@ LEAST_NOISE = 1e-3
 LEAST_SIGNAL = 1e-12
 # Voxels along an edge beyond twice the number of rings.
 MARGIN = 5
-# Radius in boxes of the ball that holds the volume.
-SUPPORT_RADIUS = 0.45
 
 
 def edge_of(n_rings: int, L: int) -> int:

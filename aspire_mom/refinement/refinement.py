@@ -24,8 +24,8 @@ from aspire_mom.moments.corrections import source_identity
 from aspire_mom.moments.options import CorrectionOptions
 from aspire_mom.refinement.fourier import (
     half_fsc,
-    local_agreement,
     locally_filtered,
+    noise_variance,
     resized,
     shell_mean,
 )
@@ -305,9 +305,8 @@ class Refinement:
             total = np.maximum(information.sum(0), 1e-12 * information.sum())
             power = np.ldexp(explained.sum(0) / total, 2 * exponent)
             signal = power[: len(signal)] / np.where(signal > 0, signal, np.nan)[:R]
-        agreement = local_agreement(np.stack(halves))
-        # A sum of two has half of their noise.
-        filtered = locally_filtered(whole, 2 * agreement / (1 + agreement))
+        # Of twice as many images, with half the variance of the noise.
+        filtered = locally_filtered(whole, noise_variance(np.stack(halves)) / 2)
         volume, *both = (
             Volume(np.ldexp(resized(u, self.L), exponent), pixel_size=size)
             for u in (filtered, *halves)
