@@ -92,6 +92,7 @@ class TransferFunctions:
         if self._phase_flipped is not None:
             return self._phase_flipped
         before = self._all_or_none(PHASE_FLIPPED, "phase-flipped")
+        # A second flip undoes the first.
         return before != is_phase_flipped(self.source)
 
     @cached_property
@@ -138,7 +139,8 @@ class TransferFunctions:
         """
         basis = CartesianBasis(self.basis.L)
         total = np.zeros((basis.L, basis.L))
-        on_pixels = TransferFunctions(self.source, basis)
+        # Only squares count.
+        on_pixels = TransferFunctions(self.source, basis, phase_flipped=False)
         _, rows, counts = np.unique(self.indices, return_index=True, return_counts=True)
         for start in range(0, len(rows), FILTERS_AT_ONCE):
             part = slice(start, start + FILTERS_AT_ONCE)
@@ -300,8 +302,8 @@ def is_phase_flipped(source: ImageSource) -> bool:
             )
     if is_cached(source):
         logger.warning(
-            "The source's images are cached, which hides whether phases were flipped"
-            " before; pass CorrectionOptions(phase_flipped=True) if they were"
+            "The source's images are cached, which hides whether phase_flip() was"
+            " called; pass CorrectionOptions(phase_flipped=True) if phases are flipped"
         )
     inner, odd = getattr(source, "src", None), n_flips % 2 == 1
     return odd != is_phase_flipped(inner) if isinstance(inner, ImageSource) else odd

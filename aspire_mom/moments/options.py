@@ -58,9 +58,9 @@ class CorrectionOptions:
     What to correct images for.
 
     :param ignore_ctf: Take images that have a CTF as if they had none.
-    :param phase_flipped: Whether the images' phases were flipped; None where the
-        source's column `_rlnCtfDataArePhaseFlipped` says so, or `source.phase_flip()`
-        did it, which `source.cache()` hides.
+    :param phase_flipped: Whether the images' phases are flipped; None to ask the
+        source's column `_rlnCtfDataArePhaseFlipped` and look for `source.phase_flip()`,
+        which `source.cache()` hides. Where both did it, they are not.
     :param premultiplied: Whether the images were multiplied by their CTFs; None where
         the source's column `_rlnCtfDataAreCtfPremultiplied` says so.
     :param ignore_shifts: Take images that have known shifts as if they were centred.

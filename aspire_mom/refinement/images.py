@@ -29,7 +29,8 @@ class PolarImages:
     :param basis: Polar basis of the coefficients.
     :param corrections: What to correct the images for, as for their moments.
     :param inverted: Whether molecules are dark in the images as they are.
-    :raises ValueError: A CTF has parameters that are not finite.
+    :raises ValueError: A CTF has parameters that are not finite; or phases of some
+        images only were flipped, or some only were multiplied by their CTFs, or both.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class PolarImages:
         ignored = corrections.ignore_ctf or found.flat
         self.transfer = None if ignored else found
         self.premultiplied = not ignored and found.premultiplied
+        self.phase_flipped = not ignored and found.phase_flipped
         known = known_offsets(source)
         self.offsets = None if corrections.ignore_shifts else known
         self.preparation = Preparation.of(

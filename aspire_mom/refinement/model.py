@@ -36,10 +36,10 @@ class RefinedModel:
     """
     A volume refined against images, with the images' poses.
 
-    :param volume: Volume of all images, ASPIRE `Volume` [z, y, x], float32, filtered by
-        the local agreement of the halves.
+    :param volume: Volume of all images, ASPIRE `Volume` [z, y, x], float32, smoothed
+        where it varies no more than its noise does.
     :param half_volumes: Stack (2, L, L, L): volumes of the images of half 1 and half 2,
-        without that filter.
+        not smoothed.
     :param directions: Viewing directions (n_views, 3), xyz order.
     :param density: Their probabilities (n_views,), float64, sum one.
     :param rotations: Most probable rotation of each image, ASPIRE `Rotation`.

@@ -67,13 +67,12 @@ class Refinement:
     start. In each iteration every image is turned into every view by its posterior
     probability, and each half's volume follows from the views by least squares in a
     ball, with a Wiener filter whose signal-to-noise ratio is that of the halves' FSC.
-    What images are compared with is filtered locally, too, by how far the halves agree
-    around each voxel; so is the volume of all images, the half volumes are not. Rings
-    are added while the halves agree. Every view is tried on up to 8 rings; on
-    more rings, finer views around the best of these. At first a part of
-    the images is used, the larger the less each says of its pose; all of them once
-    there is no more progress. A symmetry that the reconstruction has is imposed on each
-    volume.
+    Rings are added while the halves agree. What images are compared with, and the
+    volume of all images, is smoothed where it varies no more than noise does; the half
+    volumes are not. Every view is tried on up to 8 rings; on more rings, finer views
+    around the best of these. At first a part of the images is used, the larger the less
+    each says of its pose; all of them once there is no more progress. A symmetry that
+    the reconstruction has is imposed on each volume.
 
     :param source: ASPIRE `ImageSource`.
     :param reconstruction: Where to start: its volume, density, and spread of shifts.
@@ -146,6 +145,7 @@ class Refinement:
             "shift_std": found.shift_std,
             "inverted": self._inverted,
             "premultiplied": iterations.images.premultiplied,
+            "phase_flipped": iterations.images.phase_flipped,
             "symmetry": self._symmetry,
             "n_rings": self.n_rings,
             "corrections": asdict(used),

@@ -18,8 +18,8 @@ class State:
     Where a refinement stands between two iterations.
 
     :param halves: Volumes of both halves that the next iteration starts from, after
-        momentum, each (n, n, n).
-    :param before: The same without momentum, as the images determined them.
+        momentum, each (n, n, n), smoothed where there is nothing but noise.
+    :param before: The same without momentum.
     :param densities: Probabilities of the coarse views (2, n_views).
     :param noises: Variance of the noise at a Fourier pixel (2, rings of the basis).
     :param signal: Variance of the volume's Fourier values / L on shells 0, 1, … (rings

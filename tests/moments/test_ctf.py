@@ -376,3 +376,9 @@ def test_premultiplied_in_part_or_flipped():
     source.set_metadata("_rlnCtfDataAreCtfPremultiplied", [0, 1, 1, 1, 1])
     with pytest.raises(ValueError, match="4 of 5 images were multiplied by their CTF"):
         estimate(source)
+    source.set_metadata("_rlnCtfDataArePhaseFlipped", [0, 1, 1, 1, 1])
+    with pytest.raises(ValueError, match="4 of 5 images were phase-flipped"):
+        MomentEstimator(source, PolarBasis(8))
+    MomentEstimator(
+        source, PolarBasis(8), corrections=CorrectionOptions(ignore_ctf=True)
+    )

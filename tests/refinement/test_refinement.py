@@ -21,7 +21,11 @@ from aspire_mom import (
 from aspire_mom.bases import PolarBasis
 from aspire_mom.moments.report import ring_power
 from aspire_mom.phantoms import chain_phantom
-from aspire_mom.refinement.fourier import resized
+from aspire_mom.refinement.fourier import (
+    locally_filtered,
+    noise_variance,
+    resized,
+)
 from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.iteration import settled
 from aspire_mom.refinement.model import LEAST_LOG_LIKELIHOOD
@@ -146,6 +150,26 @@ def test_the_start_that_suits_the_images_is_chosen(truth):
     assert compare(found.volume, truth).resolution_shells(0.5) > 6
 
 
+def test_the_volume_is_smoothed_and_half_volumes_are_not(truth, monkeypatch):
+    seen = []
+
+    def filtered(u, noise):
+        seen.append(noise)
+        return 0 * u
+
+    monkeypatch.setattr("aspire_mom.refinement.refinement.locally_filtered", filtered)
+    start = start_from(low_pass(truth, 25.0))
+    model = Refinement(
+        images_of(truth, 100), start, n_rings=6, n_iterations=1
+    ).estimate()
+    assert not model.volume.asnumpy().any()
+    halves = model.half_volumes.asnumpy()
+    n = 2 * len(model.fsc) + 5
+    small = np.stack([resized(u, n) for u in halves])
+    # The sum of two has half of the noise of each.
+    assert seen == [pytest.approx(noise_variance(small) / 2, rel=0.01)]
+
+
 def test_noise_alone_supports_no_model(truth):
     """Whatever the start, which the halves may well agree on."""
     clean = images_of(truth)
@@ -255,6 +279,10 @@ def test_a_part_of_the_images_first_and_momentum(truth, monkeypatch):
     assert state.n_images == 600
     first = iterations.next(state)
     np.testing.assert_array_equal(first.halves, first.before)
+    models, sums, _ = iterations.sums(state)
+    plain = np.stack(iterations.halves(models, sums, state))
+    smooth = [locally_filtered(u, noise_variance(plain)) for u in plain]
+    np.testing.assert_allclose(first.halves, smooth, atol=1e-5 * abs(plain).max())
     second = iterations.next(first)
     for half in (0, 1):
         new, old = (resized(state.before[half], 11) for state in (second, first))
@@ -287,6 +315,17 @@ def test_premultiplied_images_say_the_same(truth):
     found = Refinement(multiplied, start, corrections=corrections, **options).estimate()
     assert compare(found.volume, truth).resolution_shells(0.5) > 6
     assert compare(found.volume, expected.volume).correlation > 0.95
+
+
+def test_checkpoints_know_whether_phases_were_flipped(truth, tmp_path):
+    filters = [RadialCTFFilter(defocus=1.0e4)]
+    source = images_of(truth, 20, unique_filters=filters)
+    start = start_from(low_pass(truth, 25.0))
+    options = {"n_rings": 5, "n_iterations": 1, "checkpoint": tmp_path / "c.pt"}
+    Refinement(source, start, **options).estimate()
+    source.set_metadata("_rlnCtfDataArePhaseFlipped", 1)
+    with pytest.raises(ValueError, match="phase_flipped"):
+        Refinement(source, start, **options).estimate()
 
 
 def polar_images(images):

@@ -222,6 +222,8 @@ def test_phase_flipped_images_are_known(tmp_path):
     source = ParticleSource(found)
     for images in (source, source[1:], source.downsample(6)):
         assert TransferFunctions(images, PolarBasis(images.L)).phase_flipped
+    aspires = RelionSource(found.table.path, pixel_size=source.pixel_size)
+    assert TransferFunctions(aspires, PolarBasis(aspires.L)).phase_flipped
     again = source.phase_flip()
     assert not TransferFunctions(again, PolarBasis(source.L)).phase_flipped
 
