@@ -69,8 +69,9 @@ def noise_variance(halves: np.ndarray) -> float:
 
 def locally_filtered(u: np.ndarray, noise: float) -> np.ndarray:
     """
-    Draw voxels towards their local means where they vary little more than noise does,
-    as in the solvent (Lee 1980).
+    Draw voxels towards their local means m where their local variances v are little
+    more than that of noise, as in the solvent: m + max(0, 1 - noise/v) (u - m) (Lee
+    1980).
 
     :param u: Voxels (n, n, n).
     :param noise: Variance of their noise.
