@@ -120,6 +120,14 @@ class RefinedModel:
         ]
         return float(np.median(shares)) if shares else None
 
+    def leaves_signal(self) -> bool:
+        """
+        :return: Whether the images have signal that the model does not explain, as far
+            as that is known: their moments tell how much there is.
+        """
+        share = self.typical_share()
+        return share is not None and share < LEAST_SHARE
+
     def failed(self, start_shells: float | None = None) -> bool:
         """
         :param start_shells: Shells to which the starts agree, where this is known.
@@ -145,12 +153,13 @@ class RefinedModel:
                 f"{head} only: the images support no model. Take more images, or more"
                 " starts."
             ), True
-        if (share := self.typical_share()) is not None and share < LEAST_SHARE:
+        if self.leaves_signal():
+            share = f"{self.typical_share():.0%}"
             return (
-                f"{head}, but the model explains {100 * share:.0f} % of the images'"
-                " signal only: they support no model, or not this one. The start"
-                " was wrong, or they show several molecules, or their noise is not as"
-                " assumed when their moments were estimated."
+                f"{head}, but the model explains {share} of the images' signal only:"
+                " they support no model, or not this one. The start was wrong, or they"
+                " show several molecules, or their noise is not as assumed when their"
+                " moments were estimated."
             ), True
         if shells >= len(self.fsc) - 1:
             return f"{head}, as far as the rings in use.", False

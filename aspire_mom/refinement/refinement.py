@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,9 @@ FIRST_IMAGES, FIRST_LIKELIHOOD = 2048, 2.5e7
 # Starts that compete at most, and iterations and images that each gets, of which the
 # first half is fitted.
 MAX_STARTS, TRIAL_ITERATIONS, TRIAL_IMAGES = 4, 2, 4096
+# Starts that are refined at most, one after the other, until a model explains the
+# images' signal. Which of them lead there does not show in a few iterations.
+MAX_TRIES = 3
 # Distance of shifts that are tried, in boxes, times the number of coarse rings.
 SHIFT_SPACING = 0.25
 
@@ -74,13 +78,17 @@ class Refinement:
     each says of its pose; all of them once there is no more progress. A symmetry that
     the reconstruction has is imposed on each volume.
 
+    Where the model explains too little of the images' signal, the next best start of
+    the reconstruction is refined, and so on, up to three of them. That of which images
+    held out are likeliest is returned.
+
     :param source: ASPIRE `ImageSource`.
     :param reconstruction: Where to start: its volume, density, and spread of shifts.
     :param n_rings: Rings at most, 5 or more; never more than 24, the default, or than
         the images have.
     :param corrections: What to correct images for, as for their moments; the spread of
         shifts is the reconstruction's.
-    :param n_iterations: Iterations at most.
+    :param n_iterations: Iterations at most, from each start.
     :param checkpoint: File that keeps finished iterations, from which another run
         continues.
     :param device: torch device of the posteriors.
@@ -135,13 +143,41 @@ class Refinement:
         :return: The refined model.
         :raises ValueError: An image is not finite, or the checkpoint does not fit.
         """
-        found, iterations = self.reconstruction, self._iterations()
+        iterations = self._iterations()
+        kept = Checkpoint(self.checkpoint, self._fingerprint(iterations))
+        stored = processes.broadcast_object(kept.state)
+        if stored:
+            states = [State.stored(fields) for fields in stored["tries"]]
+        else:
+            states = self._ranked_starts(iterations)[:MAX_TRIES]
+        models: list[RefinedModel] = []
+        for i, state in enumerate(states):
+            if models:
+                share = f"{models[-1].typical_share():.0%}"
+                logger.info(
+                    f"The model explains {share} of the images' signal; trying start"
+                    f" {i + 1} of {len(states)}"
+                )
+            while not self._finished(state):
+                states[i] = state = self._next(iterations, state)
+                kept.state = {"tries": [vars(state) for state in states]}
+                kept.write()
+            models.append(self._final(iterations, state))
+            if not models[-1].leaves_signal():
+                break
+        best = max(models, key=attrgetter("held_out_log_likelihood"))
+        return replace(best, settings={**best.settings, "n_tries": len(models)})
+
+    def _fingerprint(self, iterations: Iterations) -> dict:
+        """What a checkpoint must be of."""
+        found = self.reconstruction
         starts = found.volume if found.start_volumes is None else found.start_volumes
         views, first_rings = found.quadrature.views, found.settings.get("n_rings")
         used = replace(self.corrections, shift_std=0.0, amplitude_std=0.0)
-        settings = {
+        return {
             "images": source_identity(self.source),
             "start": digest(starts.asnumpy(), views, found.view_density, first_rings),
+            "tries": MAX_TRIES,
             "shift_std": found.shift_std,
             "inverted": self._inverted,
             "premultiplied": iterations.images.premultiplied,
@@ -151,21 +187,6 @@ class Refinement:
             "corrections": asdict(used),
             "batch": self.batch,
         }
-        kept = Checkpoint(self.checkpoint, settings)
-        stored = processes.broadcast_object(kept.state)
-        state = State.stored(stored) if stored else self._best_start(iterations)
-        while not self._finished(state):
-            begun = time.perf_counter()
-            state = iterations.next(state)
-            entry = state.history[-1]
-            entry["seconds"] = round(time.perf_counter() - begun, 2)
-            kept.state = vars(state)
-            kept.write()
-            logger.info(
-                f"Iteration {len(state.history)}: {entry['n_rings']} rings, halves"
-                f" agree to {entry['shells']:.1f} shells"
-            )
-        return self._final(iterations, state)
 
     @property
     def _inverted(self) -> bool:
@@ -181,6 +202,18 @@ class Refinement:
         parts = images, self.shifts, self.n_rings, self.batch, self.device
         return Iterations(*parts, symmetry=self._symmetry)
 
+    def _next(self, iterations: Iterations, state: State) -> State:
+        """One more iteration, which tells its time."""
+        begun = time.perf_counter()
+        state = iterations.next(state)
+        entry = state.history[-1]
+        entry["seconds"] = round(time.perf_counter() - begun, 2)
+        logger.info(
+            f"Iteration {len(state.history)}: {entry['n_rings']} rings, halves"
+            f" agree to {entry['shells']:.1f} shells"
+        )
+        return state
+
     def _finished(self, state: State) -> bool:
         if not state.history or len(state.history) >= self.n_iterations:
             return bool(state.history)
@@ -188,16 +221,17 @@ class Refinement:
         same = last["n_images"] == self.source.n and last["n_rings"] == state.n_rings
         return same and settled(state.history)
 
-    def _best_start(self, iterations: Iterations) -> State:
-        """The start, among the reconstruction's, from which a few iterations on the
-        first half of some images lead to the highest likelihood of the second half."""
+    def _ranked_starts(self, iterations: Iterations) -> list[State]:
+        """The reconstruction's starts. First comes the one from which a few iterations
+        on the first half of some images lead to the highest likelihood of the second
+        half."""
         volumes = self.reconstruction.start_volumes
         if volumes is None:
             volumes = self.reconstruction.volume
         best, *others = volumes.asnumpy()[:MAX_STARTS]
         first = self._with_noise(iterations, self._start(iterations, best))
         if not others:
-            return first
+            return [first]
         starts = [first]
         for voxels in others:
             start = self._start(iterations, voxels, best=False)
@@ -208,9 +242,9 @@ class Refinement:
             self._trial(iterations, start)
             for start in tqdm(starts, desc="Comparing starts", disable=quiet)
         ]
-        chosen = int(np.argmax(likelihoods))
-        logger.info(f"Start {chosen + 1} of {len(starts)} suits the images best")
-        return starts[chosen]
+        order = np.argsort(likelihoods, kind="stable")[::-1]
+        logger.info(f"Start {order[0] + 1} of {len(starts)} suits the images best")
+        return [starts[i] for i in order]
 
     def _trial(self, iterations: Iterations, start: State) -> float:
         """Log-likelihood of images held out from a few iterations on others."""

@@ -175,7 +175,7 @@ def test_verdict(particles, fsc, start, words):
     )
     assert several.typical_share() == pytest.approx(0.65)
     assert re.search(
-        "explains 65 % of the images. signal only: .* no model",
+        "explains 65% of the images. signal only: .* no model",
         several.verdict(),
     )
     assert several.failed(start)

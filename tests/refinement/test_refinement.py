@@ -22,7 +22,6 @@ from aspire_mom.bases import PolarBasis
 from aspire_mom.moments.report import ring_power
 from aspire_mom.phantoms import chain_phantom
 from aspire_mom.refinement.fourier import (
-    locally_filtered,
     noise_variance,
     resized,
 )
@@ -139,17 +138,6 @@ def test_another_run_goes_on_where_one_stopped(truth, refined, tmp_path):
     np.testing.assert_array_equal(again.offsets, model.offsets)
 
 
-def test_the_start_that_suits_the_images_is_chosen(truth):
-    good, bad = (
-        low_pass(truth, 25.0),
-        low_pass(chain_phantom(L, seed=9, pixel_size=4.0), 25.0),
-    )
-    stack = Volume(np.concatenate((bad.asnumpy(), good.asnumpy())), pixel_size=4.0)
-    start = replace(start_from(bad), start_volumes=stack)
-    found = Refinement(images_of(truth, 200), start, n_iterations=2).estimate()
-    assert compare(found.volume, truth).resolution_shells(0.5) > 6
-
-
 def test_the_volume_is_smoothed_and_half_volumes_are_not(truth, monkeypatch):
     seen = []
 
@@ -264,37 +252,6 @@ def test_refinements_end_without_progress():
     assert not settled([*history[:4], history[4] | {"log_likelihood": 73.0}])
     assert not settled([*history[:4], history[4] | {"shells": 6.2}])
     assert not settled([*history, history[-1] | {"n_images": 20}])
-
-
-def test_a_part_of_the_images_first_and_momentum(truth, monkeypatch):
-    """Of 1,200 images half are two batches. Steps go on while as many are in use."""
-    module = "aspire_mom.refinement.refinement"
-    monkeypatch.setattr(f"{module}.FIRST_LIKELIHOOD", 1e-9)
-    monkeypatch.setattr(f"{module}.BATCH", 300)
-    monkeypatch.setattr(f"{module}.FIRST_IMAGES", 500)
-    start = start_from(low_pass(truth, 25.0))
-    refinement = Refinement(images_of(truth, 1200), start, n_rings=6)
-    iterations = refinement._iterations()
-    state = refinement._best_start(iterations)
-    assert state.n_images == 600
-    first = iterations.next(state)
-    np.testing.assert_array_equal(first.halves, first.before)
-    models, sums, _ = iterations.sums(state)
-    plain = np.stack(iterations.halves(models, sums, state))
-    smooth = [locally_filtered(u, noise_variance(plain)) for u in plain]
-    np.testing.assert_allclose(first.halves, smooth, atol=1e-5 * abs(plain).max())
-    second = iterations.next(first)
-    for half in (0, 1):
-        new, old = (resized(state.before[half], 11) for state in (second, first))
-        moved = second.before[half] + 0.9 * resized(new - old, len(second.before[0]))
-        np.testing.assert_allclose(second.halves[half], moved, atol=1e-5 * moved.max())
-    whole = iterations.next(replace(second, n_images=1200))
-    np.testing.assert_array_equal(whole.halves, whole.before)
-    model = refinement.estimate()
-    used = [entry["n_images"] for entry in model.history]
-    assert used[0] == 600
-    assert used[-1] == 1200
-    assert used == sorted(used)
 
 
 def test_premultiplied_images_say_the_same(truth):
