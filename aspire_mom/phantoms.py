@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from aspire.volume import Volume
+from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation as Rotations
 
 
@@ -86,7 +87,12 @@ def chain_phantom(L: int = 25, *, seed: int = 0, pixel_size: float = 1.0) -> Vol
 
 
 def helix_bundle_phantom(
-    L: int = 25, *, n_helices: int = 7, seed: int = 0, pixel_size: float = 1.0
+    L: int = 25,
+    *,
+    n_helices: int = 7,
+    solvent: float = 0.0,
+    seed: int = 0,
+    pixel_size: float = 1.0,
 ) -> Volume:
     """
     Draw a bundle of helices, like a membrane protein's: rods of unequal length side by
@@ -95,6 +101,9 @@ def helix_bundle_phantom(
 
     :param L: Voxels along an edge.
     :param n_helices: Number of helices.
+    :param solvent: Contrast that solvent takes away at low resolution, 0 to 1: this
+        share of the volume, smoothed by a Gaussian of standard deviation L / 12, is
+        subtracted.
     :param seed: Seed of the draw.
     :param pixel_size: Ångström per voxel.
     :return: ASPIRE `Volume` of unit norm, float32.
@@ -119,5 +128,10 @@ def helix_bundle_phantom(
     atoms = np.concatenate((*rods, domain))
     frame = Rotations.random(rng=rng).as_matrix()
     atoms = (atoms - atoms.mean(0)) @ frame.T
-    ones = np.ones(len(atoms))
-    return gaussians_on_grid(atoms, 0.024 * L * ones, ones, L, pixel_size)
+    ones, sigma = np.ones(len(atoms)), 0.024 * L
+    protein = gaussians_on_grid(atoms, sigma * ones, ones, L, pixel_size)
+    if not solvent:
+        return protein
+    blurred = gaussian_filter(protein.asnumpy()[0], L / 12)
+    voxels = protein.asnumpy()[0] - np.float32(solvent) * blurred
+    return Volume(voxels / np.linalg.norm(voxels), pixel_size=pixel_size)

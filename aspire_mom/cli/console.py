@@ -124,9 +124,6 @@ def format_metrics(report: dict) -> str:
         for cutoff in (0.5, 0.143)
     ]
     lines.append(f"correlation: {report['correlation']:.4f}")
-    if "density_correlation" in report:
-        density = report["density_correlation"]
-        lines.append(f"correlation of viewing-direction densities: {density:.3f}")
     hand = "mirrored" if report["mirrored"] else "same as the reference"
     return "\n".join((*lines, f"hand: {hand}", f"time: {report['seconds']:.1f} s"))
 

@@ -36,6 +36,7 @@ from aspire_mom.cli.reconstruct import (
 
 if TYPE_CHECKING:
     from aspire.source import ImageSource
+    from aspire.volume import Volume
 
     from aspire_mom import CorrectionOptions, Moments, Reconstruction, RefinedModel
     from aspire_mom.relion import Particles
@@ -133,6 +134,7 @@ def initial_model(
     seed: int,
     device: str,
     overwrite: bool,
+    reference: Volume | None = None,
     **options,
 ) -> None:
     """
@@ -143,9 +145,10 @@ def initial_model(
     half maps, particles.star with the angles and origins of all images, report.json,
     and a page to look at, report.html, with a verdict in words and pictures.
     moments.npz and the folder start, as moments and reconstruct write them, stay
-    beside. --symmetry is looked for in the start, and imposed on it and in the
-    refinement. If it is killed, the same command goes on where it stopped. Moments and
-    checkpoints of other images or options are refused without --overwrite.
+    beside; the command report draws a page on the start, too. --symmetry is looked for
+    in the start, and imposed on it and in the refinement. If it is killed, the same
+    command goes on where it stopped. Moments and checkpoints of other images or options
+    are refused without --overwrite.
 
     Several processes share the images where torchrun --no-python starts the command.
 
@@ -174,11 +177,11 @@ def initial_model(
         if processes.is_first():
             found, report = symmetric(found, moments, symmetry)
             write_results(start, found, moments, report)
-            aspire_mom.report.write_report(start)
         found = processes.broadcast_object(found)
         model = _refined(source, found, corrections, out, rings, device, overwrite)
         if processes.is_first():
-            _finish(out, model, read, _of_start(start / "report.json"), begun)
+            of_start = _of_start(start / "report.json")
+            _finish(out, model, read, of_start, begun, reference)
             aspire_mom.checkpoints.discard_checkpoint(start / "checkpoint.pt")
 
 
@@ -254,13 +257,18 @@ def _refined(
 
 
 def _finish(
-    out: Path, model: RefinedModel, read: Particles, start: dict, begun: float
+    out: Path,
+    model: RefinedModel,
+    read: Particles,
+    start: dict,
+    begun: float,
+    reference: Volume | None = None,
 ) -> None:
     """Write all results, and say what comes of them."""
     report = {"seconds": round(time.perf_counter() - begun, 1)}
     write_model(out, model, read, start, report)
     aspire_mom.checkpoints.discard_checkpoint(out / "checkpoint.pt")
-    aspire_mom.report.write_report(out)
+    aspire_mom.report.write_report(out, reference)
     click.echo(report["verdict"])
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {report['seconds']:.0f} s")
     click.echo(f"{out / 'report.html'} shows them")

@@ -47,8 +47,7 @@ class Result:
         """
         :param folder: A folder that holds a `Reconstruction` or a `RefinedModel`, as
             their methods `save` and the commands of aspire-mom write them.
-        :param reference: A volume to compare the model with; by default truth.mrc of
-            what `demo` wrote.
+        :param reference: A volume to compare the model with, if there is one.
         :return: What is there.
         :raises FileNotFoundError: There is no such folder, or it lacks a file.
         :raises ValueError: It holds neither; a file is damaged; or the reference has
@@ -70,11 +69,6 @@ class Result:
             )
         if (folder / "moments.npz").exists():
             moments = Moments.load(folder / "moments.npz")
-        # What demo writes; other folders may hold any truth.mrc.
-        known = all((folder / f"{name}.mrc").exists() for name in ("truth", "aligned"))
-        if reference is None and known:
-            with contents_of(folder / "truth.mrc"):
-                reference = Volume.load(str(folder / "truth.mrc"))
         found = cls(folder, summary, reconstruction, model, moments)
         if reference is None:
             return found

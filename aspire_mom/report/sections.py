@@ -186,12 +186,7 @@ def _views(result: Result, folder: Path) -> Section:
     factor = sampling_compensation_factor(directions, density)
     least = fourier_coverage(directions, density).min()
     title = "recovered views" if result.model is None else "refined views"
-    maps, titles = [(directions, density)], [title]
-    truth = result.summary.get("true_view_density")
-    if truth is not None:
-        maps.insert(0, (directions, np.array(truth, dtype=float)))
-        titles.insert(0, "true views")
-    plot_views(maps, titles, folder / "views.png")
+    plot_views([(directions, density)], [title], folder / "views.png")
     text = [
         "How often the molecule is seen from each side. Views need not be uniform, but"
         " each direction of Fourier space must be seen by some.",
@@ -202,7 +197,7 @@ def _views(result: Result, folder: Path) -> Section:
     ]
     picture = Picture(
         "views.png",
-        f"Maps of the sphere with the density of {' and '.join(titles)}",
+        f"Map of the sphere with the density of {title}",
         "Density of viewing directions over that of uniform views; z is at the top, x"
         " in the middle.",
     )
@@ -345,8 +340,8 @@ FILES = {
     "reconstruction.npz": "density of views, and volumes of the starts",
     "refinement.npz": "density of views, and poses of the images",
     "start": "the start of the refinement",
-    "aligned.mrc": "the volume, turned onto the truth",
-    "truth.mrc": "the truth",
+    "truth.mrc": "the truth, of a demonstration",
+    "images.star": "its images, with their true angles, which were not used",
     "report.json": "figures of this page",
 }
 

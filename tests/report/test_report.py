@@ -237,11 +237,6 @@ def test_names_and_settings_are_escaped(tmp_path):
     assert "<script>alert" not in page.text
 
 
-def damaged_truth(folder):
-    for name in ("truth.mrc", "aligned.mrc"):
-        (folder / name).write_text("x")
-
-
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -251,7 +246,6 @@ def damaged_truth(folder):
         (lambda p: (p / "report.json").write_text("[1]"), "holds no dictionary"),
         (lambda p: (p / "report.json").write_text('{"seconds": "x"}'), "damaged"),
         (lambda p: (p / "moments.npz").write_text("x"), "moments.npz is damaged"),
-        (damaged_truth, "truth.mrc"),
     ],
 )
 def test_damaged_folders_are_named(tmp_path, break_it, message):
