@@ -6,8 +6,8 @@ deviation beside the true one, and the resolution of what is recovered.
     python benchmarks/shifts.py phantom --stds 1.5 0.6 0
 
 Shifts are Gaussian and unknown to the estimator; views are random mixtures of von
-Mises-Fisher distributions. "phantom" stands for the four Gaussians of `aspire-mom demo`
-at its noise (50,000 images, unless said otherwise). A standard deviation of 0 shows
+Mises-Fisher distributions. "phantom" stands for the four Gaussians of the first example
+of the gallery, at its noise (50,000 images, unless said otherwise). 0 pixels show
 what looking for shifts that are not there costs.
 """
 
