@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import scipy.fft
 import torch
 from aspire.image import Image
 from aspire.noise import WhiteNoiseAdder
+from aspire.operators import CTFFilter
 from aspire.source import Simulation
 from aspire.utils import Rotation
 from aspire.volume import Volume
@@ -47,6 +49,12 @@ class FastSimulation(Simulation):
         if not clean_images and self.noise_adder is not None:
             images = self.noise_adder.forward(images, indices=indices)
         return self.generation_pipeline.forward(images, indices)
+
+    def _populate_ctf_metadata(self, filter_indices: np.ndarray) -> None:
+        super()._populate_ctf_metadata(filter_indices)
+        # ASPIRE writes radians, and reads degrees, as RELION does.
+        name = "_rlnDefocusAngle"
+        self.set_metadata(name, np.degrees(self.get_metadata(name)))
 
     def save_images(self, starfile_filepath: str | Path, *args, **options) -> None:
         # ASPIRE writes through a memory map, and a full disk kills a process that does.
@@ -124,18 +132,75 @@ class WhiteNoise(WhiteNoiseAdder):
         return Image(noisy, pixel_size=im.pixel_size)
 
 
+def defocus_groups(
+    least: float,
+    most: float,
+    *,
+    n_groups: int = 50,
+    astigmatism: float = 500.0,
+    seed: int = 0,
+) -> list[CTFFilter]:
+    """
+    CTFs at 300 kV with a spherical aberration of 2.7 mm and an amplitude contrast of
+    0.1, of evenly spaced defoci.
+
+    :param least: Least mean defocus, Å, positive for underfocus.
+    :param most: Largest mean defocus, Å.
+    :param n_groups: Number of CTFs.
+    :param astigmatism: Difference of the defoci along the two axes, Å.
+    :param seed: Seed of the angles of these axes.
+    :return: One ASPIRE filter for each defocus group.
+    """
+    defoci, half = np.linspace(least, most, n_groups), astigmatism / 2
+    angles = np.random.default_rng(seed).uniform(0, np.pi, n_groups)
+    return [
+        CTFFilter(300, defocus + half, defocus - half, angle, 2.7, 0.1)
+        for defocus, angle in zip(defoci, angles, strict=True)
+    ]
+
+
 def simulate(
-    volume: Volume, rotations: Rotation, noise: WhiteNoiseAdder, seed: int
+    volume: Volume,
+    rotations: Rotation,
+    noise: WhiteNoiseAdder,
+    seed: int,
+    *,
+    filters: list[CTFFilter] | None = None,
+    shift_std: float = 0.0,
+    amplitude_std: float = 0.0,
 ) -> FastSimulation:
     """
-    Simulate noisy projections without CTF, shifts or varying amplitudes.
+    Simulate noisy projections.
 
     :param volume: One ASPIRE `Volume`, float32.
     :param rotations: ASPIRE `Rotation` with one rotation for each image.
     :param noise: Noise to add.
-    :param seed: Seed of the `Simulation`.
+    :param seed: Seed of the `Simulation`, which chooses a filter for each image, and of
+        shifts and amplitudes.
+    :param filters: CTFs; none for images without.
+    :param shift_std: Standard deviation of Gaussian shifts along each axis, pixels,
+        which the source knows as its `offsets`.
+    :param amplitude_std: Standard deviation of amplitudes, which are uniform about 1.
     :return: The images' source.
+    :raises ValueError: `amplitude_std` is so large that amplitudes would not be
+        positive, 1 / √3 or more.
     """
-    angles = rotations.angles.astype(volume.dtype)
-    options = {"noise_adder": noise, "offsets": 0, "amplitudes": 1, "seed": seed}
-    return FastSimulation(vols=volume, n=len(rotations), angles=angles, **options)
+    n, rng = len(rotations), np.random.default_rng(seed)
+    spread = math.sqrt(3) * amplitude_std
+    if not 0 <= spread < 1:
+        raise ValueError(
+            f"amplitude_std is {amplitude_std}; it must be 0 or more and below"
+            " 0.577, so that uniform amplitudes are positive"
+        )
+    offsets = shift_std * rng.standard_normal((n, 2)) if shift_std else 0
+    amplitudes = rng.uniform(1 - spread, 1 + spread, n) if spread else 1
+    return FastSimulation(
+        vols=volume,
+        n=n,
+        angles=rotations.angles.astype(volume.dtype),
+        offsets=offsets,
+        amplitudes=amplitudes,
+        unique_filters=filters,
+        noise_adder=noise,
+        seed=seed,
+    )

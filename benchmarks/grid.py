@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from aspire.operators import CTFFilter
 from aspire.utils import Rotation
 from aspire.utils.logging import setConsoleLoggingLevel
 from aspire.volume import Volume
@@ -42,7 +41,7 @@ from aspire_mom import (
 from aspire_mom.cli.volumes import read_volume
 from aspire_mom.evaluation import starts_agreement
 from aspire_mom.rotations import viewing_rotations
-from aspire_mom.simulation import FastSimulation, WhiteNoise
+from aspire_mom.simulation import FastSimulation, WhiteNoise, defocus_groups
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.moments import average, slice_coefficients
@@ -159,22 +158,12 @@ def simulated(
         angles=rotations.angles.astype(np.float32),
         offsets=rng.normal(scale=options.shifts, size=(N, 2)),
         amplitudes=1,
-        unique_filters=ctfs() if options.ctf else None,
+        unique_filters=defocus_groups(8e3, 3e4) if options.ctf else None,
         noise_adder=WhiteNoise.from_snr(options.snr, seed=seed),
         seed=seed,
     )
     # The simulation knows its shifts; the inversion is to do without them.
     return source, CorrectionOptions(ignore_shifts=True, shift_std=options.shifts)
-
-
-def ctfs() -> list[CTFFilter]:
-    """The CTFs of `--ctf`."""
-    defoci = np.linspace(8e3, 3e4, 50)
-    angles = np.random.default_rng(0).uniform(0, np.pi, len(defoci))
-    return [
-        CTFFilter(300, u + 250, u - 250, angle, 2.7, 0.1)
-        for u, angle in zip(defoci, angles, strict=True)
-    ]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from aspire.source import Simulation
 from aspire.utils.logging import setConsoleLoggingLevel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from aspire_mom.simulation import FastSimulation, WhiteNoise
-from benchmarks.grid import ctfs, read_unit_volume
+from aspire_mom.simulation import FastSimulation, WhiteNoise, defocus_groups
+from benchmarks.grid import read_unit_volume
 
 BATCH = 1024
 # ASPIRE's images that are timed, and compared with.
@@ -36,10 +36,11 @@ def main() -> None:
     setConsoleLoggingLevel("WARNING")
     volume, n = read_unit_volume(options.map), options.images
     shifts = np.random.default_rng(0).normal(scale=1.5, size=(n, 2))
+    ctfs = defocus_groups(8e3, 3e4)
     plain = {"vols": volume, "n": n, "amplitudes": 1, "offsets": 0}
     cases = {
         "no CTF": plain,
-        "CTFs and shifts": plain | {"unique_filters": ctfs(), "offsets": shifts},
+        "CTFs and shifts": plain | {"unique_filters": ctfs, "offsets": shifts},
     }
     for name, case in cases.items():
         ours = FastSimulation(**case, noise_adder=WhiteNoise(1.0))

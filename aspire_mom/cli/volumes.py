@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 import zlib
@@ -43,6 +44,26 @@ LARGEST = 1e15
     help="Density of viewing directions: a random mixture of eight von Mises-Fisher"
     " distributions, or uniform.",
 )
+@click.option(
+    "--defocus",
+    type=console.Positive(),
+    nargs=2,
+    metavar="LEAST MOST",
+    help="Give images CTFs of 50 defoci from LEAST to MOST µm, with 0.05 µm of"
+    " astigmatism.  [default: no CTF]",
+)
+@click.option(
+    "--shift-std",
+    type=click.FloatRange(0, math.inf, max_open=True),
+    default=0,
+    help="Standard deviation of shifts along each axis, in pixels.",
+)
+@click.option(
+    "--amplitude-std",
+    type=click.FloatRange(0, 0.5),
+    default=0,
+    help="Standard deviation of the images' amplitudes, relative to their mean.",
+)
 @console.pixel_size_option
 @console.seed_option
 @console.overwrite_option
@@ -52,6 +73,9 @@ def simulate(
     images: int,
     snr: float,
     views: str,
+    defocus: tuple[float, float] | None,
+    shift_std: float,
+    amplitude_std: float,
     pixel_size: float | None,
     seed: int,
     overwrite: bool,
@@ -59,13 +83,17 @@ def simulate(
     """
     Simulate noisy particle images of VOLUME, an MRC file.
 
-    Images have white noise, no CTF and no shifts; in-plane angles are uniform. The STAR
-    file keeps the true angles. The images are in one stack beside it: N images of
-    particles.star in particles_0_<N - 1>.mrcs.
+    Images have white noise; in-plane angles are uniform. By default there are no CTFs,
+    no shifts, and equal amplitudes. The STAR file keeps the true angles, CTFs (300 kV,
+    Cs 2.7 mm, amplitude contrast 0.1) and shifts, so to recover these as unknown ones,
+    pass --ignore-shifts and --shift-std to moments or initial-model. The images are in
+    one stack beside it: N images of particles.star in particles_0_<N - 1>.mrcs.
 
     \b
-    Example:
+    Examples:
         aspire-mom simulate map.mrc --images 10000 --snr 0.1 -o particles.star
+        aspire-mom simulate map.mrc --images 10000 --snr 0.1 --defocus 0.8 3
+            --shift-std 1.5 -o particles.star
     """
     if not out.name.isprintable() or set(out.name) & set(" @#'\""):
         raise ValueError(
@@ -78,6 +106,10 @@ def simulate(
     old = out.parent.iterdir() if overwrite and out.is_file() else []
     old = {path for path in old if stacks.fullmatch(path.name)}
     console.check_outputs([out, stack], overwrite)
+    filters = None
+    if defocus:
+        least, most = sorted(1e4 * value for value in defocus)
+        filters = aspire_mom.simulation.defocus_groups(least, most, seed=seed)
     (molecule,) = read_volumes([volume], pixel_size)
     mixture = aspire_mom.VonMisesFisherMixture
     density = mixture.random(seed=seed)
@@ -85,7 +117,12 @@ def simulate(
         density = mixture(np.eye(3)[2:], np.zeros(1), np.ones(1))
     noise = aspire_mom.simulation.WhiteNoise.from_snr(snr, seed=seed + 2)
     rotations = density.sample(images, seed=seed + 1)
-    source = aspire_mom.simulation.simulate(molecule, rotations, noise, seed + 1)
+    source = aspire_mom.simulation.simulate(
+        *(molecule, rotations, noise, seed + 1),
+        filters=filters,
+        shift_std=shift_std,
+        amplitude_std=amplitude_std,
+    )
     with aspire_mom.files.staged(out.parent) as folder:
         source.save(folder / out.name, save_mode="single")
     for path in old - {stack}:
