@@ -4,8 +4,8 @@ start and in its refinement: shells at FSC 0.5 against the phantom, and time.
 
     python benchmarks/symmetry.py [--symmetries C4 D2] [--images 20000] [--snr 0.0625]
 
-Phantoms are ASPIRE's symmetric volumes of random Gaussian blobs. Views are drawn as in
-`benchmarks/grid.py`, images are kept in memory.
+Phantoms are copies of a bundle of helices about the axes, in solvent. Views are drawn
+as in `benchmarks/grid.py`, images are kept in memory.
 """
 
 import argparse
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from aspire.utils.logging import setConsoleLoggingLevel
-from aspire.volume import CnSymmetricVolume, DnSymmetricVolume, Volume
+from aspire.volume import Volume
+from scipy.ndimage import shift
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from aspire_mom import (
@@ -28,8 +29,14 @@ from aspire_mom import (
     VonMisesFisherMixture,
     compare,
 )
+from aspire_mom.evaluation.symmetry import mean_of_copies, symmetry_rotations
+from aspire_mom.phantoms import helix_bundle_phantom
 from benchmarks.grid import PIXEL_SIZE, simulated
 from benchmarks.refinement import shells
+
+SOLVENT = 0.8
+# From the centre to that of a copy, in boxes, and along which direction [z, y, x].
+OFFSET, AXIS = 0.16, np.array([0.5, 0.5, 0.7])
 
 
 def main() -> None:
@@ -49,12 +56,13 @@ def main() -> None:
 
 
 def phantom(symmetry: str, size: int, seed: int) -> Volume:
-    """A volume of unit norm with the symmetry Cn or Dn."""
-    kind = {"C": CnSymmetricVolume, "D": DnSymmetricVolume}[symmetry[0]]
-    order = int(symmetry[1:])
-    voxels = kind(size, 1, order=order, seed=seed, dtype=np.float32).generate()
-    voxels = voxels.asnumpy() / np.linalg.norm(voxels.asnumpy())
-    return Volume(voxels, pixel_size=PIXEL_SIZE)
+    """A volume of unit norm with the symmetry."""
+    unit = helix_bundle_phantom(
+        size, n_helices=4, solvent=SOLVENT, seed=seed, pixel_size=PIXEL_SIZE
+    )
+    away = Volume(shift(unit.asnumpy()[0], OFFSET * size * AXIS), pixel_size=PIXEL_SIZE)
+    volume = mean_of_copies(away, symmetry_rotations(symmetry))
+    return volume / np.linalg.norm(volume.asnumpy())
 
 
 def run(symmetry: str, seed: int, options: argparse.Namespace) -> None:
