@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 RESULTS = ("volume.mrc", "volume_mirror.mrc", "half1.mrc", "half2.mrc")
 RESULTS += ("particles.star", "refinement.npz", "refinement.json", "report.json")
-WRITTEN = (*RESULTS, *PAGE, "fsc.png", "iterations.png", "poses.png")
+WRITTEN = (*RESULTS, *PAGE, "fsc.png", "iterations.png", "signal.png")
+WRITTEN += ("poses.png",)
 # What the report has of the start's.
 OF_START = ("verdict", "agreement_shells", "agreement_angstrom")
 # Pixels that images are downsampled to by default: the rings of a first model fit.

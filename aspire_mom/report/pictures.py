@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from aspire_mom.evaluation.plots import BLUE, GREEN, INK, ORANGE
 
@@ -102,6 +103,33 @@ def plot_probabilities(probabilities: np.ndarray, path: Path) -> Figure:
     ax.axvline(median, color=ORANGE, lw=1.5, ls="--", label=f"median {median:.2g}")
     ax.set(xlabel="probability of the best pose", ylabel="images", xlim=(0, 1))
     ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    return figure
+
+
+def plot_share(
+    share: np.ndarray, rings: tuple[int, int], least: float, path: Path
+) -> Figure:
+    """
+    Draw the share of the images' signal that a model explains on each ring.
+
+    :param share: It on rings 0, 1, … (n,), NaN where it is not known.
+    :param rings: First and last ring that count.
+    :param least: Least median on these of a model that is right.
+    :param path: Image file to write.
+    :return: matplotlib `Figure`.
+    """
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    ax = figure.add_subplot()
+    first, last = rings
+    ax.axvspan(first - 0.5, last + 0.5, color=INK, alpha=0.08, lw=0)
+    ax.axhline(least, color=ORANGE, lw=1.5, ls="--", label=f"least median, {least}")
+    ax.plot(np.arange(len(share)), share, "o-", color=BLUE, ms=4)
+    # Weak outer rings have shares of any size.
+    ax.set(xlabel="ring", ylabel="share of the signal", ylim=(0, 1.5))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(frameon=False, loc="lower left")
     ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     return figure

@@ -18,10 +18,13 @@ from aspire_mom.evaluation import (
     sampling_compensation_factor,
 )
 from aspire_mom.moments.report import RingReport
+from aspire_mom.refinement import RefinedModel
+from aspire_mom.refinement.model import LEAST_SHARE, SHARE_RINGS
 from aspire_mom.report.pictures import (
     plot_iterations,
     plot_probabilities,
     plot_residual,
+    plot_share,
     plot_starts,
 )
 from aspire_mom.report.result import Result
@@ -91,6 +94,8 @@ def sections(result: Result, folder: Path) -> Iterator[Section]:
     if result.model is not None:
         if result.model.history:
             yield _iterations(result, folder)
+        if result.model.typical_share() is not None:
+            yield _signal(result.model, folder)
         if result.model.probabilities is not None:
             yield _poses(result.model.probabilities, folder)
     if result.reconstruction is not None and result.reconstruction.starts:
@@ -220,6 +225,30 @@ def _iterations(result: Result, folder: Path) -> Section:
         "Both should rise and then level off.",
     )
     return Section("refinement", "Refinement", text, [picture])
+
+
+def _signal(model: RefinedModel, folder: Path) -> Section:
+    share = model.signal_share
+    assert share is not None  # as `sections` checks
+    plot_share(share[: len(model.fsc)], SHARE_RINGS, LEAST_SHARE, folder / "signal.png")
+    first, last = SHARE_RINGS
+    text = [
+        "How much of the images' signal on each ring, whose power their second moment"
+        f" has, the model explains in the poses found. On rings {first} to {last}, as"
+        f" far as the halves agree, the median is {model.typical_share():.0%}; right"
+        " models explain nearly all."
+    ]
+    if (tries := model.settings.get("n_tries", 1)) > 1:
+        text.append(
+            f"The first model explained too little, so {tries} starts were refined."
+            " This is the model that images held out prefer."
+        )
+    picture = Picture(
+        "signal.png",
+        f"Share of the signal on each ring, median {model.typical_share():.0%}",
+        "The rings that count are shaded; on weak outer ones, noise decides.",
+    )
+    return Section("signal", "Signal explained", text, [picture])
 
 
 def _poses(probabilities: np.ndarray, folder: Path) -> Section:

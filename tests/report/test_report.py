@@ -159,6 +159,20 @@ def test_refined_model_with_its_start(tmp_path):
     assert "support no model" in page.text
 
 
+def test_share_of_the_signal(tmp_path):
+    share = np.array([np.nan, 1, 1, 1, 0.9, 0.7, 0.1])
+    settings = {"n_rings": 7, "n_tries": 2}
+    refined(signal_share=share, settings=settings).save(tmp_path)
+    page = Page(write_report(tmp_path))
+    assert "signal" in page.sections
+    assert "the median is 90%" in page.text
+    assert "2 starts were refined" in page.text
+    # On rings on which the halves do not agree it tells nothing.
+    unknown = np.array([np.nan, 1, 1, 1, np.nan, np.nan, 0.9])
+    refined(signal_share=unknown).save(tmp_path, overwrite=True)
+    assert "signal" not in Page(write_report(tmp_path)).sections
+
+
 def test_models_of_earlier_versions(tmp_path):
     """They keep neither probabilities nor the start."""
     refined(probabilities=None).save(tmp_path)
