@@ -182,11 +182,14 @@ def simulate(
         which the source knows as its `offsets`.
     :param amplitude_std: Standard deviation of amplitudes, which are uniform about 1.
     :return: The images' source.
-    :raises ValueError: `amplitude_std` is so large that amplitudes would not be
-        positive, 1 / √3 or more.
+    :raises ValueError: `shift_std` is negative or not finite, or `amplitude_std` so
+        large that amplitudes would not be positive, 1 / √3 or more.
     """
-    n, rng = len(rotations), np.random.default_rng(seed)
+    # Another stream than that of rotations which were drawn with the same seed.
+    n, rng = len(rotations), np.random.default_rng((seed, 1))
     spread = math.sqrt(3) * amplitude_std
+    if not 0 <= shift_std < math.inf:
+        raise ValueError(f"shift_std is {shift_std}; it must be 0 or more, and finite")
     if not 0 <= spread < 1:
         raise ValueError(
             f"amplitude_std is {amplitude_std}; it must be 0 or more and below"

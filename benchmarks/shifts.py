@@ -7,8 +7,8 @@ deviation beside the true one, and the resolution of what is recovered.
 
 Shifts are Gaussian and unknown to the estimator; views are random mixtures of von
 Mises-Fisher distributions. "phantom" stands for the four Gaussians of the first example
-of the gallery, at its noise (50,000 images, unless said otherwise). 0 pixels show
-what looking for shifts that are not there costs.
+of the gallery, at its noise (50,000 images, unless said otherwise). A standard
+deviation of 0 shows what looking for shifts that are not there costs.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from benchmarks.refinement import shells
 
 SOLVENT = 0.8
 # From the centre to that of a copy, in boxes, and along which direction [z, y, x].
-OFFSET, AXIS = 0.16, np.array([0.5, 0.5, 0.7])
+OFFSET, DIRECTION = 0.16, np.array([0.5, 0.5, 0.7])
 
 
 def main() -> None:
@@ -60,7 +60,9 @@ def phantom(symmetry: str, size: int, seed: int) -> Volume:
     unit = helix_bundle_phantom(
         size, n_helices=4, solvent=SOLVENT, seed=seed, pixel_size=PIXEL_SIZE
     )
-    away = Volume(shift(unit.asnumpy()[0], OFFSET * size * AXIS), pixel_size=PIXEL_SIZE)
+    away = Volume(
+        shift(unit.asnumpy()[0], OFFSET * size * DIRECTION), pixel_size=PIXEL_SIZE
+    )
     volume = mean_of_copies(away, symmetry_rotations(symmetry))
     return volume / np.linalg.norm(volume.asnumpy())
 

@@ -65,8 +65,8 @@ surfaces = plot_isosurfaces(
 # How near each comes
 # -------------------
 # Fourier shell correlations with the molecule. The network could stand for it nearly
-# exactly, so what it misses is what the search did not find. Gaussians are what this
-# molecule is made of, which is an advantage that no real one gives.
+# exactly; what it misses, two noisy moments and a short search did not tell it.
+# Gaussians are what this molecule is made of, an advantage that no real one gives.
 
 figure, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
 for name, comparison in comparisons.items():
@@ -78,8 +78,8 @@ ax.legend(frameon=False)
 # %%
 # Errors of the moments
 # ---------------------
-# As in the paper's Table 2 (eq. 22), beside the seconds that each took here. Estimates
-# are off by their noise, which nothing that fits them can tell.
+# As in the paper's Table 2 (eq. 22), beside the seconds that each took here. The
+# estimates themselves are off by their noise, so that smaller errors mean nothing.
 
 for prior, result in found.items():
     first, second = result.moment_errors

@@ -47,9 +47,6 @@ with processes.joined("cpu"):
         moments.save(out, overwrite=True)
 """
 
-folder = Path(tempfile.mkdtemp())
-script = folder / "moments.py"
-script.write_text(SCRIPT)
 found, seconds = {}, {}
 torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 commands = {
@@ -58,12 +55,15 @@ commands = {
 }
 # Each with one core, so that two have twice as many.
 environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-for name, command in commands.items():
-    begun, out = time.perf_counter(), folder / f"{name}.npz"
-    command = [*command, str(script), str(n_images), str(out)]
-    subprocess.run(command, check=True, env=environment)
-    seconds[name] = time.perf_counter() - begun
-    found[name] = Moments.load(out)
+with tempfile.TemporaryDirectory() as folder:
+    script, out = Path(folder) / "script.py", Path(folder) / "moments.npz"
+    script.write_text(SCRIPT)
+    for name, command in commands.items():
+        begun = time.perf_counter()
+        arguments = [*command, str(script), str(n_images), str(out)]
+        subprocess.run(arguments, check=True, env=environment)
+        seconds[name] = time.perf_counter() - begun
+        found[name] = Moments.load(out)
 
 bars, ax = plt.subplots(figsize=(6, 2), layout="constrained")
 ax.barh(list(seconds), list(seconds.values()))

@@ -78,8 +78,8 @@ surfaces = plot_isosurfaces([molecule, *aligned], ["molecule", *models])
 # %%
 # The verdict
 # -----------
-# `RefinedModel.verdict()` says it in words, `failed()` in one, for pipelines. On the
-# command line it is printed, and stands at the top of `report.html`.
+# `RefinedModel.verdict()` says it in words, `failed()` as True or False. On the command
+# line it is printed, and it stands at the top of `report.html`.
 
 for name, model in models.items():
     print(f"{name}: {model.verdict()}")
@@ -90,8 +90,8 @@ for name, model in models.items():
 # Left, the Fourier shell correlation of both halves. It is high where they still share
 # the start, so that alone it proves nothing. Right, the share of the images' signal
 # that the model explains on each ring, where second moments know how strong the signal
-# is: a right model explains all of it, a wrong one or one of two a part. The legend has
-# the third number, the log-likelihood of images given the map of the other half;
+# is: a right model explains all of it, a wrong one, or one of a mixture, only a part.
+# The legend also has the log-likelihood of images given the map of the other half;
 # without signal it is near 0.
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")

@@ -9,7 +9,7 @@ from aspire_mom.cli.console import LazyGroup
 
 # Module that defines the command, and one line of help.
 COMMANDS = {
-    "demo": ("demo", "Simulate noisy images, reconstruct, and compare with the truth."),
+    "demo": ("demo", "Simulate noisy images, make a model, compare with the truth."),
     "simulate": ("volumes", "Simulate noisy particle images of a volume."),
     "moments": ("moments", "Average moments of particles, a STAR or .cs file."),
     "inspect": ("moments", "Report signal and noise of moments on each Fourier ring."),

@@ -45,7 +45,7 @@ symmetry_option = click.option(
     help="Volume model: growing Gaussian mixture, a non-negative grid, the paper's"
     " network (FourierNet), or ball harmonics. The grid uses third moments and suits"
     " real maps. paper selects the paper's complete configuration; it requires"
-    " Cartesian moments and runs for days.  [default: grid for images with CTFs, and"
+    " Cartesian moments and runs for hours.  [default: grid for images with CTFs, and"
     " where moments have signal on 10 rings or show that the molecule lies in solvent,"
     " if there are third moments of rings; else gaussians]",
 )

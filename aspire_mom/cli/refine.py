@@ -146,10 +146,10 @@ def initial_model(
     half maps, particles.star with the angles and origins of all images, report.json,
     and a page to look at, report.html, with a verdict in words and pictures.
     moments.npz and the folder start, as moments and reconstruct write them, stay
-    beside; the command report draws a page on the start, too. --symmetry is looked for
-    in the start, and imposed on it and in the refinement. If it is killed, the same
-    command goes on where it stopped. Moments and checkpoints of other images or options
-    are refused without --overwrite.
+    beside; `aspire-mom report OUT/start` draws a page on the start. --symmetry is
+    looked for in the start, and imposed on it and in the refinement. If it is killed,
+    the same command goes on where it stopped. Moments and checkpoints of other images
+    or options are refused without --overwrite.
 
     Several processes share the images where torchrun --no-python starts the command.
 

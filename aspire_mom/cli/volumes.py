@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
 import zlib
@@ -46,7 +45,7 @@ LARGEST = 1e15
 )
 @click.option(
     "--defocus",
-    type=console.Positive(),
+    type=click.FloatRange(0.05, 100),
     nargs=2,
     metavar="LEAST MOST",
     help="Give images CTFs of 50 defoci from LEAST to MOST µm, with 0.05 µm of"
@@ -54,7 +53,7 @@ LARGEST = 1e15
 )
 @click.option(
     "--shift-std",
-    type=click.FloatRange(0, math.inf, max_open=True),
+    type=click.FloatRange(0),
     default=0,
     help="Standard deviation of shifts along each axis, in pixels.",
 )
@@ -85,9 +84,10 @@ def simulate(
 
     Images have white noise; in-plane angles are uniform. By default there are no CTFs,
     no shifts, and equal amplitudes. The STAR file keeps the true angles, CTFs (300 kV,
-    Cs 2.7 mm, amplitude contrast 0.1) and shifts, so to recover these as unknown ones,
-    pass --ignore-shifts and --shift-std to moments or initial-model. The images are in
-    one stack beside it: N images of particles.star in particles_0_<N - 1>.mrcs.
+    Cs 2.7 mm, amplitude contrast 0.1) and shifts. Other commands remove shifts that
+    they know; with their --ignore-shifts and --shift-std, shifts are unknown to them.
+    The images are in one stack beside the STAR file: N images of particles.star in
+    particles_0_<N - 1>.mrcs.
 
     \b
     Examples:
@@ -108,8 +108,11 @@ def simulate(
     console.check_outputs([out, stack], overwrite)
     filters = None
     if defocus:
-        least, most = sorted(1e4 * value for value in defocus)
-        filters = aspire_mom.simulation.defocus_groups(least, most, seed=seed)
+        least, most = defocus
+        if not least <= most:
+            raise ValueError(f"defocus is {least:g} {most:g} µm; the least comes first")
+        groups = aspire_mom.simulation.defocus_groups
+        filters = groups(1e4 * least, 1e4 * most, seed=seed)
     (molecule,) = read_volumes([volume], pixel_size)
     mixture = aspire_mom.VonMisesFisherMixture
     density = mixture.random(seed=seed)

@@ -52,7 +52,8 @@ class RefinedModel:
         both halves (n_rings,).
     :param history: One dict per iteration: n_rings, shells (at FSC 0.143 of the
         halves), log_likelihood (per image, less that of noise alone) and seconds.
-    :param settings: Options of the refinement.
+    :param settings: Options of the refinement, and n_tries, how many starts were
+        refined.
     :param held_out_log_likelihood: Mean log-likelihood of the images of each half on up
         to 8 rings, given the volume of the other half, less that of noise alone.
     :param probabilities: Of the most probable pose of each image, among those that were

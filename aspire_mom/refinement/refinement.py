@@ -79,8 +79,8 @@ class Refinement:
     the reconstruction has is imposed on each volume.
 
     Where the model explains too little of the images' signal, the next best start of
-    the reconstruction is refined, and so on, up to three of them. That of which images
-    held out are likeliest is returned.
+    the reconstruction is refined, and so on, up to three of them. If no model explains
+    it, the one that held-out images prefer is returned.
 
     :param source: ASPIRE `ImageSource`.
     :param reconstruction: Where to start: its volume, density, and spread of shifts.
@@ -155,18 +155,21 @@ class Refinement:
             if models:
                 share = f"{models[-1].typical_share():.0%}"
                 logger.info(
-                    f"The model explains {share} of the images' signal; trying start"
-                    f" {i + 1} of {len(states)}"
+                    f"The model explains {share} of the images' signal; trying the next"
+                    f" best start, {i + 1} of {len(states)}"
                 )
             while not self._finished(state):
                 states[i] = state = self._next(iterations, state)
                 kept.state = {"tries": [vars(state) for state in states]}
                 kept.write()
             models.append(self._final(iterations, state))
-            if not models[-1].leaves_signal():
+            # Processes would differ by rounding.
+            if not processes.broadcast_object(models[-1].leaves_signal()):
                 break
-        best = max(models, key=attrgetter("held_out_log_likelihood"))
-        return replace(best, settings={**best.settings, "n_tries": len(models)})
+        else:
+            models.sort(key=attrgetter("held_out_log_likelihood"))
+        settings = {**models[-1].settings, "n_tries": len(models)}
+        return replace(models[-1], settings=settings)
 
     def _fingerprint(self, iterations: Iterations) -> dict:
         """What a checkpoint must be of."""
@@ -242,7 +245,8 @@ class Refinement:
             self._trial(iterations, start)
             for start in tqdm(starts, desc="Comparing starts", disable=quiet)
         ]
-        order = np.argsort(likelihoods, kind="stable")[::-1]
+        order = np.argsort(-np.array(likelihoods), kind="stable")
+        order = processes.broadcast_object(order)
         logger.info(f"Start {order[0] + 1} of {len(starts)} suits the images best")
         return [starts[i] for i in order]
 

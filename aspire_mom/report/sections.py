@@ -369,8 +369,7 @@ FILES = {
     "reconstruction.npz": "density of views, and volumes of the starts",
     "refinement.npz": "density of views, and poses of the images",
     "start": "the start of the refinement",
-    "truth.mrc": "the truth, of a demonstration",
-    "images.star": "its images, with their true angles, which were not used",
+    "truth.mrc": "the map that images of a demonstration were simulated of",
     "report.json": "figures of this page",
 }
 

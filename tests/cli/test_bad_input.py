@@ -320,7 +320,7 @@ OUTPUTS = {
     "simulate": ("p.star", "p_0_4.mrcs"),
     "moments": ("m.npz",),
     "reconstruct": ("r/volume.mrc", "r/volume_mirror.mrc", "r/report.json"),
-    "demo": ("d/volume.mrc", "d/report.html", "d/report.json"),
+    "demo": ("d/volume.mrc", "d/truth.mrc", "d/images.star", "d/moments.npz"),
     "evaluate": ("f.png",),
 }
 

@@ -6,6 +6,9 @@ import pytest
 from aspire.volume import Volume
 
 from aspire_mom import compare
+from aspire_mom.cli.demo import _are_there
+from aspire_mom.cli.refine import WRITTEN
+from aspire_mom.cli.volumes import read_volume
 from aspire_mom.relion import read_particles
 from tests.cli.conftest import draw_coarsely, run, search_quickly, succeed
 
@@ -20,19 +23,30 @@ def test_demo_with_few_images(tmp_path, monkeypatch):
     search_quickly(monkeypatch, n_starts=1, n_steps=20)
     draw_coarsely(monkeypatch)
     monkeypatch.setattr("aspire_mom.cli.demo.RINGS", 6)
+    monkeypatch.setattr("aspire_mom.cli.demo.STARTS", 1)
     out = tmp_path / "demo"
     result = succeed("demo", "--out", out, "--images", 500, "--seed", 1)
     assert "resolution at FSC 0.5" in result.stdout
-    assert "agree to" in result.stdout
     report = json.loads((out / "report.json").read_text())
     assert report["n_images"] == len(read_particles(out / "images.star")) == 500
     assert report["box"] == 32
     page = (out / "report.html").read_text()
     assert "agrees with the reference" in page
-    assert shells_of(out) > 2
-    before = (out / "images.star").read_bytes()
+    others = {"truth.mrc", "images.star", "images_0_499.mrcs", "moments.npz", "start"}
+    others.add("fsc_reference.png")
+    assert {path.name for path in out.iterdir()} == {*WRITTEN, *others}
+    # Models without relation agree to about 3.
+    assert shells_of(out) > 4
     assert run("demo", "--out", out).exit_code == 2
-    assert (out / "images.star").read_bytes() == before
+    # If it had been killed, another run would go on with these images, or refuse.
+    files = out / "images.star", out / "truth.mrc"
+    molecule = read_volume(files[1])
+    assert _are_there(*files, molecule, 500)
+    assert not _are_there(*files, molecule, 501)
+    assert not _are_there(*files, 2 * molecule, 500)
+    for name in WRITTEN:
+        (out / name).unlink()
+    assert "moments.npz exists" in run("demo", "--out", out, "--seed", 2).stderr
 
 
 @pytest.mark.slow

@@ -95,8 +95,30 @@ def test_ctfs_shifts_and_amplitudes(tmp_path, volume):
     assert np.mean(factors) == pytest.approx(1, abs=0.15)
 
 
-def test_defocus_is_in_order(tmp_path, volume):
+def test_amplitudes_are_not_those_of_views(tmp_path, volume):
+    args = ("--images", 300, "--snr", 1e6, "--seed", 2, "-o", tmp_path / "p.star")
+    succeed("simulate", volume, *args, "--amplitude-std", 0.2)
+    source = RelionSource(tmp_path / "p.star")
+    amplitudes = source.get_metadata("_aspireAmplitude").astype(float)
+    assert np.std(amplitudes) == pytest.approx(0.2, rel=0.15)
+    entries = source.rotations.reshape(300, 9).T
+    # By chance they correlate by 1 / sqrt(300), 0.06.
+    assert np.abs(np.corrcoef(amplitudes, entries)[0, 1:]).max() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--defocus", 3, 0.8), "--defocus is 3 0.8 µm; the least comes first"),
+        (("--defocus", 0.8, -1), "-1.0 is not in the range 0.05<=x<=100"),
+        (("--defocus", 8000, 30000), "8000.0 is not in the range"),
+        (("--shift-std", "nan"), "--shift-std is nan"),
+        (("--amplitude-std", "nan"), "--amplitude-std is nan"),
+    ],
+)
+def test_options_out_of_range(tmp_path, volume, options, message):
     args = ("simulate", volume, "--images", 2, "--snr", 1, "-o", tmp_path / "p.star")
-    result = run(*args, "--defocus", 0.8, -1)
+    result = run(*args, *options)
     assert result.exit_code == 2
-    assert "-1 is not a positive number" in result.output
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 from aspire.volume import Volume
 
-from aspire_mom import MomentEstimator, Refinement, compare
+from aspire_mom import MomentEstimator, RefinedModel, Refinement, compare
 from aspire_mom.bases import PolarBasis
 from aspire_mom.moments.report import ring_power
 from aspire_mom.phantoms import chain_phantom
 from aspire_mom.refinement.fourier import locally_filtered, noise_variance, resized
 from aspire_mom.refinement.iteration import Iterations
 from aspire_mom.volumes.grid import low_pass
-from tests.refinement.test_refinement import SHORT, L, images_of, start_from
+from tests.refinement.test_refinement import L, images_of, start_from
+
+FEW = {"n_rings": 8, "n_iterations": 3}
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +60,11 @@ def test_the_next_start_where_a_model_leaves_signal(
     """If killed in the middle of the second try, it goes on there."""
     source, power = images
     start = replace(two_starts, signal_power=power)
-    options = {**SHORT, "checkpoint": tmp_path / "checkpoint.pt"}
+    options = {**FEW, "checkpoint": tmp_path / "checkpoint.pt"}
     steps, unbroken = iter(range(100)), Iterations.next
 
     def killed(self, state):
-        if next(steps) == SHORT["n_iterations"] + 2:
+        if next(steps) == FEW["n_iterations"] + 2:
             raise KeyboardInterrupt
         return unbroken(self, state)
 
@@ -74,21 +76,26 @@ def test_the_next_start_where_a_model_leaves_signal(
         Iterations, "next", lambda self, s: left.append(s) or unbroken(self, s)
     )
     model = Refinement(source, start, **options).estimate()
-    assert len(left) == SHORT["n_iterations"] - 2
+    assert len(left) == FEW["n_iterations"] - 2
     assert model.settings["n_tries"] == 2
     assert not model.failed()
     assert compare(model.volume, truth).resolution_shells(0.5) > 6
 
 
-@pytest.mark.usefixtures("worst_first")
-def test_the_model_that_held_out_images_prefer(truth, two_starts, images):
-    """If no model explains the signal. Here it is said to be stronger than it is."""
-    source, power = images
-    start = replace(two_starts, signal_power=3 * power)
-    model = Refinement(source, start, **SHORT).estimate()
-    assert model.settings["n_tries"] == 2
-    assert model.failed()
-    assert compare(model.volume, truth).resolution_shells(0.5) > 6
+def test_which_of_several_models(truth, two_starts, monkeypatch):
+    """The one that explains the signal, or else the one that held-out images prefer."""
+    monkeypatch.setattr(RefinedModel, "typical_share", lambda _: 0.5)
+    source, models = images_of(truth, 100).cache(), []
+    for last_leaves_signal in (True, False):
+        trials, left = iter([1.0, 2.0]), iter([True, last_leaves_signal])
+        monkeypatch.setattr(Refinement, "_trial", lambda *_, i=trials: next(i))
+        monkeypatch.setattr(RefinedModel, "leaves_signal", lambda _, i=left: next(i))
+        refinement = Refinement(source, two_starts, n_rings=6, n_iterations=1)
+        models.append(refinement.estimate())
+        assert models[-1].settings["n_tries"] == 2
+    # The first of two, from the right start, and the second.
+    first, second = (model.held_out_log_likelihood for model in models)
+    assert first > second + 0.5
 
 
 def test_a_part_of_the_images_first_and_momentum(truth, monkeypatch):
