@@ -10,7 +10,8 @@ from aspire_mom.cli.demo import _are_there
 from aspire_mom.cli.refine import WRITTEN
 from aspire_mom.cli.volumes import read_volume
 from aspire_mom.relion import read_particles
-from tests.cli.conftest import draw_coarsely, run, search_quickly, succeed
+from tests.cli.conftest import draw_coarsely, run, succeed
+from tests.cli.test_refine import make_quick
 
 
 def shells_of(out):
@@ -20,16 +21,16 @@ def shells_of(out):
 
 
 def test_demo_with_few_images(tmp_path, monkeypatch):
-    search_quickly(monkeypatch, n_starts=1, n_steps=20)
+    make_quick(monkeypatch)
     draw_coarsely(monkeypatch)
+    monkeypatch.setattr("aspire_mom.cli.demo.L", 20)
     monkeypatch.setattr("aspire_mom.cli.demo.RINGS", 6)
-    monkeypatch.setattr("aspire_mom.cli.demo.STARTS", 1)
     out = tmp_path / "demo"
     result = succeed("demo", "--out", out, "--images", 500, "--seed", 1)
     assert "resolution at FSC 0.5" in result.stdout
     report = json.loads((out / "report.json").read_text())
     assert report["n_images"] == len(read_particles(out / "images.star")) == 500
-    assert report["box"] == 32
+    assert report["box"] == 20
     page = (out / "report.html").read_text()
     assert "agrees with the reference" in page
     others = {"truth.mrc", "images.star", "images_0_499.mrcs", "moments.npz", "start"}
