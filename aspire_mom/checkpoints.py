@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from aspire_mom import processes
 from aspire_mom.files import atomic, check_folder
+
+logger = logging.getLogger(__name__)
 
 # A checkpoint begins with this line and the SHA-256 digest of all that follows.
 CHECKPOINT = b"aspire_mom.Checkpoint.1\n"
@@ -74,6 +77,8 @@ class Checkpoint:
                 partial.unlink(missing_ok=True)
         if path.exists():
             self.state = self._read(path)
+            if self._writes:
+                logger.info(f"Going on from {path}")
 
     def write(self) -> None:
         """

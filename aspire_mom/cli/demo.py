@@ -76,7 +76,7 @@ def demo(
         starts=STARTS,
         rings=RINGS,
         device=device,
-        reference=molecule,
+        reference=truth.name,
         **options,
     )
     model = aspire_mom.RefinedModel.load(out)

@@ -205,7 +205,13 @@ def inspect(
     from aspire_mom.moments.report import RingReport
 
     console.check_outputs([plot] if plot else [], overwrite)
-    halves = [aspire_mom.Moments.load(path) for path in (moments, other) if path]
+    paths = [path for path in (moments, other) if path]
+    if particles := [path for path in paths if path.suffix in (".star", ".cs")]:
+        raise ValueError(
+            f"{particles[0]} lists particles, of which there must be moments first:"
+            f" aspire-mom moments {particles[0]} -o moments.npz"
+        )
+    halves = [aspire_mom.Moments.load(path) for path in paths]
     whole = halves[0] if other is None else halves[0].merge(halves[1])
     report = RingReport.of(whole, halves if other is not None else None)
     if plot is not None:

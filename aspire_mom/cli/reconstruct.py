@@ -31,8 +31,8 @@ starts_option = click.option(
 symmetry_option = click.option(
     "--symmetry",
     default="C1",
-    help="Symmetry to impose on what is found without one: C2, …, D2, …, T, O or I."
-    "  [default: C1, none]",
+    help="Symmetry to impose on what is found without one: C2, …, D2, …, T, O or I; C1"
+    " is none.",
 )
 
 

@@ -36,7 +36,6 @@ from aspire_mom.cli.reconstruct import (
 
 if TYPE_CHECKING:
     from aspire.source import ImageSource
-    from aspire.volume import Volume
 
     from aspire_mom import CorrectionOptions, Moments, Reconstruction, RefinedModel
     from aspire_mom.relion import Particles
@@ -135,7 +134,7 @@ def initial_model(
     seed: int,
     device: str,
     overwrite: bool,
-    reference: Volume | None = None,
+    reference: str | None = None,
     **options,
 ) -> None:
     """
@@ -263,13 +262,16 @@ def _finish(
     read: Particles,
     start: dict,
     begun: float,
-    reference: Volume | None = None,
+    reference: str | None = None,
 ) -> None:
-    """Write all results, and say what comes of them."""
-    report = {"seconds": round(time.perf_counter() - begun, 1)}
+    """Write all results, and say what comes of them. A reference is a map in the folder
+    that the page compares the model with."""
+    report: dict = {"seconds": round(time.perf_counter() - begun, 1)}
+    if reference is not None:
+        report["reference"] = reference
     write_model(out, model, read, start, report)
     aspire_mom.checkpoints.discard_checkpoint(out / "checkpoint.pt")
-    aspire_mom.report.write_report(out, reference)
+    aspire_mom.report.write_report(out)
     click.echo(report["verdict"])
     click.echo(f"{out / 'volume.mrc'} and its mirror, in {report['seconds']:.0f} s")
     click.echo(f"{out / 'report.html'} shows them")

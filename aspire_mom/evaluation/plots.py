@@ -46,13 +46,17 @@ def plot_fsc(
     for cutoff, color in ((0.5, ORANGE), (0.143, GREEN)):
         shell = resolution_in_shells(fsc, cutoff)
         # A curve that stays above the cutoff only bounds the resolution.
-        least, most = ("≥ ", "≤ ") if (fsc[1:] >= cutoff).all() else ("", "")
+        above = bool((fsc[1:] >= cutoff).all())
+        least, most = ("≥ ", "≤ ") if above else ("", "")
         label = f"FSC {cutoff}: {least}{shell:.1f} shells"
         if box is not None:
             label = f"FSC {cutoff}: {most}{box / shell:.1f} Å ({shell:.1f} shells)"
-        ax.axhline(cutoff, color=color, lw=1, ls="--")
-        ax.plot([shell, shell], [0, cutoff], color=color, lw=1, ls=":")
-        ax.plot(shell, cutoff, color=color, marker="D", ls="", zorder=4, label=label)
+        line = label if above else None
+        ax.axhline(cutoff, color=color, lw=1, ls="--", label=line)
+        if not above:
+            ax.plot([shell, shell], [0, cutoff], color=color, lw=1, ls=":")
+            diamond = {"color": color, "marker": "D", "ls": "", "zorder": 4}
+            ax.plot(shell, cutoff, label=label, **diamond)
     ax.set(
         xlim=(0, len(fsc) - 1),
         ylim=(min(-0.1, fsc[1:].min() - 0.05), 1.05),

@@ -36,7 +36,7 @@ def write_report(folder: str | Path, reference: Volume | None = None) -> Path:
         wrote, or a command of aspire-mom; report.json, moments.npz and the start of a
         refinement are used where they are there.
     :param reference: ASPIRE `Volume` of the same box, to compare the model with; a
-        finer one is downsampled.
+        finer one is downsampled. By default that of what `demo` wrote.
     :return: The page.
     :raises FileNotFoundError: There is no such folder, or it lacks a file.
     :raises ValueError: It holds no results, or damaged ones, or the reference does not

@@ -47,7 +47,8 @@ class Result:
         """
         :param folder: A folder that holds a `Reconstruction` or a `RefinedModel`, as
             their methods `save` and the commands of aspire-mom write them.
-        :param reference: A volume to compare the model with, if there is one.
+        :param reference: A volume to compare the model with; by default the one in the
+            folder that report.json names, as of what `demo` wrote.
         :return: What is there.
         :raises FileNotFoundError: There is no such folder, or it lacks a file.
         :raises ValueError: It holds neither; a file is damaged; or the reference has
@@ -69,6 +70,10 @@ class Result:
             )
         if (folder / "moments.npz").exists():
             moments = Moments.load(folder / "moments.npz")
+        if reference is None and summary.get("reference"):
+            known = folder / Path(str(summary["reference"])).name
+            with contents_of(known):
+                reference = Volume.load(str(known))
         found = cls(folder, summary, reconstruction, model, moments)
         if reference is None:
             return found

@@ -31,8 +31,9 @@ def test_demo_with_few_images(tmp_path, monkeypatch):
     report = json.loads((out / "report.json").read_text())
     assert report["n_images"] == len(read_particles(out / "images.star")) == 500
     assert report["box"] == 20
-    page = (out / "report.html").read_text()
-    assert "agrees with the reference" in page
+    for _ in range(2):
+        assert "agrees with the reference" in (out / "report.html").read_text()
+        succeed("report", out)
     others = {"truth.mrc", "images.star", "images_0_499.mrcs", "moments.npz", "start"}
     others.add("fsc_reference.png")
     assert {path.name for path in out.iterdir()} == {*WRITTEN, *others}
