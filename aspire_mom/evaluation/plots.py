@@ -63,7 +63,7 @@ def plot_fsc(
         xlabel="shell (cycles per box)",
         ylabel="Fourier shell correlation",
     )
-    ax.legend(frameon=False, loc="best")
+    ax.legend(facecolor="w", edgecolor="none", loc="best")
     ax.spines[["top", "right"]].set_visible(False)
     if box is not None:
         top = ax.secondary_xaxis("top")
