@@ -381,12 +381,6 @@ def test_from_volume_to_resolution(tmp_path):
     assert report["resolution_0.5_angstrom"] < 6
 
 
-def test_inspect_needs_moments(star):
-    result = run("inspect", star)
-    assert result.exit_code == 2
-    assert "lists particles, of which there must be moments first" in result.stderr
-
-
 def test_halves_and_options_of_a_finished_output(tmp_path, star):
     """Halves beside the whole; a finished output is one of the same options only."""
     out = tmp_path / "m.npz"

@@ -72,7 +72,7 @@ def test_every_basis_is_shown(tmp_path, basis):
 
 
 def test_bad_input(tmp_path, moments, star):
-    assert "not an .npz file" in refused(tmp_path, "inspect", star)
+    assert "of which there must be moments first" in refused(tmp_path, "inspect", star)
     other = tmp_path / "other.npz"
     succeed("moments", star, "-o", other, "--downsample", 8)
     assert "different bases" in refused(tmp_path, "inspect", moments, other)
