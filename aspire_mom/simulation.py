@@ -141,8 +141,8 @@ def defocus_groups(
     seed: int = 0,
 ) -> list[CTFFilter]:
     """
-    CTFs at 300 kV with a spherical aberration of 2.7 mm and an amplitude contrast of
-    0.1, of evenly spaced defoci.
+    Make CTFs of evenly spaced defoci, at 300 kV with a spherical aberration of 2.7 mm
+    and an amplitude contrast of 0.1.
 
     :param least: Least mean defocus, Å, positive for underfocus.
     :param most: Largest mean defocus, Å.

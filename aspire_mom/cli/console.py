@@ -125,7 +125,7 @@ def format_metrics(report: dict) -> str:
     ]
     lines.append(f"correlation: {report['correlation']:.4f}")
     hand = "mirrored" if report["mirrored"] else "same as the reference"
-    hand += ", which images do not tell"
+    hand += " (images do not determine it)"
     return "\n".join((*lines, f"hand: {hand}", f"time: {report['seconds']:.1f} s"))
 
 

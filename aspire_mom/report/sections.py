@@ -241,7 +241,8 @@ def _signal(model: RefinedModel, folder: Path) -> Section:
     if (tries := model.settings.get("n_tries", 1)) > 1:
         text.append(
             f"The first model explained too little, so {tries} starts were refined."
-            " This is the model that images held out prefer."
+            " If none of their models explains enough, this is the one that held-out"
+            " images prefer."
         )
     picture = Picture(
         "signal.png",

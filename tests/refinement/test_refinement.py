@@ -21,10 +21,7 @@ from aspire_mom import (
 from aspire_mom.bases import PolarBasis
 from aspire_mom.moments.report import ring_power
 from aspire_mom.phantoms import chain_phantom
-from aspire_mom.refinement.fourier import (
-    noise_variance,
-    resized,
-)
+from aspire_mom.refinement.fourier import noise_variance, resized
 from aspire_mom.refinement.images import PolarImages
 from aspire_mom.refinement.iteration import settled
 from aspire_mom.refinement.model import LEAST_LOG_LIKELIHOOD

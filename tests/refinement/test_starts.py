@@ -39,13 +39,6 @@ def test_the_start_that_suits_the_images_is_chosen(truth, two_starts):
     assert found.settings["n_tries"] == 1
 
 
-@pytest.fixture
-def worst_first(monkeypatch):
-    """Starts are refined in the order in which the reconstruction has them."""
-    trials = iter([2.0, 1.0])
-    monkeypatch.setattr(Refinement, "_trial", lambda *_: next(trials))
-
-
 @pytest.fixture(scope="module")
 def images(truth):
     source = images_of(truth, 400, snr=1.0).cache()
@@ -53,13 +46,13 @@ def images(truth):
     return source, ring_power(moments)
 
 
-@pytest.mark.usefixtures("worst_first")
 def test_the_next_start_where_a_model_leaves_signal(
     truth, two_starts, images, tmp_path, monkeypatch
 ):
     """If killed in the middle of the second try, it goes on there."""
     source, power = images
-    start = replace(two_starts, signal_power=power)
+    start, trials = replace(two_starts, signal_power=power), iter([2.0, 1.0])
+    monkeypatch.setattr(Refinement, "_trial", lambda *_: next(trials))
     options = {**FEW, "checkpoint": tmp_path / "checkpoint.pt"}
     steps, unbroken = iter(range(100)), Iterations.next
 

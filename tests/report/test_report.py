@@ -251,9 +251,15 @@ def test_names_and_settings_are_escaped(tmp_path):
     assert "<script>alert" not in page.text
 
 
+def damaged_reference(folder):
+    (folder / "report.json").write_text('{"reference": "truth.mrc"}')
+    (folder / "truth.mrc").write_text("x")
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
+        (damaged_reference, "truth.mrc"),
         (lambda p: (p / "reconstruction.npz").unlink(), "holds no results"),
         (lambda p: (p / "volume.mrc").unlink(), "volume.mrc"),
         (lambda p: (p / "reconstruction.json").write_text("{"), "cannot be used"),
